@@ -1,0 +1,1 @@
+"""Typed configuration: schema, Hydra door, and checks that need no torch."""

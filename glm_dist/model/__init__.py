@@ -1,0 +1,1 @@
+"""GLM on megatron-core's Transformer block."""

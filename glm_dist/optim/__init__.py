@@ -1,0 +1,1 @@
+"""Weight-decay groups and learning-rate schedules."""

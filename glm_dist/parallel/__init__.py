@@ -1,0 +1,1 @@
+"""Process layout, groups, random numbers and pipeline schedule."""

@@ -1,0 +1,1 @@
+"""The training job: engine, step, loop, validation."""
