@@ -1,0 +1,1 @@
+"""Other formats of GLM checkpoints, in and out."""

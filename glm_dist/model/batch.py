@@ -1,0 +1,53 @@
+"""One micro-batch as a pipeline stage consumes it.
+
+Targets are listed by place, so that vocabulary logits are computed there and nowhere else. The list
+is made on the host, where the loss mask already is: finding it on a GPU would stall the stream.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from glm_dist.data.rows import MicroBatch
+
+
+@dataclass(frozen=True)
+class StageBatch:
+    """Inputs of one forward pass; tensors on the rank's device unless said otherwise."""
+
+    tokens: torch.Tensor
+    """Token ids [b, s], Part A then Part B."""
+    positions: torch.Tensor
+    """Place in the corrupted text [b, s]; Part B repeats its mask token's."""
+    block_positions: torch.Tensor
+    """Place inside the blank [b, s]; 0 in Part A."""
+    prefix_length: torch.Tensor
+    """Length of Part A [b], on the host: attention cuts rows there."""
+    target_index: torch.Tensor
+    """Where a token is predicted [n], as s_index * b + b_index: the order of [s, b, h] memory."""
+    target_ids: torch.Tensor
+    """Token ids to predict [n]."""
+
+    @classmethod
+    def from_micro_batch(cls, micro_batch: MicroBatch, device: torch.device) -> "StageBatch":
+        """List the targets of a micro-batch and move it to the device.
+
+        Args:
+            micro_batch: Host tensors as the loader yields them.
+            device: The rank's device.
+        """
+        loss_mask = micro_batch.loss_mask.t()  # [s, b], the order of the hidden states
+        index = loss_mask.reshape(-1).nonzero().squeeze(1)
+        ids = micro_batch.targets.t().reshape(-1)[index]
+
+        def to_device(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return cls(
+            tokens=to_device(micro_batch.tokens),
+            positions=to_device(micro_batch.positions),
+            block_positions=to_device(micro_batch.block_positions),
+            prefix_length=micro_batch.prefix_length,
+            target_index=to_device(index),
+            target_ids=to_device(ids),
+        )

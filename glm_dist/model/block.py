@@ -1,0 +1,107 @@
+"""GLM's Transformer block as a megatron-core configuration and module spec.
+
+Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1).
+Only the core attention and, without fused kernels, the norm are ours.
+"""
+
+from functools import partial
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+
+from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.model.attention import PrefixAttention
+from glm_dist.model.norm import layer_norm_class
+from glm_dist.parallel.layout import Layout
+
+TORCH_DTYPES = {
+    Dtype.fp32: torch.float32,
+    Dtype.bf16: torch.bfloat16,
+    Dtype.fp16: torch.float16,
+}
+
+
+def transformer_config(
+    model: ModelConfig, dtype: Dtype, *, layout: Layout, device: torch.device
+) -> TransformerConfig:
+    """megatron-core's configuration of the blocks.
+
+    Args:
+        model: Architecture.
+        dtype: Number format of parameters and activations.
+        layout: Degrees of parallelism.
+        device: Where parameters are created.
+    """
+    torch_dtype = TORCH_DTYPES[dtype]
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        ffn_hidden_size=4 * model.hidden_size,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        layernorm_epsilon=model.layernorm_epsilon,
+        activation_func=partial(torch.nn.functional.gelu, approximate="tanh"),
+        params_dtype=torch_dtype,
+        pipeline_dtype=torch_dtype,
+        bf16=dtype is Dtype.bf16,
+        fp16=dtype is Dtype.fp16,
+        tensor_model_parallel_size=layout.tensor_parallel_size,
+        pipeline_model_parallel_size=layout.pipeline_parallel_size,
+        # Weights are drawn by name in parameters.py, so that the layout does not change them.
+        perform_initialization=False,
+        use_cpu_initialization=device.type == "cpu",
+        # The schedule must not divide by its own token count; loss.py's scale is the only factor.
+        calculate_per_token_loss=True,
+        # gloo has no batched isend/irecv; NCCL needs it to avoid a deadlock between neighbours.
+        batch_p2p_comm=device.type == "cuda",
+        # DeepSpeed owns the gradient buffers that this fusion would write to.
+        gradient_accumulation_fusion=False,
+        masked_softmax_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        deallocate_pipeline_outputs=True,
+    )
+
+
+def block_spec(num_layers: int, device: torch.device) -> TransformerBlockSubmodules:
+    """The layers of one pipeline stage.
+
+    Args:
+        num_layers: Layers on this stage.
+        device: Chooses the norm's implementation.
+    """
+    norm = layer_norm_class(device)
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=ModuleSpec(
+                module=SelfAttention,
+                params={"attn_mask_type": AttnMaskType.arbitrary},
+                submodules=SelfAttentionSubmodules(
+                    linear_qkv=ColumnParallelLinear,
+                    core_attention=PrefixAttention,
+                    linear_proj=RowParallelLinear,
+                ),
+            ),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=ModuleSpec(
+                module=MLP,
+                submodules=MLPSubmodules(
+                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
+                ),
+            ),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)

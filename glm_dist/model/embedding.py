@@ -1,0 +1,68 @@
+"""Input of the first stage: word + position + block-position embedding (GLM 2.1, figure 2)."""
+
+import torch
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import distributed as dist
+
+
+def keep_weight(weight: torch.Tensor) -> torch.Tensor:
+    """An initialiser that changes nothing; parameters.py draws every weight."""
+    return weight
+
+
+class GLMEmbedding(torch.nn.Module):
+    """Sum of three learned tables; the word table is split over the vocabulary."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        *,
+        padded_vocab_size: int,
+        max_position_embeddings: int,
+        tensor_group: dist.ProcessGroup,
+        device: torch.device,
+    ) -> None:
+        """Create the tables.
+
+        Args:
+            config: megatron-core's configuration.
+            padded_vocab_size: Rows of the word table over all tensor-parallel ranks.
+            max_position_embeddings: P; both position tables have P + 1 rows as in the official model.
+            tensor_group: Ranks that share the word table.
+            device: Where the tables live.
+        """
+        super().__init__()
+        rows, hidden = max_position_embeddings + 1, config.hidden_size
+        self.word_embeddings = VocabParallelEmbedding(
+            padded_vocab_size,
+            hidden,
+            init_method=keep_weight,
+            config=config,
+            tp_group=tensor_group,
+        )
+        self.position_embeddings = torch.nn.Embedding(
+            rows, hidden, dtype=config.params_dtype, device=device
+        )
+        self.block_position_embeddings = torch.nn.Embedding(
+            rows, hidden, dtype=config.params_dtype, device=device
+        )
+        self.dropout = torch.nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
+    ) -> torch.Tensor:
+        """Embed rows.
+
+        Args:
+            tokens: [b, s].
+            positions: [b, s], 0 to P.
+            block_positions: [b, s], 0 to P.
+
+        Returns:
+            [s, b, h].
+        """
+        embedded = self.word_embeddings(tokens) + self.position_embeddings(positions)  # [b, s, h]
+        embedded = embedded + self.block_position_embeddings(block_positions)
+        hidden: torch.Tensor = self.dropout(embedded.transpose(0, 1).contiguous())  # [s, b, h]
+        return hidden

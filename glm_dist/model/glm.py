@@ -1,0 +1,159 @@
+"""One pipeline stage of GLM: embedding, some blocks, final norm and tied head, as far as it has them.
+
+Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor-parallel size.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.model.batch import StageBatch
+from glm_dist.model.block import block_spec, transformer_config
+from glm_dist.model.embedding import GLMEmbedding, keep_weight
+from glm_dist.model.loss import head_logits, head_loss
+from glm_dist.model.parameters import ParameterPlace, mark_for_norm, place_parameter
+from glm_dist.parallel.groups import ParallelGroups
+
+WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+"""Global name of the tied table, on whichever stage it lies."""
+
+
+class GLMStage(torch.nn.Module):
+    """The part of the model that one pipeline rank holds."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        vocab_size: int,
+        padded_vocab_size: int,
+        dtype: Dtype,
+        groups: ParallelGroups,
+        device: torch.device,
+    ) -> None:
+        """Create the stage's modules; ``parameters.initialize`` gives them values.
+
+        Args:
+            model: Architecture.
+            vocab_size: Tokens that exist.
+            padded_vocab_size: Rows of the word table, a multiple of 128.
+            dtype: Number format of parameters and activations.
+            groups: This rank's process groups.
+            device: Where parameters live.
+        """
+        super().__init__()
+        layout, stage = groups.layout, groups.coordinates.pipeline
+        self.config = transformer_config(model, dtype, layout=layout, device=device)
+        self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
+        self.groups = groups
+        self.vocab_size = vocab_size
+        self.first_layer = layout.layers_of_stage(model.num_layers, stage).start
+        self.embedding: GLMEmbedding | None = None
+        self.head: VocabParallelEmbedding | None = None
+        if groups.is_first_stage:
+            self.embedding = GLMEmbedding(
+                self.config,
+                padded_vocab_size=padded_vocab_size,
+                max_position_embeddings=model.max_position_embeddings,
+                tensor_group=groups.tensor,
+                device=device,
+            )
+        elif groups.is_last_stage:
+            # The last stage needs the word table too; gradients of the two copies are summed.
+            self.head = VocabParallelEmbedding(
+                padded_vocab_size,
+                model.hidden_size,
+                init_method=keep_weight,
+                config=self.config,
+                tp_group=groups.tensor,
+            )
+            # DeepSpeed must count the copy's gradient once in the norm.
+            self.head.weight.ds_pipe_replicated = True
+        num_layers = len(layout.layers_of_stage(model.num_layers, stage))
+        self.decoder = TransformerBlock(
+            self.config,
+            block_spec(num_layers, device),
+            pre_process=groups.is_first_stage,
+            post_process=groups.is_last_stage,
+            pg_collection=groups.collection(),
+        )
+        self.to(device)
+        mark_for_norm(self.places())
+
+    def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
+        """Take the previous stage's hidden states [s, b, h]; called by megatron's schedules."""
+        self.decoder.set_input_tensor(tensors[0])
+
+    @property
+    def tied_weight(self) -> torch.Tensor | None:
+        """This stage's slice of the word table [v/t, h]; None on the stages between."""
+        table = self.head if self.embedding is None else self.embedding.word_embeddings
+        return None if table is None else table.weight
+
+    def hidden_states(self, batch: StageBatch) -> torch.Tensor:
+        """Run the embedding, where this stage has it, and the blocks.
+
+        Returns:
+            [s, b, h], normalised on the last stage.
+        """
+        embedded = None
+        if self.embedding is not None:
+            embedded = self.embedding(batch.tokens, batch.positions, batch.block_positions)
+        hidden: torch.Tensor = self.decoder(embedded, batch.prefix_length)
+        return hidden
+
+    def forward(self, batch: StageBatch) -> torch.Tensor:
+        """Hidden states for the next stage [s, b, h], or on the last stage the summed loss []."""
+        hidden = self.hidden_states(batch)
+        if not self.groups.is_last_stage:
+            return hidden
+        return head_loss(
+            self._at_targets(hidden, batch),
+            self._head_weight(),
+            batch.target_ids,
+            vocab_size=self.vocab_size,
+            group=self.groups.tensor,
+        )
+
+    def logits(self, batch: StageBatch) -> torch.Tensor:
+        """Logits at the targets [n, vocab_size] in fp32; last stage only."""
+        return head_logits(
+            self._at_targets(self.hidden_states(batch), batch),
+            self._head_weight(),
+            vocab_size=self.vocab_size,
+            group=self.groups.tensor,
+        )
+
+    def places(self) -> list[ParameterPlace]:
+        """What each of this rank's parameters is in the whole model."""
+        return [
+            place_parameter(
+                name,
+                parameter,
+                tensor_rank=self.groups.coordinates.tensor,
+                tensor_size=self.groups.layout.tensor_parallel_size,
+            )
+            for name, parameter in self._global_names()
+        ]
+
+    def _global_names(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for name, parameter in self.named_parameters():
+            if name == "head.weight":
+                yield WORD_EMBEDDINGS, parameter
+            elif name.startswith("decoder.layers."):
+                _, _, layer, rest = name.split(".", 3)
+                yield f"decoder.layers.{int(layer) + self.first_layer}.{rest}", parameter
+            else:
+                yield name, parameter
+
+    def _at_targets(self, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
+        return hidden.flatten(0, 1)[batch.target_index]  # [s, b, h] -> [n, h]
+
+    def _head_weight(self) -> torch.Tensor:
+        weight = self.tied_weight
+        assert weight is not None, "the last stage always holds the word table"
+        return weight

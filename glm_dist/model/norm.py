@@ -1,0 +1,42 @@
+"""The layer norm of a block: a fused one where TransformerEngine or apex is installed, else torch's."""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+try:
+    from megatron.core.extensions.transformer_engine import HAVE_TE, TENorm
+except ImportError:
+    HAVE_TE = False
+try:
+    from megatron.core.fusions.fused_layer_norm import HAVE_FUSED_LAYER_NORM, FusedLayerNorm
+except ImportError:
+    HAVE_FUSED_LAYER_NORM = False
+
+
+class LayerNorm(torch.nn.LayerNorm):
+    """LayerNorm over the hidden dim with the constructor that megatron-core's specs call."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
+        """Create a norm.
+
+        Args:
+            config: Gives the parameters' number format.
+            hidden_size: Size of the normalised dim (h).
+            eps: Added to the variance; GLM uses 1e-5.
+        """
+        super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+
+
+def layer_norm_class(device: torch.device) -> Any:
+    """The fastest norm for a device, as a spec's submodule.
+
+    Args:
+        device: Where the parameters live; the fused norms are CUDA kernels.
+    """
+    if device.type == "cuda" and HAVE_TE:
+        return TENorm
+    if device.type == "cuda" and HAVE_FUSED_LAYER_NORM:
+        return FusedLayerNorm
+    return LayerNorm

@@ -1,0 +1,130 @@
+"""Every parameter of a stage under its layout-independent name, place and initial value.
+
+One table answers what each parameter is a slice of. Initialisation, weight decay, checkpoints and
+conversion all read it; nothing else knows how the model is cut.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from glm_dist.parallel.rng import derive_seed
+
+TENSOR_PARALLEL_DIMS = {
+    "word_embeddings.weight": 0,
+    "linear_qkv.weight": 0,
+    "linear_qkv.bias": 0,
+    "linear_proj.weight": 1,
+    "linear_fc1.weight": 0,
+    "linear_fc1.bias": 0,
+    "linear_fc2.weight": 1,
+}
+"""Dim on which a parameter is split over tensor-parallel ranks; others are replicated."""
+
+RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
+"""Weights that write to the residual stream; they start smaller by sqrt(2 * num_layers)."""
+
+
+@dataclass(frozen=True)
+class ParameterPlace:
+    """One rank's slice of a parameter of the whole model."""
+
+    name: str
+    """Name in the whole model; layers are numbered globally."""
+    parameter: torch.nn.Parameter
+    local_shape: tuple[int, ...]
+    """Shape of the slice; kept because ZeRO 3 empties the parameter itself."""
+    global_shape: tuple[int, ...]
+    offset: tuple[int, ...]
+    """Where the slice begins in the whole parameter."""
+    tensor_dim: int | None
+    """Dim that is split over tensor-parallel ranks."""
+
+    @property
+    def is_bias_or_norm(self) -> bool:
+        """Biases and LayerNorm parameters: all one-dimensional ones, never decayed."""
+        return len(self.global_shape) == 1
+
+
+def place_parameter(
+    name: str, parameter: torch.nn.Parameter, *, tensor_rank: int, tensor_size: int
+) -> ParameterPlace:
+    """Find out what part of the whole model's parameter a rank holds.
+
+    Args:
+        name: Name in the whole model.
+        parameter: This rank's slice.
+        tensor_rank: Place in the tensor-parallel group.
+        tensor_size: Size of that group.
+    """
+    shape = tuple(parameter.shape)
+    dim = next((d for end, d in TENSOR_PARALLEL_DIMS.items() if name.endswith(end)), None)
+    global_shape, offset = list(shape), [0] * len(shape)
+    if dim is not None:
+        global_shape[dim] *= tensor_size
+        offset[dim] = tensor_rank * shape[dim]
+    return ParameterPlace(
+        name=name,
+        parameter=parameter,
+        local_shape=shape,
+        global_shape=tuple(global_shape),
+        offset=tuple(offset),
+        tensor_dim=dim,
+    )
+
+
+def mark_for_norm(places: Iterator[ParameterPlace] | list[ParameterPlace]) -> None:
+    """Tell DeepSpeed which gradients are slices: it counts replicated ones on slice 0 only."""
+    for place in places:
+        place.parameter.model_parallel = place.tensor_dim is not None  # type: ignore[attr-defined]
+
+
+def cut(place: ParameterPlace, whole: torch.Tensor) -> torch.Tensor:
+    """This rank's slice of a whole parameter, gradient or moment.
+
+    Args:
+        place: Which slice.
+        whole: Tensor of the parameter's global shape.
+
+    Returns:
+        A view of the parameter's local shape.
+    """
+    return whole[
+        tuple(slice(o, o + n) for o, n in zip(place.offset, place.local_shape, strict=True))
+    ]
+
+
+@torch.no_grad()
+def initialize(
+    places: list[ParameterPlace], *, seed: int, init_std: float, num_layers: int
+) -> None:
+    """Draw the official initialisation (GLM 4f61ed7): normal weights, zero biases, unit norms.
+
+    Each whole parameter is drawn from a generator seeded by its name and cut afterwards, so no
+    layout changes the model that training starts from. The drawing device does: a CPU and a GPU
+    have different generators.
+
+    Args:
+        places: Parameters of this rank.
+        seed: Seed of the run.
+        init_std: Standard deviation; divided by sqrt(2 * num_layers) where a block writes to the
+            residual stream.
+        num_layers: Layers of the whole model.
+    """
+    for place in places:
+        parameter = place.parameter
+        if place.name.endswith("bias"):
+            parameter.zero_()
+        elif place.is_bias_or_norm:
+            parameter.fill_(1.0)
+        else:
+            std = init_std
+            if place.name.endswith(RESIDUAL_OUTPUTS):
+                std /= math.sqrt(2 * num_layers)
+            generator = torch.Generator(parameter.device)
+            generator.manual_seed(derive_seed("initialize", seed, place.name))
+            whole = torch.empty(place.global_shape, dtype=torch.float32, device=parameter.device)
+            whole.normal_(0.0, std, generator=generator)
+            parameter.copy_(cut(place, whole))

@@ -1,0 +1,59 @@
+"""The one door through which megatron-core runs without CUDA.
+
+megatron-core 0.16 names the CUDA device in a few places on our path. Where no CUDA device exists,
+``enable_cpu`` replaces exactly those names; where one exists it refuses, because then the
+replacements would send real work to the wrong device.
+"""
+
+import types
+
+import torch
+from megatron.core.pipeline_parallel import schedules
+from megatron.core.tensor_parallel import random as megatron_random
+
+from glm_dist.errors import LaunchError
+
+
+class _TorchOnCpu(types.ModuleType):
+    """``torch`` as the schedules module sees it, with ``device="cuda"`` read as the CPU."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(torch, name)
+
+    @staticmethod
+    def zeros(size: list[int], *, dtype: torch.dtype, device: str) -> torch.Tensor:
+        """The schedules' token counter, the only tensor they allocate by device name."""
+        return torch.zeros(size, dtype=dtype)
+
+
+def enable_cpu() -> None:
+    """Let megatron-core's layers and schedules run on CPU tensors. Calling twice is harmless.
+
+    Raises:
+        LaunchError: A CUDA device is present.
+    """
+    if torch.cuda.is_available():
+        raise LaunchError(
+            key="device",
+            found="CUDA is available",
+            expected="no CUDA device when training on CPU",
+            fix="set CUDA_VISIBLE_DEVICES= (empty) to train on CPU on this machine",
+        )
+    cpu = torch.device("cpu")
+    torch.cuda.current_device = lambda: cpu
+    torch.cuda.synchronize = lambda device=None: None
+    torch.cuda.manual_seed = torch.manual_seed
+    torch.cuda.get_rng_state = lambda device="cpu": torch.get_rng_state()
+    megatron_random._get_cuda_rng_state = _get_rng_state
+    megatron_random._set_cuda_rng_state = _set_rng_state
+    schedules.torch = _TorchOnCpu("torch")
+
+
+def _get_rng_state(
+    device: object = None, clone: bool = False, graph_safe: bool = False
+) -> torch.Tensor:
+    return torch.get_rng_state()
+
+
+def _set_rng_state(new_state: torch.Tensor, device: int = -1, graph_safe: bool = False) -> None:
+    torch.set_rng_state(new_state)

@@ -1,0 +1,81 @@
+"""Which rank does what: tensor x data x pipeline coordinates, as plain arithmetic.
+
+Ranks are numbered tensor first, then data, then pipeline, so that the ranks of one
+tensor-parallel group are neighbours and share a node's fast links. No torch here.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Place of one rank on each axis."""
+
+    tensor: int
+    data: int
+    pipeline: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sizes of the three axes of parallelism."""
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+
+    @property
+    def world_size(self) -> int:
+        """Processes of the whole job."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    def coordinates(self, rank: int) -> Coordinates:
+        """Place of a rank.
+
+        Args:
+            rank: Global rank, 0 to world_size - 1.
+        """
+        rest, tensor = divmod(rank, self.tensor_parallel_size)
+        pipeline, data = divmod(rest, self.data_parallel_size)
+        return Coordinates(tensor=tensor, data=data, pipeline=pipeline)
+
+    def tensor_ranks(self, rank: int) -> list[int]:
+        """Ranks that hold the other slices of the same layers for the same rows."""
+        return self._sharing(rank, lambda c: (c.data, c.pipeline))
+
+    def data_ranks(self, rank: int) -> list[int]:
+        """Ranks that hold the same parameters for other rows."""
+        return self._sharing(rank, lambda c: (c.tensor, c.pipeline))
+
+    def pipeline_ranks(self, rank: int) -> list[int]:
+        """Ranks that hold the other stages of the same slice, in stage order."""
+        return self._sharing(rank, lambda c: (c.tensor, c.data))
+
+    def model_ranks(self, rank: int) -> list[int]:
+        """Ranks that together hold one replica of the model."""
+        return self._sharing(rank, lambda c: c.data)
+
+    def embedding_ranks(self, rank: int) -> list[int]:
+        """First and last stage of this rank's pipeline: the holders of the tied embedding."""
+        stages = self.pipeline_ranks(rank)
+        return stages if len(stages) == 1 else [stages[0], stages[-1]]
+
+    def layers_of_stage(self, num_layers: int, stage: int) -> range:
+        """Global indices of the layers on a pipeline stage.
+
+        Args:
+            num_layers: Layers of the whole model, divisible by the number of stages.
+            stage: Pipeline coordinate.
+        """
+        per_stage = num_layers // self.pipeline_parallel_size
+        return range(stage * per_stage, (stage + 1) * per_stage)
+
+    def __str__(self) -> str:
+        """Short form such as tp2·pp2·dp1."""
+        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.data_parallel_size)
+        return "·".join(f"{axis}{size}" for axis, size in zip(("tp", "pp", "dp"), sizes, strict=True))
+
+    def _sharing(self, rank: int, key: Callable[[Coordinates], object]) -> list[int]:
+        mine = key(self.coordinates(rank))
+        return [r for r in range(self.world_size) if key(self.coordinates(r)) == mine]

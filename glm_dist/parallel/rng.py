@@ -1,0 +1,37 @@
+"""Random numbers of a training step: a pure function of (seed, step, place in the layout).
+
+Generators are seeded anew at every step, so there is no generator state to save or restore, and a
+resumed run draws the same dropout masks as one that never stopped. Two streams per rank: the
+default one is equal within a tensor-parallel group (activations outside the sharded regions must
+get the same mask on every slice); megatron's tensor-parallel stream differs by slice.
+"""
+
+import hashlib
+
+from megatron.core.tensor_parallel.random import (
+    get_cuda_rng_tracker,
+    model_parallel_cuda_manual_seed,
+)
+
+from glm_dist.parallel.layout import Coordinates
+
+__all__ = ["derive_seed", "get_cuda_rng_tracker", "seed_step"]
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed from named parts, equal on every machine and Python version."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_step(seed: int, step: int, *, coordinates: Coordinates) -> None:
+    """Seed this rank's dropout streams for one optimizer step.
+
+    Args:
+        seed: Seed of the run.
+        step: Optimizer step about to be computed.
+        coordinates: This rank's place; replicas and stages draw independent masks.
+    """
+    # megatron adds small offsets to the seed for its streams; room is left for them.
+    stream = derive_seed("dropout", seed, step, coordinates.data, coordinates.pipeline) >> 16
+    model_parallel_cuda_manual_seed(stream, tp_rank=coordinates.tensor, ep_rank=0, etp_rank=0)
