@@ -36,14 +36,14 @@ class _HeadLoss(torch.autograd.Function):
             if needs_gradient
             else None
         )
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         chunk = max(CHUNK_ELEMENTS // rows, 1)
         for start in range(0, hidden.size(0), chunk):
             part = slice(start, start + chunk)
             losses, logit_gradient = _chunk_loss(
                 hidden[part], weight, target_ids[part] - first_row, real_rows=real_rows, group=group
             )
-            total += losses.sum()
+            total += losses.sum(dtype=torch.float64)
             if hidden_gradient is not None and weight_gradient is not None:
                 logit_gradient = logit_gradient.to(hidden.dtype)
                 hidden_gradient[part] = logit_gradient @ weight
@@ -101,7 +101,9 @@ def head_loss(
     vocab_size: int,
     group: dist.ProcessGroup,
 ) -> torch.Tensor:
-    """Sum over targets of -log p(target), natural logarithm, in fp32.
+    """Sum over targets of -log p(target), natural logarithm.
+
+    Each loss is computed in fp32; their sum is fp64, since a step adds up many thousands.
 
     Args:
         hidden: Final hidden states at the targets [n, h].

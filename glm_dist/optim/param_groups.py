@@ -1,0 +1,43 @@
+"""Which parameters decay: every weight, but no LayerNorm parameter and no bias (GLM 4f61ed7)."""
+
+from collections.abc import Sequence
+from typing import Protocol, TypedDict
+
+import torch
+
+
+class Decayable(Protocol):
+    """A parameter that knows whether it is a bias or belongs to a norm."""
+
+    @property
+    def parameter(self) -> torch.nn.Parameter:
+        """The tensor to optimise."""
+
+    @property
+    def is_bias_or_norm(self) -> bool:
+        """True for what must not decay."""
+
+
+class ParamGroup(TypedDict):
+    """What torch optimizers take."""
+
+    params: list[torch.nn.Parameter]
+    weight_decay: float
+
+
+def param_groups(places: Sequence[Decayable], *, weight_decay: float) -> list[ParamGroup]:
+    """Split parameters by weight decay.
+
+    Args:
+        places: This rank's parameters.
+        weight_decay: Decay of the decayed ones.
+
+    Returns:
+        The decayed group, then the other; both always present, as ZeRO numbers its shards by group.
+    """
+    decayed = [place.parameter for place in places if not place.is_bias_or_norm]
+    others = [place.parameter for place in places if place.is_bias_or_norm]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]

@@ -1,0 +1,213 @@
+"""DeepSpeed around one stage: gradients in, sharded optimizer step out.
+
+One stage: DeepSpeed's own forward and backward, ZeRO 0 to 3. Several: megatron-core's schedule on
+the bare module, then the tied embedding's gradients are summed, then ZeRO 0 or 1 reduces and steps.
+Callers see ``forward_backward`` and ``step`` and never ask which.
+
+Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of replicas into the
+loss scales; nothing else divides.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.config.schema import OptimizerConfig
+from glm_dist.model.batch import StageBatch
+from glm_dist.model.glm import GLMStage
+from glm_dist.optim.param_groups import param_groups
+from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.schedule import run_schedule
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
+import deepspeed  # noqa: E402
+
+
+class _ModelParallelUnit:
+    """The groups under the names DeepSpeed asks for ("mpu")."""
+
+    def __init__(self, groups: ParallelGroups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """All ranks of a replica, so that norms and overflow checks see the whole model."""
+        return self._groups.model
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._groups.model.size()
+
+    def get_model_parallel_rank(self) -> int:
+        place, layout = self._groups.coordinates, self._groups.layout
+        return place.pipeline * layout.tensor_parallel_size + place.tensor
+
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.tensor
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._groups.layout.tensor_parallel_size
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self._groups.coordinates.tensor
+
+    def get_pipeline_model_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.pipeline
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return self._groups.layout.pipeline_parallel_size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        return self._groups.data
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._groups.layout.data_parallel_size
+
+    def get_data_parallel_rank(self) -> int:
+        return self._groups.coordinates.data
+
+
+class TrainingEngine:
+    """One rank's model, optimizer shard and step."""
+
+    def __init__(
+        self,
+        stage: GLMStage,
+        optimizer: OptimizerConfig,
+        *,
+        deepspeed_config: dict[str, Any],
+        groups: ParallelGroups,
+    ) -> None:
+        """Hand the stage to DeepSpeed. Collective over all ranks.
+
+        Args:
+            stage: Initialised model stage.
+            optimizer: AdamW's numbers.
+            deepspeed_config: As ``train.deepspeed_config`` generates it.
+            groups: This rank's process groups.
+        """
+        self.groups = groups
+        self.stage = stage
+        self.places = stage.places()  # before ZeRO 3 empties the parameters
+        self.zero_stage = int(deepspeed_config["zero_optimization"]["stage"])
+        self._clip = optimizer.gradient_clipping
+        config = dict(deepspeed_config)
+        if self.zero_stage == 0:
+            # Its clipping without ZeRO counts parameters of the first stage only; step() does it.
+            config["gradient_clipping"] = 0.0
+        if self.zero_stage == 3 and stage.tied_weight is not None:
+            # The head reads the table outside the embedding's own forward.
+            deepspeed.zero.register_external_parameter(stage, stage.tied_weight)
+        self._deepspeed: Any = deepspeed.initialize(
+            model=stage,
+            optimizer=torch.optim.AdamW(
+                param_groups(self.places, weight_decay=optimizer.weight_decay),
+                lr=optimizer.learning_rate,
+                betas=(optimizer.beta1, optimizer.beta2),
+                eps=optimizer.epsilon,
+                fused=True,
+            ),
+            mpu=_ModelParallelUnit(groups),
+            config=config,
+            dist_init_required=False,
+        )[0]
+        if self.zero_stage > 0:
+            self.stage.config.grad_scale_func = self._deepspeed.optimizer.scale_if_loss
+
+    @property
+    def optimizer(self) -> Any:
+        """DeepSpeed's optimizer wrapper, or torch's AdamW without ZeRO."""
+        return self._deepspeed.optimizer
+
+    @property
+    def skipped_steps(self) -> int:
+        """Updates dropped because fp16 gradients overflowed."""
+        return int(self._deepspeed.skipped_steps)
+
+    def forward_backward(
+        self, batches: Sequence[StageBatch], *, loss_scales: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Accumulate the gradients of one step.
+
+        Args:
+            batches: Micro-batches of this replica.
+            loss_scales: Factor [] of each micro-batch's summed loss.
+
+        Returns:
+            Summed loss [] of each micro-batch on the last stage; empty elsewhere.
+        """
+        self.stage.train()
+        if self.groups.layout.pipeline_parallel_size > 1:
+            return self._pipeline_forward_backward(batches, loss_scales)
+        losses = []
+        for i, (batch, scale) in enumerate(zip(batches, loss_scales, strict=True)):
+            self._deepspeed.set_gradient_accumulation_boundary(i == len(batches) - 1)
+            loss_sum = self._deepspeed(batch)
+            self._deepspeed.backward(loss_sum * scale, scale_wrt_gas=False)
+            losses.append(loss_sum.detach())
+        return losses
+
+    def _pipeline_forward_backward(
+        self, batches: Sequence[StageBatch], loss_scales: Sequence[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        engine = self._deepspeed
+        engine.set_gradient_accumulation_boundary(False)
+        rows, length = batches[0].tokens.shape
+        losses = run_schedule(
+            self.stage,
+            batches,
+            loss_scales=loss_scales,
+            row_length=length,
+            micro_batch_size=rows,
+            groups=self.groups,
+        )
+        tied = self.stage.tied_weight
+        if tied is not None:
+            dist.all_reduce(tied.grad, group=self.groups.embedding)
+        engine.set_gradient_accumulation_boundary(True)
+        if self.zero_stage == 0:
+            engine.allreduce_gradients()
+        else:
+            engine.optimizer.reduce_gradients(pipeline_parallel=True)
+        return losses
+
+    def step(self, learning_rate: float) -> torch.Tensor:
+        """Clip and update.
+
+        Args:
+            learning_rate: For every parameter group.
+
+        Returns:
+            Global gradient norm before clipping [].
+        """
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = self._clip_without_zero() if self.zero_stage == 0 else None
+        self._deepspeed.step()
+        if norm is None:
+            norm = torch.as_tensor(self._deepspeed.get_global_grad_norm())
+        return norm
+
+    @torch.no_grad()
+    def _clip_without_zero(self) -> torch.Tensor:
+        """Global norm over every parameter once, then scale the gradients down to the limit."""
+        gradients = [p.parameter.grad for p in self.places if p.parameter.grad is not None]
+        counted = [
+            place.parameter.grad
+            for place in self.places
+            if place.parameter.grad is not None
+            and (place.tensor_dim is not None or self.groups.coordinates.tensor == 0)
+            and not getattr(place.parameter, "ds_pipe_replicated", False)
+        ]
+        device = gradients[0].device
+        square = torch.zeros((), dtype=torch.float64, device=device)
+        for gradient in counted:
+            square += torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
+        dist.all_reduce(square, group=self.groups.model)
+        norm = square.sqrt()
+        if self._clip > 0.0:
+            factor = (self._clip / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+        return norm
