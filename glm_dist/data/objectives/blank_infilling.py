@@ -1,0 +1,83 @@
+"""GLM's layout: text with blanks (Part A), then the blanks' content (Part B).
+
+Every blank is one mask token in Part A. Part B gives, blank after blank, the input [sop] x1 … xk
+and the targets x1 … xk [eop]. A Part B token has the position of its mask and counts 1, 2, … as
+second position. GLM, arXiv 2103.10360, section 2.1 and figure 2.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_dist.data.rows import Row
+from glm_dist.data.spans import Blanks
+from glm_dist.data.special_tokens import SpecialTokens
+
+Integers = NDArray[np.int64]
+
+
+def lay_out_blanks(
+    source: Integers,
+    blanks: Blanks,
+    *,
+    closes_with_eop: bool,
+    mask: int,
+    special: SpecialTokens,
+    objective: str,
+    row_length: int | None = None,
+) -> Row:
+    """Turn a window and its blanks into a row.
+
+    Args:
+        source: Token ids of the window. [w]
+        blanks: Spans to hide, in the order of emission; they do not overlap.
+        closes_with_eop: Whether a blank ends with [eop] as its last target. Without it (the tail
+            of a text) the last target is the last hidden token itself, which is then never an
+            input, and the opening tokens of hidden documents are not trained.
+        mask: Id that stands for a blank in Part A.
+        special: Ids of the special tokens.
+        objective: Name noted in the row.
+        row_length: Length to pad to; unset: no padding. Part A and Part B must fit.
+    """
+    prefix_length = len(source) + int((1 - blanks.lengths).sum())
+    pieces = blanks.lengths + int(closes_with_eop)  # Part B tokens of each blank
+    num_real = prefix_length + int(pieces.sum())
+    length = num_real if row_length is None else row_length
+    tokens = np.full(length, special.pad)
+    targets = np.full(length, special.pad)
+    positions, block_positions = np.zeros(length, np.int64), np.zeros(length, np.int64)
+    loss_mask = np.zeros(length, np.bool_)
+    part_a, part_b = slice(0, prefix_length), slice(prefix_length, num_real)
+
+    hides = np.zeros(len(source) + 1, np.int8)
+    hides[blanks.starts] += 1
+    hides[blanks.starts + blanks.lengths] -= 1
+    visible = hides[:-1].cumsum(dtype=np.int8) == 0
+    visible[blanks.starts] = True  # the first hidden token gives its place to the mask
+    with_masks = source.copy()
+    with_masks[blanks.starts] = mask
+    tokens[part_a] = targets[part_a] = with_masks[visible]
+    positions[part_a] = np.arange(prefix_length)
+
+    mask_positions = visible.cumsum()[blanks.starts] - 1
+    firsts = pieces.cumsum() - pieces  # index in Part B of each [sop]
+    within = np.arange(num_real - prefix_length) - firsts.repeat(pieces)  # 0 at [sop]
+    origin = blanks.starts.repeat(pieces) + within  # index in source of each target
+    answers = np.append(source, special.eop)[origin]
+    if closes_with_eop:
+        answers[firsts + blanks.lengths] = special.eop
+    tokens[prefix_length + 1 : num_real] = answers[:-1]
+    tokens[prefix_length + firsts] = special.sop
+    targets[part_b] = answers
+    positions[part_b] = mask_positions.repeat(pieces)
+    block_positions[part_b] = within + 1
+    loss_mask[part_b] = True if closes_with_eop else answers != special.cls
+    return Row(
+        tokens=tokens,
+        positions=positions,
+        block_positions=block_positions,
+        targets=targets,
+        loss_mask=loss_mask,
+        prefix_length=prefix_length,
+        objective=objective,
+        num_real_tokens=num_real,
+    )

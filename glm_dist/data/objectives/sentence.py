@@ -1,0 +1,126 @@
+"""Whole sentences as blanks (GLM's sentence-level objective).
+
+A sentence ends with a token whose text holds an end mark; which tokens those are is a table made
+once per tokenizer, so that building a row handles no text.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from glm_dist.data.objectives.base import Window
+from glm_dist.data.objectives.blank_infilling import lay_out_blanks
+from glm_dist.data.rows import Row
+from glm_dist.data.spans import NO_BLANKS, Blanks, Stretches, find_stretches
+from glm_dist.data.special_tokens import SpecialTokens
+
+
+def find_sentences(
+    tokens: NDArray[np.int64],
+    ends_sentence: NDArray[np.bool_],
+    special: SpecialTokens,
+    *,
+    starts_mid_document: bool,
+) -> Stretches:
+    """Find the sentences of a window.
+
+    A piece before a document's end without an end mark of its own is no sentence; neither is the
+    rest of one that a window starting inside a document begins with. The piece that the window's
+    end cuts off counts as a sentence, as in the official code.
+
+    Args:
+        tokens: Window. [w]
+        ends_sentence: Whether a token id holds an end mark. [v]
+        special: Ids of the special tokens.
+        starts_mid_document: Whether the window's first piece continues an earlier sentence.
+    """
+    is_border = (tokens == special.cls) | (tokens == special.eos)
+    is_end = ends_sentence[tokens] & ~is_border
+    stops = np.flatnonzero(is_end | is_border)
+    if len(stops) == 0 or stops[-1] != len(tokens) - 1:
+        stops = np.append(stops, len(tokens) - 1)
+        is_end[-1] = True
+    starts = np.concatenate(([0], stops[:-1] + 1))
+    is_sentence = is_end[stops]
+    if starts_mid_document and is_sentence.sum() > 1:
+        is_sentence[is_sentence.argmax()] = False
+    return Stretches(starts[is_sentence], (stops + 1 - starts)[is_sentence])
+
+
+def choose_sentences(
+    sentences: Stretches, rng: Generator, *, num_tokens: int, max_sentences: int
+) -> Blanks:
+    """Take random sentences until they cover a number of tokens.
+
+    Args:
+        sentences: To choose from.
+        rng: Draws the order, which is the order of emission too.
+        num_tokens: Tokens to cover; the last sentence may overshoot.
+        max_sentences: Most sentences the row has room for.
+    """
+    order = rng.permutation(len(sentences.lengths))
+    covered = sentences.lengths[order].cumsum()
+    count = int(covered.searchsorted(num_tokens)) + 1
+    chosen = order[: min(count, max_sentences)]
+    return Blanks(sentences.starts[chosen], sentences.lengths[chosen])
+
+
+@dataclass(frozen=True, eq=False)
+class SentenceObjective:
+    """Chooses sentences and lays them out as blanks."""
+
+    special: SpecialTokens
+    row_length: int
+    max_sentences: int
+    """Blanks a row has room for; depends on how long the corpus's sentences are."""
+    mask_ratio: float
+    ends_sentence: NDArray[np.bool_]
+    name: str = "sentence"
+
+    @property
+    def window_length(self) -> int:
+        """Each blank costs two extra tokens."""
+        return self.row_length - 2 * self.max_sentences
+
+    def build(self, window: Window, rng: Generator) -> Row:
+        """Hide sentences of the window; see ``Objective``."""
+        return lay_out_blanks(
+            window.tokens,
+            self.choose(window, rng),
+            closes_with_eop=True,
+            mask=self.special.smask,
+            special=self.special,
+            objective=self.name,
+            row_length=self.row_length,
+        )
+
+    def choose(self, window: Window, rng: Generator) -> Blanks:
+        """Choose the sentences to hide.
+
+        A sentence of more than half the window is left alone: hiding it would leave too little
+        to read. Where that leaves none (text without end marks), one stretch of the wanted size
+        is hidden instead.
+        """
+        tokens = window.tokens
+        num_tokens = max(1, int(self.mask_ratio * len(tokens)))
+        sentences = find_sentences(
+            tokens,
+            self.ends_sentence,
+            self.special,
+            starts_mid_document=window.starts_mid_document,
+        )
+        short = sentences.lengths <= max(len(tokens) // 2, num_tokens)
+        if short.any():
+            sentences = Stretches(sentences.starts[short], sentences.lengths[short])
+            return choose_sentences(
+                sentences, rng, num_tokens=num_tokens, max_sentences=self.max_sentences
+            )
+        text = find_stretches((tokens != self.special.cls) & (tokens != self.special.eos))
+        if len(text.lengths) == 0:
+            return NO_BLANKS
+        longest = int(text.lengths.argmax())
+        length = min(num_tokens, int(text.lengths[longest]))
+        start = int(text.starts[longest]) + int(rng.integers(text.lengths[longest] - length + 1))
+        return Blanks(np.array([start]), np.array([length]))

@@ -1,0 +1,193 @@
+"""Where blanks go: lengths, placement and order of masked spans.
+
+Pure integer arithmetic on positions; the tokens are replaced in ``objectives/``. Follows GLM
+(arXiv 2103.10360) section 2.1: lengths from a Poisson distribution until a share of the tokens is
+covered, spans that never touch, and a shuffled order of emission.
+
+Letters: ``n`` spans, ``m`` stretches of text that may be masked (a window holds several documents,
+and the tokens that open and close a document are never masked).
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+LONGEST_SPAN = 39
+"""Official GLM draws from 1 to 39 tokens."""
+
+
+@dataclass(frozen=True)
+class Blanks:
+    """Spans of one window in the order in which Part B emits them."""
+
+    starts: Integers
+    """First masked position in the window. [n]"""
+    lengths: Integers
+    """Masked tokens. [n]"""
+
+
+NO_BLANKS = Blanks(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """Maximal runs of tokens that may be masked, in text order."""
+
+    starts: Integers
+    """First position of each run. [m]"""
+    lengths: Integers
+    """Tokens in each run, at least 1. [m]"""
+
+
+def span_length_probabilities(mean: float) -> Floats:
+    """Give the probability of each span length.
+
+    Args:
+        mean: Mean of the Poisson distribution before it is cut to 1 … ``LONGEST_SPAN``.
+
+    Returns:
+        Probability of length ``i + 1`` at index ``i``; they add up to 1. [LONGEST_SPAN]
+    """
+    lengths = range(1, LONGEST_SPAN + 1)
+    mass = [math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in lengths]
+    return np.array(mass) / math.fsum(mass)
+
+
+def largest_span_count(probabilities: Floats, num_tokens: int) -> int:
+    """Choose how many spans a row must have room for.
+
+    Lengths are drawn until they cover ``num_tokens``, which on average overshoots by a token or so.
+    Stopping also after a fixed number of draws leaves the distribution of lengths untouched (both
+    rules look only at draws already made). The number returned is the smallest with which the
+    tokens covered are ``num_tokens`` on average, so that rows carry little padding and no bias.
+
+    Args:
+        probabilities: Of lengths 1, 2, …
+        num_tokens: Tokens to cover, at least 1.
+    """
+    mean_length = float(probabilities @ np.arange(1, len(probabilities) + 1))
+    # unfinished[t]: probability that the draws so far cover exactly t < num_tokens tokens; its sum
+    # is the probability that another draw is needed.
+    unfinished = np.zeros(num_tokens)
+    unfinished[0] = 1.0
+    count, mean_count = 0, 0.0
+    while mean_count * mean_length < num_tokens * (1 - 1e-9):  # rounding must not loop forever
+        mean_count += unfinished.sum()
+        count += 1
+        unfinished = np.convolve(np.concatenate(([0.0], probabilities)), unfinished)[:num_tokens]
+    return count
+
+
+def find_stretches(may_mask: NDArray[np.bool_]) -> Stretches:
+    """Find the maximal runs of True.
+
+    Args:
+        may_mask: Whether each token of the window may be masked. [w]
+    """
+    edges = np.flatnonzero(np.diff(may_mask.view(np.int8), prepend=0, append=0))
+    return Stretches(edges[0::2], edges[1::2] - edges[0::2])
+
+
+def choose_spans(
+    stretches: Stretches,
+    rng: Generator,
+    *,
+    length_cdf: Floats,
+    num_tokens: int,
+    max_spans: int,
+) -> Blanks:
+    """Draw spans that cover a number of tokens of a window.
+
+    Args:
+        stretches: Runs that may be masked.
+        rng: Draws lengths, places and order.
+        length_cdf: Cumulative probabilities of lengths 1, 2, …
+        num_tokens: Tokens to cover; the last span may overshoot.
+        max_spans: Most spans the row has room for.
+
+    Returns:
+        Spans in a uniformly random order of emission, each inside one stretch, with at least one
+        visible token between any two. Spans for which the text has no room are left out.
+    """
+    if len(stretches.lengths) == 0:
+        return NO_BLANKS
+    draws = rng.random((3, max_spans))
+    lengths = length_cdf.searchsorted(draws[0], side="right") + 1
+    count = int(lengths.cumsum().searchsorted(num_tokens)) + 1
+    lengths = lengths[:count]
+    homes = _assign(lengths, stretches, rng)
+    if (homes < 0).any():
+        lengths, homes = lengths[homes >= 0], homes[homes >= 0]
+    placed = _place(lengths, homes, stretches, draws[1, : len(lengths)])
+    order = draws[2, : len(lengths)].argsort()
+    return Blanks(placed.starts[order], placed.lengths[order])
+
+
+def _assign(lengths: Integers, stretches: Stretches, rng: Generator) -> Integers:
+    """Give each span a stretch, in proportion to the stretches' lengths; -1 where none has room.
+
+    The spans are laid end to end along the text, turned by a random amount, and each goes where its
+    middle falls.
+    """
+    room = stretches.lengths
+    if len(room) == 1:
+        homes = np.zeros(len(lengths), np.int64)
+    else:
+        ends = lengths.cumsum()
+        middles = ((ends - lengths / 2) / ends[-1] + rng.random()) % 1.0
+        text_ends = room.cumsum()
+        homes = text_ends.searchsorted(middles * text_ends[-1], side="right")
+    counts = np.bincount(homes, minlength=len(room))
+    loads = np.bincount(homes, weights=lengths, minlength=len(room))
+    if (loads + np.maximum(counts - 1, 0) > room).any():
+        _rehome(lengths, homes, room)
+    return homes
+
+
+def _rehome(lengths: Integers, homes: Integers, room: Integers) -> None:
+    """Move spans out of stretches that are too full, in place; -1 where nothing has room.
+
+    A span takes its length and one gap; the last span of a stretch needs no gap behind it, hence
+    one token more in each stretch.
+    """
+    free = room + 1
+    homeless = []
+    for span, home in enumerate(homes):
+        if lengths[span] + 1 <= free[home]:
+            free[home] -= lengths[span] + 1
+        else:
+            homeless.append(span)
+    for span in homeless:
+        home = int(free.argmax())
+        fits = lengths[span] + 1 <= free[home]
+        homes[span] = home if fits else -1
+        if fits:
+            free[home] -= lengths[span] + 1
+
+
+def _place(lengths: Integers, homes: Integers, stretches: Stretches, draws: Floats) -> Blanks:
+    """Place the spans of every stretch; sorted by start.
+
+    Official rule: with ``free`` tokens left over in the stretch, beside spans and the gaps between
+    them, each span draws a place in 0 … free; the sorted places are the visible tokens before it.
+    """
+    order = homes.argsort(kind="stable")
+    homes, lengths = homes[order], lengths[order]
+    counts = np.bincount(homes, minlength=len(stretches.lengths))
+    loads = np.bincount(homes, weights=lengths, minlength=len(stretches.lengths)).astype(np.int64)
+    free = stretches.lengths - loads - counts + 1
+    far = int(stretches.lengths.sum()) + 1
+    places = (draws * (free[homes] + 1)).astype(np.int64) + homes * far
+    places.sort()
+    first = (counts.cumsum() - counts)[homes]
+    before = lengths.cumsum() - lengths
+    if len(homes):
+        before -= before[first]
+    rank = np.arange(len(homes)) - first
+    return Blanks(stretches.starts[homes] + places - homes * far + before + rank, lengths)
