@@ -1,0 +1,124 @@
+"""Folder names of checkpoints and the renames between them; no torch, no ranks.
+
+==================  ===========================================================
+``step_0001000``    complete; the only name a finished save leaves
+``.tmp-step_...``   being written; removed by the next save
+``.old-step_...``   complete, being replaced by a new save of the same step
+``.trash-step_...`` being removed; renamed first, so that half of it is no checkpoint
+==================  ===========================================================
+"""
+
+import logging
+import os
+import re
+import shutil
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+_STEP = re.compile(r"(?:\.old-)?step_(\d{7,})")
+
+
+def step_name(step: int) -> str:
+    """Folder name of a step's checkpoint."""
+    return f"step_{step:07d}"
+
+
+def list_steps(directory: Path) -> list[tuple[int, Path]]:
+    """Folders that may be checkpoints, newest first; none if the directory does not exist.
+
+    A folder that was about to be replaced comes after the one that replaces it.
+    """
+    if not directory.is_dir():
+        return []
+    found = []
+    for path in directory.iterdir():
+        match = _STEP.fullmatch(path.name)
+        if match and path.is_dir():
+            found.append((int(match[1]), path))
+    return sorted(found, key=lambda pair: (pair[0], not pair[1].name.startswith(".")), reverse=True)
+
+
+def create_staging(directory: Path, step: int) -> Path:
+    """Clear what interrupted saves left and make the folder that the next one writes into.
+
+    Raises:
+        OSError: The directory cannot be written.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(directory)
+    attempt = 1
+    while (staging := directory / f".tmp-{step_name(step)}-{attempt}").exists():
+        attempt += 1
+    staging.mkdir()
+    return staging
+
+
+def publish(staging: Path, final: Path) -> None:
+    """Give a finished folder its name, durably; an older one of that name is replaced.
+
+    A crash at any point leaves either the old or the new one findable.
+
+    Raises:
+        OSError: A rename failed.
+    """
+    old = final.with_name(f".old-{final.name}")
+    replaces = final.exists()
+    if replaces:
+        final.rename(old)
+    staging.rename(final)
+    sync_folder(final.parent)
+    if replaces:
+        remove(old)
+
+
+def retire(directory: Path, step: int, *, keep_last: int) -> list[Path]:
+    """Remove checkpoints older than the newest ``keep_last`` up to ``step``.
+
+    Later steps (left by a run that went further before it was rewound) are not touched. A folder
+    that cannot be removed costs a warning.
+
+    Returns:
+        The checkpoints removed.
+    """
+    steps = [path for number, path in list_steps(directory) if number <= step]
+    victims = steps[keep_last:]
+    for path in victims:
+        remove(path)
+    return victims
+
+
+def remove(path: Path) -> None:
+    """Take a folder out of the way by a rename, then delete it; failures are logged."""
+    trash = path.with_name(f".trash-{path.name.lstrip('.')}")
+    try:
+        if trash.exists():
+            shutil.rmtree(trash)
+        path.rename(trash)
+        shutil.rmtree(trash)
+    except OSError as error:
+        log.warning("could not remove checkpoint path=%s reason=%s", path, error)
+
+
+def sync_folder(path: Path) -> None:
+    """Make the names in a folder durable, as fsync does for a file's content."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _clear_leftovers(directory: Path) -> None:
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith((".tmp-", ".trash-")):
+            try:
+                shutil.rmtree(path)
+            except OSError as error:
+                log.warning("could not remove leftover path=%s reason=%s", path, error)
+        elif path.name.startswith(".old-step_"):
+            final = path.with_name(path.name.removeprefix(".old-"))
+            if final.exists():
+                remove(path)
+            else:
+                path.rename(final)

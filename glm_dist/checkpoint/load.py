@@ -1,0 +1,197 @@
+"""Which checkpoint to continue from, and its tensors in whatever layout asks.
+
+A checkpoint is used only if every file is there and (on request) unchanged. Names and shapes are
+compared before the first byte is read; nothing is ever left as it was by accident.
+"""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.checkpoint.agreement import Ranks
+from glm_dist.checkpoint.folders import list_steps
+from glm_dist.checkpoint.fragments import as_fragment
+from glm_dist.checkpoint.manifest import (
+    DamagedCheckpointError,
+    Manifest,
+    damage_error,
+    find_problems,
+    read_manifest,
+)
+from glm_dist.checkpoint.save import rank_state_name
+from glm_dist.checkpoint.storage import read_tensors
+from glm_dist.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """A complete checkpoint."""
+
+    path: Path
+    manifest: Manifest
+
+
+def find_checkpoint(
+    directory: Path, *, verify: bool = True, group: dist.ProcessGroup | None = None
+) -> CheckpointInfo | None:
+    """The newest complete checkpoint of a run; collective over all ranks.
+
+    Damaged ones are skipped with a warning that names the file and the reason.
+
+    Args:
+        directory: The run's checkpoints folder; need not exist.
+        verify: Whether to compare every file's SHA-256 (ranks share the reading) or sizes only.
+        group: Every rank, over gloo; None: the default group, or one process without one.
+
+    Returns:
+        None if there is no complete checkpoint.
+
+    Raises:
+        CheckpointError: The newest one belongs to another version of this package, or the folder
+            cannot be read.
+    """
+    ranks = Ranks(group)
+    steps = ranks.on_first("list the checkpoints", str(directory), lambda: list_steps(directory))
+    for _, path in steps:
+        try:
+            return _read_checked(path, ranks, read_content=verify)
+        except DamagedCheckpointError as error:
+            if ranks.rank == 0:
+                log.warning("skipped damaged checkpoint path=%s reason=%s", path, error.found)
+    return None
+
+
+def read_checkpoint(
+    path: Path, *, verify: bool = True, group: dist.ProcessGroup | None = None
+) -> CheckpointInfo:
+    """One given checkpoint; collective over all ranks.
+
+    Args:
+        path: Its folder.
+        verify: See ``find_checkpoint``.
+        group: See ``find_checkpoint``.
+
+    Raises:
+        CheckpointError: It is missing, damaged or of another version of this package.
+    """
+    return _read_checked(path, Ranks(group), read_content=verify)
+
+
+def load_tensors(
+    info: CheckpointInfo,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    prefixes: Sequence[str] | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Fill tensors in place, whatever layout wrote them; collective over all ranks.
+
+    Args:
+        info: Where from.
+        tensors: Fragments (or whole tensors) by global name. Ranks may ask for different names;
+            values are converted to the tensors' dtypes.
+        prefixes: Read only names that begin with one of these (``("model.",)`` for weights without
+            optimizer state). Unset: every tensor of the checkpoint must be asked for by some rank.
+        group: Every rank, over gloo; None: the default group, or one process without one.
+
+    Raises:
+        CheckpointError: On every rank: names are missing from the checkpoint or left over in it,
+            or shapes differ (all are listed; nothing was read then), or reading failed.
+    """
+    ranks = Ranks(group)
+    started = time.monotonic()
+    fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
+    wanted: dict[str, set[tuple[int, ...]]] = {}
+    for each in ranks.gather({name: tuple(f.shape) for name, f in fragments.items()}):
+        for name, shape in each.items():
+            wanted.setdefault(name, set()).add(shape)
+    _check_names(info, wanted, prefixes)
+    with ranks.together("read its tensors", str(info.path)):
+        read_tensors(info.path, fragments, ranks)
+    log.info(
+        "loaded step=%d from=%s tensors=%d seconds=%.1f",
+        info.manifest.step,
+        info.path,
+        len(wanted),
+        time.monotonic() - started,
+    )
+
+
+def load_rank_state(
+    info: CheckpointInfo,
+    layout: Mapping[str, int],
+    *,
+    group: dist.ProcessGroup | None = None,
+) -> dict[str, object] | None:
+    """What this rank saved for itself alone; collective over all ranks.
+
+    Args:
+        info: Where from.
+        layout: Sizes of the process axes now.
+        group: Every rank, over gloo; None: the default group, or one process without one.
+
+    Returns:
+        None on every rank if the layout is not the one that wrote the checkpoint.
+
+    Raises:
+        CheckpointError: On every rank, if a file cannot be read.
+    """
+    ranks = Ranks(group)
+    if dict(layout) != info.manifest.layout:
+        return None
+    state: dict[str, object] = {}
+    with ranks.together("read its own state", str(info.path)):
+        path = info.path / rank_state_name(ranks.rank)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
+def _read_checked(path: Path, ranks: Ranks, *, read_content: bool) -> CheckpointInfo:
+    manifest = ranks.on_first("read the manifest", str(path), lambda: read_manifest(path))
+    mine = dict(sorted(manifest.files.items())[ranks.rank :: ranks.size])
+    problems = ranks.gather(find_problems(path, mine, read_content=read_content))
+    if any(problems):
+        raise damage_error(path, sorted(problem for each in problems for problem in each))
+    return CheckpointInfo(path=path, manifest=manifest)
+
+
+def _check_names(
+    info: CheckpointInfo,
+    wanted: Mapping[str, set[tuple[int, ...]]],
+    prefixes: Sequence[str] | None,
+) -> None:
+    saved = info.manifest.tensors
+    expected = saved if prefixes is None else [n for n in saved if n.startswith(tuple(prefixes))]
+    problems = []
+    if missing := sorted(set(wanted) - set(saved)):
+        problems.append(f"no {_listed(missing)}")
+    if unexpected := sorted(set(expected) - set(wanted)):
+        problems.append(f"{_listed(unexpected)}, which the model does not have")
+    different = [
+        f"{name} of shape {saved[name].shape} where the model has {shape}"
+        for name in sorted(set(wanted) & set(saved))
+        for shape in sorted(wanted[name] - {saved[name].shape})
+    ]
+    if different:
+        problems.append(_listed(different))
+    if problems:
+        raise CheckpointError(
+            key=str(info.path),
+            found="; ".join(problems),
+            expected="the tensors of the configured model, by name and shape",
+            fix="use the configuration of the run that wrote it (config.yaml in its run folder)",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _MAX_LISTED
+    return ", ".join(names[:_MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

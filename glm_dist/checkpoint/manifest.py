@@ -1,0 +1,176 @@
+"""What a checkpoint says about itself, and whether its files still are what was written.
+
+``manifest.json`` is written last, so a folder without it never finished. It lists every other
+file with size and SHA-256, and carries a checksum of its own content.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from glm_dist.config.schema import RunConfig
+from glm_dist.errors import CheckpointError
+
+Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+
+MANIFEST_NAME = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that must not be used, though another one of the run may be."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """One file as it was written."""
+
+    num_bytes: int
+    sha256: str
+    """Hexadecimal digest."""
+
+
+@dataclass(frozen=True)
+class TensorRecord:
+    """One global tensor."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """Without the ``torch.`` in front."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader may ask about a checkpoint before opening its tensors."""
+
+    step: int
+    """Optimizer updates done."""
+    layout: dict[str, int]
+    """Sizes of the process axes that wrote it; ranks find their own state only under equal ones."""
+    extra: dict[str, Json]
+    """State of the run that is the same on every rank (rows consumed, data fingerprint, ...)."""
+    tensors: dict[str, TensorRecord]
+    files: dict[str, FileRecord]
+    """By name relative to the checkpoint's folder; all but the manifest."""
+    format_version: int = FORMAT_VERSION
+    config_version: int = RunConfig.config_version
+    written_by: str = f"python {platform.python_version()}, torch {torch.__version__}"
+
+    def to_json(self) -> str:
+        """Text of the manifest file.
+
+        Raises:
+            TypeError: ``extra`` holds something JSON has no form for.
+            ValueError: ``extra`` holds a NaN or an infinity.
+        """
+        content = asdict(self)
+        return json.dumps(
+            {"checksum": _checksum(content), **content}, indent=1, sort_keys=True, allow_nan=False
+        )
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check the manifest of a checkpoint, without looking at its other files.
+
+    Raises:
+        DamagedCheckpointError: It is missing or not what was written.
+        CheckpointError: It was written by a version of this package with other rules.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise _damaged(folder, f"no {MANIFEST_NAME}, so its save never finished") from None
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"unreadable {MANIFEST_NAME} ({error})") from error
+    if not isinstance(content, dict):
+        raise _damaged(folder, f"{MANIFEST_NAME} without fields")
+    _check_versions(path, content)
+    if content.pop("checksum", None) != _checksum(content):
+        raise _damaged(folder, f"{MANIFEST_NAME} that was changed after it was written")
+    return Manifest(
+        **{
+            **content,
+            "tensors": {
+                name: TensorRecord(shape=tuple(record["shape"]), dtype=record["dtype"])
+                for name, record in content["tensors"].items()
+            },
+            "files": {name: FileRecord(**record) for name, record in content["files"].items()},
+        }
+    )
+
+
+def find_problems(
+    folder: Path, files: Mapping[str, FileRecord], *, read_content: bool
+) -> list[str]:
+    """Compare files on disk with their records.
+
+    Args:
+        folder: The checkpoint.
+        files: Records by name; a rank may pass its share of them.
+        read_content: Whether to hash the files; otherwise only sizes are compared.
+
+    Returns:
+        One sentence per damaged file, empty if all are as written.
+    """
+    problems = []
+    for name, record in sorted(files.items()):
+        path = folder / name
+        try:
+            num_bytes = path.stat().st_size
+            if num_bytes != record.num_bytes:
+                problems.append(f"{name} has {num_bytes} of {record.num_bytes} bytes")
+            elif read_content and hash_file(path) != record.sha256:
+                problems.append(f"{name} was changed: its SHA-256 is not the one in the manifest")
+        except FileNotFoundError:
+            problems.append(f"{name} is missing")
+        except OSError as error:
+            problems.append(f"{name} cannot be read ({error})")
+    return problems
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; memory stays small."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointError:
+    """One error for all that is wrong with a checkpoint's files."""
+    return _damaged(folder, "; ".join(problems))
+
+
+def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
+    return DamagedCheckpointError(
+        key=str(folder),
+        found=reason,
+        expected="a complete checkpoint, as it was written",
+        fix="use an older checkpoint of the run; resuming takes the newest complete one by itself",
+    )
+
+
+def _check_versions(path: Path, content: dict[str, Any]) -> None:
+    for name, known in (
+        ("format_version", FORMAT_VERSION),
+        ("config_version", RunConfig.config_version),
+    ):
+        if content.get(name) != known:
+            raise CheckpointError(
+                key=f"{name} in {path}",
+                found=content.get(name),
+                expected=f"{known}, the only one this version of glm_dist reads",
+                fix="use the version of glm_dist the run was started with "
+                "(provenance.json in the run folder names it)",
+            )
+
+
+def _checksum(content: Mapping[str, object]) -> str:
+    """Of a canonical form, so that it survives a round trip through JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,192 @@
+"""One save: written aside, synced, read back, listed, renamed; then older ones are removed.
+
+A checkpoint has its final name only when every byte of it is on disk and was compared with what
+was to be written, so a crash or a full disk never costs more than the save in progress.
+"""
+
+import io
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.checkpoint.agreement import Ranks
+from glm_dist.checkpoint.folders import (
+    create_staging,
+    publish,
+    retire,
+    step_name,
+    sync_folder,
+)
+from glm_dist.checkpoint.fragments import as_fragment
+from glm_dist.checkpoint.manifest import (
+    MANIFEST_NAME,
+    FileRecord,
+    Json,
+    Manifest,
+    damage_error,
+    find_problems,
+)
+from glm_dist.checkpoint.storage import write_file, write_tensors
+from glm_dist.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+def rank_state_name(rank: int) -> str:
+    """File with what belongs to one rank alone."""
+    return f"rank_{rank:05d}.pt"
+
+
+def _ignore_phase(phase: str) -> None:
+    """Nobody watches."""
+
+
+def save_checkpoint(
+    directory: Path,
+    *,
+    step: int,
+    tensors: Mapping[str, torch.Tensor],
+    extra: Mapping[str, Json],
+    per_rank: Mapping[str, object],
+    layout: Mapping[str, int],
+    keep_last: int,
+    group: dist.ProcessGroup | None = None,
+    on_phase: Callable[[str], None] = _ignore_phase,
+) -> Path:
+    """Save a step; collective over all ranks.
+
+    Args:
+        directory: The run's checkpoints folder, on a file system that every rank sees.
+        step: Optimizer updates done.
+        tensors: Fragments (or whole tensors, the same on every rank that has them) by global name.
+            Ranks may hold different names; together they hold every element of each.
+        extra: State of the run that is the same on every rank; rank 0's is kept.
+        per_rank: State of this rank that only the same layout can use (RNG states): tensors and
+            plain Python values.
+        layout: Sizes of the process axes.
+        keep_last: Newest checkpoints that stay, at least 1.
+        group: Every rank, over gloo; None: the default group, or one process without one.
+        on_phase: Told when a phase is done: staged, tensors_written, state_written, verified,
+            listed, published, retired.
+
+    Returns:
+        The finished folder, ``directory/step_XXXXXXX``.
+
+    Raises:
+        CheckpointError: On every rank, if any rank failed. The checkpoints saved before are intact.
+    """
+    ranks = Ranks(group)
+    started = time.monotonic()
+    final = directory / step_name(step)
+    staging = ranks.on_first(
+        f"create a folder in {directory}", str(final), lambda: create_staging(directory, step)
+    )
+    with _discarded_on_failure(staging, ranks):
+        manifest = _write_all(
+            staging,
+            ranks,
+            Manifest(step=step, layout=dict(layout), extra=dict(extra), tensors={}, files={}),
+            tensors=tensors,
+            per_rank=per_rank,
+            on_phase=on_phase,
+        )
+        ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
+    on_phase("published")
+    log.info(
+        "saved step=%d to=%s gib=%.3f seconds=%.1f",
+        step,
+        final,
+        sum(record.num_bytes for record in manifest.files.values()) / 2**30,
+        time.monotonic() - started,
+    )
+    removed = ranks.on_first(
+        "see older checkpoints removed",
+        str(final),
+        lambda: retire(directory, step, keep_last=max(keep_last, 1)),
+    )
+    if removed:
+        log.info("removed checkpoints=%s", ",".join(path.name for path in removed))
+    on_phase("retired")
+    return final
+
+
+def _write_all(
+    staging: Path,
+    ranks: Ranks,
+    manifest: Manifest,
+    *,
+    tensors: Mapping[str, torch.Tensor],
+    per_rank: Mapping[str, object],
+    on_phase: Callable[[str], None],
+) -> Manifest:
+    """Fill the staging folder; the manifest comes back with its tensors and files."""
+    key = str(staging)
+    with ranks.together("see the folder that rank 0 created", key):
+        _check_is_shared(staging)
+    on_phase("staged")
+    fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
+    with ranks.together("write its tensors", key):
+        files, saved_tensors = write_tensors(staging, fragments, ranks)
+    on_phase("tensors_written")
+    with ranks.together("write its own state", key):
+        files |= _write_rank_state(staging, ranks.rank, per_rank)
+        sync_folder(staging)
+    on_phase("state_written")
+    with ranks.together("read back what it wrote", key):
+        _check_written(staging, files)
+    on_phase("verified")
+    all_files = {name: record for each in ranks.gather(files) for name, record in each.items()}
+    manifest = replace(manifest, tensors=saved_tensors, files=all_files)
+    ranks.on_first("write the manifest", key, lambda: _write_manifest(staging, manifest))
+    on_phase("listed")
+    return manifest
+
+
+@contextmanager
+def _discarded_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
+    """A failed save gives back its disk space; it may be the space it failed for."""
+    try:
+        yield
+    except CheckpointError:
+        if ranks.rank == 0:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def _check_is_shared(staging: Path) -> None:
+    if not staging.is_dir():
+        raise CheckpointError(
+            key=str(staging.parent),
+            found="a folder of its own on at least two hosts",
+            expected="one folder that every rank sees",
+            fix="point paths.runs at a shared file system",
+        )
+
+
+def _write_rank_state(
+    staging: Path, rank: int, state: Mapping[str, object]
+) -> dict[str, FileRecord]:
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    buffer.seek(0)
+    torch.load(buffer, weights_only=True)  # refuses, now rather than on resume, what it cannot read
+    name = rank_state_name(rank)
+    return {name: write_file(staging / name, buffer.getvalue())}
+
+
+def _check_written(staging: Path, files: Mapping[str, FileRecord]) -> None:
+    problems = find_problems(staging, files, read_content=True)
+    if problems:
+        raise damage_error(staging, problems)
+
+
+def _write_manifest(staging: Path, manifest: Manifest) -> None:
+    write_file(staging / MANIFEST_NAME, manifest.to_json().encode())
+    sync_folder(staging)

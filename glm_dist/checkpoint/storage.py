@@ -1,0 +1,227 @@
+"""How tensors reach the disk: torch.distributed.checkpoint with hashes and a complete plan.
+
+torch's writer puts all boxes of a rank in one file and syncs it. Added here: the SHA-256 of each
+file while it is written, and a refusal of plans that would leave part of a tensor out.
+"""
+
+import dataclasses
+import hashlib
+import io
+import math
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from glm_dist.checkpoint.agreement import Explained, Ranks
+from glm_dist.checkpoint.fragments import Fragment
+from glm_dist.checkpoint.manifest import FileRecord, TensorRecord
+from glm_dist.errors import CheckpointError
+
+_MAX_LISTED = 10
+
+
+def write_tensors(
+    folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks
+) -> tuple[dict[str, FileRecord], dict[str, TensorRecord]]:
+    """Write every rank's boxes; collective.
+
+    Args:
+        folder: Exists and is empty.
+        fragments: By global name. Boxes that several ranks hold are written once.
+        ranks: Takes part.
+
+    Returns:
+        Files this rank wrote, and all global tensors (the same on every rank).
+
+    Raises:
+        CheckpointException: On every rank, torch's account of which rank failed and why.
+    """
+    writer = _HashingWriter(folder, rank=ranks.rank)
+    with _quiet_about_one_process():
+        metadata = save(
+            dict(fragments),
+            storage_writer=writer,
+            planner=_CompletePlanner(folder),
+            process_group=ranks.group,
+            no_dist=not ranks.is_joined,
+        )
+    tensors = {
+        name: TensorRecord(
+            shape=tuple(record.size), dtype=str(record.properties.dtype).removeprefix("torch.")
+        )
+        for name, record in metadata.state_dict_metadata.items()
+        if isinstance(record, TensorStorageMetadata)
+    }
+    return writer.records, tensors
+
+
+def read_tensors(folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks) -> None:
+    """Fill fragments in place from whatever boxes were written; collective.
+
+    Args:
+        folder: A checkpoint whose names and shapes were compared with the fragments'.
+        fragments: By global name; ranks may ask for different ones.
+        ranks: Takes part.
+
+    Raises:
+        CheckpointException: On every rank, torch's account of which rank failed and why.
+    """
+    with _quiet_about_one_process():
+        load(
+            dict(fragments),
+            storage_reader=FileSystemReader(folder),
+            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            process_group=ranks.group,
+            no_dist=not ranks.is_joined,
+        )
+
+
+def write_file(path: Path, content: bytes) -> FileRecord:
+    """Write one file and sync it."""
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return FileRecord(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+
+class _HashingStream(io.RawIOBase):
+    """The few stream methods torch's writer calls, with a running SHA-256."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        super().__init__()
+        self._stream = stream
+        self._digest = hashlib.sha256()
+        self._num_bytes = 0
+
+    def write(self, content: Any) -> int:
+        view = memoryview(content).cast("B")
+        self._stream.write(view)
+        self._digest.update(view)
+        self._num_bytes += view.nbytes
+        return view.nbytes
+
+    def tell(self) -> int:
+        return self._num_bytes
+
+    def flush(self) -> None:
+        if not self._stream.closed:
+            self._stream.flush()
+
+    def fileno(self) -> int:
+        self._stream.flush()
+        return self._stream.fileno()
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+    def record(self) -> FileRecord:
+        return FileRecord(num_bytes=self._num_bytes, sha256=self._digest.hexdigest())
+
+
+class _HashingFileSystem(FileSystem):
+    """Files by path, each with its record once it is closed."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, FileRecord] = {}
+
+    @contextmanager
+    def create_stream(self, path: str | os.PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        with Path(path).open(mode) as raw:
+            stream = _HashingStream(cast(IO[bytes], raw))
+            yield stream
+            self.records[Path(path).name] = stream.record()
+
+    def rename(self, path: str | os.PathLike[str], new_path: str | os.PathLike[str]) -> None:
+        super().rename(path, new_path)
+        self.records[Path(new_path).name] = self.records.pop(Path(path).name)
+
+
+class _HashingWriter(FileSystemWriter):
+    """torch's file writer over a hashing file system."""
+
+    def __init__(self, folder: Path, *, rank: int) -> None:
+        super().__init__(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+        self.fs = _HashingFileSystem()
+        self.group_rank = rank
+
+    @property
+    def records(self) -> dict[str, FileRecord]:
+        """Files this rank has closed, by name."""
+        return self.fs.records
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        with Explained(rank=self.group_rank, task="write its tensors", key=str(self.path)):
+            return super().write_data(plan, planner)
+
+
+class _CompletePlanner(DefaultSavePlanner):
+    """Refuses to save a tensor of which some element belongs to no rank, or to two cuts."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
+        self.folder = folder
+
+    def create_local_plan(self) -> SavePlan:
+        """Boxes of this rank, with the names it holds: one may have no box on any rank."""
+        shapes = {name: tuple(fragment.shape) for name, fragment in self.state_dict.items()}
+        return dataclasses.replace(super().create_local_plan(), planner_data=shapes)
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        problems = _plan_problems(all_plans)
+        if problems:
+            more = len(problems) - _MAX_LISTED
+            raise CheckpointError(
+                key=str(self.folder),
+                found="; ".join(problems[:_MAX_LISTED]) + (f"; and {more} more" * (more > 0)),
+                expected="ranks that hold every element of every tensor, under equal cuts",
+                fix="report it: the model's description of its own layout is wrong",
+            )
+        return super().create_global_plan(all_plans)
+
+
+def _plan_problems(plans: list[SavePlan]) -> list[str]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    boxes: dict[str, dict[tuple[int, ...], tuple[int, ...]]] = {}
+    problems = []
+    for plan in plans:
+        for name, shape in plan.planner_data.items():
+            if shapes.setdefault(name, shape) != shape:
+                problems.append(f"{name} is {shapes[name]} on one rank, {shape} on another")
+        for item in plan.items:
+            assert item.tensor_data is not None
+            name, chunk = item.index.fqn, item.tensor_data.chunk
+            offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+            dtype = item.tensor_data.properties.dtype
+            if dtypes.setdefault(name, dtype) != dtype:
+                problems.append(f"{name} is {dtypes[name]} on one rank, {dtype} on another")
+            if boxes.setdefault(name, {}).setdefault(offsets, sizes) != sizes:
+                problems.append(f"{name} is cut in different ways at {offsets}")
+    for name, shape in shapes.items():
+        held = sum(math.prod(sizes) for sizes in boxes.get(name, {}).values())
+        if held != math.prod(shape):
+            problems.append(f"{name} has {math.prod(shape)} elements, ranks hold {held}")
+    return problems
+
+
+@contextmanager
+def _quiet_about_one_process() -> Iterator[None]:
+    """Silence torch's warning that no process group exists: generation runs without one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
