@@ -1,112 +1,74 @@
 """What each configuration section may say: names, types, units, sources.
 
 Values live in ``conf/``; a field has a default here only where the default means "off". A field
-without a value is ``MISSING``, which OmegaConf reports with the full key when nobody sets it.
-Checks between sections are in ``checks.py``.
+without a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
+Ranges stand beside the fields and are checked when a section is built; rules that involve several
+fields are in ``checks.py``, the named alternatives in ``choices.py``.
 """
 
 from dataclasses import dataclass
-from enum import Enum
-from typing import Any
+from pathlib import Path
+from typing import ClassVar
 
-MISSING: Any = "???"  # OmegaConf's mark; spelled out so that only load.py imports omegaconf
+from glm_dist.config.choices import Dtype as Dtype
+from glm_dist.config.choices import LossNormalization as LossNormalization
+from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
+from glm_dist.config.choices import PretrainingTask as PretrainingTask
+from glm_dist.config.choices import Resume as Resume
+from glm_dist.config.choices import TokenizerKind as TokenizerKind
+from glm_dist.config.choices import WandbMode as WandbMode
+from glm_dist.config.rules import MISSING, Section, bounded
+from glm_dist.errors import LaunchError
 
-
-class TokenizerKind(Enum):
-    """Families of tokenizers; each fixes the official ids of GLM's special tokens."""
-
-    sentencepiece = "sentencepiece"
-    chinese_sentencepiece = "chinese_sentencepiece"
-    bert = "bert"
-    gpt2 = "gpt2"
-    roberta = "roberta"
-    huggingface = "huggingface"
-
-
-class PretrainingTask(Enum):
-    """What a row trains: GLM's blank infilling, or one of the baselines the paper compares with."""
-
-    blank_infilling = "blank_infilling"
-
-
-class Dtype(Enum):
-    """Number format of weights and activations during a step."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class LRScheduleKind(Enum):
-    """Shape of the learning rate after warm-up."""
-
-    cosine = "cosine"
-    linear = "linear"
-    constant = "constant"
-
-
-class LossNormalization(Enum):
-    """What a step's summed loss is divided by."""
-
-    global_tokens = "global_tokens"
-    micro_batch = "micro_batch"
-
-
-class Resume(Enum):
-    """What to do about checkpoints already in the run folder."""
-
-    auto = "auto"
-    must = "must"
-    never = "never"
-
-
-class WandbMode(Enum):
-    """Where Weights & Biases records go."""
-
-    off = "off"
-    online = "online"
-    offline = "offline"
+VOCABULARY_MULTIPLE = 128
+"""The vocabulary is padded to a multiple of this under every layout (official rule)."""
 
 
 @dataclass
-class RunSection:
+class RunSection(Section):
     """Identity and length of the run."""
+
+    key: ClassVar[str] = "run"
 
     name: str = MISSING
     """Folder under paths.runs; chosen by the user or launcher, never from a clock."""
-    seed: int = MISSING
+    seed: int = bounded(1234, at_least=0)
     """Seeds initialisation, dropout and data; same seed, same run."""
-    steps: int = MISSING
+    steps: int = bounded(200_000, at_least=1)
     """Optimizer updates to reach; a resumed run stops at the same number."""
 
 
 @dataclass
-class ModelConfig:
+class ModelConfig(Section):
     """Architecture of the Transformer (conf/model)."""
 
-    num_layers: int = MISSING
-    hidden_size: int = MISSING
-    num_attention_heads: int = MISSING
-    max_position_embeddings: int = MISSING
+    key: ClassVar[str] = "model"
+
+    num_layers: int = bounded(24, at_least=1)
+    hidden_size: int = bounded(1024, at_least=1)
+    num_attention_heads: int = bounded(16, at_least=1)
+    max_position_embeddings: int = bounded(512, at_least=1)
     """P: both position tables have P + 1 rows, as the official model's."""
-    hidden_dropout: float = MISSING
+    hidden_dropout: float = bounded(0.1, at_least=0, below=1)
     """After embedding, attention output and MLP output. GLM pretrains with 0.1."""
-    attention_dropout: float = MISSING
+    attention_dropout: float = bounded(0.1, at_least=0, below=1)
     """On attention probabilities. GLM pretrains with 0.1."""
-    layernorm_epsilon: float = MISSING
+    layernorm_epsilon: float = bounded(1e-5, above=0)
     """GLM uses 1e-5 everywhere."""
-    init_std: float = MISSING
+    init_std: float = bounded(0.02, above=0)
     """Normal initialisation; output projections are divided by sqrt(2 * num_layers). GLM: 0.02."""
 
 
 @dataclass
-class TokenizerConfig:
+class TokenizerConfig(Section):
     """Text to token ids (conf/tokenizer)."""
+
+    key: ClassVar[str] = "tokenizer"
 
     kind: TokenizerKind = MISSING
     path: str = MISSING
     """Model file, or folder with the vocabulary files of the kind."""
-    vocab_size: int = MISSING
+    vocab_size: int = bounded(30524, at_least=1)
     """Token ids including special tokens, before padding to a multiple of 128."""
     task_masks: bool = MISSING
     """Whether [gMASK] and [sMASK] exist beside [MASK] (2B, 10B and the Chinese models)."""
@@ -125,156 +87,180 @@ class CorpusConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Section):
     """Where rows come from (conf/data)."""
 
+    key: ClassVar[str] = "data"
+
     corpora: dict[str, CorpusConfig] = MISSING
-    validation_share: float = MISSING
+    validation_share: float = bounded(0.05, at_least=0, below=1)
     """Share of documents held out for validation, 0 to 1. Official split: 0.05."""
-    test_share: float = MISSING
+    test_share: float = bounded(0.001, at_least=0, below=1)
     """Share of documents held out and never read in training. Official split: 0.001."""
-    num_workers: int = MISSING
+    num_workers: int = bounded(2, at_least=0)
     """Loader processes per rank; 0 builds rows in the training process."""
-    prefetch: int = MISSING
+    prefetch: int = bounded(4, at_least=1)
     """Micro-batches each loader worker keeps ready."""
 
 
 @dataclass
-class CorruptionConfig:
+class CorruptionConfig(Section):
     """How text becomes blanks (conf/corruption). Official names in brackets."""
 
+    key: ClassVar[str] = "corruption"
+
     task: PretrainingTask = MISSING
-    span_share: float = MISSING
+    span_share: float = bounded(1.0, at_least=0, at_most=1)
     """Share of rows with the short-span objective [bert-prob]."""
-    sentence_share: float = MISSING
+    sentence_share: float = bounded(0.3, at_least=0, at_most=1)
     """Share of rows with the sentence objective [gap-sentence-prob]."""
-    document_share: float = MISSING
+    document_share: float = bounded(0.2, at_least=0, at_most=1)
     """Share of rows with the document objective [gpt-prob]; the three add up to 1."""
-    span_mask_ratio: float = MISSING
+    span_mask_ratio: float = bounded(0.15, above=0, below=1)
     """Share of tokens masked by spans, 0 to 1. GLM: 0.15."""
-    span_mean_length: float = MISSING
+    span_mean_length: float = bounded(3.0, above=0)
     """Poisson mean of span lengths, in tokens. GLM: 3."""
-    sentence_mask_ratio: float = MISSING
+    sentence_mask_ratio: float = bounded(0.15, above=0, below=1)
     """Share of tokens masked by whole sentences, 0 to 1. GLM: 0.15."""
-    document_min_ratio: float = MISSING
+    document_min_ratio: float = bounded(0.25, above=0, at_most=1)
     """Shortest generated share of a document row, 0 to 1 [gpt-min-ratio]. Paper 0.5, 10B 0.25."""
-    document_suffix_share: float = MISSING
+    document_suffix_share: float = bounded(0.5, at_least=0, at_most=1)
     """Share of document rows that generate the tail rather than a middle [gpt-infill-prob]."""
 
 
 @dataclass
-class BatchConfig:
+class BatchConfig(Section):
     """How many rows of what length (conf/batch)."""
 
-    global_batch_size: int = MISSING
+    key: ClassVar[str] = "batch"
+
+    global_batch_size: int = bounded(1024, at_least=1)
     """Rows per step over all replicas."""
-    micro_batch_size: int = MISSING
+    micro_batch_size: int = bounded(16, at_least=1)
     """Rows per forward on one replica; does not change the result."""
-    row_length: int = MISSING
+    row_length: int = bounded(576, at_least=16)
     """Tokens of Part A and Part B together in one fixed-shape row."""
 
 
 @dataclass
-class ParallelConfig:
+class ParallelConfig(Section):
     """Degrees of parallelism (conf/parallel)."""
 
-    tensor_parallel_size: int = MISSING
-    pipeline_parallel_size: int = MISSING
+    key: ClassVar[str] = "parallel"
+
+    tensor_parallel_size: int = bounded(1, at_least=1)
+    pipeline_parallel_size: int = bounded(1, at_least=1)
     data_parallel_size: int | None = None
     """Replicas; unset fills the started processes."""
 
 
 @dataclass
-class ZeroConfig:
+class ZeroConfig(Section):
     """DeepSpeed ZeRO sharding over replicas (conf/zero)."""
 
-    stage: int = MISSING
+    key: ClassVar[str] = "zero"
+
+    stage: int = bounded(1, at_least=0, at_most=3)
     """0 none, 1 optimizer, 2 and gradients, 3 and parameters. Pipelines allow 0 and 1."""
-    reduce_bucket_size: int = MISSING
+    reduce_bucket_size: int = bounded(50_000_000, at_least=1)
     """Gradient elements reduced in one collective. Official 10B: 5e7."""
-    allgather_bucket_size: int = MISSING
+    allgather_bucket_size: int = bounded(500_000_000, at_least=1)
     """Parameter elements gathered in one collective. Official 10B: 5e8."""
     overlap_comm: bool = MISSING
     """Reduce gradients while backward runs (stages 2 and 3)."""
 
 
 @dataclass
-class PrecisionConfig:
+class PrecisionConfig(Section):
     """Number formats (conf/precision)."""
 
+    key: ClassVar[str] = "precision"
+
     dtype: Dtype = MISSING
-    initial_loss_scale_power: int = MISSING
+    initial_loss_scale_power: int = bounded(16, at_least=0, at_most=32)
     """fp16 only: first loss scale is 2 to this power."""
-    loss_scale_window: int = MISSING
+    loss_scale_window: int = bounded(1000, at_least=1)
     """fp16 only: steps without overflow before the scale doubles. GLM: 1000."""
-    loss_scale_hysteresis: int = MISSING
+    loss_scale_hysteresis: int = bounded(2, at_least=1)
     """fp16 only: overflows tolerated before the scale halves. GLM: 2."""
-    min_loss_scale: float = MISSING
+    min_loss_scale: float = bounded(1.0, above=0)
     """fp16 only: the scale never falls below this. GLM: 1."""
 
 
 @dataclass
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """AdamW with decoupled weight decay (conf/optimizer)."""
 
-    learning_rate: float = MISSING
+    key: ClassVar[str] = "optimizer"
+
+    learning_rate: float = bounded(1e-4, above=0)
     """Peak learning rate."""
-    beta1: float = MISSING
-    beta2: float = MISSING
-    epsilon: float = MISSING
-    weight_decay: float = MISSING
+    beta1: float = bounded(0.9, at_least=0, below=1)
+    beta2: float = bounded(0.98, at_least=0, below=1)
+    epsilon: float = bounded(1e-6, above=0)
+    weight_decay: float = bounded(0.1, at_least=0)
     """On every weight but LayerNorm parameters and biases."""
-    gradient_clipping: float = MISSING
+    gradient_clipping: float = bounded(1.0, at_least=0)
     """Largest global gradient norm; 0 turns clipping off. GLM: 1.0."""
 
 
 @dataclass
-class LRScheduleConfig:
+class LRScheduleConfig(Section):
     """Learning rate over steps (conf/lr_schedule)."""
 
+    key: ClassVar[str] = "lr_schedule"
+
     kind: LRScheduleKind = MISSING
-    warmup_share: float = MISSING
+    warmup_share: float = bounded(0.05, at_least=0, at_most=1)
     """Share of decay_steps spent in linear warm-up, 0 to 1."""
-    decay_steps: int = MISSING
+    decay_steps: int = bounded(160_000, at_least=1)
     """Steps after which the rate stays at its floor."""
-    decay_to_ratio: float = MISSING
+    decay_to_ratio: float = bounded(0.05, at_least=0, at_most=1)
     """Floor as a share of the peak, 0 to 1."""
 
 
 @dataclass
-class LossConfig:
+class LossConfig(Section):
     """Normalisation of the loss (conf/loss)."""
+
+    key: ClassVar[str] = "loss"
 
     normalize_by: LossNormalization = MISSING
 
 
 @dataclass
-class EvaluationConfig:
+class EvaluationConfig(Section):
     """Validation during training (conf/evaluation)."""
 
-    interval: int = MISSING
+    key: ClassVar[str] = "evaluation"
+
+    interval: int = bounded(1000, at_least=0)
     """Steps between validations; 0 turns validation off."""
-    rows_per_objective: int = MISSING
+    rows_per_objective: int = bounded(1024, at_least=0)
     """Validation rows read for each objective, the same at every validation."""
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """Saving and resuming (conf/checkpoint)."""
 
-    interval: int = MISSING
+    key: ClassVar[str] = "checkpoint"
+
+    interval: int = bounded(1000, at_least=0)
     """Steps between checkpoints; 0 saves nothing. The last step is saved as well."""
-    keep_last: int = MISSING
+    keep_last: int = bounded(3, at_least=0)
     """Newest complete checkpoints kept; older ones are removed."""
     resume: Resume = MISSING
-    """auto: continue if a checkpoint exists; must: refuse to start anew; never: refuse to continue."""
+    """auto: continue where a checkpoint exists; must: refuse to begin; never: refuse to continue."""
 
 
 @dataclass
-class ObserveConfig:
+class ObserveConfig(Section):
     """What is shown and recorded (conf/observe)."""
 
-    log_interval: int = MISSING
+    key: ClassVar[str] = "observe"
+
+    log_interval: int = bounded(10, at_least=1)
     """Steps between metric records."""
     progress_bar: bool = MISSING
     wandb_mode: WandbMode = MISSING
@@ -284,8 +270,10 @@ class ObserveConfig:
 
 
 @dataclass
-class PathsConfig:
+class PathsConfig(Section):
     """Folders of this machine (conf/paths)."""
+
+    key: ClassVar[str] = "paths"
 
     data: str = MISSING
     """Prepared corpora and tokenizers."""
@@ -314,3 +302,55 @@ class RunConfig:
     checkpoint: CheckpointConfig = MISSING
     observe: ObserveConfig = MISSING
     paths: PathsConfig = MISSING
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the vocabulary embedding: the next multiple of 128 under every layout."""
+        return -(-self.tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of everything the run writes."""
+        return Path(self.paths.runs) / self.run.name
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Replicas among the started processes.
+
+        Args:
+            world_size: Processes of the whole job.
+
+        Raises:
+            LaunchError: The processes do not divide into replicas, or not into as many as asked.
+        """
+        tp, pp = self.parallel.tensor_parallel_size, self.parallel.pipeline_parallel_size
+        dp = self.parallel.data_parallel_size
+        if dp is None and world_size % (tp * pp) == 0 and world_size > 0:
+            return world_size // (tp * pp)
+        if dp is None:
+            above = -(-world_size // (tp * pp)) * tp * pp
+            below = above - tp * pp
+            choices = f"{below} or {above}" if below > 0 else str(above)
+            raise LaunchError(
+                key="world size",
+                found=world_size,
+                expected=f"a multiple of tp x pp = {tp} x {pp} = {tp * pp}",
+                fix=f"start {choices} processes, or choose another layout, e.g. parallel=dp",
+            )
+        if tp * pp * dp != world_size:
+            raise LaunchError(
+                key="world size",
+                found=world_size,
+                expected=f"tp x pp x dp = {tp} x {pp} x {dp} = {tp * pp * dp}",
+                fix=f"start {tp * pp * dp} processes, or let replicas fill the job with "
+                "parallel.data_parallel_size=null",
+            )
+        return dp
+
+    def num_micro_batches(self, world_size: int) -> int:
+        """Micro-batches each replica runs in a step.
+
+        Args:
+            world_size: Processes of the whole job; ``checks.py`` has seen that this divides.
+        """
+        rows = self.batch.micro_batch_size * self.data_parallel_size(world_size)
+        return self.batch.global_batch_size // rows

@@ -1,0 +1,62 @@
+"""The named alternatives a configuration value may take.
+
+A member's name equals its value, because overrides are matched against the name.
+"""
+
+from enum import Enum
+
+
+class TokenizerKind(Enum):
+    """Families of tokenizers; each fixes the official ids of GLM's special tokens."""
+
+    sentencepiece = "sentencepiece"
+    chinese_sentencepiece = "chinese_sentencepiece"
+    bert = "bert"
+    gpt2 = "gpt2"
+    roberta = "roberta"
+    huggingface = "huggingface"
+
+
+class PretrainingTask(Enum):
+    """What a row trains: GLM's blank infilling, or one of the baselines the paper compares with."""
+
+    blank_infilling = "blank_infilling"
+
+
+class Dtype(Enum):
+    """Number format of weights and activations during a step."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class LRScheduleKind(Enum):
+    """Shape of the learning rate after warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+class LossNormalization(Enum):
+    """What a step's summed loss is divided by."""
+
+    global_tokens = "global_tokens"
+    micro_batch = "micro_batch"
+
+
+class Resume(Enum):
+    """What to do about checkpoints already in the run folder."""
+
+    auto = "auto"
+    must = "must"
+    never = "never"
+
+
+class WandbMode(Enum):
+    """Where Weights & Biases records go."""
+
+    off = "off"
+    online = "online"
+    offline = "offline"

@@ -1,0 +1,285 @@
+"""Which process of the job this one is, as its launcher says.
+
+torchrun and deepspeed export RANK and its companions; srun exports SLURM_PROCID and its own; a
+plain ``python train.py`` exports nothing and is a job of one process. Pure text in, numbers out.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_dist.errors import LaunchError
+
+FIRST_PORT, NUM_PORTS = 20_000, 10_000
+"""Range of ports derived from job ids, below Linux' ephemeral ports (32768 and up)."""
+
+FIRST_SPECIAL_STEP = 0xFFFF_FFF0
+"""SLURM numbers its own steps (batch, extern, interactive) from here; none is an srun of ours."""
+
+
+@dataclass(frozen=True)
+class LaunchEnvironment:
+    """One process among those that were started together."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    """Number among the processes on this node."""
+    local_world_size: int
+    """Processes on this node."""
+    master_addr: str
+    master_port: int
+    launcher: str
+    """torchrun, deepspeed, environment (any other that exports RANK), srun or python."""
+
+
+def read_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
+    """Read who this process is.
+
+    RANK and its companions win over SLURM's variables, because torchrun and deepspeed also run
+    inside SLURM jobs.
+
+    Args:
+        environ: Environment of the process.
+
+    Raises:
+        LaunchError: Variables are missing, malformed or contradict each other.
+    """
+    if any(name in environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
+        return _exported(environ)
+    if _is_srun_task(environ):
+        return _srun(environ)
+    _refuse_lonely_process(environ)
+    return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0, "python")
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the ``--local_rank=N`` that launchers insert after the script's name.
+
+    The rank itself is taken from LOCAL_RANK, which every such launcher exports as well.
+
+    Args:
+        arguments: Command line without the program's name.
+    """
+    kept: list[str] = []
+    value_follows = False
+    for argument in arguments:
+        if value_follows and re.fullmatch(r"-?\d+", argument):
+            value_follows = False
+            continue
+        value_follows = argument in ("--local_rank", "--local-rank")
+        if not value_follows and not re.match(r"--local[_-]rank=", argument):
+            kept.append(argument)
+    return kept
+
+
+def accelerator_is_visible(environ: Mapping[str, str], *, devices: Path = Path("/dev")) -> bool:
+    """Whether this machine offers a GPU to this process, known without loading torch.
+
+    Args:
+        environ: Environment of the process; CUDA_VISIBLE_DEVICES may hide every GPU.
+        devices: Folder of the device files.
+    """
+    hidden = environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
+        return False
+    return any(re.fullmatch(r"nvidia\d+|kfd|dxg", entry.name) for entry in devices.iterdir())
+
+
+def _exported(environ: Mapping[str, str]) -> LaunchEnvironment:
+    """Read torchrun's and deepspeed's variables."""
+    present = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK") if name in environ]
+    needed = ["RANK", "WORLD_SIZE"]
+    if environ.get("WORLD_SIZE") != "1":  # one process needs no network
+        needed += ["LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"]
+    for name in needed:
+        if name not in environ:
+            raise LaunchError(
+                key=name,
+                found="unset",
+                expected=f"a value, because the environment has {' and '.join(present)}",
+                fix="start with torchrun, deepspeed or srun, which set all of them, "
+                f"or unset {' '.join(present)}",
+            )
+    rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE", at_least=1)
+    local_rank = _number(environ, "LOCAL_RANK", default=0)
+    size_name = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in environ else "LOCAL_SIZE"
+    local_world_size = _number(environ, size_name, default=local_rank + 1, at_least=1)
+    launcher = "environment"
+    if "TORCHELASTIC_RUN_ID" in environ:
+        launcher = "torchrun"
+    elif "LOCAL_SIZE" in environ:
+        launcher = "deepspeed"
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", size_name)
+    _check_ranks(names, rank, world_size, local_rank, local_world_size)
+    return LaunchEnvironment(
+        rank,
+        world_size,
+        local_rank,
+        local_world_size,
+        environ.get("MASTER_ADDR", "127.0.0.1"),
+        _port(environ, default=0),
+        launcher,
+    )
+
+
+def _is_srun_task(environ: Mapping[str, str]) -> bool:
+    """Whether srun started this process.
+
+    A batch script sees SLURM_PROCID=0 and SLURM_NTASKS too (SLURM 22.05), but no step of its own,
+    or one of SLURM's special ones; and sbatch sets ENVIRONMENT=BATCH, which srun hands on.
+    """
+    if "SLURM_PROCID" not in environ:
+        return False
+    step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID"))
+    if step is None:
+        return "SLURM_NTASKS" in environ and environ.get("ENVIRONMENT") != "BATCH"
+    return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP
+
+
+def _srun(environ: Mapping[str, str]) -> LaunchEnvironment:
+    """Read srun's variables; the master is the first node of the step unless exported."""
+    size_name = "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in environ else "SLURM_NTASKS"
+    rank, world_size = (
+        _number(environ, "SLURM_PROCID"),
+        _number(environ, size_name, at_least=1),
+    )
+    local_rank = _number(environ, "SLURM_LOCALID", default=rank if world_size == 1 else None)
+    local_world_size = _tasks_on_this_node(environ, default=min(world_size, local_rank + 1))
+    names = ("SLURM_PROCID", size_name, "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+    _check_ranks(names, rank, world_size, local_rank, local_world_size)
+    return LaunchEnvironment(
+        rank,
+        world_size,
+        local_rank,
+        local_world_size,
+        _slurm_master(environ, world_size),
+        _port(environ, default=_slurm_port(environ, world_size)),
+        "srun",
+    )
+
+
+def _slurm_master(environ: Mapping[str, str], world_size: int) -> str:
+    if environ.get("MASTER_ADDR"):
+        return environ["MASTER_ADDR"]
+    nodes = environ.get("SLURM_STEP_NODELIST", environ.get("SLURM_JOB_NODELIST", ""))
+    # SLURM_LAUNCH_NODE_IPADDR comes second: for an srun typed on a login node it is that node.
+    master = first_host(nodes) or environ.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    if master:
+        return master
+    if world_size == 1:
+        return "127.0.0.1"
+    raise LaunchError(
+        key="MASTER_ADDR",
+        found="unset",
+        expected=f"the host of rank 0, because srun started {world_size} tasks",
+        fix="export MASTER_ADDR, or start with srun, which sets SLURM_STEP_NODELIST",
+    )
+
+
+def _slurm_port(environ: Mapping[str, str], world_size: int) -> int:
+    """A port that all tasks of a step derive alike and steps of other jobs hardly share."""
+    job = environ.get("SLURM_JOB_ID", environ.get("SLURM_JOBID", ""))
+    if job.isdecimal():
+        step = environ.get("SLURM_STEP_ID", "0")
+        return FIRST_PORT + (int(job) * 7 + int(step if step.isdecimal() else 0)) % NUM_PORTS
+    if world_size == 1:
+        return 0
+    raise LaunchError(
+        key="MASTER_PORT",
+        found="unset",
+        expected="a port, because there is no SLURM_JOB_ID to derive one from",
+        fix="export MASTER_PORT=29500",
+    )
+
+
+def first_host(nodes: str) -> str:
+    """First host of a SLURM node list.
+
+    Args:
+        nodes: Compressed list such as ``gpu[003,007-010],cpu1``.
+
+    Returns:
+        A host name such as ``gpu003``; empty for an empty list.
+    """
+    first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", first.group() if first else "").strip()
+
+
+def _tasks_on_this_node(environ: Mapping[str, str], *, default: int) -> int:
+    """Tasks on this node out of a list such as ``8(x3),2`` (three nodes of 8, one of 2)."""
+    counts: list[int] = []
+    text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    for tasks, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
+        counts += [int(tasks)] * int(repeat or 1)
+    node = _number(environ, "SLURM_NODEID", default=0)
+    return counts[node] if node < len(counts) else default
+
+
+def _refuse_lonely_process(environ: Mapping[str, str]) -> None:
+    """Refuse one process where several were reserved: it would train alone and nobody notice.
+
+    Raises:
+        LaunchError: A SLURM job of several tasks, or mpirun, without a launcher we read.
+    """
+    tasks = environ.get("SLURM_NTASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1:
+        raise LaunchError(
+            key="SLURM_NTASKS",
+            found=tasks,
+            expected="1, because this python was not started by srun and would train alone",
+            fix="start it as `srun python train.py ...`, or as `srun -n 1` for one process",
+        )
+    ranks = environ.get("OMPI_COMM_WORLD_SIZE", environ.get("PMI_SIZE", "1"))
+    if ranks.isdecimal() and int(ranks) > 1:
+        raise LaunchError(
+            key="OMPI_COMM_WORLD_SIZE" if "OMPI_COMM_WORLD_SIZE" in environ else "PMI_SIZE",
+            found=ranks,
+            expected="1, because mpirun exports no RANK and each process would train alone",
+            fix="start with torchrun, deepspeed or srun",
+        )
+
+
+def _number(
+    environ: Mapping[str, str], name: str, *, default: int | None = None, at_least: int = 0
+) -> int:
+    text = environ.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not text.strip().isdecimal() or int(text) < at_least:
+        raise LaunchError(
+            key=name,
+            found="unset" if text is None else repr(text),
+            expected=f"a whole number of at least {at_least}",
+            fix=f"let the launcher set {name}, or unset the variables of an earlier launch",
+        )
+    return int(text)
+
+
+def _port(environ: Mapping[str, str], *, default: int) -> int:
+    port = _number(environ, "MASTER_PORT", default=default)
+    if port > 65_535:
+        raise LaunchError(
+            key="MASTER_PORT",
+            found=port,
+            expected="a port of at most 65535",
+            fix="export MASTER_PORT=29500",
+        )
+    return port
+
+
+def _check_ranks(
+    names: tuple[str, str, str, str], rank: int, world_size: int, local_rank: int, local_size: int
+) -> None:
+    for name, value, size_name, size in (
+        (names[0], rank, names[1], world_size),
+        (names[2], local_rank, names[3], local_size),
+    ):
+        if value >= size:
+            raise LaunchError(
+                key=name,
+                found=value,
+                expected=f"less than {size_name} = {size}",
+                fix="unset the variables of an earlier launch and start again",
+            )

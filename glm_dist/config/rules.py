@@ -1,0 +1,115 @@
+"""What values a single field may take, written beside the field.
+
+A field declares its range and one good value; ``Section.__post_init__`` checks them when the
+typed configuration is built, and ``reference.py`` prints them. Rules that involve several fields
+are in the sections and in ``checks.py``.
+"""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, TypeVar
+
+from glm_dist.errors import ConfigError
+
+MISSING: Any = "???"  # OmegaConf's mark; spelled out so that only load.py imports omegaconf
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Range of a number and a value that is right for GLM."""
+
+    example: int | float
+    at_least: int | float | None = None
+    above: int | float | None = None
+    at_most: int | float | None = None
+    below: int | float | None = None
+
+    def admit(self, value: int | float) -> bool:
+        """Whether a value lies in the range; not-a-number and infinity never do."""
+        return (
+            math.isfinite(value)
+            and (self.at_least is None or value >= self.at_least)
+            and (self.above is None or value > self.above)
+            and (self.at_most is None or value <= self.at_most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """The range in words, such as "a number of at least 0 and below 1"."""
+        noun = "a whole number" if isinstance(self.example, int) else "a number"
+        parts = [
+            words
+            for words, limit in (
+                (f"of at least {self.at_least}", self.at_least),
+                (f"above {self.above}", self.above),
+                (f"of at most {self.at_most}", self.at_most),
+                (f"below {self.below}", self.below),
+            )
+            if limit is not None
+        ]
+        return f"{noun} {' and '.join(parts)}".rstrip()
+
+
+def bounded(
+    example: T,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> T:
+    """Declare a required number with its range.
+
+    Args:
+        example: A value that is right for GLM; error messages propose it.
+        at_least: Smallest value.
+        above: Lower limit that itself is too small.
+        at_most: Largest value.
+        below: Upper limit that itself is too large.
+
+    Returns:
+        A dataclass field without a value.
+    """
+    bounds = Bounds(example, at_least, above, at_most, below)  # type: ignore[arg-type]
+    declared: T = field(default=MISSING, metadata={"bounds": bounds})
+    return declared
+
+
+def name_problem(value: str) -> str | None:
+    """What makes a text unfit as the name of one folder, or None."""
+    if not value.strip():
+        return "a name that is not empty"
+    if "/" in value or "\\" in value or value in (".", ".."):
+        return "a name without slashes; it becomes one folder"
+    if value != value.strip() or not value.isprintable():
+        return "a name without surrounding blanks or control characters"
+    return None
+
+
+@dataclass
+class Section:
+    """Base of the sections: checks each field's own range once all values are known."""
+
+    key: ClassVar[str] = ""
+    """Name of the section in the configuration."""
+
+    def __post_init__(self) -> None:
+        """Check the declared ranges.
+
+        Raises:
+            ConfigError: A number is out of its range.
+        """
+        for declared in fields(self):
+            bounds = declared.metadata.get("bounds")
+            value = getattr(self, declared.name)
+            if bounds is None or value == MISSING or bounds.admit(value):
+                continue
+            key = f"{self.key}.{declared.name}"
+            raise ConfigError(
+                key=key,
+                found=value,
+                expected=str(bounds),
+                fix=f"set {key}={bounds.example}, or leave it out to keep the group's value",
+            )
