@@ -1,0 +1,223 @@
+"""A save that is interrupted or fails costs nothing but itself, on one rank and on several."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from glm_dist.checkpoint.fragments import Fragment
+from glm_dist.checkpoint.load import find_checkpoint
+from glm_dist.checkpoint.save import save_checkpoint
+from glm_dist.errors import CheckpointError
+from tests.ranks import run_ranks
+
+PHASES = [
+    "staged",
+    "tensors_written",
+    "state_written",
+    "verified",
+    "listed",
+    "published",
+    "retired",
+]
+
+
+def save(
+    directory: Path,
+    step: int,
+    *,
+    keep_last: int = 10,
+    tensors: dict[str, torch.Tensor] | None = None,
+    per_rank: dict[str, object] | None = None,
+    on_phase: Callable[[str], None] = lambda phase: None,
+) -> Path:
+    return save_checkpoint(
+        directory,
+        step=step,
+        tensors=tensors if tensors is not None else {"model.w": torch.full((4, 3), float(step))},
+        extra={},
+        per_rank=per_rank or {},
+        layout={"dp": 1},
+        keep_last=keep_last,
+        on_phase=on_phase,
+    )
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def newest_step(directory: Path) -> int:
+    info = find_checkpoint(directory)
+    assert info is not None
+    return info.manifest.step
+
+
+class Killer:
+    """Ends the process as `kill -9` does when a phase is reached."""
+
+    def __init__(self, phase: str) -> None:
+        self.phase = phase
+
+    def __call__(self, phase: str) -> None:
+        if phase == self.phase:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_child(action: Callable[..., object], *args: object) -> int | None:
+    child = multiprocessing.get_context("fork").Process(target=action, args=args)
+    child.start()
+    child.join(60)
+    return child.exitcode
+
+
+def killed_save(directory: Path, step: int, phase: str) -> None:
+    save(directory, step, keep_last=1, on_phase=Killer(phase))
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_save_killed_at_any_phase_leaves_a_valid_checkpoint_and_no_obstacle(
+    tmp_path: Path, phase: str
+) -> None:
+    save(tmp_path, 1)
+    assert in_child(killed_save, tmp_path, 2, phase) == -signal.SIGKILL
+    assert newest_step(tmp_path) == (2 if phase in ("published", "retired") else 1)
+    save(tmp_path, 3, keep_last=2)
+    assert newest_step(tmp_path) == 3
+    assert not [name for name in names(tmp_path) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_saving_a_step_again_never_loses_the_first_save(tmp_path: Path, phase: str) -> None:
+    save(tmp_path, 2)
+    assert in_child(killed_save, tmp_path, 2, phase) == -signal.SIGKILL
+    assert newest_step(tmp_path) == 2
+
+
+def test_the_newest_checkpoints_are_kept_and_older_ones_removed(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep_last=2)
+    assert names(tmp_path) == ["step_0000003", "step_0000004"]
+
+
+def test_a_folder_replaces_the_one_of_the_same_step(tmp_path: Path) -> None:
+    save(tmp_path, 1, per_rank={"rng": 1})
+    save(tmp_path, 1, per_rank={"rng": 2})
+    assert names(tmp_path) == ["step_0000001"]
+    state = torch.load(tmp_path / "step_0000001" / "rank_00000.pt", weights_only=True)
+    assert state == {"rng": 2}
+
+
+def test_elements_that_no_rank_holds_are_refused(tmp_path: Path) -> None:
+    part = Fragment(torch.zeros(5), global_shape=(4, 3), local_shape=(4, 3), start=0)
+    copy = Fragment(torch.zeros(2), global_shape=(2,), is_saved=False)
+    with pytest.raises(CheckpointError) as caught:
+        save(tmp_path, 1, tensors={"model.w": part, "model.tied": copy})
+    assert caught.value.found == (
+        "model.w has 12 elements, ranks hold 5; model.tied has 2 elements, ranks hold 0"
+    )
+    assert names(tmp_path) == []
+
+
+def test_state_that_could_not_be_read_back_is_refused_when_saving(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="TypeError on rank 0: cannot pickle"):
+        save(tmp_path, 1, per_rank={"lock": threading.Lock()})
+    with pytest.raises(CheckpointError, match="UnpicklingError on rank 0"):
+        save(tmp_path, 1, per_rank={"error": ValueError("a class of its own")})
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match="File exists") as caught:
+        save(tmp_path / "checkpoints", 1)
+    assert str(tmp_path / "checkpoints") in str(caught.value)
+
+
+def failure_of(action: Callable[[], object]) -> CheckpointError:
+    with pytest.raises(CheckpointError) as caught:
+        action()
+    return caught.value
+
+
+def check_one_rank_out_of_space_fails_on_all(folder: str) -> tuple[str, str, int]:
+    """A file size limit on rank 1 gives the system's own error in the middle of a file."""
+    directory = Path(folder)
+    rank = dist.get_rank()
+    large = torch.zeros(2, 100_000)
+    tensors: dict[str, torch.Tensor] = {
+        "model.w": Fragment(large[rank : rank + 1], global_shape=(2, 100_000), offset=(rank, 0))
+    }
+    save(directory, 1, tensors=tensors)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if rank == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    error = failure_of(lambda: save(directory, 2, tensors=tensors))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    dist.barrier()
+    left = len(names(directory))
+    assert newest_step(directory) == 1
+    save(directory, 3, tensors=tensors)
+    assert newest_step(directory) == 3
+    return str(error.found), error.fix, left
+
+
+def check_other_failures_reach_all_ranks(folder: str) -> list[str]:
+    rank = dist.get_rank()
+    directory = Path(folder)
+    locked = {"lock": threading.Lock()} if rank == 1 else {}
+    overlapping = Fragment(torch.zeros(2 + rank), global_shape=(3,), local_shape=(3,))
+    actions = [
+        lambda: save(directory, 1, per_rank=locked),
+        lambda: save(directory, 1, tensors={"model.w": overlapping}),
+        lambda: save(directory, 1, tensors={"model.w": torch.zeros(2 + rank)}),
+        lambda: save(directory / "not" / "\0" if rank == 0 else directory, 1),
+    ]
+    return [str(failure_of(action).found) for action in actions]
+
+
+def test_a_full_disk_on_one_rank_is_one_error_on_all_and_spares_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    first, second = run_ranks(check_one_rank_out_of_space_fails_on_all, str(tmp_path), world_size=2)
+    assert first == second
+    found, fix, left = first
+    assert found.startswith("OSError on rank 1: [Errno 27] File too large")
+    assert "ulimit -f" in fix
+    assert left == 1  # step 1 alone: the failed save gave its space back
+
+
+def test_what_fails_on_one_rank_fails_on_all_with_the_same_words(tmp_path: Path) -> None:
+    first, second = run_ranks(check_other_failures_reach_all_ranks, str(tmp_path), world_size=2)
+    assert first == second
+    state, overlap, shapes, path = first
+    assert state.startswith("TypeError on rank 1: cannot pickle")
+    assert overlap.startswith("model.w is cut in different ways at (0,)")
+    assert shapes.startswith("model.w is (2,) on one rank, (3,) on another")
+    assert "null" in path
+
+
+def killed_rank(rank: int, store: str, folder: str) -> None:
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    save(Path(folder), 1)
+    save(Path(folder), 2, on_phase=Killer("tensors_written") if rank == 1 else lambda phase: None)
+
+
+def test_a_rank_killed_while_saving_ends_the_others_and_spares_the_last_checkpoint(
+    tmp_path: Path,
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    args = (str(tmp_path / "store"), str(tmp_path / "checkpoints"))
+    ranks = [context.Process(target=killed_rank, args=(rank, *args)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(120)
+    assert [process.exitcode for process in ranks] == [1, -signal.SIGKILL]
+    assert newest_step(tmp_path / "checkpoints") == 1
