@@ -86,7 +86,7 @@ def describe_type(kind: object) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if isinstance(kind, type) and kind in words:
         return words[kind]
-    return "a section of further keys"
+    return "corpora by name" if typing.get_origin(kind) is dict else "a section of further keys"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -251,7 +251,7 @@ class CheckpointConfig(Section):
     keep_last: int = bounded(3, at_least=0)
     """Newest complete checkpoints kept; older ones are removed."""
     resume: Resume = MISSING
-    """auto: continue where a checkpoint exists; must: refuse to begin; never: refuse to continue."""
+    """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
 
 
 @dataclass

@@ -1,0 +1,191 @@
+"""What a failed composition means for the user: one ``ConfigError`` per mistake.
+
+Hydra's and OmegaConf's exceptions arrive here as plain ``Exception``s and are read by their
+documented attributes and texts, so that this file needs neither library.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from glm_dist.config.keys import bounds_of, describe_type, leaf_keys, nearest, type_of
+from glm_dist.errors import ConfigError
+
+
+def invalid_override(text: str, expected: str) -> ConfigError:
+    """An argument that is not an override this project takes.
+
+    Args:
+        text: The argument as typed.
+        expected: What would have been right.
+    """
+    return ConfigError(
+        key="command line",
+        found=text,
+        expected=expected,
+        fix="write it as key=value, quoting values with special characters: 'key=\"a b\"'",
+    )
+
+
+def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
+    """A key that neither the schema nor the groups have.
+
+    Args:
+        key: Key as typed.
+        known: Every group and full key.
+    """
+    parent, _, _ = key.rpartition(".")
+    siblings = sorted(
+        name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent
+    )
+    expected = "a group or key of the configuration"
+    if parent and siblings:
+        expected = f"a key of {parent}: {', '.join(siblings)}"
+    guess = nearest(key, known)
+    fix = f"did you mean {guess}" if guess else "see docs/config.md for all keys"
+    return ConfigError(key=key, found="unknown", expected=expected, fix=fix)
+
+
+def unknown_option(group: str, value: object, options: Sequence[str]) -> ConfigError:
+    """A group has no such option.
+
+    Args:
+        group: Name of the group, a folder of conf/.
+        value: Option as typed.
+        options: Options there are.
+    """
+    guess = nearest(str(value), options) or options[0]
+    return ConfigError(
+        key=group,
+        found=value,
+        expected=f"one of {', '.join(options)}",
+        fix=f"choose one, e.g. {group}={guess}",
+    )
+
+
+def missing_values(keys: Sequence[str]) -> ConfigError:
+    """Values that nobody set.
+
+    Args:
+        keys: Full keys, at least one.
+    """
+    experiment = "choose an experiment, e.g. experiment=quickstart"
+    example = " ".join(_example(key) for key in keys)
+    return ConfigError(
+        key=", ".join(keys),
+        found="nothing",
+        expected=" and ".join(describe_type(type_of(key)) for key in keys),
+        fix=f"{experiment}, or set {example}",
+    )
+
+
+def explain_composition(error: Exception, *, typed: Mapping[str, str], source: str) -> ConfigError:
+    """Find the key at fault in whatever Hydra or OmegaConf raised.
+
+    Args:
+        error: Exception of Hydra, OmegaConf or the YAML reader.
+        typed: Values as the user typed them, by full key.
+        source: File or folder that was read.
+    """
+    chain = list(_chain(error))
+    keys = [str(key) for key in (getattr(cause, "full_key", None) for cause in chain) if key]
+    for cause in chain:
+        explained = _explain_one(cause, source, keys[0] if keys else "", typed)
+        if explained is not None:
+            return explained
+    return ConfigError(
+        key=source,
+        found=str(error).strip().splitlines()[0],
+        expected="files that Hydra can compose",
+        fix="correct the file or the override it names",
+    )
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Causes first: the deepest knows the key."""
+    inner = error.__cause__ or error.__context__
+    if inner is not None:
+        yield from _chain(inner)
+    yield error
+
+
+def _explain_one(
+    cause: BaseException, source: str, key: str, typed: Mapping[str, str]
+) -> ConfigError | None:
+    text = str(cause)
+    kind = type(cause).__name__
+    variable = re.search(r"Environment variable '(\w+)' not found", text)
+    if variable:
+        return _unset_variable(variable.group(1))
+    if kind.startswith("Interpolation"):
+        wanted = re.search(r"[Ii]nterpolation key '([^']+)'", text)
+        name = wanted.group(1) if wanted else text.splitlines()[0]
+        guess = nearest(name, leaf_keys())
+        return ConfigError(
+            key=key,
+            found=f"${{{name}}}",
+            expected="a reference to an existing key",
+            fix=f"refer to ${{{guess}}}" if guess else "see docs/config.md for all keys",
+        )
+    if kind in ("ConfigKeyError", "ConfigAttributeError") and key:
+        return unknown_key(key, list(leaf_keys()))
+    if kind == "ValidationError" and type_of(key) is not None:
+        return _wrong_type(key, cause, typed.get(key))
+    if kind == "MissingConfigException":
+        return _missing_option(text, source)
+    mark = getattr(cause, "problem_mark", None)
+    if mark is not None:
+        return ConfigError(
+            key=f"{mark.name} line {mark.line + 1}",
+            found="not YAML",
+            expected="key: value lines",
+            fix=f"correct it; the reader says: {getattr(cause, 'problem', text)}",
+        )
+    return None
+
+
+def _wrong_type(key: str, cause: BaseException, typed: str | None) -> ConfigError:
+    value = re.search(r"Value '(.*?)' of type|Invalid value '(.*?)'", str(cause), flags=re.S)
+    found: object = typed
+    if typed is None:
+        found = (value.group(1) or value.group(2)) if value else getattr(cause, "value", None)
+    bounds = bounds_of(key)
+    return ConfigError(
+        key=key,
+        found="null" if found is None else found,
+        expected=str(bounds) if bounds else describe_type(type_of(key)),
+        fix=f"set {_example(key)}, or leave it out to keep the group's value",
+    )
+
+
+def _missing_option(text: str, source: str) -> ConfigError:
+    wanted = re.search(r"Could not (?:load|find) '([^']+)'", text)
+    return ConfigError(
+        key=source,
+        found=wanted.group(1) if wanted else text.splitlines()[0],
+        expected="an option that exists in its group folder",
+        fix="correct the defaults list that names it",
+    )
+
+
+def _unset_variable(variable: str) -> ConfigError:
+    return ConfigError(
+        key=variable,
+        found="unset",
+        expected="a folder, because the chosen option of paths reads this environment variable",
+        fix=f"export {variable}=/a/folder/of/yours, or choose paths=local",
+    )
+
+
+def _example(key: str) -> str:
+    """An override that is right for the key."""
+    bounds = bounds_of(key)
+    if bounds is not None:
+        return f"{key}={bounds.example}"
+    kind = type_of(key)
+    members = list(getattr(kind, "__members__", ()))
+    if members:
+        return f"{key}={members[0]}"
+    values = {"run.name": "my_run", "paths.data": "data", "paths.runs": "runs"}
+    if key.startswith("data.corpora"):
+        return "data.corpora.<name>.prefix=<path without .bin>"
+    return f"{key}={values.get(key, 'true' if kind is bool else '...')}"

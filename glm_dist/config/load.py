@@ -1,0 +1,258 @@
+"""Overrides in, one typed and checked ``RunConfig`` out: the only door to Hydra.
+
+Hydra composes conf/, OmegaConf checks keys and types, the schema checks ranges and ``checks.py``
+the rest. Whatever goes wrong leaves here as one ``ConfigError`` that names the full key. No torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import yaml  # type: ignore[import-untyped]
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from glm_dist.config.checks import check_config
+from glm_dist.config.explain import (
+    explain_composition,
+    invalid_override,
+    missing_values,
+    unknown_key,
+    unknown_option,
+)
+from glm_dist.config.keys import leaf_keys, type_of
+from glm_dist.config.schema import CorpusConfig, RunConfig
+from glm_dist.errors import ConfigError
+
+CONFIG_VERSION = 1
+"""Version of the keys in a saved configuration; raised when one moves or changes meaning."""
+
+
+Groups = Mapping[str, Sequence[str]]
+"""Option names by group."""
+
+
+def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
+    """Compose, resolve, type and check a configuration.
+
+    Args:
+        overrides: Group choices and values as typed: ``experiment=glm_large``, ``run.steps=10``.
+        config_dir: Folder of the groups; conf/ of the source tree if None.
+
+    Raises:
+        ConfigError: A key, option or value is unknown, missing, out of range or contradictory.
+    """
+    folder = default_config_dir() if config_dir is None else config_dir
+    groups = config_groups(folder)
+    parsed = [_parse(text) for text in overrides]
+    texts = _checked_overrides(parsed, groups)
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    try:
+        with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
+            composed = compose("config", overrides=texts)
+        OmegaConf.set_struct(composed, False)  # the schema's types still refuse unknown keys
+        composed = cast(DictConfig, OmegaConf.merge(composed, _corpus_values(parsed)))
+        config = _typed(composed)
+    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+        typed = {each.key_or_group: _value_text(each) for each in parsed}
+        raise explain_composition(error, typed=typed, source=str(folder)) from error
+    return _checked(_with_absolute_paths(config))
+
+
+def load_config_file(path: Path) -> RunConfig:
+    """Read back a configuration that ``dump_config`` wrote into a run folder.
+
+    Args:
+        path: The YAML file.
+
+    Raises:
+        ConfigError: The file is missing, damaged or of another version.
+    """
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(
+            key=str(path),
+            found="unreadable" if path.exists() else "missing",
+            expected="the configuration that a run saved",
+            fix="name a run folder that holds config.yaml",
+        ) from error
+    version = saved.get("config_version") if isinstance(saved, DictConfig) else None
+    if version != CONFIG_VERSION:
+        raise ConfigError(
+            key=f"{path}: config_version",
+            found="missing" if version is None else version,
+            expected=str(CONFIG_VERSION),
+            fix="use the version of glm_dist that wrote this run, or start a new run",
+        )
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
+        config = _typed(cast(DictConfig, merged))
+    except OmegaConfBaseException as error:
+        raise explain_composition(error, typed={}, source=str(path)) from error
+    return _checked(config)
+
+
+def dump_config(config: RunConfig) -> str:
+    """YAML of a resolved configuration; ``load_config_file`` reads it back equal."""
+    return str(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def default_config_dir() -> Path:
+    """Folder conf/ beside the package or below the working directory.
+
+    Raises:
+        ConfigError: Neither holds config.yaml.
+    """
+    for candidate in (Path(__file__).resolve().parents[2] / "conf", Path.cwd() / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(
+        key="conf/config.yaml",
+        found="missing",
+        expected="the folder conf/ of the source tree beside glm_dist/ or in the working folder",
+        fix="start in the source folder",
+    )
+
+
+def config_groups(folder: Path) -> dict[str, list[str]]:
+    """Option names of every group.
+
+    Args:
+        folder: The folder conf/.
+    """
+    return {
+        group.name: sorted(option.stem for option in group.glob("*.yaml"))
+        for group in sorted(folder.iterdir())
+        if group.is_dir()
+    }
+
+
+def _parse(text: str) -> Override:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise invalid_override(text, "an override of the form key=value") from error
+
+
+def _checked_overrides(overrides: Sequence[Override], groups: Groups) -> list[str]:
+    """The overrides as Hydra shall read them; values of corpora are left out and merged later.
+
+    A group chosen twice takes the last choice, so that a user can overrule a launcher.
+    """
+    options: dict[str, str] = {}
+    values: list[str] = []
+    for override in overrides:
+        key = override.key_or_group
+        _check_form(override)
+        if key in groups:
+            options[key] = _checked_option(override, groups[key])
+        elif type_of(key) is None:
+            raise unknown_key(key, [*groups, *leaf_keys()])
+        elif override.is_delete():
+            values.append(str(override.input_line))
+        elif not _is_corpus_value(key):
+            values.append(f"++{key}={_value_text(override)}")
+    chosen = [f"{group}={option}" for group, option in options.items() if option != "null"]
+    return chosen + values
+
+
+def _check_form(override: Override) -> None:
+    text, key = str(override.input_line), override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise invalid_override(text, "a key of this project; Hydra's own settings are not used")
+    if override.is_sweep_override():
+        raise invalid_override(text, "one value; a sweep is several jobs, e.g. a SLURM array")
+    if override.package is not None:
+        raise invalid_override(text, "a key without @package")
+    if override.is_delete() and key not in ("experiment", "debug") and not _is_corpus(key):
+        raise invalid_override(text, "only a corpus removed, as in ~data.corpora.<name>")
+
+
+def _checked_option(override: Override, options: Sequence[str]) -> str:
+    group, value = override.key_or_group, override.value()
+    if value is None and group in ("experiment", "debug"):
+        return "null"
+    if str(value) not in options:
+        raise unknown_option(group, "nothing" if value is None else value, options)
+    return str(value)
+
+
+def _is_corpus(key: str) -> bool:
+    return key.startswith("data.corpora.") and key.count(".") == 2
+
+
+def _is_corpus_value(key: str) -> bool:
+    return key.startswith("data.corpora.") and key.count(".") == 3
+
+
+def _corpus_values(overrides: Sequence[Override]) -> DictConfig:
+    """Values typed for single corpora, known or new.
+
+    OmegaConf sets a field of an entry that does not exist yet only by merging a whole entry.
+    """
+    values = OmegaConf.create({})
+    for override in overrides:
+        if _is_corpus_value(override.key_or_group) and not override.is_delete():
+            OmegaConf.update(values, override.key_or_group, override.value())
+    return values
+
+
+def _value_text(override: Override) -> str:
+    return str(override.input_line).partition("=")[2]
+
+
+def _typed(composed: DictConfig) -> RunConfig:
+    """Resolve interpolations and build the sections, which check their own ranges."""
+    missing = sorted(_missing_keys(composed))
+    if missing:
+        raise missing_values(missing)
+    OmegaConf.resolve(composed)
+    return cast(RunConfig, OmegaConf.to_object(composed))
+
+
+def _missing_keys(section: DictConfig, *, prefix: str = "") -> Iterator[str]:
+    """Full keys without a value.
+
+    Interpolations are looked up one by one, since only such a look-up names its key when it fails.
+    """
+    for name in map(str, section):
+        if OmegaConf.is_missing(section, name):
+            yield f"{prefix}{name}"
+            continue
+        try:
+            value = section[name]
+        except InterpolationToMissingValueError:
+            continue  # the key it refers to is listed itself
+        if isinstance(value, DictConfig):
+            yield from _missing_keys(value, prefix=f"{prefix}{name}.")
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Make every path independent of the working folder of whoever reads it later."""
+    corpora = {
+        name: CorpusConfig(prefix=_absolute(corpus.prefix), weight=corpus.weight)
+        for name, corpus in config.data.corpora.items()
+    }
+    paths, tokenizer = config.paths, config.tokenizer
+    return replace(
+        config,
+        data=replace(config.data, corpora=corpora),
+        paths=replace(paths, data=_absolute(paths.data), runs=_absolute(paths.runs)),
+        tokenizer=replace(tokenizer, path=_absolute(tokenizer.path)),
+    )
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute()) if path.strip() else path
+
+
+def _checked(config: RunConfig) -> RunConfig:
+    check_config(config, world_size=None)
+    return config
