@@ -6,6 +6,7 @@ bottom right, to everything. Padding lies after Part B and is therefore invisibl
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
 
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -15,6 +16,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
 from glm_dist.parallel.rng import get_cuda_rng_tracker
+
+
+class AttentionCache(Protocol):
+    """Keys and values of tokens that earlier forward passes saw."""
+
+    def extend(
+        self, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add new tokens [b, a, s_new, d] and return all [b, a, s_seen + s_new, d]."""
 
 
 def prefix_attention(
@@ -29,8 +39,8 @@ def prefix_attention(
 
     Args:
         query: [b, a, s, d].
-        key: [b, a, s, d].
-        value: [b, a, s, d].
+        key: [b, a, m + s, d]; the first m are cached tokens, which every query sees.
+        value: [b, a, m + s, d].
         prefix_lengths: Length of Part A of each row, 0 to s.
         dropout: Probability of dropping an attention weight.
 
@@ -49,19 +59,21 @@ def prefix_attention(
 def _one_prefix(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, prefix: int, dropout: float
 ) -> torch.Tensor:
-    length = query.size(2)
+    length, cached = query.size(2), key.size(2) - query.size(2)
     parts = []
     if prefix > 0:
+        seen = slice(0, cached + prefix)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], dropout_p=dropout
+                query[:, :, :prefix], key[:, :, seen], value[:, :, seen], dropout_p=dropout
             )
         )
     if prefix < length:
-        visible = torch.ones(length - prefix, length, dtype=torch.bool, device=query.device)
+        visible = torch.ones(length - prefix, key.size(2), dtype=torch.bool, device=query.device)
+        visible = visible.tril(cached + prefix)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, prefix:], key, value, attn_mask=visible.tril(prefix), dropout_p=dropout
+                query[:, :, prefix:], key, value, attn_mask=visible, dropout_p=dropout
             )
         )
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
@@ -83,6 +95,7 @@ class PrefixAttention(torch.nn.Module):
         """Take the constructor call that ``SelfAttention`` makes; only the dropout rate matters."""
         super().__init__()
         self.dropout = config.attention_dropout
+        self.cache: AttentionCache | None = None  # set while generating
 
     def forward(
         self,
@@ -113,11 +126,14 @@ class PrefixAttention(torch.nn.Module):
         stream: AbstractContextManager[None] = (
             get_cuda_rng_tracker().fork() if dropout > 0.0 else nullcontext()
         )
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a/t, s, d]
+        if self.cache is not None:
+            key, value = self.cache.extend(key, value)
         with stream:
             context = prefix_attention(
-                query.permute(1, 2, 0, 3),  # [s, b, a/t, d] -> [b, a/t, s, d]
-                key.permute(1, 2, 0, 3),
-                value.permute(1, 2, 0, 3),
+                query,
+                key,
+                value,
                 prefix_lengths=attention_mask.tolist(),
                 dropout=dropout,
             )

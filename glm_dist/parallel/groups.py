@@ -71,12 +71,14 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
 
     def group(ranks: list[int]) -> dist.ProcessGroup:
         # Only the members take part: a job of thousands does not create every other rank's groups.
+        # torch (2.13) names such a group after its ranks and the number of groups made before, so
+        # every rank must make equally many in the same order, needed or not.
         return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
 
     coordinates = layout.coordinates(rank)
     stages = layout.pipeline_ranks(rank)
     alone = group([rank])
-    at_an_end = rank in (stages[0], stages[-1])
+    ends = layout.embedding_ranks(rank)
     return ParallelGroups(
         layout=layout,
         rank=rank,
@@ -85,7 +87,7 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
         data=group(layout.data_ranks(rank)),
         pipeline=group(stages),
         model=group(layout.model_ranks(rank)),
-        embedding=group(layout.embedding_ranks(rank)) if at_an_end and len(stages) > 1 else alone,
+        embedding=group(ends if rank in ends else [rank]),
         alone=alone,
         world=dist.group.WORLD,
     )

@@ -30,6 +30,14 @@ class Layout:
         """Processes of the whole job."""
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
+    def sizes(self) -> dict[str, int]:
+        """The axes by name, as checkpoints and provenance record them."""
+        return {
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "pipeline_parallel_size": self.pipeline_parallel_size,
+            "data_parallel_size": self.data_parallel_size,
+        }
+
     def coordinates(self, rank: int) -> Coordinates:
         """Place of a rank.
 
@@ -73,8 +81,8 @@ class Layout:
 
     def __str__(self) -> str:
         """Short form such as tp2·pp2·dp1."""
-        sizes = (self.tensor_parallel_size, self.pipeline_parallel_size, self.data_parallel_size)
-        return "·".join(f"{axis}{size}" for axis, size in zip(("tp", "pp", "dp"), sizes, strict=True))
+        pairs = zip(("tp", "pp", "dp"), self.sizes().values(), strict=True)
+        return "·".join(f"{axis}{size}" for axis, size in pairs)
 
     def _sharing(self, rank: int, key: Callable[[Coordinates], object]) -> list[int]:
         mine = key(self.coordinates(rank))

@@ -126,6 +126,10 @@ class TrainingEngine:
         """Updates dropped because fp16 gradients overflowed."""
         return int(self._deepspeed.skipped_steps)
 
+    def restore_skipped_steps(self, count: int) -> None:
+        """Continue the count of a resumed run."""
+        self._deepspeed.skipped_steps = count
+
     def forward_backward(
         self, batches: Sequence[StageBatch], *, loss_scales: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:

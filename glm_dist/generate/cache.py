@@ -1,0 +1,56 @@
+"""Keys and values of tokens already seen, so that generating costs one token a step.
+
+The official code caches hidden states and projects them anew each time; the result is the same.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from glm_dist.model.attention import PrefixAttention
+
+
+class KeyValueCache:
+    """Grows by the new tokens of every forward pass of one attention layer."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._keys: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+
+    def extend(
+        self, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Add new tokens and return all of them.
+
+        Args:
+            key: [b, a, s_new, d].
+            value: [b, a, s_new, d].
+
+        Returns:
+            Keys and values [b, a, s_seen + s_new, d].
+        """
+        if self._keys is None or self._values is None:
+            self._keys, self._values = key, value
+        else:
+            self._keys = torch.cat([self._keys, key], dim=2)
+            self._values = torch.cat([self._values, value], dim=2)
+        return self._keys, self._values
+
+
+@contextmanager
+def cached_attention(model: torch.nn.Module) -> Iterator[None]:
+    """Give every attention layer a fresh cache for the time of the block.
+
+    Args:
+        model: A stage in evaluation mode.
+    """
+    layers = [module for module in model.modules() if isinstance(module, PrefixAttention)]
+    for layer in layers:
+        layer.cache = KeyValueCache()
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.cache = None

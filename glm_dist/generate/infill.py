@@ -1,0 +1,108 @@
+"""Filling every blank of a text, left to right (official interactive generation, GLM 4f61ed7).
+
+The context is read once in both directions. Each blank then starts from [sop] at its mask token's
+position and grows token by token; later blanks see the answers of earlier ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.errors import DataError
+from glm_dist.generate.cache import cached_attention
+from glm_dist.generate.sampling import Sampling, next_token
+from glm_dist.model.batch import StageBatch
+from glm_dist.model.glm import GLMStage
+
+
+@dataclass(frozen=True)
+class Blank:
+    """One filled blank."""
+
+    mask_index: int
+    """Where its mask token stands in the context."""
+    tokens: list[int]
+    """The answer, without [sop] and [eop]."""
+
+
+@torch.no_grad()
+def fill_blanks(
+    stage: GLMStage,
+    context: Sequence[int],
+    *,
+    special: SpecialTokens,
+    sampling: Sampling,
+    max_tokens: int,
+    max_position: int,
+    seed: int = 0,
+) -> list[Blank]:
+    """Generate the answer of every mask token in a context.
+
+    Args:
+        stage: The whole model on one stage, in evaluation mode.
+        context: Token ids of Part A, mask tokens included.
+        special: Ids of special tokens.
+        sampling: How tokens are drawn.
+        max_tokens: Longest answer per blank.
+        max_position: Largest position id the model knows (P).
+        seed: Of the draws.
+
+    Returns:
+        The blanks in text order.
+
+    Raises:
+        DataError: The context is longer than the model's positions.
+    """
+    if len(context) > max_position + 1:
+        raise DataError(
+            key="text",
+            found=f"{len(context)} tokens",
+            expected=f"at most {max_position + 1} tokens, the positions the model was trained with",
+            fix="shorten the text",
+        )
+    masks = {special.mask, special.gmask, special.smask}
+    stops = {special.eop, special.eos}
+    # Answers must consist of text: none of the tokens that only structure a row.
+    banned = [special.sop, special.cls, special.pad, *masks]
+    banned = [token for token in set(banned) - stops]
+    generator = torch.Generator().manual_seed(seed)
+    length = min(max_tokens, max_position - 1)  # block positions 1 … length + 1 must exist
+    blanks = []
+    with cached_attention(stage):
+        last = len(context) - 1
+        _forward(stage, list(context), list(range(last + 1)), [0] * (last + 1), prefix=last + 1)
+        for place in (i for i, token in enumerate(context) if token in masks):
+            answer: list[int] = []
+            token = special.sop
+            for block_position in range(1, length + 1):
+                logits = _forward(stage, [token], [place], [block_position], prefix=0)
+                logits[banned] = float("-inf")
+                token = next_token(logits, sampling, generator=generator)
+                if token in stops:
+                    break
+                answer.append(token)
+            blanks.append(Blank(mask_index=place, tokens=answer))
+    return blanks
+
+
+def _forward(
+    stage: GLMStage,
+    tokens: list[int],
+    positions: list[int],
+    block_positions: list[int],
+    *,
+    prefix: int,
+) -> torch.Tensor:
+    """Feed new tokens of one row; logits [v] after the last of them, on the host."""
+    device = next(stage.parameters()).device
+    batch = StageBatch(
+        tokens=torch.tensor([tokens], device=device),
+        positions=torch.tensor([positions], device=device),
+        block_positions=torch.tensor([block_positions], device=device),
+        prefix_length=torch.tensor([prefix]),
+        target_index=torch.tensor([len(tokens) - 1], device=device),
+        target_ids=torch.zeros(1, dtype=torch.int64, device=device),
+    )
+    return stage.logits(batch)[0].cpu()

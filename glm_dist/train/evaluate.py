@@ -1,0 +1,95 @@
+"""Validation loss of each objective, over the same rows whatever the layout."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.model.batch import StageBatch
+from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.schedule import run_schedule
+from glm_dist.train.engine import TrainingEngine
+
+
+def replica_rows(
+    row_of: Callable[[int], Row], num_rows: int, *, micro_batch_size: int, groups: ParallelGroups
+) -> list[MicroBatch]:
+    """This replica's share of the validation rows, in whole micro-batches.
+
+    Replicas take turns micro-batch by micro-batch. Where the rows do not fill the last round, rows
+    without targets do, so that every rank runs the same number of forward passes.
+
+    Args:
+        row_of: Validation row by index.
+        num_rows: Rows to evaluate, over all replicas.
+        micro_batch_size: Rows of a forward pass.
+        groups: This rank's process groups.
+    """
+    replicas, replica = groups.layout.data_parallel_size, groups.coordinates.data
+    round_size = micro_batch_size * replicas
+    batches = []
+    for first in range(replica * micro_batch_size, -(-num_rows // round_size) * round_size, round_size):
+        rows = []
+        for index in range(first, first + micro_batch_size):
+            row = row_of(index % num_rows)
+            if index >= num_rows:
+                row = replace(row, loss_mask=row.loss_mask & False)
+            rows.append(row)
+        batches.append(MicroBatch.stack(rows))
+    return batches
+
+
+@torch.no_grad()
+def validation_losses(
+    engine: TrainingEngine,
+    row_of: Callable[[str, int], Row],
+    *,
+    objectives: Sequence[str],
+    num_rows: int,
+    micro_batch_size: int,
+    device: torch.device,
+) -> dict[str, float]:
+    """Mean loss per predicted token of each objective. Collective over all ranks.
+
+    Args:
+        engine: Model of this rank.
+        row_of: Validation row by objective and index.
+        objectives: Which ones.
+        num_rows: Rows of each.
+        micro_batch_size: Rows of a forward pass.
+        device: The rank's device.
+
+    Returns:
+        Objective -> nats per token, equal on all ranks.
+    """
+    groups, stage = engine.groups, engine.stage
+    stage.eval()
+    sums = torch.zeros(len(objectives), 2, dtype=torch.float64, device=device)
+    for i, objective in enumerate(objectives):
+        batches = [
+            StageBatch.from_micro_batch(batch, device)
+            for batch in replica_rows(
+                lambda index, name=objective: row_of(name, index),  # type: ignore[misc]
+                num_rows,
+                micro_batch_size=micro_batch_size,
+                groups=groups,
+            )
+        ]
+        one = torch.ones((), device=device)
+        losses = run_schedule(
+            stage,
+            batches,
+            loss_scales=[one] * len(batches),
+            row_length=batches[0].tokens.size(1),
+            micro_batch_size=micro_batch_size,
+            groups=groups,
+            forward_only=True,
+        )
+        if groups.reports_loss:
+            sums[i, 0] = torch.stack(losses).sum()
+            sums[i, 1] = sum(batch.target_ids.numel() for batch in batches)
+    dist.all_reduce(sums, group=groups.world)
+    stage.train()
+    return {name: float(sums[i, 0] / sums[i, 1]) for i, name in enumerate(objectives)}

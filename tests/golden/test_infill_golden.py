@@ -1,0 +1,51 @@
+"""Greedy answers of the official interactive generation."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.generate.infill import fill_blanks
+from glm_dist.generate.sampling import GREEDY
+from glm_dist.parallel.layout import Layout
+from tests.golden.reference import official_stage, reference_files, tensors_under
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.golden
+
+# The tiny model's ids, read off gen/context and gen/greedy: masks 5 6 7, sop 8, cls 4.
+SPECIAL = SpecialTokens(
+    pad=0, eos=0, cls=4, mask=5, gmask=6, smask=7, sop=8, eop=9, unk=1, sep=2, block_mask=3
+)
+NUM_HEADS = 4
+
+
+def answers_of(file: Path) -> tuple[list[list[int]], list[list[int]]]:
+    """Ours and the official answers, blank by blank."""
+    arrays = dict(np.load(file))
+    stage = official_stage(
+        tensors_under(arrays, "w/"), num_attention_heads=NUM_HEADS, layout=Layout()
+    )
+    context, whole = arrays["gen/context"].tolist(), arrays["gen/greedy"][0].tolist()
+    expected: list[list[int]] = []
+    for token in whole[len(context) :]:
+        if token == SPECIAL.sop:
+            expected.append([])
+        else:
+            expected[-1].append(token)
+    blanks = fill_blanks(
+        stage.eval(),
+        context,
+        special=SPECIAL,
+        sampling=GREEDY,
+        max_tokens=max(len(answer) for answer in expected),
+        max_position=len(arrays["w/transformer.position_embeddings.weight"]) - 1,
+    )
+    return [blank.tokens for blank in blanks], expected
+
+
+@pytest.mark.parametrize("file", reference_files("finetune/heads.npz"))
+def test_greedy_infilling_of_several_blanks_equals_the_official_answers(file: Path) -> None:
+    found, expected = run_ranks(answers_of, file, world_size=1)[0]
+    assert found == expected

@@ -1,0 +1,188 @@
+"""One tiny training job under any layout: what the layout grid and the resume tests compare."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from glm_dist.config.schema import Dtype, LossNormalization, ModelConfig, OptimizerConfig
+from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.model.glm import GLMStage
+from glm_dist.model.parameters import initialize
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.groups import ParallelGroups, build_groups
+from glm_dist.parallel.layout import Layout
+from glm_dist.parallel.rng import seed_step
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.step import train_step
+
+STEPS = 3
+GLOBAL_BATCH = 16
+ROW_LENGTH = 24
+VOCAB_SIZE = 251  # prime: no tensor-parallel size divides it
+PADDED_VOCAB_SIZE = 256
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    max_position_embeddings=32,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    layernorm_epsilon=1e-5,
+    init_std=0.02,
+)
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-3,
+    beta1=0.9,
+    beta2=0.98,
+    epsilon=1e-6,
+    weight_decay=0.1,
+    gradient_clipping=0.5,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the grid."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    zero: int = 0
+    micro_batch: int = 1
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.tp, self.pp, self.dp)
+
+    def __str__(self) -> str:
+        return f"{self.layout} zero{self.zero} micro{self.micro_batch}"
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a case leaves: per step the loss and norm, at the end the whole model."""
+
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, np.ndarray]
+
+
+def rows_of_step(step: int) -> list[Row]:
+    """GLOBAL_BATCH random rows whose number of targets differs from row to row."""
+    rng = np.random.Generator(np.random.Philox(key=[7, step]))
+    place = np.arange(ROW_LENGTH)
+    rows = []
+    for i in range(GLOBAL_BATCH):
+        prefix = ROW_LENGTH - 1 if i == 0 else int(rng.integers(1, ROW_LENGTH - 1))
+        in_b = place >= prefix
+        rows.append(
+            Row(
+                tokens=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
+                positions=np.where(in_b, 3, place),
+                block_positions=np.where(in_b, place - prefix + 1, 0),
+                targets=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
+                loss_mask=in_b,
+                prefix_length=prefix,
+                objective="span",
+                num_real_tokens=ROW_LENGTH,
+            )
+        )
+    return rows
+
+
+def micro_batches_of(rows: list[Row], case: Case, replica: int) -> list[MicroBatch]:
+    """The contiguous slice of a replica, cut into micro-batches."""
+    per_replica = GLOBAL_BATCH // case.dp
+    first = replica * per_replica
+    return [
+        MicroBatch.stack(rows[cut : cut + case.micro_batch])
+        for cut in range(first, first + per_replica, case.micro_batch)
+    ]
+
+
+def deepspeed_dictionary(case: Case) -> dict[str, object]:
+    """What train.deepspeed_config would make for this case in fp32."""
+    return {
+        "train_micro_batch_size_per_gpu": case.micro_batch,
+        "gradient_accumulation_steps": GLOBAL_BATCH // case.dp // case.micro_batch,
+        "gradient_clipping": OPTIMIZER.gradient_clipping,
+        "zero_optimization": {"stage": case.zero},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+
+
+def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
+    """The engine of this rank with the initial weights of seed 1."""
+    stage = GLMStage(
+        MODEL,
+        vocab_size=VOCAB_SIZE,
+        padded_vocab_size=PADDED_VOCAB_SIZE,
+        dtype=Dtype.fp32,
+        groups=groups,
+        device=torch.device("cpu"),
+    )
+    initialize(stage.places(), seed=1, init_std=MODEL.init_std, num_layers=MODEL.num_layers)
+    return TrainingEngine(
+        stage, OPTIMIZER, deepspeed_config=deepspeed_dictionary(case), groups=groups
+    )
+
+
+def run_steps(engine: TrainingEngine, case: Case, steps: range) -> tuple[list[float], list[float]]:
+    """Train; losses and norms of the steps, equal on all ranks."""
+    groups = engine.groups
+    losses, norms = [], []
+    for step in steps:
+        seed_step(1, step, coordinates=groups.coordinates)
+        result = train_step(
+            engine,
+            micro_batches_of(rows_of_step(step), case, groups.coordinates.data),
+            learning_rate=OPTIMIZER.learning_rate,
+            normalize_by=LossNormalization.global_tokens,
+            device=torch.device("cpu"),
+        )
+        loss = result.loss_share.clone()
+        dist.all_reduce(loss)
+        losses.append(float(loss))
+        norms.append(float(result.grad_norm))
+    return losses, norms
+
+
+def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
+    """Every parameter of the model put together on every rank, ours and not the checkpoint's way."""
+    import deepspeed
+
+    pieces: list[tuple[str, tuple[int, ...], tuple[int, ...], np.ndarray]] = []
+    with deepspeed.zero.GatheredParameters(
+        [p.parameter for p in engine.places], enabled=engine.zero_stage == 3
+    ):
+        for place in engine.places:
+            value = place.parameter.detach().numpy().copy()
+            pieces.append((place.name, place.global_shape, place.offset, value))
+    gathered: list = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, pieces)
+    whole: dict[str, np.ndarray] = {}
+    for rank_pieces in gathered:
+        for name, shape, offset, value in rank_pieces:
+            target = whole.setdefault(name, np.full(shape, np.nan, dtype=np.float32))
+            cut = tuple(slice(o, o + n) for o, n in zip(offset, value.shape, strict=True))
+            seen = target[cut]
+            # Replicas of a slice must agree to the bit, or they drift apart in a long run.
+            assert np.isnan(seen).all() or np.array_equal(seen, value), f"{name} differs by rank"
+            target[cut] = value
+    return whole
+
+
+def train_cases(cases: list[Case]) -> list[Trace]:
+    """Run the cases one after the other in this process group."""
+    enable_cpu()
+    traces = []
+    for case in cases:
+        groups = build_groups(case.layout, timedelta(seconds=60))
+        engine = build_engine(case, groups)
+        losses, norms = run_steps(engine, case, range(STEPS))
+        traces.append(Trace(losses, norms, whole_weights(engine)))
+    return traces

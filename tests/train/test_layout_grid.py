@@ -1,0 +1,79 @@
+"""Any layout trains the same model: loss, gradient norm and every weight against one process."""
+
+from functools import cache
+
+import numpy as np
+import pytest
+
+from tests.ranks import run_ranks
+from tests.train.grid import Case, Trace, train_cases
+
+TOLERANCE = 1e-5
+
+LAYOUTS = {
+    1: [(1, 1, 1)],
+    2: [(2, 1, 1), (1, 2, 1), (1, 1, 2)],
+    4: [(4, 1, 1), (1, 4, 1), (1, 1, 4), (2, 2, 1), (2, 1, 2), (1, 2, 2)],
+}
+MICRO_BATCHES = (1, 2, 4)
+
+
+def cases_of(world_size: int) -> list[Case]:
+    """Every layout of a world size with ZeRO 0 and 1, and 2 and 3 where there is one stage."""
+    return [
+        Case(tp=tp, pp=pp, dp=dp, zero=zero, micro_batch=micro_batch)
+        for tp, pp, dp in LAYOUTS[world_size]
+        for zero in (0, 1, 2, 3)
+        for micro_batch in MICRO_BATCHES
+        if zero < 2 or pp == 1
+    ]
+
+
+@cache
+def one_process() -> Trace:
+    """The serial run: one process, no ZeRO, the whole batch in one micro-batch."""
+    traces: list[Trace] = run_ranks(train_cases, [Case(micro_batch=16)], world_size=1)[0]
+    return traces[0]
+
+
+def differences(found: Trace, expected: Trace) -> tuple[float, float, float]:
+    """Largest absolute difference of losses, norms and weights."""
+    assert found.weights.keys() == expected.weights.keys()
+    return (
+        max(abs(a - b) for a, b in zip(found.losses, expected.losses, strict=True)),
+        max(abs(a - b) for a, b in zip(found.norms, expected.norms, strict=True)),
+        max(float(np.abs(w - expected.weights[name]).max()) for name, w in found.weights.items()),
+    )
+
+
+def run_grid(world_size: int) -> list[tuple[Case, tuple[float, float, float]]]:
+    """Train every case of a world size and compare it with one process."""
+    cases = cases_of(world_size)
+    traces: list[Trace] = run_ranks(train_cases, cases, world_size=world_size, timeout=600)[0]
+    return [(c, differences(t, one_process())) for c, t in zip(cases, traces, strict=True)]
+
+
+def format_table(rows: list[tuple[Case, tuple[float, float, float]]]) -> str:
+    """Markdown, one line per case."""
+    lines = [
+        "| layout | ZeRO | micro-batch | Δ loss | Δ gradient norm | Δ weights |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for case, (loss, norm, weights) in rows:
+        lines.append(
+            f"| {case.layout} | {case.zero} | {case.micro_batch} "
+            f"| {loss:.1e} | {norm:.1e} | {weights:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_layout_trains_the_model_of_one_process(
+    world_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = run_grid(world_size)
+    with capsys.disabled():
+        print(f"\n{format_table(rows)}")
+    wrong = [f"{case}: {found}" for case, found in rows if not max(found) <= TOLERANCE]
+    assert not wrong, "\n".join(wrong)
