@@ -67,8 +67,13 @@ def _owned(
     mapping = parameter._hp_mapping
     if mapping is None:
         return None, 0
-    data = mapping.get_hp_fragment(None if kind == "model" else kind)
-    return data, mapping.lp_fragment_address.start
+    flat = _adamw(optimizer, zero_stage).param_groups[mapping.param_group_index]["params"][0]
+    if kind != "model":
+        # Not mapping.get_hp_fragment(kind): DeepSpeed (0.19.8) links the moments of all groups
+        # when the first group has stepped, so those of the second are never found.
+        flat = optimizer.optimizer.state[flat][kind]
+    owned = mapping.hp_fragment_address
+    return flat.data.narrow(0, owned.start, owned.numel), mapping.lp_fragment_address.start
 
 
 def _flat_masters(optimizer: Any, zero_stage: int) -> Iterator[torch.Tensor]:
@@ -100,8 +105,6 @@ def prepare_for_load(optimizer: Any, *, zero_stage: int, update: int) -> None:
             "exp_avg": torch.zeros_like(master),
             "exp_avg_sq": torch.zeros_like(master),
         }
-    if zero_stage in (1, 2):
-        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def publish_weights(optimizer: Any, *, zero_stage: int) -> None:

@@ -156,13 +156,14 @@ class _HashingWriter(FileSystemWriter):
 
     def __init__(self, folder: Path, *, rank: int) -> None:
         super().__init__(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-        self.fs = _HashingFileSystem()
+        self.hashing = _HashingFileSystem()
+        self.fs = self.hashing
         self.group_rank = rank
 
     @property
     def records(self) -> dict[str, FileRecord]:
         """Files this rank has closed, by name."""
-        return self.fs.records
+        return self.hashing.records
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         with Explained(rank=self.group_rank, task="write its tensors", key=str(self.path)):
