@@ -1,0 +1,185 @@
+"""Ordinary text to ordinary ids: the two tokenizer libraries behind one small protocol.
+
+A codec knows nothing of GLM's special tokens; ``tokenizer.py`` adds them. This file and
+``tokenizer_training.py`` are the only ones that import ``sentencepiece`` and ``tokenizers``.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from glm_dist.errors import DataError
+
+
+class Codec(Protocol):
+    """Text without special tokens to ids, and back."""
+
+    @property
+    def size(self) -> int:
+        """Ids are 0 … size - 1."""
+
+    def encode(self, text: str) -> list[int]:
+        """Encode; special tokens' names in the text are ordinary text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode ids below ``size``."""
+
+    def id_of(self, piece: str) -> int | None:
+        """Find the id of a piece of the vocabulary."""
+
+
+class SentencePieceCodec:
+    """A SentencePiece model file."""
+
+    def __init__(self, model: Path) -> None:
+        """Load the model.
+
+        Raises:
+            DataError: The file is no SentencePiece model.
+        """
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        except (RuntimeError, OSError) as error:
+            raise DataError(
+                key=str(model),
+                found=f"not readable ({error})",
+                expected="a SentencePiece model",
+                fix="check tokenizer.path, or train one with `glm-dist tokenizer train`",
+            ) from error
+
+    @property
+    def size(self) -> int:
+        """Ids are 0 … size - 1."""
+        return int(self._processor.get_piece_size())
+
+    def encode(self, text: str) -> list[int]:
+        """Encode; see ``Codec``."""
+        return list(self._processor.encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode; the model's own control ids (<s>, </s>) print as nothing."""
+        return str(self._processor.decode(list(ids)))
+
+    def id_of(self, piece: str) -> int | None:
+        """Find the id of a piece."""
+        found = int(self._processor.piece_to_id(piece))
+        return None if found == self._processor.unk_id() else found
+
+    @property
+    def unk(self) -> int:
+        """Id of unknown text."""
+        return int(self._processor.unk_id())
+
+
+class HuggingFaceCodec:
+    """A tokenizer of the ``tokenizers`` library."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        """Wrap a tokenizer; its added special tokens count as ordinary text."""
+        tokenizer.encode_special_tokens = True
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+
+    @property
+    def size(self) -> int:
+        """One more than the highest id, which is what an embedding table needs."""
+        return max(self._tokenizer.get_vocab().values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """Encode; see ``Codec``."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode; see ``Codec``."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def id_of(self, piece: str) -> int | None:
+        """Find the id of a piece."""
+        found = self._tokenizer.token_to_id(piece)
+        return None if found is None else int(found)
+
+
+def bert_codec(vocabulary: Path) -> HuggingFaceCodec:
+    """Build uncased WordPiece: lower case, no accents, CJK characters apart."""
+    pieces = vocabulary.read_text(encoding="utf-8").splitlines()
+    model = models.WordPiece(
+        {piece: number for number, piece in enumerate(pieces)},
+        unk_token="[UNK]",
+        max_input_chars_per_word=100,
+    )
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return HuggingFaceCodec(tokenizer)
+
+
+def byte_level_codec(vocabulary: Path, merges: Path) -> HuggingFaceCodec:
+    """Build byte-level BPE as GPT-2 and RoBERTa use it."""
+    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return HuggingFaceCodec(tokenizer)
+
+
+def huggingface_codec(file: Path) -> HuggingFaceCodec:
+    """Load a ``tokenizer.json``.
+
+    Raises:
+        DataError: The library cannot read it.
+    """
+    try:
+        return HuggingFaceCodec(tokenizers.Tokenizer.from_file(str(file)))
+    # The library raises bare Exception for every mistake in the file.
+    except Exception as error:
+        raise DataError(
+            key=str(file),
+            found=f"not readable ({error})",
+            expected="a tokenizer.json of the Hugging Face tokenizers library",
+            fix="check tokenizer.path and tokenizer.kind",
+        ) from error
+
+
+def find_file(path: Path, *patterns: str) -> Path:
+    """Find a vocabulary file: the path itself, or the one file of a folder that fits a pattern.
+
+    Args:
+        path: File or folder.
+        *patterns: Globs in order of preference.
+
+    Raises:
+        DataError: Nothing there fits, or several files do.
+    """
+    if path.is_file():
+        return path
+    for pattern in patterns:
+        matches = sorted(path.glob(pattern))
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise DataError(
+                key=str(path),
+                found=" and ".join(match.name for match in matches),
+                expected=f"one file like {pattern}",
+                fix="name the file itself, or keep one vocabulary in that folder",
+            )
+    raise DataError(
+        key=str(path),
+        found="nothing that fits" if path.exists() else "missing",
+        expected=f"a file, or a folder with {' or '.join(patterns)}",
+        fix="check tokenizer.path; `glm-dist tokenizer train` makes a new tokenizer",
+    )
+
+
+def hash_files(files: Sequence[Path]) -> str:
+    """Hash contents in order. Returns hexadecimal SHA-256."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
