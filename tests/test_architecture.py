@@ -1,0 +1,302 @@
+"""The house keeps its order: layers, doors, sizes, docstrings, and links of the documents.
+
+Each rule reads syntax trees and imports nothing of the package. Each is first shown source that
+breaks it, so that a rule which no longer bites fails by itself.
+"""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "glm_dist"
+
+# A layer imports from the lines above it, and from itself; never from a neighbour on its line.
+LAYERS = (
+    ("errors",),
+    ("config",),
+    ("data", "parallel", "optim", "observe"),
+    ("model",),
+    ("checkpoint",),
+    ("train",),
+    ("tasks", "generate", "convert", "plan"),
+    ("cli",),
+)
+
+DOORS = {
+    "hydra": ("config/load.py", "cli.py"),
+    "omegaconf": ("config/load.py", "cli.py"),
+    "megatron": ("parallel/*.py", "model/*.py", "data/indexed.py"),
+    "deepspeed": ("train/engine.py", "checkpoint/*.py"),
+    "wandb": ("observe/sinks.py",),
+    "sentencepiece": ("data/tokenizer*.py",),
+    "tokenizers": ("data/tokenizer*.py",),
+}
+
+# May be missing on a machine that does not need them, so the importing function asks for them.
+OPTIONAL_LIBRARIES = {"apex", "flash_attn", "pyarrow", "transformer_engine", "wandb", "zstandard"}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+@dataclass(frozen=True)
+class Module:
+    """One source file: path below the package and text."""
+
+    path: str
+    source: str
+
+    @property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.source, filename=self.path)
+
+    @property
+    def layer(self) -> str:
+        return self.path.split("/")[0].removesuffix(".py")
+
+
+def _modules() -> list[Module]:
+    folder = ROOT / PACKAGE
+    return [
+        Module(path.relative_to(folder).as_posix(), path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.py"))
+    ]
+
+
+MODULES = _modules()
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide the layer"
+            if node.module == PACKAGE:
+                yield from ((node.lineno, f"{PACKAGE}.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, node.module or ""
+
+
+def _functions(tree: ast.AST) -> Iterator[Function]:
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    yield from (node for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+def imports_go_down(module: Module) -> Iterator[str]:
+    rank = {name: level for level, names in enumerate(LAYERS) for name in names}
+    if module.path == "__init__.py":
+        return
+    if module.layer not in rank:
+        yield f"layer {module.layer} is not in the list of layers"
+        return
+    for line, name in _imports(module.tree):
+        package, _, rest = name.partition(".")
+        target = rest.split(".")[0]
+        if package != PACKAGE or not target or target == module.layer:
+            continue
+        if rank[target] >= rank[module.layer]:
+            yield f"line {line}: {module.layer} imports {target}, which is not below it"
+
+
+def libraries_come_through_their_door(module: Module) -> Iterator[str]:
+    for line, name in _imports(module.tree):
+        doors = DOORS.get(name.split(".")[0])
+        if doors and not any(PurePosixPath(module.path).match(door) for door in doors):
+            yield f"line {line}: imports {name}; only {', '.join(doors)} may"
+
+
+def imports_stand_at_the_top(module: Module) -> Iterator[str]:
+    for function in _functions(module.tree):
+        for line, name in _imports(function):
+            library = name.split(".")[0]
+            dispatches = module.path == "cli.py" and library == PACKAGE
+            if library not in OPTIONAL_LIBRARIES and not dispatches:
+                yield f"line {line}: {function.name} imports {name} when called"
+
+
+def files_and_functions_are_short(module: Module) -> Iterator[str]:
+    lines = len(module.source.splitlines())
+    if lines > MAX_FILE_LINES:
+        yield f"{lines} lines, {MAX_FILE_LINES} allowed"
+    for function in _functions(module.tree):
+        length = (function.end_lineno or 0) - function.lineno + 1
+        if length > MAX_FUNCTION_LINES:
+            yield f"{function.name}: {length} lines, {MAX_FUNCTION_LINES} allowed"
+
+
+def public_things_are_described(module: Module) -> Iterator[str]:
+    def visit(node: ast.Module | ast.ClassDef, name: str) -> Iterator[str]:
+        if not ast.get_docstring(node):
+            yield f"{name} has no docstring"
+        for child in node.body:
+            if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+                yield from visit(child, child.name)
+            elif isinstance(child, ast.FunctionDef) and not child.name.startswith("_"):
+                overload = any("overload" in ast.unparse(d) for d in child.decorator_list)
+                if not overload and not ast.get_docstring(child):
+                    yield f"{name}: {child.name} has no docstring"
+
+    if module.source.strip():
+        yield from visit(module.tree, "the module")
+
+
+def nothing_prints(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in {"print", "builtins.print"}:
+            yield f"line {node.lineno}: print; use a logger, or the console in observe/"
+
+
+def no_state_is_global(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.Global):
+            yield f"line {node.lineno}: global {', '.join(node.names)}"
+
+
+def exceptions_are_named(module: Module) -> Iterator[str]:
+    for node in ast.walk(module.tree):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        named = all(c and ast.unparse(c) not in {"Exception", "BaseException"} for c in caught)
+        # Some libraries raise Exception itself; naming the mistake at once hides nothing.
+        only = node.body[0] if len(node.body) == 1 else None
+        translated = node.type is not None and isinstance(only, ast.Raise) and only.cause
+        if not named and not translated:
+            yield f"line {node.lineno}: catches everything"
+
+
+def no_module_is_a_drawer(module: Module) -> Iterator[str]:
+    parts = set(PurePosixPath(module.path).with_suffix("").parts)
+    for name in parts & {"utils", "util", "helpers", "common", "misc"}:
+        yield f"a module named {name} says nothing about its content"
+
+
+RULES: list[Callable[[Module], Iterator[str]]] = [
+    imports_go_down,
+    libraries_come_through_their_door,
+    imports_stand_at_the_top,
+    files_and_functions_are_short,
+    public_things_are_described,
+    nothing_prints,
+    no_state_is_global,
+    exceptions_are_named,
+    no_module_is_a_drawer,
+]
+
+BAD = [
+    (imports_go_down, "data/rows.py", "from glm_dist.model import glm"),
+    (imports_go_down, "data/rows.py", "from glm_dist.parallel.layout import Layout"),
+    (imports_go_down, "model/glm.py", "from glm_dist import train"),
+    (imports_go_down, "errors.py", "import glm_dist.config.schema"),
+    (imports_go_down, "attic/old.py", ""),
+    (libraries_come_through_their_door, "train/step.py", "import deepspeed"),
+    (libraries_come_through_their_door, "config/checks.py", "from omegaconf import DictConfig"),
+    (libraries_come_through_their_door, "train/loop.py", "import megatron.core as mc"),
+    (libraries_come_through_their_door, "data/rows.py", "from tokenizers import Tokenizer"),
+    (imports_stand_at_the_top, "train/step.py", "def f():\n    import json"),
+    (imports_stand_at_the_top, "plan/memory.py", "def f():\n    from glm_dist.config import size"),
+    (files_and_functions_are_short, "errors.py", "x = 1\n" * 401),
+    (files_and_functions_are_short, "errors.py", "def f():\n" + "    x = 1\n" * 60),
+    (public_things_are_described, "errors.py", "x = 1"),
+    (public_things_are_described, "errors.py", '"""M."""\ndef f():\n    return 1'),
+    (public_things_are_described, "errors.py", '"""M."""\nclass A:\n    x = 1'),
+    (public_things_are_described, "a.py", '"""M."""\nclass A:\n    """C."""\n    def f(self): ...'),
+    (nothing_prints, "errors.py", "print('x')"),
+    (no_state_is_global, "errors.py", "def f():\n    global x\n    x = 1"),
+    (exceptions_are_named, "errors.py", "try:\n    f()\nexcept:\n    f()"),
+    (exceptions_are_named, "errors.py", "try:\n    f()\nexcept Exception as e:\n    log(e)"),
+    (exceptions_are_named, "errors.py", "try:\n    f()\nexcept (OSError, Exception):\n    f()"),
+    (no_module_is_a_drawer, "data/utils.py", ""),
+    (no_module_is_a_drawer, "utils/files.py", ""),
+]
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), BAD)
+def test_rule_catches_what_it_forbids(
+    rule: Callable[[Module], Iterator[str]], path: str, source: str
+) -> None:
+    assert list(rule(Module(path, source)))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_package_follows_the_rule(rule: Callable[[Module], Iterator[str]]) -> None:
+    assert MODULES
+
+    broken = [f"{PACKAGE}/{m.path}: {problem}" for m in MODULES for problem in rule(m)]
+
+    assert not broken, "\n" + "\n".join(broken)
+
+
+def test_every_imported_library_is_declared() -> None:
+    distribution = {"hydra": "hydra-core", "megatron": "megatron-core", "yaml": "pyyaml"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["data"]]
+    declared = {re.split(r"[<>=!~ ;\[]", line)[0].lower() for line in wanted}
+    standard = set(sys.stdlib_module_names)
+
+    imported = {name.split(".")[0] for m in MODULES for _, name in _imports(m.tree)}
+
+    ours = {PACKAGE, *OPTIONAL_LIBRARIES - {"pyarrow", "wandb", "zstandard"}}
+    missing = {distribution.get(name, name) for name in imported - standard - ours} - declared
+    assert not missing, f"imported but not in pyproject.toml: {sorted(missing)}"
+
+
+def test_tests_mirror_the_package() -> None:
+    folders = {p.parent.name for p in (ROOT / PACKAGE).glob("*/*.py")}
+    tested = {p.parent.name for p in (ROOT / "tests").glob("*/test_*.py")}
+    beside_the_package = {"golden", "launchers", "docs"}
+
+    assert tested - folders <= beside_the_package
+    assert not folders - tested, f"packages without a test: {sorted(folders - tested)}"
+
+
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("*/README.md")])
+
+
+def _slug(heading: str) -> str:
+    words = re.sub(r"[^\w\- ]", "", heading.strip().lower().replace("`", ""))
+    return words.replace(" ", "-")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_links_of_documents_lead_somewhere(document: Path) -> None:
+    text = re.sub(r"(?ms)^```.*?^```", "", document.read_text(encoding="utf-8"))
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"[a-z]+:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (document.parent / name).resolve() if name else document
+        if not path.exists():
+            broken.append(target)
+        elif anchor and path.suffix == ".md":
+            headings = re.findall(r"(?m)^#+ (.*)$", path.read_text(encoding="utf-8"))
+            if anchor not in map(_slug, headings):
+                broken.append(target)
+    assert not broken, f"dead links: {broken}"
+
+
+def test_readme_tour_names_the_files_of_one_step_in_order() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tour = readme.partition("## Read these files")[2].partition("\n## ")[0]
+
+    stops = re.findall(r"\]\((glm_dist/[^)]+)\)", tour)
+
+    assert stops[:6] == [
+        "glm_dist/cli.py",
+        "glm_dist/train/job.py",
+        "glm_dist/train/loop.py",
+        "glm_dist/train/step.py",
+        "glm_dist/parallel/schedule.py",
+        "glm_dist/model/glm.py",
+    ]
