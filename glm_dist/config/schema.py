@@ -183,7 +183,7 @@ class PrecisionConfig(Section):
     """fp16 only: steps without overflow before the scale doubles. GLM: 1000."""
     loss_scale_hysteresis: int = bounded(2, at_least=1)
     """fp16 only: overflows tolerated before the scale halves. GLM: 2."""
-    min_loss_scale: float = bounded(1.0, above=0)
+    min_loss_scale: int = bounded(1, at_least=1)
     """fp16 only: the scale never falls below this. GLM: 1."""
 
 

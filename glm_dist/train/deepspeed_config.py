@@ -1,0 +1,67 @@
+"""DeepSpeed's dictionary, generated from the configuration and never written by hand.
+
+Only what this project uses: ZeRO, number formats, clipping. Optimizer, learning rate, data and
+logging stay ours. Keys follow DeepSpeed 0.19.8. No DeepSpeed here.
+"""
+
+from glm_dist.config.schema import Dtype, PrecisionConfig, RunConfig, ZeroConfig
+
+Json = bool | int | float | str | dict[str, "Json"]
+
+NEVER = 10**9
+"""Steps between DeepSpeed's own prints; ours are in observe/."""
+
+
+def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Json]:
+    """Generate what ``deepspeed.initialize`` takes as ``config``.
+
+    Args:
+        config: Checked configuration.
+        world_size: Processes of the whole job.
+    """
+    return {
+        # Without train_batch_size, which DeepSpeed derives with the replicas it is told of.
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": config.num_micro_batches(world_size),
+        "gradient_clipping": config.optimizer.gradient_clipping,
+        "steps_per_print": NEVER,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW, where it expects its own Adam
+        "zero_optimization": _zero(config.zero),
+        **_precision(config.precision),
+    }
+
+
+def _zero(zero: ZeroConfig) -> dict[str, Json]:
+    return {
+        "stage": zero.stage,
+        "reduce_bucket_size": zero.reduce_bucket_size,
+        "allgather_bucket_size": zero.allgather_bucket_size,
+        "overlap_comm": zero.overlap_comm,
+        "reduce_scatter": True,
+        "contiguous_gradients": True,
+    }
+
+
+def _precision(precision: PrecisionConfig) -> dict[str, Json]:
+    """Number formats; half-precision gradients are summed and reduced in fp32."""
+    if precision.dtype is Dtype.fp32:
+        return {}
+    fp32_gradients: dict[str, Json] = {
+        # DeepSpeed reduces in the model's format by default, which rounds the sum over replicas.
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+    }
+    if precision.dtype is Dtype.bf16:
+        # With fp32 accumulation ZeRO 1 becomes BF16_Optimizer, which moves each micro-batch's
+        # gradient to fp32 in its hooks only when asked to update immediately.
+        return fp32_gradients | {"bf16": {"enabled": True, "immediate_grad_update": True}}
+    return fp32_gradients | {
+        "fp16": {
+            "enabled": True,
+            "loss_scale": 0,  # dynamic
+            "initial_scale_power": precision.initial_loss_scale_power,
+            "loss_scale_window": precision.loss_scale_window,
+            "hysteresis": precision.loss_scale_hysteresis,
+            "min_loss_scale": precision.min_loss_scale,
+        }
+    }
