@@ -40,7 +40,7 @@ def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
     expected = "a group or key of the configuration"
     if parent and siblings:
         expected = f"a key of {parent}: {', '.join(siblings)}"
-    guess = nearest(key, known)
+    guess = nearest(key, [name for name in known if not parent or "." in name])
     fix = f"did you mean {guess}" if guess else "see docs/config.md for all keys"
     return ConfigError(key=key, found="unknown", expected=expected, fix=fix)
 

@@ -1,0 +1,186 @@
+"""What users type: ``train.py`` and ``glm-dist <command>``.
+
+The one place that loads modules by name, so that a check on a login node never loads torch. A
+mistake of the user ends the process with one message and status 2, without a traceback.
+"""
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+from glm_dist.config.checks import check_config
+from glm_dist.config.launch import read_launch_environment, without_local_rank
+from glm_dist.config.load import dump_config, load_config
+from glm_dist.errors import ConfigError, GlmDistError
+
+EXIT_USER_ERROR = 2
+
+
+class Command(Protocol):
+    """What a module that carries out a sub-command offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the sub-command's arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Carry the sub-command out and return the exit status."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sub-command."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "sample-corpus": Entry("glm_dist.data.sample_corpus", "write a real corpus out of packages"),
+    "tokenizer": Entry("glm_dist.data.tokenizer_command", "train, show or try a tokenizer"),
+    "prepare": Entry("glm_dist.data.prepare_command", "turn text files into token files"),
+    "data": Entry("glm_dist.data.commands", "validate, measure or show prepared corpora"),
+    "config": Entry("glm_dist.config.command", "print the resolved configuration"),
+    "check": Entry("glm_dist.train.check_command", "say before a launch whether it would work"),
+    "train": Entry("glm_dist.cli", "pretrain, as train.py does"),
+    "generate": Entry("glm_dist.generate.command", "fill the blanks of a text"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``glm-dist``.
+
+    Args:
+        arguments: Command line without the program's name; the process's own if None.
+
+    Returns:
+        Exit status: 0 done, 2 a mistake in the command, configuration, data or launch.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="glm-dist",
+        description="Pretrain GLM and everything around it.",
+        epilog="`glm-dist <command> --help` explains a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
+    for name, entry in COMMANDS.items():
+        commands.add_parser(name, help=entry.summary, add_help=False)
+    command = parser.parse_args(typed[:1]).command
+    return run_command(command, typed[1:], prog=f"glm-dist {command}")
+
+
+def main_train() -> int:
+    """Run ``train.py`` with the process's own command line.
+
+    Returns:
+        Exit status, as ``main``.
+    """
+    return run_command("train", sys.argv[1:], prog="train.py")
+
+
+def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
+    """Load a sub-command's module and run it.
+
+    Args:
+        name: Key of ``COMMANDS``.
+        arguments: What follows the name; a launcher may have put ``--local_rank=N`` first.
+        prog: How the command is called in its help.
+    """
+    command = TrainCommand() if name == "train" else _module(COMMANDS[name].module)
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=inspect.getdoc(command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    try:
+        return command.run(_parse(parser, without_local_rank(arguments)))
+    except GlmDistError as error:
+        sys.stderr.write(f"{_speaker()}{type(error).__name__}: {error}\n")
+        return EXIT_USER_ERROR
+
+
+class TrainCommand:
+    """Pretrain a GLM: compose the configuration, check it, train.
+
+    Values are set as key=value, options of a group as group=option:
+      train.py experiment=glm_large parallel=tp2 optimizer.learning_rate=1e-4
+    docs/config.md lists every key; --cfg job prints the outcome. Start several processes with
+    deepspeed, torchrun or srun.
+    """
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare overrides, and Hydra's options that make sense here."""
+        parser.add_argument("overrides", nargs="*", metavar="key=value")
+        parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
+        parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+        parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Check, then train.
+
+        Raises:
+            GlmDistError: What the user asked for cannot be done.
+        """
+        launch = read_launch_environment(os.environ)
+        try:
+            if arguments.multirun:
+                raise _multirun()
+            config = load_config(arguments.overrides, config_dir=arguments.config_dir)
+            check_config(config, world_size=launch.world_size)
+        except GlmDistError:
+            if launch.rank == 0:
+                raise
+            return EXIT_USER_ERROR  # every rank met the same mistake; one of them speaks
+        if arguments.cfg:
+            if launch.rank == 0:
+                sys.stdout.write(dump_config(config))
+            return 0
+        job = importlib.import_module("glm_dist.train.job")
+        job.run(config, launch)
+        return 0
+
+
+def _module(name: str) -> Command:
+    return cast(Command, importlib.import_module(name))
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse, with overrides allowed on both sides of options.
+
+    Raises:
+        ConfigError: An option does not exist.
+    """
+    parsed, rest = parser.parse_known_args(arguments)
+    if "overrides" in parsed:
+        parsed.overrides += [argument for argument in rest if not argument.startswith("-")]
+        rest = [argument for argument in rest if argument.startswith("-")]
+    if rest:
+        raise ConfigError(
+            key="command line",
+            found=" ".join(rest),
+            expected=f"the arguments of {parser.prog}",
+            fix=f"see {parser.prog} --help; values are set without dashes, as key=value",
+        )
+    return parsed
+
+
+def _multirun() -> ConfigError:
+    return ConfigError(
+        key="command line",
+        found="--multirun",
+        expected="one run; runs after one another in a process would share its state",
+        fix="submit one job for each point, e.g. as a SLURM array",
+    )
+
+
+def _speaker() -> str:
+    """Who speaks, where several processes may."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "

@@ -1,0 +1,7 @@
+"""Start pretraining: ``deepspeed train.py experiment=glm_large key=value ...``."""
+
+import sys
+
+from glm_dist.cli import main_train
+
+sys.exit(main_train())
