@@ -1,0 +1,78 @@
+# shellcheck shell=bash
+# What every batch script here does, once: surroundings of the job, then one srun task per GPU.
+#
+#   launch EXPERIMENT [key=value ...]
+#
+# Settings, from the environment of sbatch:
+#   PYTHON            interpreter; .venv/bin/python if there is one, else python
+#   CONTAINER_IMAGE   run inside this image, on clusters with pyxis (enroot)
+#   CONTAINER_MOUNTS  folders the container sees besides the repository, as /host:/inside,...
+#   GLM_DATA GLM_RUNS folders of prepared data and of runs; ./data and ./runs otherwise
+#   DRY_RUN=1         print the command instead of running it
+
+die() {
+  echo "launchers: $*" >&2
+  exit 2
+}
+
+# The same address and port on every node. glm_dist derives them by itself from SLURM's variables;
+# exported, they are in the log and hold inside containers, too.
+choose_rendezvous() {
+  read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST") ||
+    die "scontrol could not expand SLURM_JOB_NODELIST = $SLURM_JOB_NODELIST"
+  MASTER_PORT=$((20000 + SLURM_JOB_ID * 7 % 10000)) # below the ports Linux hands out by itself
+  export MASTER_ADDR MASTER_PORT
+}
+
+# Ranks come from srun. What an interactive shell left behind would overrule them on every task.
+forget_other_launchers() {
+  unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE GROUP_RANK TORCHELASTIC_RUN_ID
+}
+
+# Only what does not change a result. A site's own value, already exported, stays.
+set_environment() {
+  export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+  export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-1} # the whole traceback
+  export PYTHONUNBUFFERED=1                      # the last lines before a crash reach the log
+  export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
+  export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+  # Tensor-parallel collectives start before the products that would delay them (Megatron).
+  export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
+}
+
+launch() {
+  local experiment=$1 python=${PYTHON:-}
+  shift
+  [[ -f train.py ]] || die "no train.py in $PWD: submit from the repository root"
+
+  # Without --kill-on-bad-exit the other ranks wait for a dead one until their timeout.
+  local -a command=(srun --kill-on-bad-exit=1)
+  # srun does not take over --cpus-per-task from sbatch (SLURM 22.05 and later).
+  [[ -z ${SLURM_CPUS_PER_TASK:-} ]] || command+=("--cpus-per-task=$SLURM_CPUS_PER_TASK")
+  if [[ -n ${CONTAINER_IMAGE:-} ]]; then
+    command+=(
+      "--container-image=$CONTAINER_IMAGE"
+      "--container-mounts=$PWD:$PWD${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
+      "--container-workdir=$PWD"
+    )
+    python=${python:-python}
+  elif [[ -z $python ]]; then
+    python=python
+    [[ ! -x .venv/bin/python ]] || python=.venv/bin/python
+    command -v "$python" >/dev/null || die "no python here: run make setup, or set PYTHON"
+  fi
+  command+=("$python" train.py "experiment=$experiment" "$@")
+
+  if [[ ${DRY_RUN:-0} == 1 ]]; then
+    printf '%q ' "${command[@]}" | sed 's/ $/\n/'
+    return
+  fi
+  [[ -n ${SLURM_JOB_ID:-} ]] ||
+    die "not inside a SLURM job: submit with sbatch, or see the command with DRY_RUN=1"
+  choose_rendezvous
+  forget_other_launchers
+  set_environment
+  echo "job=$SLURM_JOB_ID attempt=${SLURM_RESTART_COUNT:-0} nodes=$SLURM_JOB_NODELIST" \
+    "tasks=${SLURM_NTASKS:-?} master=$MASTER_ADDR:$MASTER_PORT"
+  exec "${command[@]}" # exec: what SLURM signals is srun, which hands it to every task
+}
