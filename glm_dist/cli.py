@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from glm_dist.config.checks import check_config
-from glm_dist.config.launch import read_launch_environment, without_local_rank
+from glm_dist.config.launch import (
+    accelerator_is_visible,
+    read_launch_environment,
+    without_local_rank,
+)
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import ConfigError, GlmDistError
 
@@ -133,7 +137,11 @@ class TrainCommand:
             if arguments.multirun:
                 raise _multirun()
             config = load_config(arguments.overrides, config_dir=arguments.config_dir)
-            check_config(config, world_size=launch.world_size)
+            check_config(
+                config,
+                world_size=launch.world_size,
+                has_accelerator=accelerator_is_visible(os.environ),
+            )
         except GlmDistError:
             if launch.rank == 0:
                 raise

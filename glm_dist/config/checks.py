@@ -1,18 +1,305 @@
-"""Rules that involve several values, or the number of started processes."""
+"""Rules that involve several values, or the number of started processes; no file is opened.
 
-from glm_dist.config.schema import RunConfig
+The range of each single value is checked where the sections are built (``rules.py``).
+"""
+
+import math
+
+from glm_dist.config.rules import name_problem
+from glm_dist.config.schema import (
+    BatchConfig,
+    CorruptionConfig,
+    DataConfig,
+    Dtype,
+    RunConfig,
+    TokenizerKind,
+)
+from glm_dist.errors import ConfigError
+
+SHARE_TOLERANCE = 1e-6
+"""By how much three written shares may miss 1."""
 
 
-def check_config(config: RunConfig, *, world_size: int | None) -> None:
-    """Check everything that is known before any file is opened.
+def check_config(
+    config: RunConfig, *, world_size: int | None, has_accelerator: bool = True
+) -> None:
+    """Check everything that is known before a file is opened.
 
     Args:
         config: Typed configuration; each value alone is already in its range.
         world_size: Processes of the job; None where they are not known yet.
+        has_accelerator: False where the job is known to run on CPUs.
 
     Raises:
         ConfigError: Two values contradict each other.
         LaunchError: The number of processes does not fit.
     """
+    _check_names(config)
+    _check_model(config)
+    _check_corpora(config.data)
+    _check_shares(config)
+    _check_positions(config)
+    _check_zero(config)
+    _check_intervals(config)
     if world_size is not None:
-        config.data_parallel_size(world_size)
+        replicas: int | None = config.data_parallel_size(world_size)
+    else:
+        replicas = config.parallel.data_parallel_size
+    _check_batch(config.batch, replicas=replicas)
+    if config.precision.dtype is Dtype.fp16 and not has_accelerator:
+        raise ConfigError(
+            key="precision.dtype",
+            found="fp16",
+            expected="fp32 or bf16, because no GPU is visible and fp16 does not train on CPUs",
+            fix="choose precision=bf16 or precision=fp32, or start where a GPU is",
+        )
+
+
+def largest_position(corruption: CorruptionConfig, row_length: int) -> int:
+    """Largest position or block position that a row may need.
+
+    With sentences or documents one blank may fill the row: block positions up to its length less
+    the mask in Part A. With short spans only, n source tokens of which a share r is masked make at
+    most n (1 + 2 r) row tokens (every span of length 1), so Part A ends before n (1 + r).
+
+    Args:
+        corruption: Objectives and their ratios.
+        row_length: Tokens of Part A and Part B together.
+    """
+    if corruption.sentence_share > 0 or corruption.document_share > 0:
+        return row_length - 1
+    ratio = corruption.span_mask_ratio
+    return min(row_length - 1, math.ceil(row_length * (1 + ratio) / (1 + 2 * ratio)))
+
+
+def _check_names(config: RunConfig) -> None:
+    problem = name_problem(config.run.name)
+    if problem:
+        raise ConfigError(
+            key="run.name",
+            found=repr(config.run.name),
+            expected=problem,
+            fix="set run.name=my_run; another parent folder is paths.runs=...",
+        )
+    for key, value in (
+        ("paths.data", config.paths.data),
+        ("paths.runs", config.paths.runs),
+        ("tokenizer.path", config.tokenizer.path),
+    ):
+        if not value.strip():
+            raise ConfigError(
+                key=key,
+                found=repr(value),
+                expected="a path that is not empty",
+                fix=f"set {key}=..., or leave it out to keep the group's value",
+            )
+
+
+def _check_model(config: RunConfig) -> None:
+    model, parallel = config.model, config.parallel
+    heads, tp = model.num_attention_heads, parallel.tensor_parallel_size
+    pp, layers = parallel.pipeline_parallel_size, model.num_layers
+    if model.hidden_size % heads:
+        below, above = _multiples(model.hidden_size, heads)
+        raise ConfigError(
+            key="model.hidden_size",
+            found=model.hidden_size,
+            expected=f"a multiple of model.num_attention_heads = {heads}",
+            fix=f"set model.hidden_size={_either([below, above] if below else [above])}, "
+            "or another number of heads",
+        )
+    if heads % tp:
+        raise ConfigError(
+            key="parallel.tensor_parallel_size",
+            found=tp,
+            expected=f"a divisor of model.num_attention_heads = {heads}",
+            fix=f"choose {_either(_divisors(heads))}",
+        )
+    if config.padded_vocab_size % tp:
+        raise ConfigError(
+            key="parallel.tensor_parallel_size",
+            found=tp,
+            expected=f"a divisor of the padded vocabulary of {config.padded_vocab_size} rows",
+            fix=f"choose {_either(_divisors(math.gcd(heads, config.padded_vocab_size)))}",
+        )
+    if layers % pp:
+        raise ConfigError(
+            key="parallel.pipeline_parallel_size",
+            found=pp,
+            expected=f"a divisor of model.num_layers = {layers}",
+            fix=f"choose {_either(_divisors(layers))}",
+        )
+    tokenizer = config.tokenizer
+    if not tokenizer.fixed_task_masks and tokenizer.kind is not TokenizerKind.chinese_sentencepiece:
+        raise ConfigError(
+            key="tokenizer.fixed_task_masks",
+            found="false",
+            expected=f"true for tokenizer.kind = {tokenizer.kind.name}, which has one id scheme",
+            fix="leave it out, or choose tokenizer=chinese_unfixed",
+        )
+
+
+def _check_corpora(data: DataConfig) -> None:
+    if not data.corpora:
+        raise ConfigError(
+            key="data.corpora",
+            found="none",
+            expected="at least one prepared corpus",
+            fix="set data.corpora.<name>.prefix=<path without .bin>",
+        )
+    seen: dict[str, str] = {}
+    for name, corpus in data.corpora.items():
+        key = f"data.corpora.{name}"
+        if not corpus.prefix.strip() or corpus.prefix.endswith((".bin", ".idx", "/")):
+            raise ConfigError(
+                key=f"{key}.prefix",
+                found=repr(corpus.prefix),
+                expected="the path of a prepared corpus without .bin or .idx",
+                fix=f"set {key}.prefix=<folder>/<name> as `glm-dist prepare` wrote it",
+            )
+        if corpus.prefix in seen:
+            raise ConfigError(
+                key=f"{key}.prefix",
+                found=corpus.prefix,
+                expected=f"another corpus than data.corpora.{seen[corpus.prefix]} has",
+                fix=f"remove one, e.g. ~{key}, and set weights to repeat a corpus",
+            )
+        seen[corpus.prefix] = name
+        if corpus.weight is not None and not (math.isfinite(corpus.weight) and corpus.weight > 0):
+            raise ConfigError(
+                key=f"{key}.weight",
+                found=corpus.weight,
+                expected="a number above 0, or null for a share in proportion to its tokens",
+                fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
+            )
+    weighted = [name for name, corpus in data.corpora.items() if corpus.weight is not None]
+    unweighted = [name for name in data.corpora if name not in weighted]
+    if weighted and unweighted:
+        raise ConfigError(
+            key=f"data.corpora.{unweighted[0]}.weight",
+            found="null",
+            expected=f"a weight, because {', '.join(weighted)} has one and the others are relative",
+            fix="set a weight for every corpus or for none",
+        )
+
+
+def _check_shares(config: RunConfig) -> None:
+    data, corruption = config.data, config.corruption
+    held_out = data.validation_share + data.test_share
+    if held_out >= 1:
+        raise ConfigError(
+            key="data.validation_share + data.test_share",
+            found=f"{held_out:g}",
+            expected="less than 1, so that documents are left to train on",
+            fix="set data.validation_share=0.05 data.test_share=0.001",
+        )
+    total = corruption.span_share + corruption.sentence_share + corruption.document_share
+    if abs(total - 1) > SHARE_TOLERANCE:
+        raise ConfigError(
+            key="corruption.span_share + sentence_share + document_share",
+            found=f"{total:g}",
+            expected="1",
+            fix="choose corruption=glm_mixed, or set all three",
+        )
+
+
+def _check_positions(config: RunConfig) -> None:
+    rows, positions = config.batch.row_length, config.model.max_position_embeddings
+    needed = largest_position(config.corruption, rows)
+    if needed > positions:
+        fits = next(
+            length
+            for length in range(rows, 0, -1)
+            if largest_position(config.corruption, length) <= positions
+        )
+        raise ConfigError(
+            key="batch.row_length",
+            found=rows,
+            expected=f"rows whose positions, here up to {needed}, fit the tables of "
+            f"model.max_position_embeddings = {positions}",
+            fix=f"set batch.row_length={fits} or less, or model.max_position_embeddings={needed}",
+        )
+
+
+def _check_zero(config: RunConfig) -> None:
+    stage, pp = config.zero.stage, config.parallel.pipeline_parallel_size
+    if stage >= 2 and pp > 1:
+        raise ConfigError(
+            key="zero.stage",
+            found=stage,
+            expected=f"0 or 1 with parallel.pipeline_parallel_size = {pp}; the pipeline's schedule "
+            "cannot shard gradients",
+            fix="choose zero=stage1, or parallel.pipeline_parallel_size=1",
+        )
+    if stage == 0 and config.precision.dtype is not Dtype.fp32:
+        raise ConfigError(
+            key="zero.stage",
+            found=0,
+            expected=f"1, 2 or 3 with precision.dtype = {config.precision.dtype.name}; without "
+            "ZeRO there are no fp32 master weights",
+            fix="choose zero=stage1, which shards nothing over one replica, or precision=fp32",
+        )
+
+
+def _check_intervals(config: RunConfig) -> None:
+    evaluation, checkpoint = config.evaluation, config.checkpoint
+    if evaluation.interval > 0 and evaluation.rows_per_objective == 0:
+        raise ConfigError(
+            key="evaluation.rows_per_objective",
+            found=0,
+            expected=f"at least 1, because evaluation.interval = {evaluation.interval} asks for "
+            "validation",
+            fix="set evaluation.rows_per_objective=1024, or choose evaluation=none",
+        )
+    if evaluation.interval > 0 and config.data.validation_share == 0:
+        raise ConfigError(
+            key="data.validation_share",
+            found=0,
+            expected=f"more than 0, because evaluation.interval = {evaluation.interval} asks for "
+            "validation",
+            fix="set data.validation_share=0.05, or choose evaluation=none",
+        )
+    if checkpoint.interval > 0 and checkpoint.keep_last == 0:
+        raise ConfigError(
+            key="checkpoint.keep_last",
+            found=0,
+            expected=f"at least 1, because checkpoint.interval = {checkpoint.interval} asks for "
+            "checkpoints",
+            fix="set checkpoint.keep_last=3, or choose checkpoint=none",
+        )
+
+
+def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:
+    """Check that replicas and micro-batches divide the step's rows without rest."""
+    rows, micro = batch.global_batch_size, batch.micro_batch_size
+    unit = micro * (replicas or 1)
+    if rows % unit == 0:
+        return
+    below, above = _multiples(rows, unit)
+    smaller = ""
+    if replicas is None or rows % replicas == 0:
+        share = rows // (replicas or 1)
+        fitting = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
+        smaller = f", or batch.micro_batch_size={fitting}"
+    product = f"micro_batch_size x replicas = {micro} x {replicas} = {unit}"
+    raise ConfigError(
+        key="batch.global_batch_size",
+        found=rows,
+        expected=f"a multiple of {product if replicas else f'micro_batch_size = {micro}'}",
+        fix=f"set batch.global_batch_size={_either([below, above] if below else [above])}{smaller}",
+    )
+
+
+def _multiples(number: int, unit: int) -> tuple[int, int]:
+    """The multiples of ``unit`` below and above a number."""
+    return number // unit * unit, -(-number // unit) * unit
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def _either(choices: list[int]) -> str:
+    if len(choices) == 1:
+        return str(choices[0])
+    return f"{', '.join(str(choice) for choice in choices[:-1])} or {choices[-1]}"

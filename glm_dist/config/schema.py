@@ -211,7 +211,7 @@ class LRScheduleConfig(Section):
     key: ClassVar[str] = "lr_schedule"
 
     kind: LRScheduleKind = MISSING
-    warmup_share: float = bounded(0.05, at_least=0, at_most=1)
+    warmup_share: float = bounded(0.05, at_least=0, below=1)
     """Share of decay_steps spent in linear warm-up, 0 to 1."""
     decay_steps: int = bounded(160_000, at_least=1)
     """Steps after which the rate stays at its floor."""
