@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from glm_dist.errors import CheckpointError
+from glm_dist.errors import CheckpointError, GlmDistError
 
 T = TypeVar("T")
 
@@ -63,7 +63,9 @@ class Ranks:
         return next(iter(self.gather(results)[0]))
 
     def together(self, task: str, key: str) -> "Together":
-        """Context in which a failure of any rank is raised as CheckpointError on all of them.
+        """Context in which a failure of any rank is raised on all of them.
+
+        Errors of this package keep their class; others become a CheckpointError.
 
         The block holds local work, or one collective that already fails on every rank.
 
@@ -107,7 +109,7 @@ class Together:
             fix=next(iter(distinct.values())).fix,
         ) from error
 
-    def _failures(self, error: BaseException) -> dict[int, CheckpointError]:
+    def _failures(self, error: BaseException) -> dict[int, GlmDistError]:
         """Failures by rank; torch.distributed.checkpoint reports those of all ranks at once."""
         by_rank: dict[int, BaseException] = {self.ranks.rank: error}
         if isinstance(error, CheckpointException):
@@ -142,16 +144,16 @@ class Explained:
             raise explain(error, rank=self.rank, task=self.task, key=self.key) from error
 
 
-def explain(error: BaseException, *, rank: int, task: str, key: str) -> CheckpointError:
+def explain(error: BaseException, *, rank: int, task: str, key: str) -> GlmDistError:
     """A failure of one rank in words: its root cause, and what the user can do about it.
 
     Args:
-        error: Whatever was raised; a CheckpointError stays as it is.
+        error: Whatever was raised; what is in words already stays as it is.
         rank: Where.
         task: What every rank is expected to do, to follow "every rank to".
         key: Path at stake.
     """
-    if isinstance(error, CheckpointError):
+    if isinstance(error, GlmDistError):
         return error
     cause = _root_cause(error)
     number = cause.errno if isinstance(cause, OSError) else None

@@ -1,0 +1,107 @@
+"""What a person watching the job sees: a progress bar on a terminal, aligned lines elsewhere.
+
+Lines, validations and events go through the log, so they carry time and rank, stay readable in a
+batch system's output, and are in the rank's log file as well.
+"""
+
+import logging
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from glm_dist.observe.metrics import (
+    ETA_SECONDS,
+    GRAD_NORM,
+    LEARNING_RATE,
+    TOKENS_PER_SECOND,
+    TRAIN_LOSS,
+    VALID_LOSS,
+)
+
+log = logging.getLogger(__name__)
+
+_COLUMNS = (
+    (TRAIN_LOSS, "loss", "{:8.4f}"),
+    (GRAD_NORM, "norm", "{:8.3f}"),
+    (LEARNING_RATE, "lr", "{:9.2e}"),
+    (TOKENS_PER_SECOND, "tokens/s", "{:9,.0f}"),
+)
+
+
+class ConsoleSink:
+    """See ``MetricSink``; shows the run on one console."""
+
+    def __init__(
+        self, console: Console, *, first_step: int, last_step: int, progress_bar: bool
+    ) -> None:
+        """Show the start.
+
+        Args:
+            console: The one ``setup_logging`` was given, so that lines do not cut the bar.
+            first_step: Steps done before.
+            last_step: Step at which the run ends.
+            progress_bar: Whether a bar is wanted; there is none where the console is no terminal.
+        """
+        self._last_step = last_step
+        self._width = len(str(last_step))
+        self._bar: Progress | None = None
+        if progress_bar and console.is_terminal:
+            self._bar = Progress(
+                TextColumn("[bold]step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[summary]}"),
+                TimeElapsedColumn(),
+                console=console,
+                refresh_per_second=2,
+            )
+            self._task = self._bar.add_task(
+                "training", total=last_step, completed=first_step, summary=""
+            )
+            self._bar.start()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Show training metrics as bar or line, validation losses as a line."""
+        losses = {n.removeprefix(VALID_LOSS): x for n, x in values.items() if VALID_LOSS in n}
+        if losses:
+            shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+            self._line(step, f"validation  {shown}")
+        summary = summarize(values)
+        if not summary:
+            return
+        if self._bar is None:
+            self._line(step, summary)
+        else:
+            self._bar.update(self._task, completed=step, summary=" ".join(summary.split()))
+
+    def event(self, step: int, kind: str, details: Mapping[str, str | float]) -> None:
+        """Show one line."""
+        shown = "  ".join(f"{name}={value}" for name, value in details.items())
+        self._line(step, f"{kind}  {shown}".rstrip())
+
+    def close(self) -> None:
+        """Leave the bar as it is and give the terminal back."""
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _line(self, step: int, text: str) -> None:
+        log.info("step %*d/%d  %s", self._width, step, self._last_step, text)
+
+
+def summarize(values: Mapping[str, float]) -> str:
+    """The metrics a person follows, in columns of fixed width; those not given are left out."""
+    cells = [
+        f"{label} {form.format(values[name])}" for name, label, form in _COLUMNS if name in values
+    ]
+    if ETA_SECONDS in values:
+        cells.append(f"eta {format_duration(values[ETA_SECONDS]):>8}")
+    return "  ".join(cells)
+
+
+def format_duration(seconds: float) -> str:
+    """Hours, minutes and seconds, with days where there are any: ``2d 03:04:05``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return (f"{days}d " if days else "") + f"{hour:02d}:{minute:02d}:{second:02d}"

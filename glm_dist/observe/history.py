@@ -1,0 +1,117 @@
+"""``metrics.jsonl`` as a file format: one JSON object a line, several attempts in one file.
+
+Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` tell
+that something happened; the others hold metrics. An attempt begins with the event ``started``,
+whose step says how far back it went.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from glm_dist.errors import DataError
+
+METRICS_FILE = "metrics.jsonl"
+
+Record: TypeAlias = dict[str, Any]
+
+_BLOCK = 1 << 16
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def encode(record: Mapping[str, object]) -> bytes:
+    """One line of the file. JSON has no NaN or infinity; they become the strings of those names."""
+    plain = {name: _as_json(value) for name, value in record.items()}
+    return (json.dumps(plain, allow_nan=False) + "\n").encode()
+
+
+def mend_last_line(path: Path) -> None:
+    """Make the file end with a whole line, as a crash in the middle of a write may not leave it.
+
+    Half a record is cut off; a whole one without its line break gets it. A missing file is fine.
+
+    Raises:
+        OSError: The file cannot be read or written.
+    """
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        end = start = stream.seek(0, 2)
+        tail = b""
+        while start > 0 and b"\n" not in tail:
+            start = max(0, start - _BLOCK)
+            stream.seek(start)
+            tail = stream.read(end - start)
+        torn = tail[tail.rfind(b"\n") + 1 :]
+        if not torn:
+            return
+        if _is_record(torn):
+            stream.seek(end)
+            stream.write(b"\n")
+        else:
+            stream.truncate(end - len(torn))
+
+
+def read_records(path: Path) -> list[Record]:
+    """Every line, in the order written; half a line at the end is left out.
+
+    Raises:
+        DataError: Another line is no record.
+    """
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if _is_record(line):
+            record = json.loads(line)
+            records.append(
+                {n: _NOT_FINITE.get(x, x) if _is_text(x) else x for n, x in record.items()}
+            )
+        elif line.endswith(b"\n"):
+            raise DataError(
+                key=f"line {number} of {path}",
+                found=line[:60].decode(errors="replace").rstrip(),
+                expected="a JSON object with a step and an attempt",
+                fix="remove the line; the others do not depend on it",
+            )
+    return records
+
+
+def final_records(records: list[Record]) -> list[Record]:
+    """What holds in the end: later attempts overrule earlier ones from where they started.
+
+    Args:
+        records: As read.
+
+    Returns:
+        Metric records and events by step, without those that a later attempt trained again.
+    """
+    started = {r["attempt"]: r["step"] for r in records if r.get("event") == "started"}
+    kept = [
+        record
+        for record in records
+        if all(
+            record["step"] <= first
+            for attempt, first in started.items()
+            if attempt > record["attempt"]
+        )
+    ]
+    return sorted(kept, key=lambda record: (record["step"], record["attempt"]))
+
+
+def _as_json(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_record(line: bytes) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and "step" in record and "attempt" in record

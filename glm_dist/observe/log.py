@@ -1,0 +1,118 @@
+"""Where log lines go: one console for the job, one file per rank, and less noise from libraries.
+
+Rank 0 shows INFO, the others WARNING, so that a job of 500 ranks reads like one process; each rank
+writes its own INFO lines to ``log/rank_0000.log``. Library loggers start at WARNING: their errors
+are never hidden.
+"""
+
+import logging
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+from glm_dist.errors import ConfigError
+
+CONSOLE_HANDLER = "glm_dist.console"
+FILE_HANDLER = "glm_dist.file"
+
+QUIET_LIBRARIES = (
+    "DeepSpeed",
+    "megatron",
+    "torch",
+    "c10d-NullHandler-dcp_logger",
+    "wandb",
+    "hydra",
+    "filelock",
+    "urllib3",
+    "asyncio",
+)
+"""Loggers whose INFO lines say nothing to a user of this package."""
+
+OUTDATED_BY_LIBRARIES = r"(torch|deepspeed|megatron|wandb|hydra|omegaconf)(\.|$)"
+"""Modules whose deprecation warnings are between them and torch; nobody here can act on them."""
+
+
+def setup_logging(
+    rank: int, run_dir: Path | None = None, *, console: Console | None = None
+) -> None:
+    """Send log lines to their places; calling again replaces the places.
+
+    Args:
+        rank: This process in the job.
+        run_dir: Lines also go to ``log/rank_XXXX.log`` in it, after those of earlier attempts;
+            None: console only.
+        console: Shared with the progress bar, so that lines appear above it; None: stderr.
+
+    Raises:
+        ConfigError: The log file cannot be written.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if _is_replaced(handler):
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(logging.INFO)
+    root.addHandler(_console_handler(rank, console or Console(stderr=True)))
+    if run_dir is not None:
+        root.addHandler(_file_handler(rank, run_dir))
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Lower the volume of libraries; again after importing one that sets its own."""
+    for name in QUIET_LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    deepspeed = logging.getLogger("DeepSpeed")
+    for handler in list(deepspeed.handlers):
+        deepspeed.removeHandler(handler)
+    deepspeed.propagate = True
+    logging.captureWarnings(True)
+    for category in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=category, module=OUTDATED_BY_LIBRARIES)
+
+
+def _is_replaced(handler: logging.Handler) -> bool:
+    """Ours from an earlier call, and plain ones that a library (Hydra) put there."""
+    ours = handler.name in (CONSOLE_HANDLER, FILE_HANDLER)
+    return ours or type(handler) in (logging.StreamHandler, logging.FileHandler)
+
+
+def _console_handler(rank: int, console: Console) -> logging.Handler:
+    handler: logging.Handler
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_path=False, log_time_format="%H:%M:%S")
+        prefix = f"rank {rank}: " if rank else ""
+        handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
+    else:
+        handler = logging.StreamHandler(console.file)
+        handler.setFormatter(_line_format(rank))
+    handler.set_name(CONSOLE_HANDLER)
+    handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    if rank:
+        # Every rank meets the same warnings; the first one's are enough on a console.
+        handler.addFilter(lambda record: record.name != "py.warnings")
+    return handler
+
+
+def _file_handler(rank: int, run_dir: Path) -> logging.Handler:
+    path = run_dir / "log" / f"rank_{rank:04d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            key="paths.runs",
+            found=f"{path} ({error.strerror})",
+            expected="a folder this user can write",
+            fix="make it writable, or point paths.runs elsewhere",
+        ) from error
+    handler.setFormatter(_line_format(rank))
+    handler.set_name(FILE_HANDLER)
+    handler.setLevel(logging.INFO)
+    return handler
+
+
+def _line_format(rank: int) -> logging.Formatter:
+    return logging.Formatter(f"%(asctime)s rank={rank} %(levelname)s %(name)s: %(message)s")

@@ -1,0 +1,188 @@
+"""The folder of a run, and where what is in it came from.
+
+``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
+``metrics.jsonl``, ``log/``, ``checkpoints/``. An attempt is one start of the run; resuming is the
+next attempt in the same folder.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import glm_dist
+from glm_dist.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+OVERRIDES_FILE = "overrides.txt"
+PROVENANCE_FILE = "provenance.json"
+
+DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
+"""Whose versions decide what a run computes, beside our own."""
+
+GIT_TIMEOUT_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What one attempt ran on."""
+
+    started: str
+    """UTC, ISO 8601."""
+    commit: str | None
+    """Of the checkout the package runs from; None if it is no checkout."""
+    is_dirty: bool | None
+    """Whether tracked files of the checkout were changed."""
+    versions: dict[str, str | None]
+    hosts: list[str]
+    world_size: int
+    layout: dict[str, int]
+    command: list[str]
+    launcher: str
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An open run folder."""
+
+    path: Path
+    attempt: int
+    """Starts of this run so far, this one included."""
+
+
+def collect_provenance(
+    *,
+    hosts: Sequence[str],
+    world_size: int,
+    layout: Mapping[str, int],
+    command: Sequence[str],
+    launcher: str,
+) -> Provenance:
+    """Ask the machine what this attempt runs on.
+
+    Args:
+        hosts: Name of each rank's host; repeated names are listed once.
+        world_size: Processes.
+        layout: Sizes of the process axes.
+        command: As typed, argument by argument.
+        launcher: What started the processes.
+    """
+    source = Path(glm_dist.__file__).resolve().parent
+    commit = _git(source, "rev-parse", "HEAD") if _is_tracked(source) else None
+    changes = _git(source, "status", "--porcelain", "--untracked-files=no") if commit else None
+    return Provenance(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        commit=commit,
+        is_dirty=None if changes is None else bool(changes),
+        versions={
+            "python": platform.python_version(),
+            "glm_dist": glm_dist.__version__,
+            **{name: _version(name) for name in DISTRIBUTIONS},
+        },
+        hosts=list(dict.fromkeys(hosts)),
+        world_size=world_size,
+        layout=dict(layout),
+        command=list(command),
+        launcher=launcher,
+    )
+
+
+def open_run_folder(
+    path: Path, *, config: str, overrides: Sequence[str], provenance: Provenance
+) -> RunFolder:
+    """Create a run's folder, or begin its next attempt; on rank 0 only.
+
+    A configuration that differs from the last attempt's replaces it; the older one stays beside it
+    as ``config.attempt_N.yaml``.
+
+    Args:
+        path: The folder.
+        config: Resolved configuration, YAML.
+        overrides: As typed, one each.
+        provenance: What this attempt runs on.
+
+    Raises:
+        ConfigError: The folder cannot be created or written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        attempts = _read_attempts(path / PROVENANCE_FILE)
+        _keep_older_config(path, config, attempt=len(attempts))
+        _replace(path / CONFIG_FILE, config)
+        _replace(path / OVERRIDES_FILE, "".join(f"{line}\n" for line in overrides))
+        attempts.append(asdict(provenance))
+        _replace(path / PROVENANCE_FILE, json.dumps({"attempts": attempts}, indent=1) + "\n")
+    except OSError as error:
+        raise ConfigError(
+            key="paths.runs",
+            found=f"{path} ({error.strerror or error})",
+            expected="a place where this user can create the run's folder",
+            fix="make it writable, or point paths.runs elsewhere",
+        ) from error
+    return RunFolder(path=path, attempt=len(attempts))
+
+
+def _read_attempts(path: Path) -> list[dict[str, object]]:
+    if not path.exists():
+        return []
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return list(content["attempts"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            key=str(path),
+            found=f"damaged content ({error})",
+            expected='{"attempts": [...]} as this package writes it',
+            fix="remove the file; attempts are then counted anew",
+        ) from error
+
+
+def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
+    current = path / CONFIG_FILE
+    if not current.exists() or current.read_text(encoding="utf-8") == config:
+        return
+    older = path / f"config.attempt_{attempt}.yaml"
+    os.replace(current, older)
+    log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write beside and rename, so that a crash leaves the old content or the new one."""
+    beside = path.with_name(f".{path.name}.tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def _is_tracked(source: Path) -> bool:
+    """Whether the package is under version control, not merely installed inside a checkout."""
+    return _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints; None where it fails or does not exist."""
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=GIT_TIMEOUT_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
