@@ -22,6 +22,7 @@ from glm_dist.config.launch import (
 )
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import ConfigError, GlmDistError
+from glm_dist.train.preflight import check_files
 
 EXIT_USER_ERROR = 2
 
@@ -150,6 +151,12 @@ class TrainCommand:
             if launch.rank == 0:
                 sys.stdout.write(dump_config(config))
             return 0
+        try:
+            check_files(config)
+        except GlmDistError:
+            if launch.local_rank == 0:
+                raise
+            return EXIT_USER_ERROR  # the ranks of a node see the same files
         job = importlib.import_module("glm_dist.train.job")
         job.run(config, launch)
         return 0

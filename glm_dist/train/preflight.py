@@ -1,0 +1,175 @@
+"""What can go wrong with files, found before any rank loads torch: data, tokenizer, run folder.
+
+Everything here reads headers only, so it takes the same time for any amount of data.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_dist.checkpoint.folders import list_steps
+from glm_dist.config.load import load_config_file
+from glm_dist.config.schema import LossNormalization, Resume, RunConfig
+from glm_dist.data.indexed import open_indexed
+from glm_dist.data.tokenizer import load_tokenizer
+from glm_dist.errors import CheckpointError, ConfigError
+from glm_dist.observe.run_folder import CONFIG_FILE
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints inside a run folder."""
+
+FREE_KEYS: tuple[str, ...] = (
+    "config_version",
+    "run.name",
+    "run.steps",
+    "parallel.",
+    "zero.",
+    "data.num_workers",
+    "data.prefetch",
+    "evaluation.",
+    "checkpoint.",
+    "observe.",
+    "paths.",
+    "tokenizer.path",
+)
+"""Keys that a continued run may change: they decide how and how long, never what is computed."""
+
+
+@dataclass(frozen=True)
+class CorpusFacts:
+    """Size of one prepared corpus."""
+
+    name: str
+    num_documents: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What the files say about the job."""
+
+    corpora: tuple[CorpusFacts, ...]
+    newest_step: int | None
+    """Step of the checkpoint the run would continue from; None for a new run."""
+
+
+def check_files(config: RunConfig) -> Preflight:
+    """Check tokenizer, corpora and run folder.
+
+    Args:
+        config: Checked configuration.
+
+    Raises:
+        DataError: Tokenizer or corpus is missing, damaged or does not fit.
+        CheckpointError: Checkpoints and checkpoint.resume contradict each other.
+        ConfigError: The run folder cannot be written or belongs to another configuration.
+    """
+    load_tokenizer(config.tokenizer)
+    corpora = tuple(_check_corpus(config, name) for name in config.data.corpora)
+    return Preflight(corpora=corpora, newest_step=check_run_folder(config))
+
+
+def check_run_folder(config: RunConfig) -> int | None:
+    """Check that the run may write its folder and continue what is there.
+
+    Args:
+        config: Checked configuration.
+
+    Returns:
+        Step of the newest checkpoint, None if the run begins anew.
+
+    Raises:
+        CheckpointError: Checkpoints and checkpoint.resume contradict each other.
+        ConfigError: The folder cannot be written or belongs to another configuration.
+    """
+    _check_writable(config.run_dir)
+    folder = config.run_dir / CHECKPOINTS
+    steps = list_steps(folder)
+    if not steps and config.checkpoint.resume is Resume.must:
+        raise CheckpointError(
+            key="checkpoint.resume",
+            found="must",
+            expected=f"a checkpoint in {folder}, where there is none",
+            fix="check run.name and paths.runs, or begin with checkpoint.resume=auto",
+        )
+    if steps and config.checkpoint.resume is Resume.never:
+        raise CheckpointError(
+            key="checkpoint.resume",
+            found="never",
+            expected=f"no checkpoint in {folder}, where {steps[0][1].name} is the newest",
+            fix="choose another run.name, or continue with checkpoint.resume=auto",
+        )
+    if not steps:
+        return None
+    _check_same_run(config, newest=steps[0][1].name)
+    return steps[0][0]
+
+
+def _check_corpus(config: RunConfig, name: str) -> CorpusFacts:
+    corpus = open_indexed(config.data.corpora[name].prefix)
+    return CorpusFacts(name, corpus.num_documents, corpus.num_tokens)
+
+
+def _check_writable(folder: Path) -> None:
+    """Create and remove a folder at the nearest place that exists; permissions alone may lie."""
+    place = folder
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".glm_dist_check_", dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            key="paths.runs",
+            found=f"{folder} ({error.strerror or error})",
+            expected="a place where this user can create the run's folder",
+            fix="make it writable, or point paths.runs elsewhere",
+        ) from error
+
+
+def _check_same_run(config: RunConfig, *, newest: str) -> None:
+    """Compare every value that changes the result with the configuration saved in the folder."""
+    file = config.run_dir / CONFIG_FILE
+    if not file.exists():
+        return
+    saved = dict(_values(load_config_file(file)))
+    free = FREE_KEYS
+    if config.loss.normalize_by is LossNormalization.global_tokens:
+        free = (*free, "batch.micro_batch_size")
+    current = dict(_values(config))
+    changed = [
+        key
+        for key in sorted(saved.keys() | current.keys())
+        if not key.startswith(free)
+        and not (key.startswith("data.corpora.") and key.endswith(".prefix"))
+        and saved.get(key) != current.get(key)
+    ]
+    if changed:
+        old = " ".join(f"{key}={_shown(saved.get(key))}" for key in changed)
+        raise ConfigError(
+            key=", ".join(changed),
+            found=", ".join(_shown(current.get(key)) for key in changed),
+            expected=f"{', '.join(_shown(saved.get(key)) for key in changed)} as in {file}, "
+            f"because the run continues from {newest}",
+            fix=f"set {old}, or begin another run with run.name=...",
+        )
+
+
+def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Full keys and values of a configuration."""
+    if dataclasses.is_dataclass(section):
+        items = [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
+    elif isinstance(section, dict):
+        items = list(section.items())
+    else:
+        yield prefix.removesuffix("."), section
+        return
+    for name, value in items:
+        yield from _values(value, f"{prefix}{name}.")
+
+
+def _shown(value: object) -> str:
+    """A value as it is typed."""
+    return "null" if value is None else str(getattr(value, "name", value))
