@@ -55,7 +55,7 @@ class Tokenizer:
         Args:
             codec: Ordinary text to ids.
             specials: What stands beside the ordinary ids.
-            fingerprint: Changes whenever any text might be encoded otherwise.
+            fingerprint: Changes whenever a corpus might be encoded otherwise.
         """
         self._codec = codec
         self._specials = specials
@@ -166,8 +166,9 @@ def open_tokenizer(
     """
     scheme = _Scheme(kind, task_masks, fixed_task_masks)
     codec, files, specials = _load(scheme, Path(path))
-    options = f"{kind.value} {task_masks} {fixed_task_masks}"
-    return Tokenizer(codec, specials, f"{options} {hash_files(files)}")
+    # Task masks never occur in a corpus, so they are no part of the fingerprint.
+    borders = f"cls={specials.ids.cls} eos={specials.ids.eos}"
+    return Tokenizer(codec, specials, f"{kind.value} {borders} sha256={hash_files(files)}")
 
 
 def _load(scheme: _Scheme, path: Path) -> tuple[Codec, Sequence[Path], Specials]:

@@ -7,6 +7,7 @@ from numpy.random import Generator
 
 from glm_dist.data.objectives.base import Window
 from glm_dist.data.objectives.blank_infilling import lay_out_blanks
+from glm_dist.data.randomness import draw_below
 from glm_dist.data.rows import Row
 from glm_dist.data.spans import NO_BLANKS, Blanks
 from glm_dist.data.special_tokens import SpecialTokens
@@ -58,11 +59,11 @@ class DocumentObjective:
         if longest < 1:
             return NO_BLANKS, False
         shortest = min(max(1, int(self.min_ratio * size)), longest)
-        length = int(rng.integers(shortest, longest + 1))
+        length = shortest + draw_below(rng, longest - shortest + 1)
         several = bool((tokens[:-1] == self.special.eos).any())
         is_suffix = bool(rng.random() < self.suffix_share)  # drawn always: one draw, one meaning
         if several or is_suffix:
             return Blanks(np.array([size - length]), np.array([length])), True
         # [CLS] in front and the last token stay visible, as in the official code.
-        start = 1 + int(rng.integers(longest - length + 1))
+        start = 1 + draw_below(rng, longest - length + 1)
         return Blanks(np.array([start]), np.array([length])), False

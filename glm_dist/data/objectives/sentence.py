@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from glm_dist.data.objectives.base import Window
 from glm_dist.data.objectives.blank_infilling import lay_out_blanks
+from glm_dist.data.randomness import draw_below
 from glm_dist.data.rows import Row
 from glm_dist.data.spans import NO_BLANKS, Blanks, Stretches, find_stretches
 from glm_dist.data.special_tokens import SpecialTokens
@@ -60,7 +61,7 @@ def choose_sentences(
         num_tokens: Tokens to cover; the last sentence may overshoot.
         max_sentences: Most sentences the row has room for.
     """
-    order = rng.permutation(len(sentences.lengths))
+    order = rng.random(len(sentences.lengths)).argsort()
     covered = sentences.lengths[order].cumsum()
     count = int(covered.searchsorted(num_tokens)) + 1
     chosen = order[: min(count, max_sentences)]
@@ -122,5 +123,6 @@ class SentenceObjective:
             return NO_BLANKS
         longest = int(text.lengths.argmax())
         length = min(num_tokens, int(text.lengths[longest]))
-        start = int(text.starts[longest]) + int(rng.integers(text.lengths[longest] - length + 1))
+        places = int(text.lengths[longest]) - length + 1
+        start = int(text.starts[longest]) + draw_below(rng, places)
         return Blanks(np.array([start]), np.array([length]))

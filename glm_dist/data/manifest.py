@@ -1,0 +1,65 @@
+"""What ``glm-dist prepare`` notes about a corpus beside it (``<prefix>.json``)."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from glm_dist.errors import DataError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Origin and size of a prepared corpus."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
+    vocab_size: int
+    """Ids of the tokenizer; every token is below."""
+    documents: int
+    tokens: int
+    """Tokens with those that open and close documents."""
+    sources: list[dict[str, object]] = field(default_factory=list)
+    """Each input file: path, bytes, hash, documents, tokens, bad lines."""
+    options: dict[str, object] = field(default_factory=dict)
+    """Options that shaped the output."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each 64 MiB block of the .bin file, joined, and of the .idx file."""
+    format: int = FORMAT
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """Name the manifest of a corpus."""
+    return Path(f"{prefix}.json")
+
+
+def read_manifest(prefix: str | Path) -> Manifest | None:
+    """Read a manifest; None where there is none (a corpus that Megatron-LM prepared).
+
+    Raises:
+        DataError: The file is damaged or of a later format.
+    """
+    file = manifest_path(prefix)
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] > FORMAT:
+            raise ValueError(f"format {content['format']}")
+        return Manifest(**content)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            key=str(file),
+            found=f"not readable ({error})",
+            expected=f"a corpus manifest of format {FORMAT}",
+            fix="run `glm-dist prepare` for this corpus again",
+        ) from error
+
+
+def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
+    """Write a manifest aside and rename it, so that it is whole or absent."""
+    file = manifest_path(prefix)
+    aside = file.with_name(file.name + ".tmp")
+    aside.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    aside.replace(file)

@@ -1,0 +1,52 @@
+"""Random numbers with a name: every draw is a function of (seed, purpose, place).
+
+Only uniform doubles are taken from numpy's generators (``Generator.random``): unlike its integer
+and permutation methods they are one fixed function of the Philox bits, so a row stays the same
+under every version of numpy.
+"""
+
+import hashlib
+from enum import IntEnum
+
+import numpy as np
+from numpy.random import Generator, Philox
+
+
+class Purpose(IntEnum):
+    """What a draw is for; draws for different purposes are independent."""
+
+    TRAINING_ROW = 1
+    VALIDATION_ROW = 2
+    SURVEY = 3
+
+
+def row_generator(seed: int, purpose: Purpose, *, corpus: int, epoch: int, slot: int) -> Generator:
+    """Make the generator of one row.
+
+    Args:
+        seed: Seed of the run, 0 to 2**64 - 1.
+        purpose: What the draws are for.
+        corpus: Key of the corpus (``name_key``).
+        epoch: Pass over the corpus.
+        slot: Window within the pass.
+    """
+    # Philox is a counter encrypted with a key: other counters or keys, other numbers. The row owns
+    # the lowest word of the counter, 2**64 blocks of four numbers.
+    return Generator(Philox(key=[seed, int(purpose)], counter=[0, slot, epoch, corpus]))
+
+
+def name_key(name: str) -> int:
+    """Turn a name into a 64-bit key that does not depend on which other names there are."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def derive_keys(*parts: int | str) -> tuple[int, ...]:
+    """Derive eight independent 64-bit keys from a named place."""
+    text = "\0".join(str(part) for part in parts)
+    digest = hashlib.blake2b(text.encode(), digest_size=64).digest()
+    return tuple(np.frombuffer(digest, np.dtype("<u8")).tolist())
+
+
+def draw_below(rng: Generator, bound: int) -> int:
+    """Draw a uniform integer from 0 to ``bound`` - 1; ``bound`` is far below 2**53."""
+    return int(rng.random() * bound)
