@@ -55,12 +55,12 @@ def check_config(
         )
 
 
-def largest_position(corruption: CorruptionConfig, row_length: int) -> int:
-    """Largest position or block position that a row may need.
+def positions_needed(corruption: CorruptionConfig, row_length: int) -> int:
+    """Position or block position that rows reach for certain.
 
-    With sentences or documents one blank may fill the row: block positions up to its length less
-    the mask in Part A. With short spans only, n source tokens of which a share r is masked make at
-    most n (1 + 2 r) row tokens (every span of length 1), so Part A ends before n (1 + r).
+    With sentences or documents one blank may fill the row, so block positions go up to its length.
+    With short spans only, a row holds at least n source tokens, where a share r of them is masked
+    by spans of one token: n (1 + 2 r) = row_length. The data layer knows the exact n.
 
     Args:
         corruption: Objectives and their ratios.
@@ -68,8 +68,7 @@ def largest_position(corruption: CorruptionConfig, row_length: int) -> int:
     """
     if corruption.sentence_share > 0 or corruption.document_share > 0:
         return row_length - 1
-    ratio = corruption.span_mask_ratio
-    return min(row_length - 1, math.ceil(row_length * (1 + ratio) / (1 + 2 * ratio)))
+    return int(row_length / (1 + 2 * corruption.span_mask_ratio)) - 1
 
 
 def _check_names(config: RunConfig) -> None:
@@ -205,12 +204,12 @@ def _check_shares(config: RunConfig) -> None:
 
 def _check_positions(config: RunConfig) -> None:
     rows, positions = config.batch.row_length, config.model.max_position_embeddings
-    needed = largest_position(config.corruption, rows)
+    needed = positions_needed(config.corruption, rows)
     if needed > positions:
         fits = next(
             length
             for length in range(rows, 0, -1)
-            if largest_position(config.corruption, length) <= positions
+            if positions_needed(config.corruption, length) <= positions
         )
         raise ConfigError(
             key="batch.row_length",

@@ -138,7 +138,7 @@ class BatchConfig(Section):
     """Rows per step over all replicas."""
     micro_batch_size: int = bounded(16, at_least=1)
     """Rows per forward on one replica; does not change the result."""
-    row_length: int = bounded(576, at_least=16)
+    row_length: int = bounded(564, at_least=16)
     """Tokens of Part A and Part B together in one fixed-shape row."""
 
 

@@ -13,8 +13,9 @@ from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import LossNormalization, Resume, RunConfig
 from glm_dist.data.indexed import open_indexed
-from glm_dist.data.tokenizer import load_tokenizer
-from glm_dist.errors import CheckpointError, ConfigError
+from glm_dist.data.manifest import read_manifest
+from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.errors import CheckpointError, ConfigError, DataError
 from glm_dist.observe.run_folder import CONFIG_FILE
 
 CHECKPOINTS = "checkpoints"
@@ -66,8 +67,11 @@ def check_files(config: RunConfig) -> Preflight:
         CheckpointError: Checkpoints and checkpoint.resume contradict each other.
         ConfigError: The run folder cannot be written or belongs to another configuration.
     """
-    load_tokenizer(config.tokenizer)
-    corpora = tuple(_check_corpus(config, name) for name in config.data.corpora)
+    tokenizer = load_tokenizer(config.tokenizer)
+    corpora = tuple(
+        _check_corpus(name, corpus.prefix, tokenizer)
+        for name, corpus in config.data.corpora.items()
+    )
     return Preflight(corpora=corpora, newest_step=check_run_folder(config))
 
 
@@ -107,8 +111,16 @@ def check_run_folder(config: RunConfig) -> int | None:
     return steps[0][0]
 
 
-def _check_corpus(config: RunConfig, name: str) -> CorpusFacts:
-    corpus = open_indexed(config.data.corpora[name].prefix)
+def _check_corpus(name: str, prefix: str, tokenizer: Tokenizer) -> CorpusFacts:
+    corpus = open_indexed(prefix)
+    manifest = read_manifest(prefix)
+    if manifest is not None and manifest.tokenizer != tokenizer.fingerprint:
+        raise DataError(
+            key=f"data.corpora.{name}.prefix",
+            found=prefix,
+            expected="a corpus prepared with the run's tokenizer; its manifest names another",
+            fix="choose the tokenizer it was prepared with, or run `glm-dist prepare` again",
+        )
     return CorpusFacts(name, corpus.num_documents, corpus.num_tokens)
 
 
