@@ -290,13 +290,23 @@ def test_readme_tour_names_the_files_of_one_step_in_order() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     tour = readme.partition("## Read these files")[2].partition("\n## ")[0]
 
-    stops = re.findall(r"\]\((glm_dist/[^)]+)\)", tour)
+    stops = re.findall(r"(?m)^\d\. \[[^]]*\]\(([^)]+)\)", tour)
 
-    assert stops[:6] == [
+    assert stops == [
         "glm_dist/cli.py",
         "glm_dist/train/job.py",
         "glm_dist/train/loop.py",
         "glm_dist/train/step.py",
         "glm_dist/parallel/schedule.py",
         "glm_dist/model/glm.py",
+        "glm_dist/data/objectives",
     ]
+
+
+def test_every_decision_is_listed() -> None:
+    folder = ROOT / "docs/adr"
+    listed = (folder / "README.md").read_text(encoding="utf-8")
+
+    records = sorted(path.name for path in folder.glob("[0-9]*.md"))
+
+    assert [name for name in records if f"]({name})" not in listed] == []
