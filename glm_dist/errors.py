@@ -48,3 +48,7 @@ class DataError(GlmDistError):
 
 class CheckpointError(GlmDistError):
     """A checkpoint is missing, incomplete, damaged or belongs to another run."""
+
+
+class TrainingError(GlmDistError):
+    """Training itself went wrong in a way that going on would only hide."""

@@ -19,9 +19,7 @@ class KeyValueCache:
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
 
-    def extend(
-        self, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new tokens and return all of them.
 
         Args:

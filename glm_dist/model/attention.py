@@ -21,9 +21,7 @@ from glm_dist.parallel.rng import get_cuda_rng_tracker
 class AttentionCache(Protocol):
     """Keys and values of tokens that earlier forward passes saw."""
 
-    def extend(
-        self, key: torch.Tensor, value: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new tokens [b, a, s_new, d] and return all [b, a, s_seen + s_new, d]."""
 
 

@@ -28,7 +28,7 @@ class GLMEmbedding(torch.nn.Module):
         Args:
             config: megatron-core's configuration.
             padded_vocab_size: Rows of the word table over all tensor-parallel ranks.
-            max_position_embeddings: P; both position tables have P + 1 rows as in the official model.
+            max_position_embeddings: P; both position tables have P + 1 rows, as official.
             tensor_group: Ranks that share the word table.
             device: Where the tables live.
         """

@@ -1,6 +1,6 @@
-"""One pipeline stage of GLM: embedding, some blocks, final norm and tied head, as far as it has them.
+"""One pipeline stage of GLM: its share of embedding, blocks, final norm and tied head.
 
-Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor-parallel size.
+Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor ranks.
 """
 
 from collections.abc import Iterator

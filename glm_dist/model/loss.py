@@ -54,7 +54,7 @@ class _HeadLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         return (
             hidden_gradient * scale.to(hidden_gradient.dtype),
@@ -116,7 +116,7 @@ def head_loss(
         [] on every rank of the group.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss: torch.Tensor = _HeadLoss.apply(
+    loss: torch.Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden, weight, target_ids, vocab_size, group, needs_gradient
     )
     return loss

@@ -1,4 +1,4 @@
-"""The layer norm of a block: a fused one where TransformerEngine or apex is installed, else torch's."""
+"""The layer norm of a block: fused where TransformerEngine or apex is there, else torch's."""
 
 from typing import Any
 

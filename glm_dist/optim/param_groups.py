@@ -1,7 +1,7 @@
 """Which parameters decay: every weight, but no LayerNorm parameter and no bias (GLM 4f61ed7)."""
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol
 
 import torch
 
@@ -18,14 +18,7 @@ class Decayable(Protocol):
         """True for what must not decay."""
 
 
-class ParamGroup(TypedDict):
-    """What torch optimizers take."""
-
-    params: list[torch.nn.Parameter]
-    weight_decay: float
-
-
-def param_groups(places: Sequence[Decayable], *, weight_decay: float) -> list[ParamGroup]:
+def param_groups(places: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:
     """Split parameters by weight decay.
 
     Args:

@@ -39,14 +39,17 @@ def enable_cpu() -> None:
             expected="no CUDA device when training on CPU",
             fix="set CUDA_VISIBLE_DEVICES= (empty) to train on CPU on this machine",
         )
-    cpu = torch.device("cpu")
-    torch.cuda.current_device = lambda: cpu
-    torch.cuda.synchronize = lambda device=None: None
-    torch.cuda.manual_seed = torch.manual_seed
-    torch.cuda.get_rng_state = lambda device="cpu": torch.get_rng_state()
-    megatron_random._get_cuda_rng_state = _get_rng_state
-    megatron_random._set_cuda_rng_state = _set_rng_state
-    schedules.torch = _TorchOnCpu("torch")
+    replacements: tuple[tuple[object, str, object], ...] = (
+        (torch.cuda, "current_device", lambda: torch.device("cpu")),
+        (torch.cuda, "synchronize", lambda device=None: None),
+        (torch.cuda, "manual_seed", torch.manual_seed),
+        (torch.cuda, "get_rng_state", _get_rng_state),
+        (megatron_random, "_get_cuda_rng_state", _get_rng_state),
+        (megatron_random, "_set_cuda_rng_state", _set_rng_state),
+        (schedules, "torch", _TorchOnCpu("torch")),
+    )
+    for module, name, replacement in replacements:
+        setattr(module, name, replacement)
 
 
 def _get_rng_state(

@@ -29,7 +29,8 @@ class ParallelGroups:
     """Holders of the tied embedding; just this rank on the stages between."""
     alone: dist.ProcessGroup
     """This rank only; stands for an axis that is not used."""
-    world: dist.ProcessGroup
+    world: dist.ProcessGroup | None
+    """Every rank of the job; None is how torch names that group."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -73,7 +74,10 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
         # Only the members take part: a job of thousands does not create every other rank's groups.
         # torch (2.13) names such a group after its ranks and the number of groups made before, so
         # every rank must make equally many in the same order, needed or not.
-        return dist.new_group(ranks, timeout=timeout, use_local_synchronization=True)
+        made: dist.ProcessGroup = dist.new_group(
+            ranks, timeout=timeout, use_local_synchronization=True
+        )
+        return made
 
     coordinates = layout.coordinates(rank)
     stages = layout.pipeline_ranks(rank)
@@ -89,5 +93,5 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
         model=group(layout.model_ranks(rank)),
         embedding=group(ends if rank in ends else [rank]),
         alone=alone,
-        world=dist.group.WORLD,
+        world=None,
     )

@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.parallel.cpu import enable_cpu
@@ -28,9 +29,7 @@ def start_process(launch: LaunchEnvironment, timeout: timedelta) -> torch.device
         device, backend = torch.device("cpu"), "gloo"
     if launch.world_size == 1:
         # One process needs no network: a store in memory cannot clash with another job's port.
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
-        )
+        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(
             backend,

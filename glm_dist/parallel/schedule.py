@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from glm_dist.parallel.groups import ParallelGroups
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", contravariant=True)
 
 
 class Stage(Protocol[Batch]):

@@ -24,7 +24,7 @@ from glm_dist.parallel.schedule import run_schedule
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
-import deepspeed  # noqa: E402
+import deepspeed
 
 
 class _ModelParallelUnit:
@@ -120,6 +120,11 @@ class TrainingEngine:
     def optimizer(self) -> Any:
         """DeepSpeed's optimizer wrapper, or torch's AdamW without ZeRO."""
         return self._deepspeed.optimizer
+
+    @property
+    def has_loss_scale(self) -> bool:
+        """Whether gradients may overflow without harm (fp16)."""
+        return bool(self._deepspeed.fp16_enabled())
 
     @property
     def skipped_steps(self) -> int:

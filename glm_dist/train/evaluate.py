@@ -30,7 +30,9 @@ def replica_rows(
     replicas, replica = groups.layout.data_parallel_size, groups.coordinates.data
     round_size = micro_batch_size * replicas
     batches = []
-    for first in range(replica * micro_batch_size, -(-num_rows // round_size) * round_size, round_size):
+    for first in range(
+        replica * micro_batch_size, -(-num_rows // round_size) * round_size, round_size
+    ):
         rows = []
         for index in range(first, first + micro_batch_size):
             row = row_of(index % num_rows)

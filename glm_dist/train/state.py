@@ -1,4 +1,4 @@
-"""What a run must remember between two lives: tensors by fragment, everything else in a few numbers.
+"""What a run must remember between two lives: tensors by fragment, and a few numbers.
 
 There is no generator state: dropout is seeded by step, rows are addressed by index. So the state is
 weights, moments, counters and, in fp16, the loss scale; any layout can read it.

@@ -91,9 +91,7 @@ def official_stage(
         groups=build_groups(layout, timedelta(seconds=60)),
         device=torch.device("cpu"),
     )
-    ours = from_official(
-        with_padded_vocabulary(state), num_attention_heads=num_attention_heads
-    )
+    ours = from_official(with_padded_vocabulary(state), num_attention_heads=num_attention_heads)
     with torch.no_grad():
         for place in stage.places():
             place.parameter.copy_(cut(place, ours[place.name]))

@@ -90,7 +90,9 @@ def check_model(file: Path, layouts: list[Layout]) -> None:
             logits = pipeline_logits(stage, everywhere)
         if logits is not None:
             found = logits.view(s, b, -1).transpose(0, 1).numpy()  # [s * b, v] -> [b, s, v]
-            np.testing.assert_allclose(found, arrays["logits"], atol=1e-5, rtol=0, err_msg=str(layout))
+            np.testing.assert_allclose(
+                found, arrays["logits"], atol=1e-5, rtol=0, err_msg=str(layout)
+            )
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

@@ -152,7 +152,7 @@ def run_steps(engine: TrainingEngine, case: Case, steps: range) -> tuple[list[fl
 
 
 def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
-    """Every parameter of the model put together on every rank, ours and not the checkpoint's way."""
+    """Every parameter put together on every rank, without the checkpoint's code."""
     import deepspeed
 
     pieces: list[tuple[str, tuple[int, ...], tuple[int, ...], np.ndarray]] = []

@@ -1,0 +1,219 @@
+"""One pretraining job on one rank, from a checked configuration to the last checkpoint."""
+
+import logging
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint
+from glm_dist.checkpoint.manifest import Json
+from glm_dist.config.launch import LaunchEnvironment
+from glm_dist.config.load import dump_config
+from glm_dist.config.schema import Resume, RunConfig
+from glm_dist.data.loader import training_batches
+from glm_dist.data.samples import describe_differences, open_row_source
+from glm_dist.errors import CheckpointError, GlmDistError
+from glm_dist.model.glm import GLMStage
+from glm_dist.model.parameters import initialize
+from glm_dist.observe.log import quiet_libraries, setup_logging
+from glm_dist.observe.run_folder import collect_provenance, open_run_folder
+from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.parallel.groups import ParallelGroups, build_groups
+from glm_dist.parallel.layout import Layout
+from glm_dist.parallel.process import start_process
+from glm_dist.train.deepspeed_config import deepspeed_config
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.loop import TrainingRun, train
+from glm_dist.train.preflight import CHECKPOINTS
+from glm_dist.train.state import restore_state
+
+log = logging.getLogger(__name__)
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+"""A collective without an answer for this long ends the job; saving to a slow disk must fit."""
+
+
+def run(config: RunConfig, launch: LaunchEnvironment) -> None:
+    """Train. Collective over all ranks of the job.
+
+    Args:
+        config: Checked against the world size and the files.
+        launch: Who this process is.
+
+    Raises:
+        GlmDistError: On every rank, with one message.
+    """
+    started = time.monotonic()
+    console = Console(stderr=True)
+    setup_logging(launch.rank, console=console)
+    device = start_process(launch, COLLECTIVE_TIMEOUT)
+    layout = Layout(
+        tensor_parallel_size=config.parallel.tensor_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
+        data_parallel_size=config.data_parallel_size(launch.world_size),
+    )
+    groups = build_groups(layout, COLLECTIVE_TIMEOUT)
+    attempt = _open_folder(config, launch, layout)
+    setup_logging(launch.rank, config.run_dir, console=console)
+    source = open_row_source(config)
+    engine = _build_engine(config, groups, device=device, world_size=launch.world_size)
+    quiet_libraries()
+    identity = cast(dict[str, Json], {"data": source.fingerprint()})
+    first_step = _resume(config, engine, identity)
+    if launch.rank == 0:
+        _announce(config, engine, first_step=first_step, seconds=time.monotonic() - started)
+    sink = (
+        open_sinks(
+            config, attempt=attempt, first_step=first_step, console=console, environ=os.environ
+        )
+        if launch.rank == 0
+        else SinkGroup()
+    )
+    try:
+        train(
+            TrainingRun(
+                config=config,
+                engine=engine,
+                batches=training_batches(
+                    source,
+                    start_step=first_step,
+                    global_batch_size=config.batch.global_batch_size,
+                    micro_batch_size=config.batch.micro_batch_size,
+                    replica=groups.coordinates.data,
+                    num_replicas=layout.data_parallel_size,
+                    num_workers=config.data.num_workers,
+                    prefetch=config.data.prefetch,
+                ),
+                validation_row=source.validation_row,
+                objectives=source.objectives,
+                sink=sink,
+                checkpoints=config.run_dir / CHECKPOINTS,
+                identity=identity,
+                device=device,
+            ),
+            first_step=first_step,
+        )
+    finally:
+        sink.close()
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -> int:
+    """Create or continue the run folder on rank 0; the attempt's number, on every rank."""
+    hosts: list[str | None] = [None] * launch.world_size
+    dist.all_gather_object(hosts, socket.gethostname())
+    outcome: list[int | GlmDistError | None] = [None]
+    if launch.rank == 0:
+        try:
+            outcome[0] = open_run_folder(
+                config.run_dir,
+                config=dump_config(config),
+                overrides=sys.argv[1:],
+                provenance=collect_provenance(
+                    hosts=[str(host) for host in hosts],
+                    world_size=launch.world_size,
+                    layout=layout.sizes(),
+                    command=sys.argv,
+                    launcher=launch.launcher,
+                ),
+            ).attempt
+        except GlmDistError as error:
+            outcome[0] = error
+    dist.broadcast_object_list(outcome)
+    if isinstance(outcome[0], GlmDistError):
+        raise outcome[0]
+    return cast(int, outcome[0])
+
+
+def _build_engine(
+    config: RunConfig, groups: ParallelGroups, *, device: torch.device, world_size: int
+) -> TrainingEngine:
+    stage = GLMStage(
+        config.model,
+        vocab_size=config.tokenizer.vocab_size,
+        padded_vocab_size=config.padded_vocab_size,
+        dtype=config.precision.dtype,
+        groups=groups,
+        device=device,
+    )
+    initialize(
+        stage.places(),
+        seed=config.run.seed,
+        init_std=config.model.init_std,
+        num_layers=config.model.num_layers,
+    )
+    return TrainingEngine(
+        stage,
+        config.optimizer,
+        deepspeed_config=deepspeed_config(config, world_size=world_size),
+        groups=groups,
+    )
+
+
+def _resume(config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Json]) -> int:
+    """Continue from the newest complete checkpoint, if the run may; the steps done.
+
+    Raises:
+        CheckpointError: The checkpoint was trained on other data, or there must be one and is not.
+    """
+    if config.checkpoint.resume is Resume.never:
+        return 0
+    info = find_checkpoint(config.run_dir / CHECKPOINTS)
+    if info is None:
+        if config.checkpoint.resume is Resume.must:
+            raise CheckpointError(
+                key="checkpoint.resume",
+                found="must, without a complete checkpoint",
+                expected=f"a complete checkpoint in {config.run_dir / CHECKPOINTS}",
+                fix="begin anew with checkpoint.resume=auto, or restore the checkpoint's files",
+            )
+        return 0
+    _check_data(info, identity)
+    return restore_state(engine, info)
+
+
+def _check_data(info: CheckpointInfo, identity: Mapping[str, Json]) -> None:
+    """Refuse to continue on other data: rows would be repeated and skipped without a trace.
+
+    Raises:
+        CheckpointError: The fingerprints differ.
+    """
+    saved, current = info.manifest.extra["data"], identity["data"]
+    differences = describe_differences(
+        cast(Mapping[str, object], saved), cast(Mapping[str, object], current)
+    )
+    if differences:
+        raise CheckpointError(
+            key=str(info.path),
+            found="other data: " + "; ".join(differences),
+            expected="the corpora, tokenizer and split that the run was trained on so far",
+            fix="restore the files, or begin another run with run.name=...",
+        )
+
+
+def _announce(
+    config: RunConfig, engine: TrainingEngine, *, first_step: int, seconds: float
+) -> None:
+    layout = engine.groups.layout
+    log.info(
+        "training run=%s layout=%s zero=%d dtype=%s steps=%d..%d rows_per_step=%d "
+        "micro_batches=%d startup_seconds=%.1f",
+        config.run_dir,
+        layout,
+        config.zero.stage,
+        config.precision.dtype.name,
+        first_step,
+        config.run.steps,
+        config.batch.global_batch_size,
+        config.num_micro_batches(layout.world_size),
+        seconds,
+    )

@@ -1,0 +1,149 @@
+"""The training loop: rows in, steps, and at their intervals records, validation and checkpoints.
+
+Everything that decides a number is elsewhere; this file decides when. All ranks take the same
+branches, because every branch hangs on the step alone or on values that were reduced over all.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.checkpoint.manifest import Json
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.errors import TrainingError
+from glm_dist.observe.metrics import GRAD_NORM, LEARNING_RATE, PEAK_MEMORY, TRAIN_LOSS, VALID_LOSS
+from glm_dist.observe.sinks import MetricSink
+from glm_dist.observe.throughput import Throughput
+from glm_dist.optim.lr_schedule import learning_rate
+from glm_dist.parallel.rng import seed_step
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.evaluate import validation_losses
+from glm_dist.train.state import save_state
+from glm_dist.train.step import StepResult, train_step
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """What the loop works with on this rank."""
+
+    config: RunConfig
+    engine: TrainingEngine
+    batches: Iterator[Sequence[MicroBatch]]
+    """Micro-batches of this replica, one item per step, from the first step to do."""
+    validation_row: Callable[[str, int], Row]
+    objectives: Sequence[str]
+    """Objectives that validation measures."""
+    sink: MetricSink
+    """Takes records; does nothing on ranks other than 0."""
+    checkpoints: Path
+    identity: Mapping[str, Json]
+    """What a checkpoint says of the run, such as the data's fingerprint."""
+    device: torch.device
+
+
+def train(run: TrainingRun, *, first_step: int) -> None:
+    """Train to ``run.steps``. Collective over all ranks.
+
+    Args:
+        run: What to work with.
+        first_step: Steps already done.
+
+    Raises:
+        TrainingError: The loss or the gradient norm is no longer a finite number.
+        CheckpointError: A checkpoint could not be written.
+    """
+    config, groups = run.config, run.engine.groups
+    throughput = Throughput(
+        first_step=first_step,
+        last_step=config.run.steps,
+        world_size=groups.layout.world_size,
+    )
+    results: list[StepResult] = []
+    for done in range(first_step, config.run.steps):
+        seed_step(config.run.seed, done, coordinates=groups.coordinates)
+        with throughput.waiting("data"):
+            micro_batches = next(run.batches)
+        rate = learning_rate(config.lr_schedule, config.optimizer.learning_rate, done)
+        results.append(
+            train_step(
+                run.engine,
+                micro_batches,
+                learning_rate=rate,
+                normalize_by=config.loss.normalize_by,
+                device=run.device,
+            )
+        )
+        throughput.step_done(config.batch.global_batch_size * config.batch.row_length)
+        step = done + 1
+        is_last = step == config.run.steps
+        if is_last or step % config.observe.log_interval == 0:
+            record = _training_record(run, results, step=step) | {LEARNING_RATE: rate}
+            run.sink.write(step, record | throughput.take())
+            results.clear()
+        if _due(step, config.evaluation.interval, is_last=is_last):
+            with throughput.paused():
+                run.sink.write(step, _validation_record(run))
+        if _due(step, config.checkpoint.interval, is_last=is_last):
+            with throughput.paused():
+                run.sink.event(step, "checkpoint", {"path": str(_save(run, step))})
+
+
+def _due(step: int, interval: int, *, is_last: bool) -> bool:
+    return interval > 0 and (is_last or step % interval == 0)
+
+
+def _training_record(
+    run: TrainingRun, results: Sequence[StepResult], *, step: int
+) -> dict[str, float]:
+    """Loss since the last record and the last norm; the loop's only host-device synchronisation.
+
+    Raises:
+        TrainingError: On every rank, as the numbers are the same everywhere.
+    """
+    loss_sum = torch.stack([result.loss_share for result in results]).sum()
+    dist.all_reduce(loss_sum, group=run.engine.groups.world)
+    loss, norm = float(loss_sum) / len(results), float(results[-1].grad_norm)
+    # fp16 answers an overflow with an infinite norm, no update and a smaller scale: all is well.
+    overflowed = run.engine.has_loss_scale and math.isinf(norm) and math.isfinite(loss)
+    if not (math.isfinite(loss) and math.isfinite(norm)) and not overflowed:
+        raise TrainingError(
+            key=f"step {step}",
+            found=f"loss {loss}, gradient norm {norm}",
+            expected="finite numbers",
+            fix="continue from the last checkpoint in a new run with a lower "
+            "optimizer.learning_rate, a longer warm-up or precision=bf16",
+        )
+    record = {TRAIN_LOSS: loss, GRAD_NORM: norm}
+    if run.device.type == "cuda":
+        record[PEAK_MEMORY] = torch.cuda.max_memory_allocated(run.device) / 2**30
+    return record
+
+
+def _validation_record(run: TrainingRun) -> dict[str, float]:
+    losses = validation_losses(
+        run.engine,
+        run.validation_row,
+        objectives=run.objectives,
+        num_rows=run.config.evaluation.rows_per_objective,
+        micro_batch_size=run.config.batch.micro_batch_size,
+        device=run.device,
+    )
+    return {f"{VALID_LOSS}{name}": loss for name, loss in losses.items()}
+
+
+def _save(run: TrainingRun, step: int) -> Path:
+    return save_state(
+        run.engine,
+        run.checkpoints,
+        step=step,
+        extra={**run.identity, "rows": step * run.config.batch.global_batch_size},
+        keep_last=run.config.checkpoint.keep_last,
+    )
