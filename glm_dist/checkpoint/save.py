@@ -106,15 +106,19 @@ def save_checkpoint(
         sum(record.num_bytes for record in manifest.files.values()) / 2**30,
         time.monotonic() - started,
     )
+    _retire_older(directory, ranks, step=step, keep_last=keep_last)
+    on_phase("retired")
+    return final
+
+
+def _retire_older(directory: Path, ranks: Ranks, *, step: int, keep_last: int) -> None:
     removed = ranks.on_first(
         "see older checkpoints removed",
-        str(final),
+        str(directory),
         lambda: retire(directory, step, keep_last=max(keep_last, 1)),
     )
     if removed:
         log.info("removed checkpoints=%s", ",".join(path.name for path in removed))
-    on_phase("retired")
-    return final
 
 
 def _write_all(

@@ -1,0 +1,243 @@
+"""Records survive crashes, rewinds, full disks and a W&B that does not work."""
+
+import io
+import json
+import logging
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import RunConfig
+from glm_dist.observe.sinks import (
+    Details,
+    JsonlSink,
+    SinkGroup,
+    WandbSink,
+    has_wandb_key,
+    open_sinks,
+)
+
+
+def config(runs: Path, mode: str = "off") -> RunConfig:
+    made = load_config(
+        ["experiment=tiny", "run.name=a", f"paths.runs={runs}", f"observe.wandb_mode={mode}"]
+    )
+    made.run_dir.mkdir(parents=True, exist_ok=True)
+    return made
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def jsonl(path: Path, attempt: int = 1, first_step: int = 0) -> JsonlSink:
+    return JsonlSink(path, attempt=attempt, first_step=first_step, clock=lambda: 1.5)
+
+
+def test_every_line_has_step_attempt_and_time(tmp_path: Path) -> None:
+    sink = jsonl(tmp_path / "metrics.jsonl")
+    sink.write(10, {"train/loss": 2.5})
+    sink.event(10, "checkpoint", {"path": "x"})
+    sink.close()
+    assert records(tmp_path / "metrics.jsonl") == [
+        {"step": 0, "event": "started", "attempt": 1, "time": 1.5},
+        {"step": 10, "train/loss": 2.5, "attempt": 1, "time": 1.5},
+        {"step": 10, "event": "checkpoint", "path": "x", "attempt": 1, "time": 1.5},
+    ]
+
+
+def test_a_record_is_on_disk_before_the_next_one(tmp_path: Path) -> None:
+    sink = jsonl(tmp_path / "metrics.jsonl")
+    sink.write(10, {"train/loss": 2.5})
+    assert records(tmp_path / "metrics.jsonl")[-1]["train/loss"] == 2.5
+
+
+def test_the_next_attempt_appends_after_mending_a_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    jsonl(path).write(10, {"train/loss": 2.5})
+    with path.open("a") as stream:
+        stream.write('{"step": 20, "train/lo')
+    jsonl(path, attempt=2, first_step=10).write(20, {"train/loss": 2.25})
+    assert [(r["step"], r["attempt"]) for r in records(path)] == [(0, 1), (10, 1), (10, 2), (20, 2)]
+
+
+@pytest.fixture
+def file_size_limit() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_a_full_disk_is_reported_once_and_does_not_raise(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = jsonl(path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, before[1]))  # half a record fits
+    sink.write(10, {"train/loss": 2.5})
+    sink.write(20, {"train/loss": 2.5})
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sink.write(30, {"train/loss": 2.5})
+    assert [r["step"] for r in records(path)] == [0, 30]
+    levels = [r.levelname for r in caplog.records]
+    assert levels == ["ERROR", "WARNING"]
+    assert "lost=2" in caplog.text
+
+
+def test_a_folder_that_disappears_does_not_end_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    sink = jsonl(tmp_path / "gone" / "metrics.jsonl")
+    sink.write(10, {"train/loss": 2.5})
+    assert len(caplog.records) == 1
+    assert "No such file" in caplog.text
+
+
+class Recorder:
+    """A sink that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[object] = []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.told.append((step, dict(values)))
+
+    def event(self, step: int, kind: str, details: Details) -> None:
+        self.told.append((step, kind, dict(details)))
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+def test_a_group_tells_every_sink_and_an_empty_one_nobody() -> None:
+    first, second = Recorder(), Recorder()
+    for group in (SinkGroup([first, second]), SinkGroup()):
+        group.write(1, {"train/loss": 2.0})
+        group.event(1, "checkpoint", {"path": "x"})
+        group.close()
+    assert first.told == [(1, {"train/loss": 2.0}), (1, "checkpoint", {"path": "x"}), "closed"]
+    assert second.told == first.told
+
+
+def test_without_wandb_a_run_has_file_and_console_and_wandb_is_not_imported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
+    made = config(tmp_path)
+    sinks = open_sinks(
+        made, attempt=1, first_step=0, console=Console(file=io.StringIO()), environ={}
+    )
+    sinks.write(1, {"train/loss": 2.0})
+    sinks.close()
+    assert records(tmp_path / "a" / "metrics.jsonl")[-1]["train/loss"] == 2.0
+    assert "loss   2.0000" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("environ", "netrc", "found"),
+    [
+        ({"WANDB_API_KEY": "k"}, "", True),
+        ({}, "machine api.wandb.ai login user password k", True),
+        ({"WANDB_BASE_URL": "https://wandb.example.org"}, "machine api.wandb.ai password k", False),
+        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine w.example.org password k", True),
+        ({}, "", False),
+        ({}, "not a netrc file", False),
+    ],
+)
+def test_a_key_is_looked_for_where_wandb_looks(
+    tmp_path: Path, environ: dict[str, str], netrc: str, found: bool
+) -> None:
+    (tmp_path / ".netrc").write_text(netrc)
+    assert has_wandb_key({"HOME": str(tmp_path), **environ}) is found
+
+
+def test_wandb_without_a_key_records_offline_and_attempts_share_one_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = config(tmp_path, "online")
+    environ = {"HOME": str(tmp_path)}
+    for attempt in (1, 2):
+        sink = WandbSink(made, attempt=attempt, environ=environ)
+        sink.write(10, {"train/loss": 2.5})
+        sink.close()
+    assert "no W&B API key found; recording offline" in caplog.text
+    assert "W&B failed" not in caplog.text
+    run_id = (made.run_dir / "wandb_id.txt").read_text().strip()
+    files = list(made.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
+    assert all(b"train/loss" in path.read_bytes() for path in files)
+
+
+class BrokenRun:
+    """What wandb.init may hand out on a bad day."""
+
+    def define_metric(self, *args: object, **kwargs: object) -> None:
+        """Works."""
+
+    def log(self, values: object) -> None:
+        raise ConnectionError("the network is down")
+
+    def finish(self) -> None:
+        raise RuntimeError("the service died")
+
+
+def test_a_wandb_that_fails_later_is_reported_once_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = SimpleNamespace(init=lambda **kwargs: BrokenRun(), Settings=dict)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    sink = WandbSink(config(tmp_path, "offline"), attempt=1, environ={})
+    for step in (1, 2):
+        sink.write(step, {"train/loss": 2.0})
+    sink.close()
+    assert caplog.text.count("W&B failed") == 1
+    assert "the network is down" in caplog.text
+
+
+def test_a_wandb_that_is_not_installed_is_reported_and_training_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    sink = WandbSink(config(tmp_path, "offline"), attempt=1, environ={})
+    sink.write(1, {"train/loss": 2.0})
+    sink.close()
+    assert caplog.text.count("W&B failed") == 1
+
+
+def test_online_that_cannot_connect_falls_back_to_offline(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[str] = []
+
+    def init(*, mode: str, **kwargs: object) -> object:
+        modes.append(mode)
+        if mode == "online":
+            raise ConnectionError("no route to host")
+        return BrokenRun()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
+    WandbSink(config(tmp_path, "online"), attempt=1, environ={"WANDB_API_KEY": "k"})
+    assert modes == ["online", "offline"]
+    assert "no route to host" in caplog.text
+
+
+def test_interrupting_wandb_still_interrupts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**kwargs: object) -> object:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
+    with pytest.raises(KeyboardInterrupt):
+        WandbSink(config(tmp_path, "offline"), attempt=1, environ={})
