@@ -4,17 +4,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from glm_dist.config.load import dump_config, load_config
+from glm_dist.config.load import default_config_dir, dump_config, load_config
+from glm_dist.config.reference import config_reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+    parser.add_argument(
+        "--reference", action="store_true", help="print docs/config.md: every key and option"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the resolved and checked configuration as YAML.
+    """Print the resolved and checked configuration as YAML, or the reference as Markdown.
 
     Returns:
         Exit status.
@@ -22,6 +26,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         ConfigError: The configuration is wrong.
     """
+    if arguments.reference:
+        sys.stdout.write(config_reference(arguments.config_dir or default_config_dir()))
+        return 0
     config = load_config(arguments.overrides, config_dir=arguments.config_dir)
     sys.stdout.write(dump_config(config))
     return 0

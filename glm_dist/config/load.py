@@ -105,19 +105,20 @@ def dump_config(config: RunConfig) -> str:
 
 
 def default_config_dir() -> Path:
-    """Folder conf/ beside the package or below the working directory.
+    """Folder conf/ beside the package, or inside it where it was installed from a wheel.
 
     Raises:
         ConfigError: Neither holds config.yaml.
     """
-    for candidate in (Path(__file__).resolve().parents[2] / "conf", Path.cwd() / "conf"):
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package.parent / "conf", package / "conf"):
         if (candidate / "config.yaml").is_file():
             return candidate
     raise ConfigError(
         key="conf/config.yaml",
         found="missing",
-        expected="the folder conf/ of the source tree beside glm_dist/ or in the working folder",
-        fix="start in the source folder",
+        expected=f"the folder conf/ beside {package}",
+        fix="install glm-dist again, or name the folder with --config-dir",
     )
 
 

@@ -45,8 +45,11 @@ class ModelConfig(Section):
     key: ClassVar[str] = "model"
 
     num_layers: int = bounded(24, at_least=1)
+    """L: Transformer layers of the whole model."""
     hidden_size: int = bounded(1024, at_least=1)
+    """h: width of the residual stream; the MLP is 4 h wide."""
     num_attention_heads: int = bounded(16, at_least=1)
+    """a: heads of h / a each. Published GLMs have heads of 64."""
     max_position_embeddings: int = bounded(512, at_least=1)
     """P: both position tables have P + 1 rows, as the official model's."""
     hidden_dropout: float = bounded(0.1, at_least=0, below=1)
@@ -66,6 +69,7 @@ class TokenizerConfig(Section):
     key: ClassVar[str] = "tokenizer"
 
     kind: TokenizerKind = MISSING
+    """Family of the vocabulary; decides which ids the special tokens get."""
     path: str = MISSING
     """Model file, or folder with the vocabulary files of the kind."""
     vocab_size: int = bounded(30524, at_least=1)
@@ -93,6 +97,7 @@ class DataConfig(Section):
     key: ClassVar[str] = "data"
 
     corpora: dict[str, CorpusConfig] = MISSING
+    """By name: data.corpora.<name>.prefix=... adds one, ~data.corpora.<name> removes it."""
     validation_share: float = bounded(0.05, at_least=0, below=1)
     """Share of documents held out for validation, 0 to 1. Official split: 0.05."""
     test_share: float = bounded(0.001, at_least=0, below=1)
@@ -110,6 +115,7 @@ class CorruptionConfig(Section):
     key: ClassVar[str] = "corruption"
 
     task: PretrainingTask = MISSING
+    """GLM's blank infilling."""
     span_share: float = bounded(1.0, at_least=0, at_most=1)
     """Share of rows with the short-span objective [bert-prob]."""
     sentence_share: float = bounded(0.3, at_least=0, at_most=1)
@@ -149,7 +155,9 @@ class ParallelConfig(Section):
     key: ClassVar[str] = "parallel"
 
     tensor_parallel_size: int = bounded(1, at_least=1)
+    """Processes that share each layer; must divide the heads."""
     pipeline_parallel_size: int = bounded(1, at_least=1)
+    """Stages the layers are cut into; must divide the layers."""
     data_parallel_size: int | None = None
     """Replicas; unset fills the started processes."""
 
@@ -177,6 +185,7 @@ class PrecisionConfig(Section):
     key: ClassVar[str] = "precision"
 
     dtype: Dtype = MISSING
+    """Of weights and activations; master weights, moments and gradient sums stay fp32."""
     initial_loss_scale_power: int = bounded(16, at_least=0, at_most=32)
     """fp16 only: first loss scale is 2 to this power."""
     loss_scale_window: int = bounded(1000, at_least=1)
@@ -196,8 +205,11 @@ class OptimizerConfig(Section):
     learning_rate: float = bounded(1e-4, above=0)
     """Peak learning rate."""
     beta1: float = bounded(0.9, at_least=0, below=1)
+    """Decay of the first moment. GLM: 0.9."""
     beta2: float = bounded(0.98, at_least=0, below=1)
+    """Decay of the second moment. GLM: 0.98, 10B 0.95."""
     epsilon: float = bounded(1e-6, above=0)
+    """Added to the root of the second moment. GLM: 1e-6, 10B 1e-8."""
     weight_decay: float = bounded(0.1, at_least=0)
     """On every weight but LayerNorm parameters and biases."""
     gradient_clipping: float = bounded(1.0, at_least=0)
@@ -211,6 +223,7 @@ class LRScheduleConfig(Section):
     key: ClassVar[str] = "lr_schedule"
 
     kind: LRScheduleKind = MISSING
+    """Shape after warm-up: cosine, linear or constant."""
     warmup_share: float = bounded(0.05, at_least=0, below=1)
     """Share of decay_steps spent in linear warm-up, 0 to 1."""
     decay_steps: int = bounded(160_000, at_least=1)
@@ -226,6 +239,7 @@ class LossConfig(Section):
     key: ClassVar[str] = "loss"
 
     normalize_by: LossNormalization = MISSING
+    """global_tokens: mean over the step's predicted tokens; micro_batch: official mean of means."""
 
 
 @dataclass
@@ -263,10 +277,13 @@ class ObserveConfig(Section):
     log_interval: int = bounded(10, at_least=1)
     """Steps between metric records."""
     progress_bar: bool = MISSING
+    """Bar with time left on a terminal; other outputs get lines."""
     wandb_mode: WandbMode = MISSING
     """online falls back to offline where no API key is at hand."""
     wandb_project: str = MISSING
+    """Project of the records in Weights & Biases."""
     wandb_entity: str | None = None
+    """User or team that owns them; unset: the account's default."""
 
 
 @dataclass
@@ -286,6 +303,7 @@ class RunConfig:
     """Everything one pretraining run depends on."""
 
     config_version: int = 1
+    """Version of the keys; a saved configuration of another version is refused."""
     run: RunSection = MISSING
     model: ModelConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
