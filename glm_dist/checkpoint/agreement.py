@@ -99,12 +99,12 @@ class Together:
         failures = {rank: e for each in self.ranks.gather(mine) for rank, e in each.items()}
         if not failures or _is_stop(error):
             return
-        distinct = {str(e): e for e in failures.values()}
+        distinct = {str(e): e for _, e in sorted(failures.items())}
         if len(distinct) == 1:
             raise next(iter(distinct.values())) from error
         raise CheckpointError(
             key=self.key,
-            found="; ".join(f"rank {rank}: {e.found}" for rank, e in sorted(failures.items())),
+            found="; ".join(str(e.found) for e in distinct.values()),
             expected=f"every rank to {self.task}",
             fix=next(iter(distinct.values())).fix,
         ) from error

@@ -99,13 +99,9 @@ def save_checkpoint(
         )
         ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
     on_phase("published")
-    log.info(
-        "saved step=%d to=%s gib=%.3f seconds=%.1f",
-        step,
-        final,
-        sum(record.num_bytes for record in manifest.files.values()) / 2**30,
-        time.monotonic() - started,
-    )
+    gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
+    seconds = time.monotonic() - started
+    log.info("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
     _retire_older(directory, ranks, step=step, keep_last=keep_last)
     on_phase("retired")
     return final
