@@ -7,8 +7,9 @@ real ever sees it.
 Letters: ``b`` rows, ``s`` row length.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,3 +85,19 @@ class MicroBatch:
             objectives=tuple(row.objective for row in rows),
             corpora=tuple(row.corpus for row in rows),
         )
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """Copy the tensors to a device; from pinned memory without waiting."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "MicroBatch":
+        """Copy the tensors to page-locked memory; torch's loader calls this."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "MicroBatch":
+        tensors: dict[str, Any] = {
+            field.name: change(value)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), torch.Tensor)
+        }
+        return replace(self, **tensors)

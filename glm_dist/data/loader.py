@@ -1,0 +1,169 @@
+"""Rows to micro-batches, ahead of time: what one replica reads in each step.
+
+The rows of step ``t`` are ``t*G … t*G + G - 1`` for a global batch of ``G``; a replica takes its
+contiguous share and cuts it into micro-batches in order. Workers change when a micro-batch is
+built, never what is in it. There is no end of data.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.errors import GlmDistError
+
+
+class TrainingRows(Protocol):
+    """Where training rows come from; ``RowSource`` in a run."""
+
+    def row(self, index: int) -> Row:
+        """Build training row ``index``, 0, 1, 2, … without end."""
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """Which rows a replica reads in a step."""
+
+    global_batch_size: int
+    micro_batch_size: int
+    replica: int
+    num_replicas: int
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches this replica reads in a step."""
+        return self.global_batch_size // self.num_replicas // self.micro_batch_size
+
+    def indices(self, micro_batch: int) -> range:
+        """Give the row indices of a micro-batch.
+
+        Args:
+            micro_batch: Number counted from the first step on.
+        """
+        step, place = divmod(micro_batch, self.micro_batches_per_step)
+        rows_of_replica = self.global_batch_size // self.num_replicas
+        first = step * self.global_batch_size + self.replica * rows_of_replica
+        first += place * self.micro_batch_size
+        return range(first, first + self.micro_batch_size)
+
+
+class TrainingBatches:
+    """Iterator over steps; each item is the list of this replica's micro-batches."""
+
+    def __init__(self, micro_batches: "Iterator[MicroBatch | _Failure]", *, per_step: int) -> None:
+        """Group micro-batches.
+
+        Args:
+            micro_batches: Micro-batches in order, without end.
+            per_step: How many make a step.
+        """
+        self._micro_batches = micro_batches
+        self._per_step = per_step
+        self.seconds_waited = 0.0
+        """Time that ``next`` has taken so far, in seconds."""
+
+    def __iter__(self) -> "TrainingBatches":
+        return self
+
+    def __next__(self) -> list[MicroBatch]:
+        """Wait for the next step's micro-batches.
+
+        Raises:
+            GlmDistError: Whatever stopped a worker, as it was raised there.
+        """
+        started = time.perf_counter()
+        step = []
+        for _ in range(self._per_step):
+            item = next(self._micro_batches)
+            if isinstance(item, _Failure):
+                raise item.error
+            step.append(item)
+        self.seconds_waited += time.perf_counter() - started
+        return step
+
+    def close(self) -> None:
+        """Stop the workers."""
+        # The worker processes end when their iterator is collected.
+        self._micro_batches = iter(())
+
+
+def training_batches(
+    source: TrainingRows,
+    *,
+    start_step: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    replica: int,
+    num_replicas: int,
+    num_workers: int,
+    prefetch: int,
+) -> TrainingBatches:
+    """Read training rows step by step.
+
+    Args:
+        source: Builds rows; is copied into the workers.
+        start_step: First step to read; the step after the last one done when resuming.
+        global_batch_size: Rows of a step over all replicas; a multiple of replicas times
+            ``micro_batch_size``.
+        micro_batch_size: Rows of a micro-batch.
+        replica: Number of this replica.
+        num_replicas: Replicas that share a step.
+        num_workers: Processes that build rows; 0 builds them in ``next``.
+        prefetch: Micro-batches each worker keeps ready.
+    """
+    plan = StepRows(global_batch_size, micro_batch_size, replica, num_replicas)
+    first = start_step * plan.micro_batches_per_step
+    rows = _MicroBatches(source, plan, first)
+    if num_workers == 0:
+        return TrainingBatches(iter(rows), per_step=plan.micro_batches_per_step)
+    loader: DataLoader[MicroBatch | _Failure] = DataLoader(
+        rows,
+        batch_size=None,
+        num_workers=num_workers,
+        prefetch_factor=prefetch,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="fork",
+        # Without its own generator the loader draws from the global one, and dropout would depend
+        # on the number of workers.
+        generator=torch.Generator(),
+    )
+    return TrainingBatches(iter(loader), per_step=plan.micro_batches_per_step)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error on its way out of a worker; torch would rebuild it from its text alone."""
+
+    error: GlmDistError
+
+
+class _MicroBatches(IterableDataset["MicroBatch | _Failure"]):
+    """Micro-batches from a first one on; worker ``w`` of ``n`` builds every n-th."""
+
+    def __init__(self, source: TrainingRows, plan: StepRows, first: int) -> None:
+        self._source = source
+        self._plan = plan
+        self._first = first
+
+    def __iter__(self) -> "Iterator[MicroBatch | _Failure]":
+        worker = get_worker_info()
+        number, step = (
+            (self._first, 1)
+            if worker is None
+            else (
+                self._first + worker.id,
+                worker.num_workers,
+            )
+        )
+        while True:
+            try:
+                rows = [self._source.row(index) for index in self._plan.indices(number)]
+            except GlmDistError as error:
+                yield _Failure(error)
+                return
+            yield MicroBatch.stack(rows)
+            number += step

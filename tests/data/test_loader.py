@@ -1,0 +1,109 @@
+"""The same rows for every layout, worker count and resume; errors and waiting."""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from glm_dist.data.loader import TrainingBatches, training_batches
+from glm_dist.data.rows import Row
+from glm_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class NumberedRows:
+    """Rows whose only token is their index."""
+
+    bad_index: int = -1
+    seconds: float = 0.0
+
+    def row(self, index: int) -> Row:
+        if index == self.bad_index:
+            raise DataError(key="corpus", found=7, expected="8", fix="mend it")
+        time.sleep(self.seconds)
+        one = np.array([index])
+        return Row(one, one, one, one, one > 0, 1, "span", 1)
+
+
+def read(source: NumberedRows, **changes: int) -> TrainingBatches:
+    options = {
+        "start_step": 0,
+        "global_batch_size": 8,
+        "micro_batch_size": 2,
+        "replica": 0,
+        "num_replicas": 1,
+        "num_workers": 0,
+        "prefetch": 2,
+    }
+    return training_batches(source, **{**options, **changes})
+
+
+def indices(batches: TrainingBatches, steps: int) -> list[list[list[int]]]:
+    found = [[m.tokens[:, 0].tolist() for m in next(batches)] for _ in range(steps)]
+    batches.close()
+    return found
+
+
+def test_a_step_is_cut_into_micro_batches_in_order() -> None:
+    assert indices(read(NumberedRows()), 2) == [
+        [[0, 1], [2, 3], [4, 5], [6, 7]],
+        [[8, 9], [10, 11], [12, 13], [14, 15]],
+    ]
+
+
+def test_replicas_take_contiguous_shares_of_each_step() -> None:
+    second = indices(read(NumberedRows(), replica=1, num_replicas=2), 2)
+
+    assert second == [[[4, 5], [6, 7]], [[12, 13], [14, 15]]]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_change_nothing_but_the_time(num_workers: int) -> None:
+    alone = indices(read(NumberedRows(), start_step=3), 5)
+
+    assert indices(read(NumberedRows(), start_step=3, num_workers=num_workers), 5) == alone
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_reads_on_where_the_steps_ended(num_workers: int) -> None:
+    through = indices(read(NumberedRows()), 6)
+
+    assert indices(read(NumberedRows(), start_step=4, num_workers=num_workers), 2) == through[4:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_arrives_as_it_was_raised(num_workers: int) -> None:
+    batches = read(NumberedRows(bad_index=11), num_workers=num_workers)
+    next(batches)
+
+    with pytest.raises(DataError, match="corpus = 7: expected 8") as caught:
+        next(batches)
+    assert caught.value.fix == "mend it"
+    batches.close()
+
+
+def test_workers_leave_the_global_random_state_alone() -> None:
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    batches = read(NumberedRows(), num_workers=1)
+    next(batches)
+    batches.close()
+
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_waiting_is_measured() -> None:
+    batches = read(NumberedRows(seconds=0.005))
+    next(batches)
+
+    # 8 rows of 5 ms each.
+    assert 0.04 <= batches.seconds_waited < 0.4
+
+
+def test_micro_batch_moves_all_its_tensors() -> None:
+    batch = next(read(NumberedRows()))[0].to(torch.device("meta"))
+
+    assert batch.tokens.device.type == batch.prefix_length.device.type == "meta"
+    assert batch.objectives == ("span", "span")
