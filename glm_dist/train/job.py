@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import cast
 
@@ -19,7 +19,8 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.data.loader import training_batches
-from glm_dist.data.samples import describe_differences, open_row_source
+from glm_dist.data.rows import MicroBatch
+from glm_dist.data.samples import RowSource, describe_differences, open_row_source
 from glm_dist.errors import CheckpointError, GlmDistError
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
@@ -70,41 +71,43 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> None:
     first_step = _resume(config, engine, identity)
     if launch.rank == 0:
         _announce(config, engine, first_step=first_step, seconds=time.monotonic() - started)
-    sink = (
-        open_sinks(
+    sink = SinkGroup()
+    if launch.rank == 0:
+        sink = open_sinks(
             config, attempt=attempt, first_step=first_step, console=console, environ=os.environ
         )
-        if launch.rank == 0
-        else SinkGroup()
+    work = TrainingRun(
+        config=config,
+        engine=engine,
+        batches=_batches(config, source, groups, first_step=first_step),
+        validation_row=source.validation_row,
+        objectives=source.objectives,
+        sink=sink,
+        checkpoints=config.run_dir / CHECKPOINTS,
+        identity=identity,
+        device=device,
     )
     try:
-        train(
-            TrainingRun(
-                config=config,
-                engine=engine,
-                batches=training_batches(
-                    source,
-                    start_step=first_step,
-                    global_batch_size=config.batch.global_batch_size,
-                    micro_batch_size=config.batch.micro_batch_size,
-                    replica=groups.coordinates.data,
-                    num_replicas=layout.data_parallel_size,
-                    num_workers=config.data.num_workers,
-                    prefetch=config.data.prefetch,
-                ),
-                validation_row=source.validation_row,
-                objectives=source.objectives,
-                sink=sink,
-                checkpoints=config.run_dir / CHECKPOINTS,
-                identity=identity,
-                device=device,
-            ),
-            first_step=first_step,
-        )
+        train(work, first_step=first_step)
     finally:
         sink.close()
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _batches(
+    config: RunConfig, source: RowSource, groups: ParallelGroups, *, first_step: int
+) -> Iterator[Sequence[MicroBatch]]:
+    return training_batches(
+        source,
+        start_step=first_step,
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        replica=groups.coordinates.data,
+        num_replicas=groups.layout.data_parallel_size,
+        num_workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+    )
 
 
 def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -> int:

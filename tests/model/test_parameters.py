@@ -1,0 +1,99 @@
+"""Initialisation and places do not depend on how the model is cut."""
+
+import math
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+
+from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.model.glm import GLMStage
+from glm_dist.model.parameters import initialize
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.groups import build_groups
+from glm_dist.parallel.layout import Layout
+from tests.ranks import run_ranks
+
+MODEL = ModelConfig(
+    num_layers=4,
+    hidden_size=32,
+    num_attention_heads=4,
+    max_position_embeddings=16,
+    hidden_dropout=0.1,
+    attention_dropout=0.1,
+    layernorm_epsilon=1e-5,
+    init_std=0.02,
+)
+
+
+def initial_pieces(layouts: list[Layout], seed: int) -> list[list[tuple[str, tuple, np.ndarray]]]:
+    """Name, offset and value of every parameter this rank holds, for each layout."""
+    enable_cpu()
+    found = []
+    for layout in layouts:
+        stage = GLMStage(
+            MODEL,
+            vocab_size=251,
+            padded_vocab_size=256,
+            dtype=Dtype.fp32,
+            groups=build_groups(layout, timedelta(seconds=60)),
+            device=torch.device("cpu"),
+        )
+        places = stage.places()
+        initialize(places, seed=seed, init_std=MODEL.init_std, num_layers=MODEL.num_layers)
+        found.append([(p.name, p.offset, p.parameter.detach().numpy().copy()) for p in places])
+    return found
+
+
+def whole(seed: int) -> dict[str, np.ndarray]:
+    """The model of one process."""
+    return {
+        name: value
+        for name, _, value in run_ranks(initial_pieces, [Layout()], seed, world_size=1)[0][0]
+    }
+
+
+@pytest.fixture(scope="module")
+def model() -> dict[str, np.ndarray]:
+    """Initial weights of one process under seed 1."""
+    return whole(1)
+
+
+def test_every_layout_starts_from_the_same_weights(model: dict[str, np.ndarray]) -> None:
+    layouts = [Layout(4, 1, 1), Layout(1, 4, 1), Layout(2, 2, 1), Layout(1, 1, 4)]
+    seen: set[str] = set()
+    for rank in run_ranks(initial_pieces, layouts, 1, world_size=4):
+        for pieces in rank:
+            for name, offset, value in pieces:
+                cut = tuple(slice(o, o + n) for o, n in zip(offset, value.shape, strict=True))
+                assert np.array_equal(model[name][cut], value), name
+                seen.add(name)
+    assert seen == set(model)
+
+
+def test_weights_have_the_official_spread(model: dict[str, np.ndarray]) -> None:
+    residual = 0.02 / math.sqrt(2 * MODEL.num_layers)
+    assert model["embedding.word_embeddings.weight"].std() == pytest.approx(0.02, rel=0.03)
+    assert model["decoder.layers.3.mlp.linear_fc1.weight"].std() == pytest.approx(0.02, rel=0.03)
+    assert model["decoder.layers.3.mlp.linear_fc2.weight"].std() == pytest.approx(
+        residual, rel=0.03
+    )
+    assert model["decoder.layers.0.self_attention.linear_proj.weight"].std() == pytest.approx(
+        residual, rel=0.06
+    )
+    assert not model["decoder.layers.2.self_attention.linear_qkv.bias"].any()
+    assert (model["decoder.final_layernorm.weight"] == 1.0).all()
+
+
+def test_parameters_are_as_many_as_the_formula_says(model: dict[str, np.ndarray]) -> None:
+    h, layers, positions, vocab = 32, 4, 16, 256
+    # V·h + 2(P+1)·h + L(12h² + 13h) + 2h
+    expected = vocab * h + 2 * (positions + 1) * h + layers * (12 * h * h + 13 * h) + 2 * h
+    assert sum(value.size for value in model.values()) == expected
+
+
+def test_parameters_and_seeds_draw_differently(model: dict[str, np.ndarray]) -> None:
+    first = model["decoder.layers.0.mlp.linear_fc1.weight"]
+    assert not np.array_equal(first, model["decoder.layers.1.mlp.linear_fc1.weight"])
+    assert not np.array_equal(first, whole(2)["decoder.layers.0.mlp.linear_fc1.weight"])

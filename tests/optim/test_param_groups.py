@@ -1,0 +1,25 @@
+"""Which parameters decay."""
+
+from dataclasses import dataclass
+
+import torch
+
+from glm_dist.optim.param_groups import param_groups
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter with a name for the test's sake."""
+
+    parameter: torch.nn.Parameter
+    is_bias_or_norm: bool
+
+
+def test_biases_and_norms_do_not_decay() -> None:
+    weight = Parameter(torch.nn.Parameter(torch.ones(2, 2)), is_bias_or_norm=False)
+    bias = Parameter(torch.nn.Parameter(torch.ones(2)), is_bias_or_norm=True)
+
+    decayed, others = param_groups([bias, weight], weight_decay=0.1)
+
+    assert decayed == {"params": [weight.parameter], "weight_decay": 0.1}
+    assert others == {"params": [bias.parameter], "weight_decay": 0.0}

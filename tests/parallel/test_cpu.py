@@ -1,0 +1,14 @@
+"""The door to megatron-core on CPU stays shut where CUDA is."""
+
+import pytest
+import torch
+
+from glm_dist.errors import LaunchError
+from glm_dist.parallel.cpu import enable_cpu
+
+
+def test_a_machine_with_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    with pytest.raises(LaunchError, match="no CUDA device"):
+        enable_cpu()

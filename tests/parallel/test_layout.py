@@ -1,0 +1,51 @@
+"""Coordinates and groups, against groups written out by hand."""
+
+import pytest
+
+from glm_dist.parallel.layout import Coordinates, Layout
+
+EIGHT = Layout(tensor_parallel_size=2, pipeline_parallel_size=2, data_parallel_size=2)
+
+
+def test_neighbours_share_a_layer() -> None:
+    assert [EIGHT.tensor_ranks(r) for r in (0, 2, 4, 6)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_replicas_lie_inside_a_stage() -> None:
+    assert [EIGHT.data_ranks(r) for r in (0, 1, 4, 5)] == [[0, 2], [1, 3], [4, 6], [5, 7]]
+
+
+def test_stages_are_half_the_job_apart() -> None:
+    assert [EIGHT.pipeline_ranks(r) for r in (0, 1, 2, 3)] == [[0, 4], [1, 5], [2, 6], [3, 7]]
+
+
+def test_a_replica_is_all_slices_of_all_stages() -> None:
+    assert EIGHT.model_ranks(0) == [0, 1, 4, 5]
+    assert EIGHT.model_ranks(7) == [2, 3, 6, 7]
+
+
+def test_the_tied_embedding_lies_on_both_ends_of_a_pipeline() -> None:
+    assert Layout(1, 4, 1).embedding_ranks(2) == [0, 3]
+    assert Layout(2, 1, 1).embedding_ranks(1) == [1]
+
+
+def test_coordinates_count_tensor_then_data_then_pipeline() -> None:
+    # rank 6 = 0 + 2 * (1 + 2 * 1)
+    assert EIGHT.coordinates(6) == Coordinates(tensor=0, data=1, pipeline=1)
+
+
+@pytest.mark.parametrize("layout", [Layout(1, 1, 1), Layout(4, 1, 2), Layout(2, 4, 3)], ids=str)
+def test_every_place_is_taken_once(layout: Layout) -> None:
+    places = {layout.coordinates(rank) for rank in range(layout.world_size)}
+
+    assert len(places) == layout.world_size
+
+
+def test_stages_hold_consecutive_layers() -> None:
+    layout = Layout(1, 3, 1)
+
+    assert [list(layout.layers_of_stage(6, s)) for s in range(3)] == [[0, 1], [2, 3], [4, 5]]
+
+
+def test_a_layout_has_a_short_name() -> None:
+    assert str(Layout(8, 4, 2)) == "tp8·pp4·dp2"
