@@ -62,6 +62,15 @@ def test_publishing_replaces_an_older_folder_of_the_same_name(tmp_path: Path) ->
     assert (tmp_path / "step_0000001" / "content").read_text() == "staging"
 
 
+def test_a_rename_that_fails_halfway_leaves_the_older_folder_findable(tmp_path: Path) -> None:
+    make(tmp_path, "step_0000001")
+    with pytest.raises(FileNotFoundError):
+        publish(tmp_path / "absent", tmp_path / "step_0000001")
+    ((step, path),) = list_steps(tmp_path)
+    assert step == 1
+    assert (path / "content").read_text() == "step_0000001"
+
+
 def test_retiring_counts_back_from_the_step_and_leaves_later_ones(tmp_path: Path) -> None:
     make(tmp_path, *(f"step_000000{n}" for n in (1, 2, 3, 4, 9)))
     removed = retire(tmp_path, 4, keep_last=2)

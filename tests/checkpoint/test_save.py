@@ -1,11 +1,15 @@
 """A save that is interrupted or fails costs nothing but itself, on one rank and on several."""
 
+import contextlib
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import threading
+import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -99,6 +103,35 @@ def test_saving_a_step_again_never_loses_the_first_save(tmp_path: Path, phase: s
     save(tmp_path, 2)
     assert in_child(killed_save, tmp_path, 2, phase) == -signal.SIGKILL
     assert newest_step(tmp_path) == 2
+
+
+def save_until_killed(directory: Path, first: int, told: Connection) -> None:
+    for step in range(first, first + 1000):
+        save(directory, step, keep_last=1, tensors={"model.w": torch.zeros(200, 200)})
+        told.send(step)
+
+
+def test_saves_killed_at_any_moment_leave_the_last_one_that_was_reported(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    reported = 0
+    for _ in range(15):
+        told, tell = multiprocessing.Pipe(duplex=False)
+        child = multiprocessing.get_context("fork").Process(
+            target=save_until_killed, args=(tmp_path, reported + 1, tell)
+        )
+        child.start()
+        time.sleep(rng.uniform(0.02, 0.3))
+        child.kill()
+        child.join()
+        tell.close()
+        with contextlib.suppress(EOFError):
+            while True:
+                reported = told.recv()
+        if reported:
+            reported_or_next = newest_step(tmp_path)
+            assert reported_or_next in (reported, reported + 1)
+            reported = reported_or_next
+    assert reported > 0
 
 
 def test_the_newest_checkpoints_are_kept_and_older_ones_removed(tmp_path: Path) -> None:
