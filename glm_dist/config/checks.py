@@ -7,6 +7,7 @@ import math
 
 from glm_dist.config.rules import name_problem
 from glm_dist.config.schema import (
+    CONFIG_VERSION,
     BatchConfig,
     CorruptionConfig,
     DataConfig,
@@ -72,13 +73,20 @@ def positions_needed(corruption: CorruptionConfig, row_length: int) -> int:
 
 
 def _check_names(config: RunConfig) -> None:
+    if config.config_version != CONFIG_VERSION:
+        raise ConfigError(
+            key="config_version",
+            found=config.config_version,
+            expected=str(CONFIG_VERSION),
+            fix="leave it out; it marks saved configurations",
+        )
     problem = name_problem(config.run.name)
     if problem:
         raise ConfigError(
             key="run.name",
             found=repr(config.run.name),
             expected=problem,
-            fix="set run.name=my_run; another parent folder is paths.runs=...",
+            fix="set run.name=my_run; its parent folder is paths.runs",
         )
     for key, value in (
         ("paths.data", config.paths.data),
@@ -90,7 +98,7 @@ def _check_names(config: RunConfig) -> None:
                 key=key,
                 found=repr(value),
                 expected="a path that is not empty",
-                fix=f"set {key}=..., or leave it out to keep the group's value",
+                fix=f"set {key}=<path>, or leave it out to keep the group's value",
             )
 
 
@@ -248,7 +256,7 @@ def _check_intervals(config: RunConfig) -> None:
             found=0,
             expected=f"at least 1, because evaluation.interval = {evaluation.interval} asks for "
             "validation",
-            fix="set evaluation.rows_per_objective=1024, or choose evaluation=none",
+            fix="set evaluation.rows_per_objective=1024, or evaluation.interval=0",
         )
     if evaluation.interval > 0 and config.data.validation_share == 0:
         raise ConfigError(
@@ -256,7 +264,7 @@ def _check_intervals(config: RunConfig) -> None:
             found=0,
             expected=f"more than 0, because evaluation.interval = {evaluation.interval} asks for "
             "validation",
-            fix="set data.validation_share=0.05, or choose evaluation=none",
+            fix="set data.validation_share=0.05, or evaluation.interval=0",
         )
     if checkpoint.interval > 0 and checkpoint.keep_last == 0:
         raise ConfigError(
@@ -264,7 +272,7 @@ def _check_intervals(config: RunConfig) -> None:
             found=0,
             expected=f"at least 1, because checkpoint.interval = {checkpoint.interval} asks for "
             "checkpoints",
-            fix="set checkpoint.keep_last=3, or choose checkpoint=none",
+            fix="set checkpoint.keep_last=3, or checkpoint.interval=0",
         )
 
 

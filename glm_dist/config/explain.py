@@ -11,19 +11,15 @@ from glm_dist.config.keys import bounds_of, describe_type, leaf_keys, nearest, t
 from glm_dist.errors import ConfigError
 
 
-def invalid_override(text: str, expected: str) -> ConfigError:
+def invalid_override(text: str, *, expected: str, fix: str) -> ConfigError:
     """An argument that is not an override this project takes.
 
     Args:
         text: The argument as typed.
         expected: What would have been right.
+        fix: What to type instead.
     """
-    return ConfigError(
-        key="command line",
-        found=text,
-        expected=expected,
-        fix="write it as key=value, quoting values with special characters: 'key=\"a b\"'",
-    )
+    return ConfigError(key="command line", found=text, expected=expected, fix=fix)
 
 
 def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
@@ -53,12 +49,12 @@ def unknown_option(group: str, value: object, options: Sequence[str]) -> ConfigE
         value: Option as typed.
         options: Options there are.
     """
-    guess = nearest(str(value), options) or options[0]
+    guess = nearest(str(value), options)
     return ConfigError(
         key=group,
         found=value,
         expected=f"one of {', '.join(options)}",
-        fix=f"choose one, e.g. {group}={guess}",
+        fix=f"did you mean {group}={guess}" if guess else "choose one of them",
     )
 
 
@@ -68,13 +64,14 @@ def missing_values(keys: Sequence[str]) -> ConfigError:
     Args:
         keys: Full keys, at least one.
     """
-    experiment = "choose an experiment, e.g. experiment=quickstart"
-    example = " ".join(_example(key) for key in keys)
+    example = f"set {' '.join(_example(key) for key in keys)}"
+    if any(key.startswith("run.") for key in keys):
+        example = f"choose an experiment, e.g. experiment=quickstart, or {example}"
     return ConfigError(
         key=", ".join(keys),
         found="nothing",
         expected=" and ".join(describe_type(type_of(key)) for key in keys),
-        fix=f"{experiment}, or set {example}",
+        fix=example,
     )
 
 
@@ -187,5 +184,6 @@ def _example(key: str) -> str:
         return f"{key}={members[0]}"
     values = {"run.name": "my_run", "paths.data": "data", "paths.runs": "runs"}
     if key.startswith("data.corpora"):
-        return "data.corpora.<name>.prefix=<path without .bin>"
+        corpus = key.removesuffix(".prefix") if key.endswith(".prefix") else "data.corpora.<name>"
+        return f"{corpus}.prefix=<path without .bin>"
     return f"{key}={values.get(key, 'true' if kind is bool else '...')}"

@@ -27,12 +27,8 @@ from glm_dist.config.explain import (
     unknown_option,
 )
 from glm_dist.config.keys import leaf_keys, type_of
-from glm_dist.config.schema import CorpusConfig, RunConfig
+from glm_dist.config.schema import CONFIG_VERSION, CorpusConfig, RunConfig
 from glm_dist.errors import ConfigError
-
-CONFIG_VERSION = 1
-"""Version of the keys in a saved configuration; raised when one moves or changes meaning."""
-
 
 Groups = Mapping[str, Sequence[str]]
 """Option names by group."""
@@ -139,7 +135,11 @@ def _parse(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise invalid_override(text, "an override of the form key=value") from error
+        raise invalid_override(
+            text,
+            expected="an override of the form key=value",
+            fix="write key=value, with quotes around special characters: 'key=\"a, b\"'",
+        ) from error
 
 
 def _checked_overrides(overrides: Sequence[Override], groups: Groups) -> list[str]:
@@ -167,13 +167,27 @@ def _checked_overrides(overrides: Sequence[Override], groups: Groups) -> list[st
 def _check_form(override: Override) -> None:
     text, key = str(override.input_line), override.key_or_group
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        raise invalid_override(text, "a key of this project; Hydra's own settings are not used")
+        raise invalid_override(
+            text,
+            expected="a key of this project; Hydra's own settings have no effect here",
+            fix="leave it out; the run folder is <paths.runs>/<run.name>",
+        )
     if override.is_sweep_override():
-        raise invalid_override(text, "one value; a sweep is several jobs, e.g. a SLURM array")
+        raise invalid_override(
+            text,
+            expected="one value",
+            fix="start one job for each value, e.g. as a SLURM array, or quote a text with commas",
+        )
     if override.package is not None:
-        raise invalid_override(text, "a key without @package")
+        raise invalid_override(
+            text, expected="a group without @package", fix=f"write {key}=<option>"
+        )
     if override.is_delete() and key not in ("experiment", "debug") and not _is_corpus(key):
-        raise invalid_override(text, "only a corpus removed, as in ~data.corpora.<name>")
+        raise invalid_override(
+            text,
+            expected="a corpus to remove, ~data.corpora.<name>; nothing else can be missing",
+            fix=f"leave it out, or set another value with {key}=...",
+        )
 
 
 def _checked_option(override: Override, options: Sequence[str]) -> str:

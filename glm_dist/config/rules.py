@@ -39,6 +39,8 @@ class Bounds:
     def __str__(self) -> str:
         """The range in words, such as "a number of at least 0 and below 1"."""
         noun = "a whole number" if isinstance(self.example, int) else "a number"
+        if self.at_least is not None and self.at_most is not None:
+            return f"{noun} from {self.at_least} to {self.at_most}"
         parts = [
             words
             for words, limit in (

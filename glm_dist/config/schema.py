@@ -20,6 +20,9 @@ from glm_dist.config.choices import WandbMode as WandbMode
 from glm_dist.config.rules import MISSING, Section, bounded
 from glm_dist.errors import LaunchError
 
+CONFIG_VERSION = 1
+"""Version of the keys; raised when one moves or changes its meaning."""
+
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this under every layout (official rule)."""
 
@@ -302,7 +305,7 @@ class PathsConfig(Section):
 class RunConfig:
     """Everything one pretraining run depends on."""
 
-    config_version: int = 1
+    config_version: int = CONFIG_VERSION
     """Version of the keys; a saved configuration of another version is refused."""
     run: RunSection = MISSING
     model: ModelConfig = MISSING
