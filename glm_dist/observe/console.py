@@ -8,7 +8,8 @@ import logging
 from collections.abc import Mapping
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from glm_dist.observe.metrics import (
     ETA_SECONDS,
@@ -49,11 +50,11 @@ class ConsoleSink:
         if progress_bar and console.is_terminal:
             self._bar = Progress(
                 TextColumn("[bold]step"),
-                MofNCompleteColumn(),
-                BarColumn(),
-                TextColumn("{task.fields[summary]}"),
-                TimeElapsedColumn(),
+                MofNCompleteColumn(table_column=Column(min_width=2 * self._width + 1)),
+                BarColumn(bar_width=None),  # whatever the text leaves
+                TextColumn("{task.fields[summary]}", table_column=Column(no_wrap=True)),
                 console=console,
+                expand=True,
                 refresh_per_second=2,
             )
             self._task = self._bar.add_task(

@@ -17,6 +17,8 @@ from glm_dist.errors import ConfigError
 CONSOLE_HANDLER = "glm_dist.console"
 FILE_HANDLER = "glm_dist.file"
 
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
 QUIET_LIBRARIES = (
     "DeepSpeed",
     "megatron",
@@ -87,7 +89,7 @@ def _console_handler(rank: int, console: Console) -> logging.Handler:
         handler.setFormatter(logging.Formatter(f"{prefix}%(message)s"))
     else:
         handler = logging.StreamHandler(console.file)
-        handler.setFormatter(_line_format(rank))
+        handler.setFormatter(_ConsoleLine(rank))
     handler.set_name(CONSOLE_HANDLER)
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     if rank:
@@ -108,11 +110,22 @@ def _file_handler(rank: int, run_dir: Path) -> logging.Handler:
             expected="a folder this user can write",
             fix="make it writable, or point paths.runs elsewhere",
         ) from error
-    handler.setFormatter(_line_format(rank))
+    line = f"%(asctime)s rank={rank} %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(line))
     handler.set_name(FILE_HANDLER)
     handler.setLevel(logging.INFO)
     return handler
 
 
-def _line_format(rank: int) -> logging.Formatter:
-    return logging.Formatter(f"%(asctime)s rank={rank} %(levelname)s %(name)s: %(message)s")
+class _ConsoleLine(logging.Formatter):
+    """Time, rank, level and message; the origin only where it is not this package."""
+
+    def __init__(self, rank: int) -> None:
+        head = f"%(asctime)s rank={rank} %(levelname)s"
+        super().__init__(f"{head} %(message)s", datefmt=TIME_FORMAT)
+        self._foreign = logging.Formatter(f"{head} %(name)s: %(message)s", datefmt=TIME_FORMAT)
+
+    def format(self, record: logging.LogRecord) -> str:
+        if record.name.partition(".")[0] == "glm_dist":
+            return super().format(record)
+        return self._foreign.format(record)

@@ -76,6 +76,16 @@ def test_a_terminal_gets_a_bar_instead_of_lines(caplog: pytest.LogCaptureFixture
     assert "eta 01:02:03" in file.getvalue()
 
 
+def test_the_bar_gives_way_to_the_numbers_on_a_narrow_terminal() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=80)
+    shown = ConsoleSink(console, first_step=0, last_step=150_000, progress_bar=True)
+    shown.write(149_999, RECORD)
+    shown.close()
+    assert "loss 9.8765 norm 1.500 lr 4.00e-04" in file.getvalue()
+    assert "149999/150000" in file.getvalue()
+
+
 def test_a_bar_can_be_refused(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     shown, _ = sink(terminal=True, progress_bar=False)

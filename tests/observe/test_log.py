@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,10 +42,9 @@ def test_rank_0_shows_info_with_its_rank(tmp_path: Path) -> None:
     setup_logging(0, tmp_path, console=shown)
     log.info("resumed step=%d", 7)
     log.debug("not this")
-    line = text(shown)
-    assert line.endswith(" rank=0 INFO glm_dist.some.module: resumed step=7\n")
-    assert line.count("\n") == 1
-    assert (tmp_path / "log" / "rank_0000.log").read_text() == line
+    assert re.fullmatch(r"[-\d]{10} [:\d]{8} rank=0 INFO resumed step=7\n", text(shown))
+    (line,) = (tmp_path / "log" / "rank_0000.log").read_text().splitlines()
+    assert line.endswith(" rank=0 INFO glm_dist.some.module: resumed step=7")
 
 
 def test_other_ranks_show_warnings_only_but_file_everything(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_other_ranks_show_warnings_only_but_file_everything(tmp_path: Path) -> N
     log.info("quiet")
     log.warning("loud")
     assert "quiet" not in text(shown)
-    assert "rank=3 WARNING glm_dist.some.module: loud" in text(shown)
+    assert "rank=3 WARNING loud" in text(shown)
     assert "quiet" in (tmp_path / "log" / "rank_0003.log").read_text()
 
 
@@ -87,7 +87,7 @@ def test_libraries_lose_their_info_lines_and_keep_their_errors() -> None:
     deepspeed.info("chatter")
     deepspeed.error("real trouble")
     assert "chatter" not in text(shown)
-    assert text(shown).count("real trouble") == 1
+    assert text(shown).count("ERROR DeepSpeed: real trouble") == 1
     assert own not in deepspeed.handlers
 
 
