@@ -155,7 +155,7 @@ def _srun(environ: Mapping[str, str]) -> LaunchEnvironment:
         local_rank,
         local_world_size,
         _slurm_master(environ, world_size),
-        _port(environ, default=_slurm_port(environ, world_size)),
+        _slurm_port(environ, world_size),
         "srun",
     )
 
@@ -179,7 +179,9 @@ def _slurm_master(environ: Mapping[str, str], world_size: int) -> str:
 
 
 def _slurm_port(environ: Mapping[str, str], world_size: int) -> int:
-    """A port that all tasks of a step derive alike and steps of other jobs hardly share."""
+    """The exported port, or one that all tasks of a step derive alike and other jobs hardly share."""
+    if "MASTER_PORT" in environ:
+        return _port(environ, default=0)
     job = environ.get("SLURM_JOB_ID", environ.get("SLURM_JOBID", ""))
     if job.isdecimal():
         step = environ.get("SLURM_STEP_ID", "0")

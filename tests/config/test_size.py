@@ -1,0 +1,44 @@
+import pytest
+
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import ModelConfig
+from glm_dist.config.size import count_parameters
+
+# Exact counts of the official models, in the order of glm.md 2.1.
+PUBLISHED = {
+    "glm_base": 109_338_624,
+    "glm_large": 334_688_256,
+    "glm_doc": 334_688_256,
+    "glm_sent": 334_688_256,
+    "glm_410m": 410_265_600,
+    "glm_515m": 514_632_960,
+    "glm_roberta": 354_873_344,
+    "glm_large_chinese": 355_659_776,
+    "glm_2b": 1_920_122_880,
+    "glm_10b": 9_880_682_496,
+    "glm_10b_chinese": 9_879_633_920,
+}
+
+
+@pytest.mark.parametrize("experiment", PUBLISHED)
+def test_experiment_has_the_published_number_of_parameters(experiment: str) -> None:
+    config = load_config([f"experiment={experiment}"])
+    assert count_parameters(config.model, config.padded_vocab_size) == PUBLISHED[experiment]
+
+
+def test_internal_roberta_model_has_the_published_number_of_parameters() -> None:
+    # Unpublished RoBERTa-1.25: 24 layers of 1152, 1024 positions, vocabulary 50304.
+    model = ModelConfig(
+        num_layers=24, hidden_size=1152, num_attention_heads=18, max_position_embeddings=1024
+    )
+    assert count_parameters(model, 50304) == 442_879_488
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "padded"),
+    # The smallest multiple of 128 that is not smaller.
+    [(30524, 30592), (50265, 50304), (50009, 50048), (128, 128), (129, 256)],
+)
+def test_vocabulary_is_padded_to_a_multiple_of_128(vocab_size: int, padded: int) -> None:
+    config = load_config(["experiment=tiny", f"tokenizer.vocab_size={vocab_size}"])
+    assert config.padded_vocab_size == padded
