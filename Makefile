@@ -63,11 +63,14 @@ $(SAMPLE)/shakespeare.jsonl: | $(ENVIRONMENT)
 
 $(QUICKSTART)/tokenizer.model: | $(SAMPLE)/shakespeare.jsonl
 	@echo "== tokenizer"
-	@$(BIN)/glm-dist tokenizer train $(SAMPLE)/sotu.jsonl $(SAMPLE)/shakespeare.jsonl --output $@
+	@size=$$($(BIN)/glm-dist config experiment=quickstart | sed -n 's/^  vocab_size: //p'); \
+	$(BIN)/glm-dist tokenizer train $(SAMPLE)/sotu.jsonl $(SAMPLE)/shakespeare.jsonl \
+		--output $@ --vocab-size "$$size"
 
 $(QUICKSTART)/%.idx: | $(QUICKSTART)/tokenizer.model $(SAMPLE)/shakespeare.jsonl
 	@echo "== tokens of $*"
-	@$(BIN)/glm-dist prepare $(SAMPLE)/$*.jsonl --output $(QUICKSTART)/$*
+	@$(BIN)/glm-dist prepare $(SAMPLE)/$*.jsonl --output $(QUICKSTART)/$* \
+		--tokenizer $(QUICKSTART)/tokenizer.model
 
 # Two processes share the cores, or the first two GPUs; one GPU means one process.
 $(RUN)/finished: | $(QUICKSTART)/sotu.idx $(QUICKSTART)/shakespeare.idx
