@@ -24,9 +24,15 @@ class Manifest:
     """Each input file: path, bytes, hash, documents, tokens, bad lines."""
     options: dict[str, object] = field(default_factory=dict)
     """Options that shaped the output."""
-    files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of each 64 MiB block of the .bin file, joined, and of the .idx file."""
+    bin_sha256: list[str] = field(default_factory=list)
+    """SHA-256 of each 64 MiB of the .bin file."""
+    idx_sha256: str = ""
     format: int = FORMAT
+
+    @property
+    def bad_lines(self) -> int:
+        """Lines that held no document, over all sources."""
+        return sum(int(str(source.get("bad_lines", 0))) for source in self.sources)
 
 
 def manifest_path(prefix: str | Path) -> Path:

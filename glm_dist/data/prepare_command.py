@@ -1,0 +1,109 @@
+"""Turn text files into a corpus of token ids: <output>.bin, <output>.idx and <output>.json.
+
+Reads JSON lines, plain text and Parquet, also compressed (.gz, .zst). The output does not depend on
+the number of workers. A command that was stopped goes on where it was; one that had finished does
+nothing.
+
+  glm-dist prepare wiki/*.jsonl.gz --output data/wiki --tokenizer data/tokenizer.model --workers 8
+"""
+
+import argparse
+import os
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from glm_dist.data.prepare import Prepared, prepare
+from glm_dist.data.prepare import Progress as State
+from glm_dist.data.text_files import TextOptions, TextUnit
+from glm_dist.data.tokenizer_choice import add_tokenizer_arguments, choose_tokenizer
+
+SHOWN_BAD_LINES = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("inputs", nargs="+", help="files, folders or patterns, in this order")
+    parser.add_argument("--output", required=True, help="prefix of the corpus to write")
+    add_tokenizer_arguments(parser)
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="processes that tokenise (default: one for each core, %(default)s)",
+    )
+    parser.add_argument(
+        "--text-key", default="text", help="JSON field or Parquet column (default: text)"
+    )
+    parser.add_argument(
+        "--text-unit",
+        choices=[unit.value for unit in TextUnit],
+        default=TextUnit.line.value,
+        help="what is one document of a plain text file (default: line)",
+    )
+    parser.add_argument(
+        "--max-bad-lines",
+        type=int,
+        default=100,
+        help="lines without a document that are skipped and reported (default: 100)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a corpus that was made otherwise"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prepare the corpus and tell what is in it."""
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.fields[state]}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=None, state="starting")
+
+        def report(state: State) -> None:
+            documents = f"{state.documents:,} documents, {state.tokens:,} tokens"
+            bar.update(task, total=state.total_bytes, completed=state.done_bytes, state=documents)
+
+        prepared = prepare(
+            arguments.inputs,
+            arguments.output,
+            tokenizer=choose_tokenizer(arguments),
+            options=TextOptions(arguments.text_key, TextUnit(arguments.text_unit)),
+            num_workers=arguments.workers,
+            max_bad_lines=arguments.max_bad_lines,
+            overwrite=arguments.overwrite,
+            report=report,
+        )
+    _tell(prepared, arguments.output, console)
+    return 0
+
+
+def _tell(prepared: Prepared, output: str, console: Console) -> None:
+    manifest = prepared.manifest
+    for line in prepared.bad_lines[:SHOWN_BAD_LINES]:
+        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
+    more = len(prepared.bad_lines) - SHOWN_BAD_LINES
+    if more > 0:
+        console.print(f"skipped {more} more lines; {output}.json counts them for each file")
+    verb = "found" if prepared.was_complete else "wrote"
+    console.print(
+        f"{verb} {output}: documents={manifest.documents} tokens={manifest.tokens}"
+        f" files={len(manifest.sources)} skipped_lines={manifest.bad_lines}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )

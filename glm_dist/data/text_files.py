@@ -1,0 +1,331 @@
+"""Text files to documents: JSON lines, plain text and Parquet, compressed or not, in blocks.
+
+A block is a few megabytes of whole documents. Reading blocks is cheap and happens in one process,
+in order; taking documents out of a block is the workers' part. Where blocks are cut depends on the
+file alone.
+"""
+
+import glob
+import gzip
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from glm_dist.errors import DataError
+
+BLOCK_BYTES = 4 << 20
+"""Text read at a time, uncompressed."""
+
+
+class TextUnit(Enum):
+    """What is one document of a plain text file."""
+
+    line = "line"
+    paragraph = "paragraph"
+    file = "file"
+
+
+class FileKind(Enum):
+    """Formats of input files."""
+
+    jsonl = "jsonl"
+    text = "text"
+    parquet = "parquet"
+
+
+SUFFIXES = {
+    ".jsonl": FileKind.jsonl,
+    ".json": FileKind.jsonl,
+    ".ndjson": FileKind.jsonl,
+    ".txt": FileKind.text,
+    ".text": FileKind.text,
+    ".parquet": FileKind.parquet,
+}
+COMPRESSIONS = (".gz", ".zst")
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How documents are taken out of files."""
+
+    text_key: str = "text"
+    """Field of a JSON object, or column of a Parquet file, that holds the text."""
+    text_unit: TextUnit = TextUnit.line
+    """What is one document of a plain text file."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Part of a file that holds whole documents."""
+
+    file: str
+    kind: FileKind
+    data: bytes
+    """Uncompressed text; empty for Parquet, whose rows the worker reads itself."""
+    first_line: int
+    """Number of the first line (Parquet: row), from 1."""
+    end: int
+    """Where the next block begins: bytes of uncompressed text, or row groups of Parquet."""
+    lines: int
+    """Lines (Parquet: rows) in the block."""
+    share: float
+    """Share of the file read with this block, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class BadLine:
+    """A line that holds no document."""
+
+    file: str
+    line: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+    """List the files that paths, folders and patterns name, in order, each once.
+
+    Args:
+        inputs: Files; folders, of which every file with a known suffix is taken; or patterns.
+            Files of one folder or pattern are sorted by name.
+
+    Raises:
+        DataError: Something names no file, or a file's format is unknown.
+    """
+    files: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = [each for each in sorted(path.rglob("*")) if _kind_or_none(each)]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        if not found:
+            raise DataError(
+                key=name,
+                found="no text file",
+                expected="a file, a folder or a pattern that matches some files"
+                f" ({', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)})",
+                fix="check the path",
+            )
+        files.update(dict.fromkeys(found))
+    for file in files:
+        kind_of(file)
+    return list(files)
+
+
+def kind_of(file: Path) -> FileKind:
+    """Tell a file's format by its suffix.
+
+    Raises:
+        DataError: The suffix is unknown.
+    """
+    kind = _kind_or_none(file)
+    if kind is None:
+        raise DataError(
+            key=str(file),
+            found=f"suffix {file.suffix!r}",
+            expected=f"one of {', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)}",
+            fix="rename or convert the file",
+        )
+    return kind
+
+
+def _kind_or_none(file: Path) -> FileKind | None:
+    plain = file.with_suffix("") if file.suffix in COMPRESSIONS else file
+    return SUFFIXES.get(plain.suffix.lower())
+
+
+def read_blocks(
+    file: Path, options: TextOptions, *, start: int = 0, first_line: int = 1
+) -> Iterator[Block]:
+    """Cut a file into blocks.
+
+    Args:
+        file: Text file.
+        options: How documents are taken out.
+        start: ``end`` of the block to go on after.
+        first_line: Number of the first line there.
+
+    Raises:
+        DataError: The file cannot be decompressed or is no Parquet file.
+    """
+    kind = kind_of(file)
+    if kind is FileKind.parquet:
+        yield from _parquet_blocks(file, start=start, first_line=first_line)
+        return
+    unit = options.text_unit if kind is FileKind.text else TextUnit.line
+    size = max(1, file.stat().st_size)
+    with file.open("rb") as raw, _decompressed(raw, file) as stream:
+        _skip(stream, start)
+        rest, position, line = b"", start, first_line
+        # Reads end at multiples of BLOCK_BYTES, also when going on in the middle of a file, so that
+        # the blocks of a file are always the same.
+        wanted = -start % BLOCK_BYTES + BLOCK_BYTES
+        while True:
+            fresh = _read(stream, file, wanted)
+            at_end = len(fresh) < wanted
+            rest += fresh
+            wanted = BLOCK_BYTES
+            cut = len(rest) if at_end else _last_border(rest, unit)
+            if cut:
+                data, rest = rest[:cut], rest[cut:]
+                position += cut
+                lines = data.count(b"\n") + (not data.endswith(b"\n"))
+                share = 1.0 if at_end else raw.tell() / size
+                yield Block(str(file), kind, data, line, position, lines, share)
+                line += lines
+            if at_end:
+                return
+
+
+def documents_of(block: Block, options: TextOptions) -> Iterator[str | BadLine]:
+    """Take the documents out of a block.
+
+    Args:
+        block: Whole documents.
+        options: How documents are taken out.
+
+    Yields:
+        Texts, blank ones included, and what is wrong with lines that hold none.
+    """
+    if block.kind is FileKind.parquet:
+        yield from _parquet_documents(block, options)
+        return
+    if block.kind is FileKind.jsonl:
+        for number, line in enumerate(block.data.split(b"\n"), block.first_line):
+            if line.strip():
+                yield _json_document(block.file, number, line, options.text_key)
+        return
+    number = block.first_line
+    for piece in _split_units(block.data, options.text_unit):
+        try:
+            yield piece.decode("utf-8").lstrip("\ufeff").strip("\r\n")
+        except UnicodeDecodeError as error:
+            yield BadLine(block.file, number, f"not UTF-8 ({error.reason})")
+        number += piece.count(b"\n")
+
+
+def _json_document(file: str, number: int, line: bytes, key: str) -> str | BadLine:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return BadLine(file, number, f"not JSON ({error})")
+    if not isinstance(record, dict) or key not in record:
+        return BadLine(file, number, f"no field {key!r}")
+    text = record[key]
+    if not isinstance(text, str):
+        return BadLine(file, number, f"field {key!r} is no string")
+    # JSON can spell half of a surrogate pair, which is no character.
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _split_units(data: bytes, unit: TextUnit) -> list[bytes]:
+    """Cut plain text into documents that keep their line ends, so that lines can be counted."""
+    if unit is TextUnit.file:
+        return [data]
+    lines = re.findall(rb"[^\n]*\n|[^\n]+", data)
+    if unit is TextUnit.line:
+        return lines
+    pieces, current = [], b""
+    for line in lines:
+        current += line
+        if not line.strip():
+            pieces.append(current)
+            current = b""
+    return [*pieces, current] if current else pieces
+
+
+def _last_border(data: bytes, unit: TextUnit) -> int:
+    """Find where the last whole document ends; 0 if none does."""
+    if unit is TextUnit.file:
+        return 0
+    if unit is TextUnit.line:
+        return data.rfind(b"\n") + 1
+    borders = (b"\n\n", b"\n\r\n")
+    return max(data.rfind(each) + len(each) if each in data else 0 for each in borders)
+
+
+def _decompressed(raw: BinaryIO, file: Path) -> BinaryIO:
+    if file.suffix == ".gz":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
+    if file.suffix == ".zst":
+        import zstandard
+
+        decompressor = zstandard.ZstdDecompressor()
+        return cast(BinaryIO, decompressor.stream_reader(raw, read_across_frames=True))
+    return raw
+
+
+def _skip(stream: BinaryIO, count: int) -> None:
+    """Move forward; compressed streams can only read on."""
+    try:
+        stream.seek(count)
+    except (OSError, io.UnsupportedOperation):
+        while count > 0:
+            passed = len(stream.read(min(count, BLOCK_BYTES)))
+            count -= passed if passed else count
+
+
+def _read(stream: BinaryIO, file: Path, count: int) -> bytes:
+    """Read bytes; fewer only at the end."""
+    try:
+        parts = []
+        missing = count
+        while missing and (part := stream.read(missing)):
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+    # gzip raises EOFError and zlib.error, zstandard its own error; all say the same.
+    except Exception as error:
+        raise DataError(
+            key=str(file),
+            found=f"not readable ({type(error).__name__}: {error})",
+            expected="a whole compressed file",
+            fix="fetch or compress the file again",
+        ) from error
+
+
+def _parquet_blocks(file: Path, *, start: int, first_line: int) -> Iterator[Block]:
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_metadata(file)
+    # pyarrow raises errors of its own C++ classes.
+    except Exception as error:
+        raise DataError(
+            key=str(file),
+            found=f"not readable ({error})",
+            expected="a Parquet file",
+            fix="fetch or write the file again",
+        ) from error
+    line = first_line
+    for group in range(start, metadata.num_row_groups):
+        rows = metadata.row_group(group).num_rows
+        share = (group + 1) / metadata.num_row_groups
+        yield Block(str(file), FileKind.parquet, b"", line, group + 1, rows, share)
+        line += rows
+
+
+def _parquet_documents(block: Block, options: TextOptions) -> Iterator[str | BadLine]:
+    import pyarrow.parquet
+
+    with pyarrow.parquet.ParquetFile(block.file) as table:
+        if options.text_key not in table.schema_arrow.names:
+            yield BadLine(block.file, block.first_line, f"no column {options.text_key!r}")
+            return
+        column = table.read_row_group(block.end - 1, columns=[options.text_key]).column(0)
+    for number, value in enumerate(column, block.first_line):
+        text = value.as_py()
+        if isinstance(text, str):
+            yield text
+        else:
+            yield BadLine(block.file, number, f"column {options.text_key!r} is no string")

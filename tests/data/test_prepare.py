@@ -1,0 +1,391 @@
+"""Preparation: same bytes for any number of workers and any kill, bad lines, resuming."""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from glm_dist.config.schema import TokenizerKind
+from glm_dist.data import prepare_journal, text_files
+from glm_dist.data.indexed import open_indexed
+from glm_dist.data.prepare import Prepared, prepare
+from glm_dist.data.text_files import TextOptions, TextUnit
+from glm_dist.data.tokenise import TokenizerChoice
+from glm_dist.data.tokenizer import open_tokenizer
+from glm_dist.errors import DataError
+from tests.data.corpora import CLS, EOS, write_vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def choice(tmp_path: Path) -> TokenizerChoice:
+    return TokenizerChoice(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
+
+
+def texts(count: int, *, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 60, count)
+    return [" ".join(f"w{word}" for word in rng.integers(10, 900, length)) for length in lengths]
+
+
+def write_jsonl(file: Path, documents: list[str]) -> Path:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return file
+
+
+def run(
+    inputs: list[Path],
+    output: Path,
+    choice: TokenizerChoice,
+    *,
+    options: TextOptions | None = None,
+    num_workers: int = 1,
+    max_bad_lines: int = 100,
+    overwrite: bool = False,
+) -> Prepared:
+    return prepare(
+        [str(path) for path in inputs],
+        output,
+        tokenizer=choice,
+        options=options or TextOptions(),
+        num_workers=num_workers,
+        max_bad_lines=max_bad_lines,
+        overwrite=overwrite,
+    )
+
+
+def documents_in(prefix: Path) -> list[list[int]]:
+    corpus = open_indexed(prefix)
+    return [corpus.document(number).tolist() for number in range(corpus.num_documents)]
+
+
+def expected(choice: TokenizerChoice, documents: list[str]) -> list[list[int]]:
+    tokenizer = open_tokenizer(choice.kind, choice.path)
+    return [[CLS, *tokenizer.encode_document(text), EOS] for text in documents]
+
+
+def test_documents_come_out_in_order_opened_and_closed(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    first, second = texts(30), texts(20, seed=1)
+    files = [
+        write_jsonl(tmp_path / "b.jsonl", first),
+        write_jsonl(tmp_path / "a.jsonl", second),
+    ]
+    outcome = run(files, tmp_path / "out" / "corpus", choice)
+
+    assert documents_in(tmp_path / "out" / "corpus") == expected(choice, first + second)
+    assert outcome.manifest.documents == 50
+    assert [source["documents"] for source in outcome.manifest.sources] == [30, 20]
+
+
+def test_every_format_gives_the_same_documents(tmp_path: Path, choice: TokenizerChoice) -> None:
+    documents = texts(40)
+    plain = write_jsonl(tmp_path / "a.jsonl", documents).read_bytes()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain))
+    # Two frames, as parallel compressors write them.
+    half = len(plain) // 2
+    compress = zstandard.ZstdCompressor().compress
+    (tmp_path / "a.jsonl.zst").write_bytes(compress(plain[:half]) + compress(plain[half:]))
+    (tmp_path / "a.txt").write_text("\n".join(documents))
+    (tmp_path / "a2.txt").write_text("\n\n".join(documents) + "\n\n\n")
+    table = pyarrow.table({"text": documents, "other": list(range(40))})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=7)
+
+    wanted = expected(choice, documents)
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.parquet"):
+        run([tmp_path / name], tmp_path / f"out-{name}", choice)
+        assert documents_in(tmp_path / f"out-{name}") == wanted, name
+    by_paragraph = TextOptions(text_unit=TextUnit.paragraph)
+    run([tmp_path / "a2.txt"], tmp_path / "out2", choice, options=by_paragraph)
+    assert documents_in(tmp_path / "out2") == wanted
+    whole = TextOptions(text_unit=TextUnit.file)
+    run([tmp_path / "a.txt"], tmp_path / "out3", choice, options=whole)
+    assert len(documents_in(tmp_path / "out3")) == 1
+
+
+def read_output(prefix: Path) -> tuple[bytes, bytes, object]:
+    manifest = json.loads(Path(f"{prefix}.json").read_text())
+    return Path(f"{prefix}.bin").read_bytes(), Path(f"{prefix}.idx").read_bytes(), manifest
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 2 kB, hashes of 4 kB, and a journal after every block."""
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(prepare_journal, "HASH_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("num_workers", [2, 3])
+def test_workers_do_not_change_a_byte(
+    tmp_path: Path, choice: TokenizerChoice, num_workers: int
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(300))
+    run([file], tmp_path / "one", choice)
+    run([file], tmp_path / "many", choice, num_workers=num_workers)
+
+    assert read_output(tmp_path / "many") == read_output(tmp_path / "one")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_block_size_does_not_change_the_documents(
+    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    documents = texts(200)
+    files = [write_jsonl(tmp_path / "a.jsonl", documents)]
+    (tmp_path / "b.txt").write_text("\n \n".join(documents))
+    files.append(tmp_path / "b.txt")
+    options = TextOptions(text_unit=TextUnit.paragraph)
+    run(files, tmp_path / "small", choice, options=options)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 1 << 20)
+    run(files, tmp_path / "large", choice, options=options)
+
+    assert documents_in(tmp_path / "small") == documents_in(tmp_path / "large")
+
+
+class KillError(Exception):
+    """Stands for a kill: nothing that follows in the process is carried out."""
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("after", [1, 2, 7, 19])
+def test_a_stopped_preparation_goes_on_where_it_was(
+    tmp_path: Path, choice: TokenizerChoice, after: int
+) -> None:
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(120, seed=n)) for n in range(2)]
+    packed = tmp_path / "c.jsonl.gz"
+    packed.write_bytes(gzip.compress(write_jsonl(tmp_path / "c.jsonl", texts(90)).read_bytes()))
+    files.append(packed)
+    run(files, tmp_path / "whole", choice)
+    reports = 0
+
+    def stop(progress: object) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == after:
+            raise KillError
+
+    names = [str(file) for file in files]
+    arguments = {"tokenizer": choice, "options": TextOptions()}
+    with pytest.raises(KillError):
+        prepare(names, tmp_path / "cut", report=stop, **arguments)
+    # What was written after the last journal must not count.
+    with (tmp_path / "cut.partial" / "tokens.bin").open("ab") as stream:
+        stream.write(b"left-over")
+    seen: list[object] = []
+    prepare(names, tmp_path / "cut", report=seen.append, **arguments)
+
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+    total = len(seen) + after
+    assert seen, "nothing was left to do"
+    assert total <= 45  # about 20 kB in each of two files and 15 kB, in blocks of 2 kB
+    assert not (tmp_path / "cut.partial").exists()
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_a_kill_while_files_are_moved_into_place(
+    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch, moved: int
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(50))
+    run([file], tmp_path / "whole", choice)
+    original, calls = Path.replace, 0
+
+    def replace(path: Path, target: Path) -> Path:
+        nonlocal calls
+        if path.name in {"tokens.bin", "tokens.idx", "cut.json.tmp"}:
+            calls += 1
+            if calls > moved:
+                raise KillError
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KillError):
+        run([file], tmp_path / "cut", choice)
+    monkeypatch.setattr(Path, "replace", original)
+    assert not Path(f"{tmp_path / 'cut'}.json").exists()
+    run([file], tmp_path / "cut", choice)
+
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_killed_at_random_moments_the_output_is_the_same(
+    tmp_path: Path, choice: TokenizerChoice, num_workers: int
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(60_000))
+    run([file], tmp_path / "whole", choice)
+    script = (
+        "from glm_dist.data import prepare_journal, text_files\n"
+        "from glm_dist.cli import main\n"
+        "if __name__ == '__main__':\n"
+        "    text_files.BLOCK_BYTES = 100_000\n"
+        "    prepare_journal.JOURNAL_SECONDS = 0.05\n"
+        f"    main(['prepare', {str(file)!r}, '--output', {str(tmp_path / 'cut')!r},"
+        f" '--tokenizer', {choice.path!r}, '--workers', '{num_workers}'])\n"
+    )
+    (tmp_path / "command.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    rng = np.random.default_rng(num_workers)
+    kills = 0
+    for _ in range(60):
+        process = subprocess.Popen(
+            [sys.executable, str(tmp_path / "command.py")],
+            env=environment,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(timeout=float(rng.uniform(0.3, 3.0)))
+            break
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            kills += 1
+            time.sleep(0.05)
+
+    assert kills >= 3
+    bytes_cut, index_cut, _ = read_output(tmp_path / "cut")
+    bytes_whole, index_whole, _ = read_output(tmp_path / "whole")
+    assert bytes_cut == bytes_whole
+    assert index_cut == index_whole
+
+
+def test_a_finished_corpus_is_left_alone(tmp_path: Path, choice: TokenizerChoice) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(10))
+    first = run([file], tmp_path / "corpus", choice)
+    before = (tmp_path / "corpus.bin").stat().st_mtime_ns
+    second = run([file], tmp_path / "corpus", choice)
+
+    assert not first.was_complete
+    assert second.was_complete
+    assert second.manifest == first.manifest
+    assert (tmp_path / "corpus.bin").stat().st_mtime_ns == before
+
+
+def test_another_corpus_is_replaced_only_when_asked(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(10))
+    run([file], tmp_path / "corpus", choice)
+    other = write_jsonl(tmp_path / "b.jsonl", texts(5, seed=2))
+
+    with pytest.raises(DataError, match="differs in inputs"):
+        run([other], tmp_path / "corpus", choice)
+    run([other], tmp_path / "corpus", choice, overwrite=True)
+    assert len(documents_in(tmp_path / "corpus")) == 5
+
+
+def test_bad_lines_are_skipped_and_told_with_file_and_line(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    lines = [
+        b'{"text": "w10 w11"}',
+        b'{"text": "w12',
+        b'{"title": "w13"}',
+        b"",
+        b'{"text": 5}',
+        b'{"text": "\xff"}',
+        b'["text"]',
+        b'{"text": ""}',
+        b'{"text": "w14"}',
+    ]
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b"\n".join(lines))
+    outcome = run([file], tmp_path / "corpus", choice)
+
+    assert [(bad.file, bad.line) for bad in outcome.bad_lines] == [
+        (str(file), number) for number in (2, 3, 5, 6, 7)
+    ]
+    assert len(documents_in(tmp_path / "corpus")) == 2
+    source = outcome.manifest.sources[0]
+    assert (source["bad_lines"], source["blank"], source["lines"]) == (5, 1, 9)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_line_numbers_go_on_over_blocks(tmp_path: Path, choice: TokenizerChoice) -> None:
+    documents = [json.dumps({"text": text}) for text in texts(200)]
+    documents[150] = "no json"
+    (tmp_path / "a.jsonl").write_text("\n".join(documents))
+    outcome = run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
+
+    assert [bad.line for bad in outcome.bad_lines] == [151]
+
+
+def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerChoice) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "w10"}\nno\nno\n')
+
+    with pytest.raises(DataError, match=r"2 lines.*a\.jsonl:2: not JSON"):
+        run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=1)
+    assert not (tmp_path / "corpus.bin").exists()
+    run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=2)
+    assert len(documents_in(tmp_path / "corpus")) == 1
+
+
+def test_half_a_surrogate_pair_is_no_reason_to_stop(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "w10 \\ud800 w11"}\n')
+    run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
+
+    assert len(documents_in(tmp_path / "corpus")) == 1
+
+
+def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerChoice) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
+
+    with pytest.raises(DataError, match="no text"):
+        run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl.gz", b"\x1f\x8b broken", "not readable"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "w10"}\n' * 500)[:-20], "not readable"),
+        ("a.jsonl.zst", b"broken", "not readable"),
+        ("a.parquet", b"broken", "Parquet"),
+        ("a.pdf", b"", "suffix '.pdf'"),
+    ],
+    ids=["gzip", "gzip-cut-short", "zstandard", "parquet", "unknown"],
+)
+def test_damaged_files_are_named(
+    tmp_path: Path, choice: TokenizerChoice, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+
+    with pytest.raises(DataError, match=message) as caught:
+        run([tmp_path / name], tmp_path / "corpus", choice)
+    assert name in caught.value.key
+
+
+def test_missing_inputs_are_named(tmp_path: Path, choice: TokenizerChoice) -> None:
+    with pytest.raises(DataError, match="nothing-here"):
+        run([tmp_path / "nothing-here-*.jsonl"], tmp_path / "corpus", choice)
+
+
+def test_folders_and_patterns_are_sorted_and_read_once(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for number in (2, 1, 3):
+        write_jsonl(folder / f"{number}.jsonl", [f"w{number}0"])
+    (folder / "notes.pdf").write_bytes(b"")
+    run([folder / "[13].jsonl", folder], tmp_path / "corpus", choice)
+
+    # 1 and 3 by the pattern, then what is left of the folder.
+    assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 30, 20]
