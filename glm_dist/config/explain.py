@@ -29,14 +29,17 @@ def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
         key: Key as typed.
         known: Every group and full key.
     """
-    parent, _, _ = key.rpartition(".")
+    parent, _, name = key.rpartition(".")
     siblings = sorted(
-        name.rpartition(".")[2] for name in known if name.rpartition(".")[0] == parent
+        each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == parent
     )
-    expected = "a group or key of the configuration"
     if parent and siblings:
         expected = f"a key of {parent}: {', '.join(siblings)}"
-    guess = nearest(key, [name for name in known if not parent or "." in name])
+        sibling = nearest(name, siblings)
+        guess = f"{parent}.{sibling}" if sibling else None
+    else:
+        expected = "a group or key of the configuration"
+        guess = nearest(key, [each for each in known if not parent or "." in each])
     fix = f"did you mean {guess}" if guess else "see docs/config.md for all keys"
     return ConfigError(key=key, found="unknown", expected=expected, fix=fix)
 
@@ -83,7 +86,8 @@ def explain_composition(error: Exception, *, typed: Mapping[str, str], source: s
         typed: Values as the user typed them, by full key.
         source: File or folder that was read.
     """
-    chain = list(_chain(error))
+    # OmegaConf raises with placeholders first and formats the message on the way out.
+    chain = [cause for cause in _chain(error) if "$VALUE" not in str(cause)]
     keys = [str(key) for key in (getattr(cause, "full_key", None) for cause in chain) if key]
     for cause in chain:
         explained = _explain_one(cause, source, keys[0] if keys else "", typed)

@@ -179,7 +179,7 @@ def _slurm_master(environ: Mapping[str, str], world_size: int) -> str:
 
 
 def _slurm_port(environ: Mapping[str, str], world_size: int) -> int:
-    """The exported port, or one that all tasks of a step derive alike and other jobs hardly share."""
+    """The exported port, or one that a step's tasks derive alike and other jobs hardly share."""
     if "MASTER_PORT" in environ:
         return _port(environ, default=0)
     job = environ.get("SLURM_JOB_ID", environ.get("SLURM_JOBID", ""))

@@ -458,21 +458,21 @@ CASES = [
     ),
     Case(
         "validation without rows",
-        ["experiment=tiny", "evaluation.rows_per_objective=0"],
+        ["experiment=tiny", "evaluation.interval=10", "evaluation.rows_per_objective=0"],
         message="ConfigError: evaluation.rows_per_objective = 0: expected at least 1, because "
         "evaluation.interval = 10 asks for validation.\n"
         "  Fix: set evaluation.rows_per_objective=1024, or evaluation.interval=0.",
     ),
     Case(
         "validation without documents",
-        ["experiment=tiny", "data.validation_share=0"],
+        ["experiment=tiny", "evaluation.interval=10", "data.validation_share=0"],
         message="ConfigError: data.validation_share = 0: expected more than 0, because "
         "evaluation.interval = 10 asks for validation.\n"
         "  Fix: set data.validation_share=0.05, or evaluation.interval=0.",
     ),
     Case(
         "checkpoints that are not kept",
-        ["experiment=tiny", "checkpoint.keep_last=0"],
+        ["experiment=tiny", "checkpoint.interval=10", "checkpoint.keep_last=0"],
         message="ConfigError: checkpoint.keep_last = 0: expected at least 1, because "
         "checkpoint.interval = 10 asks for checkpoints.\n"
         "  Fix: set checkpoint.keep_last=3, or checkpoint.interval=0.",

@@ -1,0 +1,292 @@
+import re
+import subprocess
+import sys
+import time
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from glm_dist.config.checks import check_config
+from glm_dist.config.keys import field_types
+from glm_dist.config.load import (
+    config_groups,
+    default_config_dir,
+    dump_config,
+    load_config,
+    load_config_file,
+)
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.objectives.span import SpanObjective
+from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[2]
+CONF = default_config_dir()
+GROUPS = config_groups(CONF)
+OPTIONS = [(group, option) for group, options in GROUPS.items() for option in options]
+
+WORLD_SIZES = {
+    "quickstart": 2,
+    "tiny": 1,
+    "glm_base": 64,
+    "glm_large": 64,
+    "glm_doc": 64,
+    "glm_sent": 64,
+    "glm_410m": 64,
+    "glm_515m": 64,
+    "glm_roberta": 64,
+    "glm_large_chinese": 64,
+    "glm_2b": 64,
+    "glm_10b": 256,
+    "glm_10b_chinese": 256,
+}
+"""Processes each experiment is made for."""
+
+
+@pytest.fixture(autouse=True)
+def fixed_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLM_DATA", "/data")
+    monkeypatch.setenv("GLM_RUNS", "/runs")
+
+
+def test_every_experiment_has_an_intended_world_size() -> None:
+    assert sorted(WORLD_SIZES) == GROUPS["experiment"]
+
+
+@pytest.mark.parametrize("experiment", WORLD_SIZES)
+def test_experiment_composes_for_its_world_size(experiment: str) -> None:
+    config = load_config([f"experiment={experiment}"])
+    check_config(config, world_size=WORLD_SIZES[experiment])
+    assert config.run.name == experiment
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
+def test_option_composes(group: str, option: str) -> None:
+    # Layouts need a model they divide, long rows one with large position tables.
+    host = "glm_10b" if group in ("parallel", "batch") else "tiny"
+    overrides = [] if group == "experiment" else [f"experiment={host}"]
+    if group == "parallel":
+        overrides.append("zero=stage1")
+    assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
+
+
+def test_composed_glm_large_equals_the_golden_file() -> None:
+    golden = (Path(__file__).parent / "golden" / "glm_large.yaml").read_text()
+    assert dump_config(load_config(["experiment=glm_large"])) == golden
+
+
+@pytest.mark.parametrize("experiment", WORLD_SIZES)
+def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path) -> None:
+    config = load_config([f"experiment={experiment}"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config_file(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "run: {name: a}",
+            "{file}: config_version = missing: expected 1.\n"
+            "  Fix: use the version of glm_dist that wrote this run, or start a new run.",
+        ),
+        (
+            "config_version: 9",
+            "{file}: config_version = 9: expected 1.\n"
+            "  Fix: use the version of glm_dist that wrote this run, or start a new run.",
+        ),
+        (
+            "config_version: [",
+            "{file} = unreadable: expected the configuration that a run saved.\n"
+            "  Fix: name a run folder that holds config.yaml.",
+        ),
+        (
+            "config_version: 1\nmodel: {depth: 3}",
+            "model.depth = unknown: expected a key of model: attention_dropout, hidden_dropout, "
+            "hidden_size, init_std, layernorm_epsilon, max_position_embeddings, "
+            "num_attention_heads, num_layers.\n"
+            "  Fix: see docs/config.md for all keys.",
+        ),
+        (
+            "config_version: 1\nmodel: {num_layers: many}",
+            "model.num_layers = many: expected a whole number of at least 1.\n"
+            "  Fix: set model.num_layers=24, or leave it out to keep the group's value.",
+        ),
+    ],
+    ids=["no version", "later version", "not YAML", "unknown key", "wrong type"],
+)
+def test_damaged_saved_configuration_is_named(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(file)
+    assert str(caught.value) == message.format(file=file)
+
+
+def test_missing_saved_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config.yaml = missing: expected the configuration"):
+        load_config_file(tmp_path / "config.yaml")
+
+
+def test_mistake_inside_an_experiment_file_names_the_key(tmp_path: Path) -> None:
+    mine = copy_of_conf(tmp_path)
+    (mine / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\nmodel:\n  num_layer: 3\nrun: {name: mine, steps: 1}\n"
+    )
+    with pytest.raises(ConfigError, match=r"^model.num_layer = unknown: expected a key of model"):
+        load_config(["experiment=mine"], config_dir=mine)
+
+
+def test_experiment_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+    mine = copy_of_conf(tmp_path)
+    (mine / "experiment" / "mine.yaml").write_text("# @package _global_\nrun: {name: [}\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml line 2 = not YAML") as caught:
+        load_config(["experiment=mine"], config_dir=mine)
+    assert str(caught.value).count("\n") == 1
+
+
+def test_experiment_file_that_names_an_option_that_is_not_there(tmp_path: Path) -> None:
+    mine = copy_of_conf(tmp_path)
+    (mine / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /model: huge\nrun: {name: m, steps: 1}\n"
+    )
+    with pytest.raises(ConfigError, match=r"= model/huge: expected an option that exists"):
+        load_config(["experiment=mine"], config_dir=mine)
+
+
+def test_paths_do_not_depend_on_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GLM_DATA")
+    monkeypatch.setenv("GLM_RUNS", "~/runs")
+    monkeypatch.chdir("/tmp")
+    config = load_config(["experiment=tiny"])
+    assert config.paths.data == "/tmp/data"
+    assert config.tokenizer.path == "/tmp/data/quickstart/tokenizer.model"
+    assert config.data.corpora["sotu"].prefix == "/tmp/data/quickstart/sotu"
+    assert config.run_dir == Path.home() / "runs" / "tiny"
+
+
+def test_last_choice_of_a_group_or_key_wins() -> None:
+    config = load_config(
+        ["experiment=glm_large", "run.steps=5", "experiment=tiny", "run.steps=6", "model=base"]
+    )
+    assert (config.run.name, config.run.steps, config.model.num_layers) == ("tiny", 6, 12)
+
+
+def test_experiment_can_be_taken_back() -> None:
+    overrides = ["experiment=glm_large", "experiment=null", "run.name=a", "run.steps=3"]
+    assert load_config(overrides).model == load_config(["experiment=tiny"]).model
+
+
+def test_corpora_are_added_changed_and_removed_by_name() -> None:
+    config = load_config(
+        [
+            "experiment=tiny",
+            "data.corpora.mine.prefix=/texts/mine",
+            "+data.corpora.mine.weight=2",
+            "data.corpora.shakespeare.weight=1",
+            "~data.corpora.sotu",
+        ]
+    )
+    found = {name: (corpus.prefix, corpus.weight) for name, corpus in config.data.corpora.items()}
+    assert found == {
+        "shakespeare": ("/data/quickstart/shakespeare", 1.0),
+        "mine": ("/texts/mine", 2.0),
+    }
+
+
+def test_a_plus_before_a_known_key_does_no_harm() -> None:
+    config = load_config(["+experiment=tiny", "+model.num_layers=6", "++run.steps=9"])
+    assert (config.model.num_layers, config.run.steps) == (6, 9)
+
+
+def test_quoted_values_arrive_without_quotes() -> None:
+    assert load_config(["experiment=tiny", "run.name='a, b'"]).run.name == "a, b"
+
+
+def test_debug_wins_over_the_experiment() -> None:
+    config = load_config(["experiment=quickstart", "debug=short"])
+    assert (config.run.steps, config.evaluation.interval, config.checkpoint.interval) == (5, 0, 0)
+
+
+def test_step_arithmetic_of_a_layout() -> None:
+    # 32 processes / (tp 2 x pp 2) = 8 replicas; 1024 rows / (8 x 16) = 8 micro-batches.
+    config = load_config(["experiment=glm_large", "parallel=tp2_pp2"])
+    assert config.data_parallel_size(32) == 8
+    assert config.num_micro_batches(32) == 8
+
+
+def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
+    # A code default means "off"; an option may only write the key to turn it on.
+    defaults: dict[str, object] = {}
+
+    def collect(section: type, prefix: str) -> None:
+        for name, kind in field_types(section).items():
+            if is_dataclass(kind) and isinstance(kind, type):
+                collect(kind, f"{prefix}{name}.")
+        for declared in fields(section):
+            if declared.default not in ("???", MISSING):
+                defaults[f"{prefix}{declared.name}"] = declared.default
+
+    collect(RunConfig, "")
+    assert set(defaults) == {
+        "config_version",
+        "tokenizer.fixed_task_masks",
+        "parallel.data_parallel_size",
+        "observe.wandb_entity",
+    }
+    for key, default in defaults.items():
+        section, _, name = key.rpartition(".")
+        for file in (CONF / section).glob("*.yaml") if section else ():
+            written = re.findall(rf"(?m)^{name}: (\S+)", file.read_text())
+            assert written not in ([str(default).lower()], ["null"]), f"{file}: {name}"
+
+
+def test_only_paths_read_the_environment() -> None:
+    readers = {file.parent.name for file in CONF.rglob("*.yaml") if "oc.env" in file.read_text()}
+    assert readers == {"paths"}
+
+
+def test_windows_of_span_rows_fit_the_position_tables() -> None:
+    # The largest index of Part A is that of the last source token, if nothing before it is masked.
+    special = SpecialTokens(*range(11))
+    for experiment in ("glm_base", "glm_large", "glm_roberta"):
+        config = load_config([f"experiment={experiment}"])
+        span = SpanObjective.create(
+            special,
+            row_length=config.batch.row_length,
+            mask_ratio=config.corruption.span_mask_ratio,
+            mean_length=config.corruption.span_mean_length,
+        )
+        assert span.window_length == 512  # the official sequence length
+        assert span.window_length - 1 <= config.model.max_position_embeddings
+
+
+def test_checks_load_no_torch_and_take_less_than_three_seconds() -> None:
+    code = (
+        "import sys\n"
+        "import glm_dist.cli, glm_dist.train.check_command, glm_dist.train.deepspeed_config\n"
+        "status = glm_dist.cli.main(['check', 'experiment=glm_10b', '--processes', '256', "
+        "'--no-files'])\n"
+        "loaded = {'torch', 'deepspeed', 'megatron'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+        "sys.exit(status)\n"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    assert done.returncode == 0, done.stderr
+    assert "9,880,682,496 parameters" in done.stdout
+    assert seconds < 3
+
+
+def copy_of_conf(folder: Path) -> Path:
+    """conf/ under another folder, to add to."""
+    copy = folder / "conf"
+    for file in CONF.rglob("*.yaml"):
+        target = copy / file.relative_to(CONF)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(file.read_text())
+    return copy
