@@ -7,6 +7,7 @@ mistake of the user ends the process with one message and status 2, without a tr
 import argparse
 import importlib
 import inspect
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from glm_dist.config.launch import (
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import ConfigError, GlmDistError
 from glm_dist.train.preflight import check_files
+
+log = logging.getLogger(__name__)
 
 EXIT_USER_ERROR = 2
 
@@ -158,7 +161,14 @@ class TrainCommand:
                 raise
             return EXIT_USER_ERROR  # the ranks of a node see the same files
         job = importlib.import_module("glm_dist.train.job")
-        job.run(config, launch)
+        try:
+            job.run(config, launch)
+        except GlmDistError as error:
+            if launch.rank == 0:
+                raise
+            # The job raises one message on all ranks; here it goes to the rank's own log file.
+            log.info("stopped by %s: %s", type(error).__name__, error)
+            return EXIT_USER_ERROR
         return 0
 
 

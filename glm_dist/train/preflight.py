@@ -5,7 +5,7 @@ Everything here reads headers only, so it takes the same time for any amount of 
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from glm_dist.observe.run_folder import CONFIG_FILE
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
+
+ABSENT = "nothing"
+"""Stands for the value of a key that only one of two configurations has."""
 
 FREE_KEYS: tuple[str, ...] = (
     "config_version",
@@ -155,18 +158,23 @@ def _check_same_run(config: RunConfig, *, newest: str) -> None:
         key
         for key in sorted(saved.keys() | current.keys())
         if not key.startswith(free)
-        and not (key.startswith("data.corpora.") and key.endswith(".prefix"))
-        and saved.get(key) != current.get(key)
+        and saved.get(key, ABSENT) != current.get(key, ABSENT)
+        and not _is_moved_corpus(key, saved, current)
     ]
     if changed:
-        old = " ".join(f"{key}={_shown(saved.get(key))}" for key in changed)
         raise ConfigError(
             key=", ".join(changed),
-            found=", ".join(_shown(current.get(key)) for key in changed),
-            expected=f"{', '.join(_shown(saved.get(key)) for key in changed)} as in {file}, "
-            f"because the run continues from {newest}",
-            fix=f"set {old}, or begin another run with run.name=...",
+            found=", ".join(_shown(current.get(key, ABSENT)) for key in changed),
+            expected=f"{', '.join(_shown(saved.get(key, ABSENT)) for key in changed)} as in {file},"
+            f" because the run continues from {newest}",
+            fix="set them back, or begin another run with another run.name",
         )
+
+
+def _is_moved_corpus(key: str, saved: Mapping[str, object], current: Mapping[str, object]) -> bool:
+    """Whether only the place of a known corpus changed; its content is compared on resume."""
+    is_prefix = key.startswith("data.corpora.") and key.endswith(".prefix")
+    return is_prefix and key in saved and key in current
 
 
 def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
