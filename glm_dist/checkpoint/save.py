@@ -101,7 +101,8 @@ def save_checkpoint(
     on_phase("published")
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
     seconds = time.monotonic() - started
-    log.info("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
+    # The caller's event tells the user; this is for who looks for a slow disk.
+    log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
     _retire_older(directory, ranks, step=step, keep_last=keep_last)
     on_phase("retired")
     return final

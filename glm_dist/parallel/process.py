@@ -1,5 +1,6 @@
 """Start and end of a process's part in the job: device, backend, process group."""
 
+import os
 from datetime import timedelta
 
 import torch
@@ -27,6 +28,8 @@ def start_process(launch: LaunchEnvironment, timeout: timedelta) -> torch.device
     else:
         enable_cpu()
         device, backend = torch.device("cpu"), "gloo"
+    # DeepSpeed insists on finding it, and only some launchers export it.
+    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
     if launch.world_size == 1:
         # One process needs no network: a store in memory cannot clash with another job's port.
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)

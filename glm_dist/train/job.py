@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
+from glm_dist.checkpoint.agreement import Ranks
 from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.launch import LaunchEnvironment
@@ -21,7 +22,7 @@ from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.data.loader import training_batches
 from glm_dist.data.rows import MicroBatch
 from glm_dist.data.samples import RowSource, describe_differences, open_row_source
-from glm_dist.errors import CheckpointError, GlmDistError
+from glm_dist.errors import CheckpointError
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
 from glm_dist.observe.log import quiet_libraries, setup_logging
@@ -112,29 +113,24 @@ def _batches(
 
 def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -> int:
     """Create or continue the run folder on rank 0; the attempt's number, on every rank."""
-    hosts: list[str | None] = [None] * launch.world_size
-    dist.all_gather_object(hosts, socket.gethostname())
-    outcome: list[int | GlmDistError | None] = [None]
-    if launch.rank == 0:
-        try:
-            outcome[0] = open_run_folder(
-                config.run_dir,
-                config=dump_config(config),
-                overrides=sys.argv[1:],
-                provenance=collect_provenance(
-                    hosts=[str(host) for host in hosts],
-                    world_size=launch.world_size,
-                    layout=layout.sizes(),
-                    command=sys.argv,
-                    launcher=launch.launcher,
-                ),
-            ).attempt
-        except GlmDistError as error:
-            outcome[0] = error
-    dist.broadcast_object_list(outcome)
-    if isinstance(outcome[0], GlmDistError):
-        raise outcome[0]
-    return cast(int, outcome[0])
+    ranks = Ranks(None)
+    hosts = ranks.gather(socket.gethostname())
+    return ranks.on_first(
+        "open the run folder",
+        str(config.run_dir),
+        lambda: open_run_folder(
+            config.run_dir,
+            config=dump_config(config),
+            overrides=sys.argv[1:],
+            provenance=collect_provenance(
+                hosts=hosts,
+                world_size=launch.world_size,
+                layout=layout.sizes(),
+                command=sys.argv,
+                launcher=launch.launcher,
+            ),
+        ).attempt,
+    )
 
 
 def _build_engine(

@@ -6,6 +6,7 @@ branches, because every branch hangs on the step alone or on values that were re
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def train(run: TrainingRun, *, first_step: int) -> None:
                 run.sink.write(step, _validation_record(run))
         if _due(step, config.checkpoint.interval, is_last=is_last):
             with throughput.paused():
-                run.sink.event(step, "checkpoint", {"path": str(_save(run, step))})
+                _save(run, step)
 
 
 def _due(step: int, interval: int, *, is_last: bool) -> bool:
@@ -139,11 +140,14 @@ def _validation_record(run: TrainingRun) -> dict[str, float]:
     return {f"{VALID_LOSS}{name}": loss for name, loss in losses.items()}
 
 
-def _save(run: TrainingRun, step: int) -> Path:
-    return save_state(
+def _save(run: TrainingRun, step: int) -> None:
+    started = time.monotonic()
+    path = save_state(
         run.engine,
         run.checkpoints,
         step=step,
         extra={**run.identity, "rows": step * run.config.batch.global_batch_size},
         keep_last=run.config.checkpoint.keep_last,
     )
+    seconds = round(time.monotonic() - started, 2)
+    run.sink.event(step, "checkpoint", {"path": str(path), "seconds": seconds})

@@ -1,0 +1,141 @@
+"""A tiny pretraining job from the command line: its files, its arguments, and ways to start it."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.data.corpora import VOCAB_SIZE, make_documents, write_corpus, write_vocabulary
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+TIMEOUT_SECONDS = 240
+
+
+def make_files(folder: Path) -> list[str]:
+    """Write a vocabulary and a corpus; the overrides that point a run at them.
+
+    The job is deterministic and small: 2 layers, 6 rows of 96 tokens a step, no dropout.
+    """
+    vocabulary = write_vocabulary(folder)
+    prefix = write_corpus(folder, "words", make_documents(60))
+    return [
+        "model=tiny",
+        "model.num_layers=2",
+        "model.hidden_size=32",
+        "model.num_attention_heads=2",
+        "model.hidden_dropout=0.0",
+        "model.attention_dropout=0.0",
+        "tokenizer=bert",
+        f"tokenizer.path={vocabulary}",
+        f"tokenizer.vocab_size={VOCAB_SIZE}",
+        "tokenizer.task_masks=true",
+        "data=single",
+        f"data.corpora.text.prefix={prefix}",
+        "data.validation_share=0.1",
+        "data.num_workers=0",
+        "corruption=glm_mixed",
+        "batch.global_batch_size=4",
+        "batch.micro_batch_size=2",
+        "batch.row_length=96",
+        "optimizer.learning_rate=1e-3",
+        "lr_schedule.decay_steps=10",
+        "lr_schedule.warmup_share=0.2",
+        "run.steps=4",
+        "evaluation.interval=2",
+        "evaluation.rows_per_objective=4",
+        "checkpoint.interval=2",
+        "checkpoint.keep_last=3",
+        "observe.log_interval=1",
+        f"paths.runs={folder / 'runs'}",
+    ]
+
+
+def free_port() -> int:
+    """A TCP port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """The environment of a user's shell with the virtual environment's programs on the path."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not re.match("SLURM_|TORCHELASTIC_|MASTER_|(LOCAL_)?(RANK|WORLD_SIZE)$", name)
+    }
+    return kept | {
+        "PATH": f"{BIN}{os.pathsep}{kept.get('PATH', '')}",
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+
+
+def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command in the project's root and wait for it."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_SECONDS,
+        check=False,
+    )
+
+
+def with_python(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+    """One process, no launcher."""
+    return start([sys.executable, "train.py", *overrides])
+
+
+def with_torchrun(overrides: list[str], processes: int) -> subprocess.CompletedProcess[str]:
+    """``torchrun``."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
+    return start([*launcher, f"--master-port={free_port()}", "train.py", *overrides])
+
+
+def with_deepspeed(overrides: list[str], processes: int) -> subprocess.CompletedProcess[str]:
+    """``deepspeed``, which inserts --local_rank after the script's name."""
+    launcher = [str(BIN / "deepspeed"), "--num_accelerators", str(processes)]
+    return start([*launcher, "--master_port", str(free_port()), "train.py", *overrides])
+
+
+def with_srun(overrides: list[str], processes: int) -> list[subprocess.CompletedProcess[str]]:
+    """One process per task with the variables that srun sets, started side by side."""
+    port = str(free_port())
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "train.py", *overrides],
+            cwd=ROOT,
+            env=clean_environment(
+                SLURM_JOB_ID="4711",
+                SLURM_STEP_ID="0",
+                SLURM_PROCID=str(rank),
+                SLURM_LOCALID=str(rank),
+                SLURM_NTASKS=str(processes),
+                SLURM_STEP_NUM_TASKS=str(processes),
+                SLURM_NNODES="1",
+                SLURM_NTASKS_PER_NODE=str(processes),
+                SLURM_STEP_TASKS_PER_NODE=str(processes),
+                SLURM_TASKS_PER_NODE=str(processes),
+                SLURM_NODEID="0",
+                SLURM_JOB_NODELIST="localhost",
+                SLURM_STEP_NODELIST="localhost",
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=port,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(processes)
+    ]
+    finished = []
+    for task in tasks:
+        out, err = task.communicate(timeout=TIMEOUT_SECONDS)
+        finished.append(subprocess.CompletedProcess(task.args, task.returncode, out, err))
+    return finished

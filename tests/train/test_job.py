@@ -1,0 +1,115 @@
+"""The whole job from the command line, under every launcher."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glm_dist.checkpoint.load import load_tensors, read_checkpoint
+from glm_dist.observe.history import final_records, read_records
+from tests.train.jobs import make_files, with_deepspeed, with_python, with_srun, with_torchrun
+
+PROCESSES = 2
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Run folder's parent, and the overrides of the tiny job."""
+    folder = tmp_path_factory.mktemp("job")
+    return folder / "runs", make_files(folder)
+
+
+def weights_of(run: Path, step: int = 4) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint: master weights and moments."""
+    info = read_checkpoint(run / "checkpoints" / f"step_{step:07d}")
+    tensors = {name: torch.empty(record.shape) for name, record in info.manifest.tensors.items()}
+    load_tensors(info, tensors)
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def losses_of(run: Path) -> dict[int, float]:
+    """Training loss by step."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    return {r["step"]: r["train/loss"] for r in records if "train/loss" in r}
+
+
+@pytest.fixture(scope="module")
+def serial(job: tuple[Path, list[str]]) -> dict[str, np.ndarray]:
+    """Weights that one process reaches, started with plain python."""
+    runs, overrides = job
+    result = with_python([*overrides, "run.name=python"])
+    assert result.returncode == 0, result.stderr
+    return weights_of(runs / "python")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "srun"])
+def test_every_launcher_trains_the_same_weights(
+    launcher: str, job: tuple[Path, list[str]], serial: dict[str, np.ndarray]
+) -> None:
+    runs, overrides = job
+    arguments = [*overrides, f"run.name={launcher}", "parallel=tp2"]
+
+    if launcher == "srun":
+        results = with_srun(arguments, PROCESSES)
+    else:
+        start = {"torchrun": with_torchrun, "deepspeed": with_deepspeed}[launcher]
+        results = [start(arguments, PROCESSES)]
+
+    assert all(r.returncode == 0 for r in results), results[0].stderr
+    found = weights_of(runs / launcher)
+    assert found.keys() == serial.keys()
+    for name, expected in serial.items():
+        np.testing.assert_allclose(found[name], expected, atol=1e-5, rtol=0, err_msg=name)
+    provenance = json.loads((runs / launcher / "provenance.json").read_text())
+    assert provenance["attempts"][0]["launcher"] == launcher
+    assert provenance["attempts"][0]["world_size"] == PROCESSES
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
+    job: tuple[Path, list[str]], serial: dict[str, np.ndarray]
+) -> None:
+    runs, overrides = job
+    assert with_python([*overrides, "run.name=stopped", "run.steps=2"]).returncode == 0
+
+    result = with_python([*overrides, "run.name=stopped"])
+
+    assert result.returncode == 0, result.stderr
+    for name, found in weights_of(runs / "stopped").items():
+        assert np.array_equal(found, serial[name]), name
+    records = final_records(read_records(runs / "stopped" / "metrics.jsonl"))
+    assert [r["step"] for r in records if "train/loss" in r] == [1, 2, 3, 4]
+    assert losses_of(runs / "stopped") == losses_of(runs / "python")
+
+
+def test_a_finished_run_is_left_as_it_is(
+    job: tuple[Path, list[str]], serial: dict[str, np.ndarray]
+) -> None:
+    runs, overrides = job
+    before = {p: p.stat().st_mtime_ns for p in (runs / "python" / "checkpoints").rglob("*")}
+
+    result = with_python([*overrides, "run.name=python"])
+
+    assert result.returncode == 0, result.stderr
+    assert "nothing left to train" in result.stderr
+    assert {p: p.stat().st_mtime_ns for p in (runs / "python" / "checkpoints").rglob("*")} == before
+
+
+def test_other_data_under_a_checkpoint_is_refused(
+    job: tuple[Path, list[str]], serial: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    _, overrides = job
+    other = [o for o in make_files(tmp_path) if o.startswith("data.corpora.text.prefix")]
+    corpus = Path(other[0].partition("=")[2])
+    tokens = bytearray(corpus.with_suffix(".bin").read_bytes())
+    tokens[1000:1040] = bytes(40)
+    corpus.with_suffix(".bin").write_bytes(tokens)
+
+    result = with_python([*overrides, *other, "run.name=python", "run.steps=6"])
+
+    assert result.returncode == 2
+    assert "CheckpointError" in result.stderr
+    assert "other data" in result.stderr
+    assert "Traceback" not in result.stderr
