@@ -144,7 +144,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [([], "required: <command>"), (["trian"], "invalid choice: 'trian'")],
+    [([], "required: <command>"), (["pretrain"], "invalid choice: 'pretrain'")],
     ids=["no command", "unknown command"],
 )
 def test_program_without_a_command_it_knows_says_so(arguments: list[str], words: str) -> None:

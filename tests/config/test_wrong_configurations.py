@@ -37,8 +37,8 @@ CASES = [
     ),
     Case(
         "unknown group",
-        ["modle=large"],
-        message="ConfigError: modle = unknown: expected a group or key of the configuration.\n"
+        ["modell=large"],
+        message="ConfigError: modell = unknown: expected a group or key of the configuration.\n"
         "  Fix: did you mean model.",
     ),
     Case(
@@ -64,8 +64,8 @@ CASES = [
     ),
     Case(
         "unknown key of a corpus",
-        ["experiment=tiny", "data.corpora.mine.prfix=x"],
-        message="ConfigError: data.corpora.mine.prfix = unknown: expected a group or key of "
+        ["experiment=tiny", "data.corpora.mine.prefics=x"],
+        message="ConfigError: data.corpora.mine.prefics = unknown: expected a group or key of "
         "the configuration.\n"
         "  Fix: did you mean data.corpora.<name>.prefix.",
     ),
