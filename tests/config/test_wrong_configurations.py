@@ -37,8 +37,8 @@ CASES = [
     ),
     Case(
         "unknown group",
-        ["modell=large"],
-        message="ConfigError: modell = unknown: expected a group or key of the configuration.\n"
+        ["mdel=large"],
+        message="ConfigError: mdel = unknown: expected a group or key of the configuration.\n"
         "  Fix: did you mean model.",
     ),
     Case(
