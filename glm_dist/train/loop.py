@@ -85,7 +85,8 @@ def train(run: TrainingRun, *, first_step: int) -> None:
         throughput.step_done(config.batch.global_batch_size * config.batch.row_length)
         step = done + 1
         is_last = step == config.run.steps
-        if is_last or step % config.observe.log_interval == 0:
+        # The first step too: without it nobody sees where the loss began.
+        if done == first_step or is_last or step % config.observe.log_interval == 0:
             record = _training_record(run, results, step=step) | {LEARNING_RATE: rate}
             run.sink.write(step, record | throughput.take())
             results.clear()
