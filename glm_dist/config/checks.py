@@ -105,6 +105,13 @@ def _check_names(config: RunConfig) -> None:
 def _check_model(config: RunConfig) -> None:
     model, parallel = config.model, config.parallel
     heads, tp = model.num_attention_heads, parallel.tensor_parallel_size
+    if parallel.data_parallel_size is not None and parallel.data_parallel_size < 1:
+        raise ConfigError(
+            key="parallel.data_parallel_size",
+            found=parallel.data_parallel_size,
+            expected="a whole number of at least 1, or null to fill the started processes",
+            fix="set parallel.data_parallel_size=null",
+        )
     pp, layers = parallel.pipeline_parallel_size, model.num_layers
     if model.hidden_size % heads:
         below, above = _multiples(model.hidden_size, heads)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
-from glm_dist.config.schema import LossNormalization, Resume, RunConfig
+from glm_dist.config.schema import DataConfig, LossNormalization, Resume, RunConfig
 from glm_dist.data.indexed import open_indexed
 from glm_dist.data.manifest import read_manifest
+from glm_dist.data.splits import split_documents
 from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, ConfigError, DataError
 from glm_dist.observe.run_folder import CONFIG_FILE
@@ -72,8 +73,7 @@ def check_files(config: RunConfig) -> Preflight:
     """
     tokenizer = load_tokenizer(config.tokenizer)
     corpora = tuple(
-        _check_corpus(name, corpus.prefix, tokenizer)
-        for name, corpus in config.data.corpora.items()
+        _check_corpus(config.data, name, tokenizer=tokenizer) for name in config.data.corpora
     )
     return Preflight(corpora=corpora, newest_step=check_run_folder(config))
 
@@ -114,7 +114,8 @@ def check_run_folder(config: RunConfig) -> int | None:
     return steps[0][0]
 
 
-def _check_corpus(name: str, prefix: str, tokenizer: Tokenizer) -> CorpusFacts:
+def _check_corpus(data: DataConfig, name: str, *, tokenizer: Tokenizer) -> CorpusFacts:
+    prefix = data.corpora[name].prefix
     corpus = open_indexed(prefix)
     manifest = read_manifest(prefix)
     if manifest is not None and manifest.tokenizer != tokenizer.fingerprint:
@@ -124,6 +125,12 @@ def _check_corpus(name: str, prefix: str, tokenizer: Tokenizer) -> CorpusFacts:
             expected="a corpus prepared with the run's tokenizer; its manifest names another",
             fix="choose the tokenizer it was prepared with, or run `glm-dist prepare` again",
         )
+    split_documents(
+        corpus.num_documents,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+        corpus=name,
+    )
     return CorpusFacts(name, corpus.num_documents, corpus.num_tokens)
 
 

@@ -413,6 +413,13 @@ CASES = [
         "parallel.data_parallel_size=null.",
     ),
     Case(
+        "no replica",
+        ["experiment=tiny", "parallel.data_parallel_size=0"],
+        message="ConfigError: parallel.data_parallel_size = 0: expected a whole number of at least "
+        "1, or null to fill the started processes.\n"
+        "  Fix: set parallel.data_parallel_size=null.",
+    ),
+    Case(
         "ZeRO 2 with stages",
         ["experiment=glm_large", "parallel=pp2", "zero=stage2"],
         message="ConfigError: zero.stage = 2: expected 0 or 1 with "

@@ -98,6 +98,10 @@ def other_tokenizer(folder: Path) -> None:
     )
 
 
+def two_documents(folder: Path) -> None:
+    write_corpus(folder, "text", make_documents(2))
+
+
 def runs_is_a_file(folder: Path) -> None:
     (folder / "runs").write_text("")
 
@@ -187,6 +191,14 @@ CASES = [
         "DataError: data.corpora.text.prefix = {folder}/text: expected a corpus prepared with the "
         "run's tokenizer; its manifest names another.\n"
         "  Fix: choose the tokenizer it was prepared with, or run `glm-dist prepare` again.",
+    ),
+    Case(
+        "too few documents to hold any out",
+        two_documents,
+        "DataError: data.corpora.text = 2 document(s): expected more than the 1 held out for "
+        "validation and 1 for testing.\n"
+        "  Fix: cut the text into more documents, or set data.validation_share=0 data.test_share=0 "
+        "evaluation=none.",
     ),
     Case(
         "run folder below a file",
