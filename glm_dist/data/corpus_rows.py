@@ -144,7 +144,6 @@ class CorpusRows:
             slot=address.slot,
         )
         window = read_window(self.training, address.position, address.length, self._vocabulary)
-        self._check(window)
         return objective.build(window, rng)
 
     def validation_row(self, objective: Objective, number: int) -> Row:
@@ -164,18 +163,7 @@ class CorpusRows:
         window = read_window(
             self.validation, position, min(length, size - position), self._vocabulary
         )
-        self._check(window)
         return objective.build(window, rng)
-
-    def _check(self, window: Window) -> None:
-        largest = int(window.tokens.max())
-        if largest >= self._vocabulary.size:
-            raise DataError(
-                key=f"data.corpora.{self.name}.prefix",
-                found=f"a corpus with token id {largest}",
-                expected=f"ids below {self._vocabulary.size}, the size of the tokenizer",
-                fix="use the tokenizer the corpus was prepared with, or prepare it again",
-            )
 
 
 def read_window(stream: TokenStream, position: int, length: int, vocabulary: Vocabulary) -> Window:
@@ -186,8 +174,19 @@ def read_window(stream: TokenStream, position: int, length: int, vocabulary: Voc
         position: First token.
         length: Tokens to read.
         vocabulary: Special tokens.
+
+    Raises:
+        DataError: The text holds ids the tokenizer does not know.
     """
     tokens = stream.read(position, length)
+    largest = int(tokens.max())
+    if largest >= vocabulary.size:
+        raise DataError(
+            key=f"data.corpora.{stream.name}.prefix",
+            found=f"a corpus with token id {largest}",
+            expected=f"ids below {vocabulary.size}, the size of the tokenizer",
+            fix="use the tokenizer the corpus was prepared with, or prepare it again",
+        )
     if tokens[0] == vocabulary.special.cls:
         return Window(tokens, starts_mid_document=False)
     opened = np.concatenate(([vocabulary.special.cls], tokens))

@@ -92,19 +92,20 @@ def whole_shares(
         return tuple(int(share * denominator) for share in shares)
     candidates = np.arange(1, longest_period + 1, dtype=np.float64)
     error = np.zeros(longest_period)
-    for share in map(float, shares):
-        scaled = candidates * share
+    for share in shares:
+        scaled = candidates * float(share)
         np.maximum(error, np.abs(scaled - np.rint(scaled)) / candidates, out=error)
-        # A share above 0 must not be rounded to never.
-        if share > 0:
-            error[np.rint(scaled) == 0] = np.inf
-    period = int(error.argmin()) + 1 if np.isfinite(error).any() else longest_period
-    floors = [math.floor(share * period) for share in shares]
-    remainders = [share * period - floor for share, floor in zip(shares, floors, strict=True)]
+    period = int(error.argmin()) + 1
+    counts = [math.floor(share * period) for share in shares]
+    remainders = [share * period - count for share, count in zip(shares, counts, strict=True)]
     by_remainder = sorted(range(len(shares)), key=lambda state: (-remainders[state], state))
-    for state in by_remainder[: period - sum(floors)]:
-        floors[state] += 1
-    return tuple(floors)
+    for state in by_remainder[: period - sum(counts)]:
+        counts[state] += 1
+    for state, share in enumerate(shares):
+        if share > 0 and counts[state] == 0:  # rounding must not turn rarely into never
+            counts[counts.index(max(counts))] -= 1
+            counts[state] = 1
+    return tuple(counts)
 
 
 def _is_rounded(weights: Sequence[Fraction], counts: tuple[int, ...]) -> bool:

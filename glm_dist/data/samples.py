@@ -153,12 +153,12 @@ def open_row_source(config: RunConfig) -> RowSource:
             test_share=config.data.test_share,
             corpus=name,
         )
-        training = TokenStream(indexed, split.training)
+        training = TokenStream(indexed, split.training, name=name)
         survey = survey_windows(training, vocabulary, row_length=row_length)
         rows = CorpusRows(
             name,
             training=training,
-            validation=TokenStream(indexed, split.validation),
+            validation=TokenStream(indexed, split.validation, name=name),
             mixture=make_mixture(
                 config.corruption, vocabulary, row_length=row_length, survey=survey
             ),

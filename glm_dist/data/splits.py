@@ -70,13 +70,17 @@ def _held_out(num_documents: int, share: float) -> int:
 class TokenStream:
     """The tokens of some document ranges, end to end, closed to a ring."""
 
-    def __init__(self, corpus: IndexedTokens, ranges: tuple[tuple[int, int], ...]) -> None:
+    def __init__(
+        self, corpus: IndexedTokens, ranges: tuple[tuple[int, int], ...], *, name: str = ""
+    ) -> None:
         """Find where the ranges lie.
 
         Args:
             corpus: Mapped token file.
             ranges: Ranges of document numbers.
+            name: Name of the corpus in the configuration.
         """
+        self.name = name
         self._tokens = corpus.tokens
         self._begins = [corpus.document_offset(first) for first, _ in ranges]
         ends = [corpus.document_offset(last) for _, last in ranges]

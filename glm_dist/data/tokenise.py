@@ -1,5 +1,7 @@
 """Blocks of text to blocks of token ids, by several processes, in the order of the text."""
 
+import os
+import threading
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -8,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import numpy as np
 
@@ -79,7 +81,7 @@ def tokenise_in_order(
         return
     # spawn: a fork would copy whatever threads and locks the caller has.
     context = get_context("spawn")
-    executor = ProcessPoolExecutor(num_workers, mp_context=context)
+    executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_end_with_parent)
     waiting: deque[tuple[Block, Future[TokenBlock]]] = deque()
     try:
         for block in blocks:
@@ -147,3 +149,15 @@ def _tokenizer_of_worker(choice: TokenizerChoice) -> Tokenizer:
 
 def _tokenise_in_worker(block: Block, choice: TokenizerChoice, options: TextOptions) -> TokenBlock:
     return tokenise_block(block, _tokenizer_of_worker(choice), options)
+
+
+def _end_with_parent() -> None:
+    """End this worker when its parent is killed; it would wait for work forever."""
+    parent = parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

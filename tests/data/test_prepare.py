@@ -3,7 +3,6 @@
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -221,6 +220,14 @@ def test_a_kill_while_files_are_moved_into_place(
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
 
 
+def _is_alive(process_group: int) -> bool:
+    try:
+        os.killpg(process_group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_killed_at_random_moments_the_output_is_the_same(
@@ -252,10 +259,14 @@ def test_killed_at_random_moments_the_output_is_the_same(
             process.wait(timeout=float(rng.uniform(0.3, 3.0)))
             break
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
             process.wait()
             kills += 1
-            time.sleep(0.05)
+            # Its workers notice and end by themselves.
+            deadline = time.monotonic() + 20
+            while _is_alive(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not _is_alive(process.pid)
 
     assert kills >= 3
     bytes_cut, index_cut, _ = read_output(tmp_path / "cut")
