@@ -20,8 +20,7 @@ def learning_rate(config: LRScheduleConfig, peak: float, step: int) -> float:
     warmup = config.warmup_share * config.decay_steps
     if warmup > 0 and step <= warmup:
         return peak * step / warmup
-    length = config.decay_steps - warmup
-    progress = min(1.0, (step - warmup) / length) if length > 0 else 1.0
+    progress = min(1.0, (step - warmup) / (config.decay_steps - warmup))
     match config.kind:
         case LRScheduleKind.constant:
             return peak

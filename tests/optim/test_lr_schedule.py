@@ -75,9 +75,10 @@ def test_cosine_may_end_at_zero() -> None:
     assert learning_rate(schedule, 1.0, 10) == 0.0
 
 
-def test_warm_up_over_the_whole_decay_ends_at_the_peak_then_the_floor() -> None:
+def test_long_warm_up_ends_at_the_peak_then_falls_to_the_floor() -> None:
+    # Nine of ten steps warm up; the tenth falls from 1 to 0.1.
     schedule = LRScheduleConfig(
-        kind=LRScheduleKind.linear, warmup_share=1.0, decay_steps=10, decay_to_ratio=0.1
+        kind=LRScheduleKind.linear, warmup_share=0.9, decay_steps=10, decay_to_ratio=0.1
     )
-    assert learning_rate(schedule, 1.0, 10) == 1.0
-    assert learning_rate(schedule, 1.0, 11) == pytest.approx(0.1, rel=1e-12)
+    assert learning_rate(schedule, 1.0, 9) == 1.0
+    assert learning_rate(schedule, 1.0, 10) == pytest.approx(0.1, rel=1e-12)
