@@ -84,14 +84,18 @@ def largest_span_count(probabilities: Floats, num_tokens: int) -> int:
     return count
 
 
-def find_stretches(may_mask: NDArray[np.bool_]) -> Stretches:
-    """Find the maximal runs of True.
+def find_stretches(is_border: NDArray[np.bool_]) -> Stretches:
+    """Find the maximal runs of tokens that may be masked.
 
     Args:
-        may_mask: Whether each token of the window may be masked. [w]
+        is_border: Whether each token of the window opens or closes a document. [w]
     """
-    edges = np.flatnonzero(np.diff(may_mask.view(np.int8), prepend=0, append=0))
-    return Stretches(edges[0::2], edges[1::2] - edges[0::2])
+    borders = is_border.nonzero()[0]
+    edges = np.empty(len(borders) + 2, np.int64)  # the borders, and one beyond each end
+    edges[0], edges[1:-1], edges[-1] = -1, borders, len(is_border)
+    lengths = edges[1:] - edges[:-1] - 1
+    kept = lengths > 0
+    return Stretches(edges[:-1][kept] + 1, lengths[kept])
 
 
 def choose_spans(

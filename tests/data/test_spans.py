@@ -39,7 +39,7 @@ def test_span_count_of_a_fair_coin_between_one_and_two() -> None:
 
 
 def test_stretches_are_the_maximal_runs() -> None:
-    stretches = find_stretches(np.array([False, True, True, False, False, True]))
+    stretches = find_stretches(np.array([True, False, False, True, True, False]))
 
     assert stretches.starts.tolist() == [1, 5]
     assert stretches.lengths.tolist() == [2, 1]
@@ -58,7 +58,7 @@ def _draw(stretches: Stretches, seed: int, *, num_tokens: int = 76, max_spans: i
 def test_spans_stay_inside_one_document_and_never_touch(cuts: tuple[int, ...]) -> None:
     may_mask = np.ones(512, np.bool_)
     may_mask[list(cuts)] = False
-    stretches = find_stretches(may_mask)
+    stretches = find_stretches(~may_mask)
 
     for seed in range(200):
         blanks = _draw(stretches, seed)
@@ -70,7 +70,7 @@ def test_spans_stay_inside_one_document_and_never_touch(cuts: tuple[int, ...]) -
 
 
 def test_spans_cover_the_wanted_share() -> None:
-    stretches = find_stretches(np.ones(520, np.bool_))
+    stretches = find_stretches(np.zeros(520, np.bool_))
     covered = [int(_draw(stretches, seed, num_tokens=78).lengths.sum()) for seed in range(2000)]
 
     assert np.mean(covered) == pytest.approx(78, rel=0.01)
@@ -80,7 +80,7 @@ def test_crumbs_of_documents_lose_only_the_spans_without_room() -> None:
     # Documents of 3 tokens hold a span of at most 3; spans of 4 or more find no room.
     may_mask = np.ones(512, np.bool_)
     may_mask[::4] = False
-    kept = [_draw(find_stretches(may_mask), seed).lengths for seed in range(300)]
+    kept = [_draw(find_stretches(~may_mask), seed).lengths for seed in range(300)]
 
     assert max(int(lengths.max()) for lengths in kept) == 3
     assert np.mean([len(lengths) for lengths in kept]) > 0.5 * 24
@@ -89,7 +89,7 @@ def test_crumbs_of_documents_lose_only_the_spans_without_room() -> None:
 def test_first_document_takes_its_share_of_the_spans() -> None:
     may_mask = np.ones(512, np.bool_)
     may_mask[128] = False
-    stretches = find_stretches(may_mask)
+    stretches = find_stretches(~may_mask)
     inside = total = 0
     for seed in range(3000):
         blanks = _draw(stretches, seed)
@@ -100,7 +100,7 @@ def test_first_document_takes_its_share_of_the_spans() -> None:
 
 
 def test_lengths_follow_the_distribution_in_spite_of_both_limits() -> None:
-    stretches = find_stretches(np.ones(520, np.bool_))
+    stretches = find_stretches(np.zeros(520, np.bool_))
     counts = np.zeros(40)
     for seed in range(4000):
         counts += np.bincount(_draw(stretches, seed).lengths, minlength=40)
@@ -117,7 +117,7 @@ def test_lengths_follow_the_distribution_in_spite_of_both_limits() -> None:
 
 def test_order_of_emission_is_uniform() -> None:
     # The text order of the first emitted span among n is uniform: mean rank share 1/2.
-    stretches = find_stretches(np.ones(520, np.bool_))
+    stretches = find_stretches(np.zeros(520, np.bool_))
     shares = []
     for seed in range(3000):
         starts = _draw(stretches, seed).starts
@@ -129,7 +129,7 @@ def test_order_of_emission_is_uniform() -> None:
 
 
 def test_every_position_is_masked_about_equally_often() -> None:
-    stretches = find_stretches(np.ones(520, np.bool_))
+    stretches = find_stretches(np.zeros(520, np.bool_))
     masked = np.zeros(520)
     for seed in range(4000):
         blanks = _draw(stretches, seed)
@@ -142,6 +142,6 @@ def test_every_position_is_masked_about_equally_often() -> None:
 
 
 def test_a_window_without_text_has_no_spans() -> None:
-    blanks = _draw(find_stretches(np.zeros(4, np.bool_)), 0)
+    blanks = _draw(find_stretches(np.ones(4, np.bool_)), 0)
 
     assert len(blanks.starts) == 0

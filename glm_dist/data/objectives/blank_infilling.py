@@ -48,21 +48,24 @@ def lay_out_blanks(
     loss_mask = np.zeros(length, np.bool_)
     part_a, part_b = slice(0, prefix_length), slice(prefix_length, num_real)
 
+    # One token more than the window, so that the targets can be read in one go: the end of piece.
+    extended = np.empty(len(source) + 1, np.int64)
+    extended[:-1], extended[-1] = source, special.eop
     hides = np.zeros(len(source) + 1, np.int8)
     hides[blanks.starts] += 1
     hides[blanks.starts + blanks.lengths] -= 1
     visible = hides[:-1].cumsum(dtype=np.int8) == 0
     visible[blanks.starts] = True  # the first hidden token gives its place to the mask
-    with_masks = source.copy()
-    with_masks[blanks.starts] = mask
-    tokens[part_a] = targets[part_a] = with_masks[visible]
+    shown = visible.nonzero()[0]  # [prefix_length]
+    mask_positions = shown.searchsorted(blanks.starts)
+    in_part_a = extended[shown]
+    in_part_a[mask_positions] = mask
+    tokens[part_a] = targets[part_a] = in_part_a
     positions[part_a] = np.arange(prefix_length)
 
-    mask_positions = visible.cumsum()[blanks.starts] - 1
     firsts = pieces.cumsum() - pieces  # index in Part B of each [sop]
     within = np.arange(num_real - prefix_length) - firsts.repeat(pieces)  # 0 at [sop]
-    origin = blanks.starts.repeat(pieces) + within  # index in source of each target
-    answers = np.append(source, special.eop)[origin]
+    answers = extended[blanks.starts.repeat(pieces) + within]
     if closes_with_eop:
         answers[firsts + blanks.lengths] = special.eop
     tokens[prefix_length + 1 : num_real] = answers[:-1]

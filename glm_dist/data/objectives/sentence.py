@@ -118,7 +118,7 @@ class SentenceObjective:
             return choose_sentences(
                 sentences, rng, num_tokens=num_tokens, max_sentences=self.max_sentences
             )
-        text = find_stretches((tokens != self.special.cls) & (tokens != self.special.eos))
+        text = find_stretches((tokens == self.special.cls) | (tokens == self.special.eos))
         if len(text.lengths) == 0:
             return NO_BLANKS
         longest = int(text.lengths.argmax())

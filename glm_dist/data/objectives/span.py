@@ -66,9 +66,9 @@ class SpanObjective:
     def build(self, window: Window, rng: Generator) -> Row:
         """Hide spans of the window; see ``Objective``."""
         tokens = window.tokens
-        may_mask = (tokens != self.special.cls) & (tokens != self.special.eos)
+        is_border = (tokens == self.special.cls) | (tokens == self.special.eos)
         blanks = choose_spans(
-            find_stretches(may_mask),
+            find_stretches(is_border),
             rng,
             length_cdf=self.length_cdf,
             num_tokens=max(1, int(self.mask_ratio * len(tokens))),
