@@ -176,6 +176,12 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
     return whole
 
 
+def initial_weights() -> dict[str, np.ndarray]:
+    """The model that every case starts from; one process."""
+    enable_cpu()
+    return whole_weights(build_engine(Case(), build_groups(Layout(), timedelta(seconds=60))))
+
+
 def train_cases(cases: list[Case]) -> list[Trace]:
     """Run the cases one after the other in this process group."""
     enable_cpu()

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 
 from tests.ranks import run_ranks
-from tests.train.grid import Case, Trace, train_cases
+from tests.train import plain
+from tests.train.grid import (
+    OPTIMIZER,
+    STEPS,
+    VOCAB_SIZE,
+    Case,
+    Trace,
+    initial_weights,
+    rows_of_step,
+    train_cases,
+)
 
 TOLERANCE = 1e-5
 
@@ -65,6 +75,23 @@ def format_table(rows: list[tuple[Case, tuple[float, float, float]]]) -> str:
             f"| {loss:.1e} | {norm:.1e} | {weights:.1e} |"
         )
     return "\n".join(lines)
+
+
+def test_one_process_trains_the_model_of_plain_torch() -> None:
+    losses, norms, weights = plain.train(
+        run_ranks(initial_weights, world_size=1)[0],
+        [rows_of_step(step) for step in range(STEPS)],
+        vocab_size=VOCAB_SIZE,
+        learning_rate=OPTIMIZER.learning_rate,
+        betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
+        epsilon=OPTIMIZER.epsilon,
+        weight_decay=OPTIMIZER.weight_decay,
+        clip=OPTIMIZER.gradient_clipping,
+    )
+
+    found = differences(one_process(), Trace(losses, norms, weights))
+
+    assert max(found) <= TOLERANCE, found
 
 
 @pytest.mark.timeout(900)

@@ -1,0 +1,120 @@
+"""GLM and its training written out in plain torch: no megatron-core, no DeepSpeed, no padding.
+
+The layout grid compares with this, so that an error that all layouts share is an error too.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from glm_dist.data.rows import Row
+
+HEADS = 4
+EPSILON = 1e-5
+
+
+def loss_sum(weights: dict[str, torch.Tensor], rows: list[Row], *, vocab_size: int) -> torch.Tensor:
+    """Summed cross entropy of the rows, each computed alone under a dense mask.
+
+    Args:
+        weights: Whole parameters by global name.
+        rows: Any number of rows.
+        vocab_size: Tokens that exist; later rows of the table are padding.
+    """
+    table = weights["embedding.word_embeddings.weight"][:vocab_size]
+    total = torch.zeros(())
+    for row in rows:
+        hidden = (
+            table[torch.from_numpy(row.tokens)]
+            + weights["embedding.position_embeddings.weight"][torch.from_numpy(row.positions)]
+            + weights["embedding.block_position_embeddings.weight"][
+                torch.from_numpy(row.block_positions)
+            ]
+        )  # [s, h]
+        place = torch.arange(len(row.tokens))
+        visible = (place[None] <= place[:, None]) | (place[None] < row.prefix_length)
+        layer = 0
+        while f"decoder.layers.{layer}.input_layernorm.weight" in weights:
+            hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible)
+            layer += 1
+        logits = _norm(weights, "decoder.final_layernorm", hidden) @ table.t()
+        mask = torch.from_numpy(row.loss_mask)
+        targets = torch.from_numpy(row.targets)
+        total = total + functional.cross_entropy(logits[mask], targets[mask], reduction="sum")
+    return total
+
+
+def _norm(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -> torch.Tensor:
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    scale = (centred.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+    return centred * scale * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+
+
+def _linear(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -> torch.Tensor:
+    return hidden @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
+
+
+def _block(
+    weights: dict[str, torch.Tensor], layer: str, hidden: torch.Tensor, visible: torch.Tensor
+) -> torch.Tensor:
+    length, size = hidden.shape
+    fused = _linear(
+        weights,
+        f"{layer}self_attention.linear_qkv",
+        _norm(weights, f"{layer}input_layernorm", hidden),
+    )
+    query, key, value = fused.view(length, HEADS, 3, size // HEADS).unbind(2)  # [s, a, d]
+    scores = torch.einsum("iad,jad->aij", query, key) / math.sqrt(size // HEADS)
+    attention = scores.masked_fill(~visible, -math.inf).softmax(-1)
+    context = torch.einsum("aij,jad->iad", attention, value).reshape(length, size)
+    hidden = hidden + _linear(weights, f"{layer}self_attention.linear_proj", context)
+    inner = _linear(
+        weights, f"{layer}mlp.linear_fc1", _norm(weights, f"{layer}pre_mlp_layernorm", hidden)
+    )
+    inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+    return hidden + _linear(weights, f"{layer}mlp.linear_fc2", inner)
+
+
+def train(
+    initial: dict[str, np.ndarray],
+    batches: list[list[Row]],
+    *,
+    vocab_size: int,
+    learning_rate: float,
+    betas: tuple[float, float],
+    epsilon: float,
+    weight_decay: float,
+    clip: float,
+) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
+    """AdamW written out, one batch a step.
+
+    Returns:
+        Loss per predicted token and gradient norm of each step, and the final weights.
+    """
+    weights = {n: torch.from_numpy(w.copy()).requires_grad_() for n, w in initial.items()}
+    first = {n: torch.zeros_like(w) for n, w in weights.items()}
+    second = {n: torch.zeros_like(w) for n, w in weights.items()}
+    losses, norms = [], []
+    for step, rows in enumerate(batches, start=1):
+        targets = sum(int(row.loss_mask.sum()) for row in rows)
+        loss = loss_sum(weights, rows, vocab_size=vocab_size) / targets
+        gradients = dict(
+            zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
+        )
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+        for name, weight in weights.items():
+            gradient = gradients[name] * min(1.0, clip / (norm + 1e-6))
+            first[name] = betas[0] * first[name] + (1 - betas[0]) * gradient
+            second[name] = betas[1] * second[name] + (1 - betas[1]) * gradient.square()
+            update = (first[name] / (1 - betas[0] ** step)) / (
+                (second[name] / (1 - betas[1] ** step)).sqrt() + epsilon
+            )
+            with torch.no_grad():
+                if weight.dim() > 1:
+                    weight *= 1 - learning_rate * weight_decay
+                weight -= learning_rate * update
+        losses.append(float(loss))
+        norms.append(norm)
+    return losses, norms, {n: w.detach().numpy() for n, w in weights.items()}
