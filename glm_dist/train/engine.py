@@ -26,6 +26,10 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 import deepspeed
 
+# Training never calls this op, yet DeepSpeed (0.19) compiles it at every first start on CPU: that
+# needs a compiler, and a start killed meanwhile leaves a lock on which all later ones wait in silence.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 class _ModelParallelUnit:
     """The groups under the names DeepSpeed asks for ("mpu")."""
