@@ -2,20 +2,30 @@
 
 Layout: Part A at 0 … prefix_length - 1, Part B after it, padding at the end. Query ``i`` may attend
 key ``j`` if ``j <= i`` or ``j < prefix_length``; padding stands behind everything else, so nothing
-real ever sees it.
+real ever sees it. A packed row repeats this layout, one ``Segment`` after the other; tokens of
+different segments never see each other.
 
 Letters: ``b`` rows, ``s`` row length.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 Integers = NDArray[np.int64]
+
+
+class Segment(NamedTuple):
+    """A contiguous stretch of a packed row: its own Part A, then its own Part B."""
+
+    length: int
+    """Tokens of both parts."""
+    prefix_length: int
+    """Tokens of Part A."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +43,7 @@ class Row:
     loss_mask: NDArray[np.bool_]
     """Where the prediction counts. [s]"""
     prefix_length: int
-    """Tokens of Part A."""
+    """Tokens of Part A; of the first segment if the row is packed."""
     objective: str
     """Which objective made the row."""
     num_real_tokens: int
@@ -42,6 +52,8 @@ class Row:
     """Row index in training or validation; -1 for a row that was built on its own."""
     corpus: str = ""
     """Name of the corpus the text comes from."""
+    segments: tuple[Segment, ...] = ()
+    """Of a packed row, from its start, without padding; empty: the row is one segment."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +78,8 @@ class MicroBatch:
     """Objective of each row. [b]"""
     corpora: tuple[str, ...]
     """Corpus of each row. [b]"""
+    segments: tuple[tuple[Segment, ...], ...] = ()
+    """Segments of each row [b], empty for a row that is one; no entries if no row is packed."""
 
     @staticmethod
     def stack(rows: Sequence[Row]) -> "MicroBatch":
@@ -84,6 +98,7 @@ class MicroBatch:
             num_real_tokens=torch.tensor([row.num_real_tokens for row in rows]),
             objectives=tuple(row.objective for row in rows),
             corpora=tuple(row.corpus for row in rows),
+            segments=tuple(row.segments for row in rows) if any(r.segments for r in rows) else (),
         )
 
     def to(self, device: torch.device) -> "MicroBatch":
