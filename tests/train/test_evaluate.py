@@ -1,0 +1,65 @@
+"""Validation losses: the same numbers in any layout and with any micro-batch."""
+
+from datetime import timedelta
+
+import pytest
+import torch
+
+from glm_dist.data.rows import Row
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.groups import build_groups
+from glm_dist.train.evaluate import validation_losses
+from tests.ranks import run_ranks
+from tests.train import plain
+from tests.train.grid import (
+    VOCAB_SIZE,
+    Case,
+    build_engine,
+    initial_weights,
+    rows_of_step,
+)
+
+NUM_ROWS = 7  # divides into no micro-batch of these cases
+
+
+def row_of(objective: str, index: int) -> Row:
+    """Row of an objective; the two differ."""
+    return rows_of_step({"span": 100, "document": 200}[objective])[index]
+
+
+def losses(cases: list[Case]) -> list[dict[str, float]]:
+    """Validation losses of the initial model, case after case."""
+    enable_cpu()
+    return [
+        validation_losses(
+            build_engine(case, build_groups(case.layout, timedelta(seconds=60))),
+            row_of,
+            objectives=("span", "document"),
+            num_rows=NUM_ROWS,
+            micro_batch_size=case.micro_batch,
+            device=torch.device("cpu"),
+        )
+        for case in cases
+    ]
+
+
+def test_validation_losses_are_means_over_tokens_in_every_layout() -> None:
+    weights = {
+        name: torch.from_numpy(value)
+        for name, value in run_ranks(initial_weights, world_size=1)[0].items()
+    }
+    expected = {}
+    for objective in ("span", "document"):
+        rows = [row_of(objective, index) for index in range(NUM_ROWS)]
+        targets = sum(int(row.loss_mask.sum()) for row in rows)
+        expected[objective] = float(plain.loss_sum(weights, rows, vocab_size=VOCAB_SIZE)) / targets
+    cases = [
+        Case(tp=2, micro_batch=4),
+        Case(pp=2, micro_batch=2),
+        Case(dp=2, zero=3, micro_batch=4),
+        Case(dp=2, micro_batch=2),
+    ]
+
+    for of_rank in run_ranks(losses, cases, world_size=2):
+        for found in of_rank:
+            assert found == pytest.approx(expected, abs=1e-5)
