@@ -1,20 +1,31 @@
 """Core attention under GLM's prefix mask: Part A sees itself, Part B sees A and its own past.
 
-Query i of a row with prefix length p may see key j iff j <= i or j < p. That is two standard calls
-(GLM 2.1): the prefix attends to itself without a mask, the rest attends causally, aligned to the
-bottom right, to everything. Padding lies after Part B and is therefore invisible to real tokens.
+Query i of a segment with prefix length p may see key j iff j <= i or j < p (GLM 2.1). No mask is
+ever built for it: ``attention_plan.py`` says where the two calls look, and this file chooses who
+computes them.
+
+- CPU: fused calls that are merged (``split_attention.py``). Against one call with a dense mask it
+  computes p s + b (b + 1) / 2 of s * s pairs; measured in docs/performance.md.
+- GPU in 16 bits: variable-length flash calls (``varlen_attention.py``).
+- Else (dropout on a CPU, fp32 on a GPU, the cache of generation on a GPU): torch's own choice for
+  each segment, where Part B alone has a mask, [b, s] for b of its s places.
+
+Padding lies after Part B and is therefore invisible to real tokens.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Protocol
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
+from glm_dist.model.attention_plan import AttentionPlan, Stretch
+from glm_dist.model.split_attention import split_attention
+from glm_dist.model.varlen_attention import can_use_flash, varlen_attention
 from glm_dist.parallel.rng import get_cuda_rng_tracker
 
 
@@ -30,7 +41,7 @@ def prefix_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     *,
-    prefix_lengths: list[int],
+    plan: AttentionPlan,
     dropout: float,
 ) -> torch.Tensor:
     """Attention of every row under its own prefix mask.
@@ -39,46 +50,66 @@ def prefix_attention(
         query: [b, a, s, d].
         key: [b, a, m + s, d]; the first m are cached tokens, which every query sees.
         value: [b, a, m + s, d].
-        prefix_lengths: Length of Part A of each row, 0 to s.
+        plan: Segments of the rows.
         dropout: Probability of dropping an attention weight.
 
     Returns:
         [b, a, s, d].
     """
-    if len(set(prefix_lengths)) == 1:
-        return _one_prefix(query, key, value, prefix=prefix_lengths[0], dropout=dropout)
+    cached = key.size(2) - query.size(2)
+    if query.device.type == "cpu" and dropout == 0.0:
+        return split_attention(query, key, value, plan.stretches)
+    if plan.variable_length is not None and not cached and can_use_flash(query):
+        query, key, value = (x.permute(2, 0, 1, 3) for x in (query, key, value))  # [s, b, a, d]
+        out = varlen_attention(query, key, value, plan.variable_length, dropout=dropout)
+        return out.permute(1, 2, 0, 3)
     rows = [
-        _one_prefix(query[i : i + 1], key[i : i + 1], value[i : i + 1], prefix=p, dropout=dropout)
-        for i, p in enumerate(prefix_lengths)
+        torch.cat(
+            [_attend(query, key, value, part, cached=cached, dropout=dropout) for part in parts],
+            dim=2,
+        )
+        for _, parts in groupby(plan.stretches, key=lambda part: part.rows.start)
     ]
-    return torch.cat(rows)
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
-def _one_prefix(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, prefix: int, dropout: float
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    part: Stretch,
+    *,
+    cached: int,
+    dropout: float,
 ) -> torch.Tensor:
-    length, cached = query.size(2), key.size(2) - query.size(2)
+    """The two calls for one segment [rows, a, places, d]."""
+    early, late = slice(part.start, part.middle), slice(part.middle, part.stop)
+    query, key, value = (x[part.rows] for x in (query, key, value))
+    seen, all_seen = slice(part.start, cached + part.middle), slice(part.start, cached + part.stop)
     parts = []
-    if prefix > 0:
-        seen = slice(0, cached + prefix)
+    if part.start < part.middle:
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, :prefix], key[:, :, seen], value[:, :, seen], dropout_p=dropout
+                query[:, :, early], key[:, :, seen], value[:, :, seen], dropout_p=dropout
             )
         )
-    if prefix < length:
-        visible = torch.ones(length - prefix, key.size(2), dtype=torch.bool, device=query.device)
-        visible = visible.tril(cached + prefix)
+    if part.middle < part.stop:
+        shape = (part.stop - part.middle, cached + part.stop - part.start)
+        visible = torch.ones(shape, dtype=torch.bool, device=query.device)
         parts.append(
             scaled_dot_product_attention(
-                query[:, :, prefix:], key, value, attn_mask=visible, dropout_p=dropout
+                query[:, :, late],
+                key[:, :, all_seen],
+                value[:, :, all_seen],
+                attn_mask=visible.tril(shape[1] - shape[0]),
+                dropout_p=dropout,
             )
         )
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 class PrefixAttention(torch.nn.Module):
-    """Core attention for megatron-core's ``SelfAttention``; its mask argument is prefix lengths."""
+    """Core attention for megatron-core's ``SelfAttention``."""
 
     def __init__(
         self,
@@ -100,10 +131,10 @@ class PrefixAttention(torch.nn.Module):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor,
+        attention_mask: torch.Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: AttentionPlan | None = None,
     ) -> torch.Tensor:
         """Attend.
 
@@ -111,14 +142,15 @@ class PrefixAttention(torch.nn.Module):
             query: [s, b, a/t, d].
             key: [s, b, a/t, d].
             value: [s, b, a/t, d].
-            attention_mask: Prefix lengths [b], on the host.
+            attention_mask: Unused; there is no mask tensor.
             attn_mask_type: Unused; the mask is always GLM's.
             attention_bias: Unused.
-            packed_seq_params: Unused.
+            packed_seq_params: Where the rows' segments are.
 
         Returns:
             [s, b, h/t].
         """
+        assert packed_seq_params is not None, "hidden_states passes the plan to every layer"
         dropout = self.dropout if self.training else 0.0
         # Heads differ between tensor-parallel ranks, so their masks come from the sharded stream.
         stream: AbstractContextManager[None] = (
@@ -128,11 +160,5 @@ class PrefixAttention(torch.nn.Module):
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
         with stream:
-            context = prefix_attention(
-                query,
-                key,
-                value,
-                prefix_lengths=attention_mask.tolist(),
-                dropout=dropout,
-            )
+            context = prefix_attention(query, key, value, plan=packed_seq_params, dropout=dropout)
         return context.permute(2, 0, 1, 3).flatten(2)  # [b, a/t, s, d] -> [s, b, h/t]

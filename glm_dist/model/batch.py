@@ -5,10 +5,12 @@ is made on the host, where the loss mask already is: finding it on a GPU would s
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.rows import MicroBatch, Segment
+from glm_dist.model.attention_plan import AttentionPlan, plan_attention
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,18 @@ class StageBatch:
     """Where a token is predicted [n], as s_index * b + b_index: the order of [s, b, h] memory."""
     target_ids: torch.Tensor
     """Token ids to predict [n]."""
+    segments: tuple[tuple[Segment, ...], ...] = ()
+    """Segments of packed rows, as in ``MicroBatch``."""
+
+    @cached_property
+    def attention(self) -> AttentionPlan:
+        """Where attention looks; made once, at the first forward pass of the micro-batch."""
+        return plan_attention(
+            self.prefix_length.tolist(),
+            row_length=self.tokens.size(1),
+            device=self.tokens.device,
+            segments=self.segments,
+        )
 
     @classmethod
     def from_micro_batch(cls, micro_batch: MicroBatch, device: torch.device) -> "StageBatch":
@@ -50,4 +64,5 @@ class StageBatch:
             prefix_length=micro_batch.prefix_length,
             target_index=to_device(index),
             target_ids=to_device(ids),
+            segments=micro_batch.segments,
         )

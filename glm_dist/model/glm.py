@@ -103,7 +103,7 @@ class GLMStage(torch.nn.Module):
         embedded = None
         if self.embedding is not None:
             embedded = self.embedding(batch.tokens, batch.positions, batch.block_positions)
-        hidden: torch.Tensor = self.decoder(embedded, batch.prefix_length)
+        hidden: torch.Tensor = self.decoder(embedded, None, packed_seq_params=batch.attention)
         return hidden
 
     def forward(self, batch: StageBatch) -> torch.Tensor:
