@@ -161,14 +161,14 @@ class TrainCommand:
             return EXIT_USER_ERROR  # the ranks of a node see the same files
         job = importlib.import_module("glm_dist.train.job")
         try:
-            job.run(config, launch)
+            status: int = job.run(config, launch)
         except GlmDistError as error:
             if launch.rank == 0:
                 raise
             # The job raises one message on all ranks; here it goes to the rank's own log file.
             log.info("stopped by %s: %s", type(error).__name__, error)
             return EXIT_USER_ERROR
-        return 0
+        return status
 
 
 def _module(name: str) -> Command:

@@ -34,6 +34,7 @@ from glm_dist.parallel.process import start_process
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import TrainingRun, train
+from glm_dist.train.preemption import EXIT_STOPPED, StopRequest
 from glm_dist.train.preflight import CHECKPOINTS
 from glm_dist.train.state import restore_state
 
@@ -43,12 +44,15 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """A collective without an answer for this long ends the job; saving to a slow disk must fit."""
 
 
-def run(config: RunConfig, launch: LaunchEnvironment) -> None:
+def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     """Train. Collective over all ranks of the job.
 
     Args:
         config: Checked against the world size and the files.
         launch: Who this process is.
+
+    Returns:
+        Exit status: 0 finished, 75 asked to stop and saved.
 
     Raises:
         GlmDistError: On every rank, with one message.
@@ -83,17 +87,19 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> None:
         batches=_batches(config, source, groups, first_step=first_step),
         validation_row=source.validation_row,
         objectives=source.objectives,
+        stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity,
         device=device,
     )
     try:
-        train(work, first_step=first_step)
+        is_finished = train(work, first_step=first_step)
     finally:
         sink.close()
     dist.barrier()
     dist.destroy_process_group()
+    return 0 if is_finished else EXIT_STOPPED
 
 
 def _batches(
@@ -118,18 +124,20 @@ def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -
     return ranks.on_first(
         "open the run folder",
         str(config.run_dir),
-        lambda: open_run_folder(
-            config.run_dir,
-            config=dump_config(config),
-            overrides=sys.argv[1:],
-            provenance=collect_provenance(
-                hosts=hosts,
-                world_size=launch.world_size,
-                layout=layout.sizes(),
-                command=sys.argv,
-                launcher=launch.launcher,
-            ),
-        ).attempt,
+        lambda: (
+            open_run_folder(
+                config.run_dir,
+                config=dump_config(config),
+                overrides=sys.argv[1:],
+                provenance=collect_provenance(
+                    hosts=hosts,
+                    world_size=launch.world_size,
+                    layout=layout.sizes(),
+                    command=sys.argv,
+                    launcher=launch.launcher,
+                ),
+            ).attempt
+        ),
     )
 
 

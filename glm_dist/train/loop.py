@@ -25,6 +25,7 @@ from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import validation_losses
+from glm_dist.train.preemption import StopRequest
 from glm_dist.train.state import save_state
 from glm_dist.train.step import StepResult, train_step
 
@@ -42,6 +43,7 @@ class TrainingRun:
     validation_row: Callable[[str, int], Row]
     objectives: Sequence[str]
     """Objectives that validation measures."""
+    stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
     checkpoints: Path
@@ -50,12 +52,15 @@ class TrainingRun:
     device: torch.device
 
 
-def train(run: TrainingRun, *, first_step: int) -> None:
-    """Train to ``run.steps``. Collective over all ranks.
+def train(run: TrainingRun, *, first_step: int) -> bool:
+    """Train to ``run.steps``, or until somebody asks to stop. Collective over all ranks.
 
     Args:
         run: What to work with.
         first_step: Steps already done.
+
+    Returns:
+        Whether the run is finished; if not, its newest checkpoint is of the last step done.
 
     Raises:
         TrainingError: The loss or the gradient norm is no longer a finite number.
@@ -84,22 +89,26 @@ def train(run: TrainingRun, *, first_step: int) -> None:
         )
         throughput.step_done(config.batch.global_batch_size * config.batch.row_length)
         step = done + 1
+        stops = run.stop_request.agreed()
         is_last = step == config.run.steps
         # The first step too: without it nobody sees where the loss began.
-        if done == first_step or is_last or step % config.observe.log_interval == 0:
+        if done == first_step or _due(step, config.observe.log_interval, at_once=is_last or stops):
             record = _training_record(run, results, step=step) | {LEARNING_RATE: rate}
             run.sink.write(step, record | throughput.take())
             results.clear()
-        if _due(step, config.evaluation.interval, is_last=is_last):
+        if not stops and _due(step, config.evaluation.interval, at_once=is_last):
             with throughput.paused():
                 run.sink.write(step, _validation_record(run))
-        if _due(step, config.checkpoint.interval, is_last=is_last):
+        if _due(step, config.checkpoint.interval, at_once=is_last or stops):
             with throughput.paused():
                 _save(run, step)
+        if stops and not is_last:
+            return False
+    return True
 
 
-def _due(step: int, interval: int, *, is_last: bool) -> bool:
-    return interval > 0 and (is_last or step % interval == 0)
+def _due(step: int, interval: int, *, at_once: bool) -> bool:
+    return interval > 0 and (at_once or step % interval == 0)
 
 
 def _training_record(

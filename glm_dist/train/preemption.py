@@ -1,0 +1,42 @@
+"""Stopping on request: a signal to any rank ends the run after a checkpoint, on all ranks together.
+
+Batch systems warn before they take a node away (SLURM: ``--signal=USR1@300``; TERM at the limit or
+on preemption), and often warn some ranks earlier than others. A rank that left on its own would
+leave the others in a collective, so ranks vote once a step.
+"""
+
+import logging
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+
+EXIT_STOPPED = 75
+"""Exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL)."""
+
+
+class StopRequest:
+    """Remembers that this process was asked to stop, and asks the others."""
+
+    def __init__(self) -> None:
+        """Listen from now on; call after libraries that set handlers of their own."""
+        self._received: str | None = None
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        # Nothing but remembering: a handler may interrupt any line, a save included.
+        self._received = signal.Signals(number).name
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. Collective over all ranks, on the host."""
+        vote = torch.tensor(int(self._received is not None))
+        dist.all_reduce(vote, op=dist.ReduceOp.MAX)
+        if self._received is not None:
+            log.warning("received signal=%s; stopping after this step", self._received)
+        return bool(vote)

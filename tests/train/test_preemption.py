@@ -1,0 +1,86 @@
+"""A signal to one rank stops all of them after a checkpoint; the next start goes on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.train.jobs import ROOT, clean_environment, free_port, make_files, start
+from tests.train.test_job import losses_of, weights_of
+
+STEPS = 400
+ARGUMENTS = (
+    "parallel=tp2",
+    f"run.steps={STEPS}",
+    "lr_schedule.decay_steps=400",
+    "evaluation.interval=0",
+    "checkpoint.interval=1000",
+)
+
+
+def launcher(overrides: list[str]) -> list[str]:
+    """Two ranks under torchrun."""
+    program = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
+    return [*program, f"--master-port={free_port()}", "train.py", *overrides, *ARGUMENTS]
+
+
+def rank_process(parent: int, rank: int) -> int:
+    """Process id of a rank below a launcher."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            status = (folder / "status").read_text()
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        is_child = f"PPid:\t{parent}\n" in status
+        if is_child and b"train.py" in command and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise AssertionError(f"no rank {rank} below {parent}")
+
+
+def wait_for_step(run: Path, step: int) -> None:
+    """Until metrics.jsonl has a step."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        file = run / "metrics.jsonl"
+        if file.exists() and max(losses_of(run), default=0) >= step:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"step {step} not reached")
+
+
+@pytest.mark.timeout(400)
+def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path: Path) -> None:
+    overrides = make_files(tmp_path)
+    runs = tmp_path / "runs"
+    job = subprocess.Popen(
+        launcher([*overrides, "run.name=stopped"]),
+        cwd=ROOT,
+        env=clean_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(runs / "stopped", 3)
+    os.kill(rank_process(job.pid, 1), signal.SIGUSR1)
+    _, err = job.communicate(timeout=120)
+
+    stopped_at = max(losses_of(runs / "stopped"))
+    assert stopped_at < STEPS, "the run was over before it could be stopped"
+    assert re.search(r"rank=1 WARNING .*signal=SIGUSR1", err)
+    assert re.search(r"exitcode +: 75", err), err[-2000:]
+    assert (runs / "stopped" / "checkpoints" / f"step_{stopped_at:07d}" / "manifest.json").exists()
+
+    for name in ("stopped", "whole"):
+        result = start(launcher([*overrides, f"run.name={name}"]))
+        assert result.returncode == 0, result.stderr
+    whole = weights_of(runs / "whole", STEPS)
+    for name, found in weights_of(runs / "stopped", STEPS).items():
+        assert np.array_equal(found, whole[name]), name
