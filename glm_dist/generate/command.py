@@ -7,8 +7,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from glm_dist.config.launch import read_launch_environment
+from glm_dist.data.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer import Tokenizer
-from glm_dist.errors import DataError
+from glm_dist.errors import DataError, LaunchError
 from glm_dist.generate.infill import Blank, fill_blanks
 from glm_dist.generate.load import TrainedModel, load_trained
 from glm_dist.generate.sampling import GREEDY, Sampling
@@ -57,7 +58,15 @@ def run(arguments: argparse.Namespace) -> int:
             temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
         )
     )
-    device = start_process(read_launch_environment(os.environ), timedelta(minutes=10))
+    launch = read_launch_environment(os.environ)
+    if launch.world_size > 1:
+        raise LaunchError(
+            key="world size",
+            found=launch.world_size,
+            expected="one process, which holds the whole model",
+            fix="start glm-dist generate without a launcher",
+        )
+    device = start_process(launch, timedelta(minutes=10))
     trained = load_trained(arguments.run, step=arguments.step, device=device)
     for text in arguments.text or (line.rstrip("\n") for line in sys.stdin):
         sys.stdout.write(
@@ -100,9 +109,31 @@ def complete(
         sampling=sampling,
         max_tokens=max_tokens,
         max_position=trained.config.model.max_position_embeddings,
+        banned=not_text(special, trained.config.tokenizer.vocab_size),
         seed=seed,
     )
     return render(trained.tokenizer, context, blanks)
+
+
+def not_text(special: SpecialTokens, vocab_size: int) -> list[int]:
+    """Ids of tokens that structure a row and have no place in an answer.
+
+    Args:
+        special: Ids of special tokens; those beyond the vocabulary do not exist.
+        vocab_size: Tokens that exist.
+    """
+    ids = {
+        special.pad,
+        special.cls,
+        special.sep,
+        special.unk,
+        special.sop,
+        special.mask,
+        special.gmask,
+        special.smask,
+        special.block_mask,
+    }
+    return sorted(token for token in ids if 0 <= token < vocab_size)
 
 
 def context_of(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -36,6 +36,7 @@ def fill_blanks(
     sampling: Sampling,
     max_tokens: int,
     max_position: int,
+    banned: Sequence[int] = (),
     seed: int = 0,
 ) -> list[Blank]:
     """Generate the answer of every mask token in a context.
@@ -47,6 +48,7 @@ def fill_blanks(
         sampling: How tokens are drawn.
         max_tokens: Longest answer per blank.
         max_position: Largest position id the model knows (P).
+        banned: Token ids that are never drawn; the official code bans none.
         seed: Of the draws.
 
     Returns:
@@ -64,9 +66,7 @@ def fill_blanks(
         )
     masks = {special.mask, special.gmask, special.smask}
     stops = {special.eop, special.eos}
-    # Answers must consist of text: none of the tokens that only structure a row.
-    banned = [special.sop, special.cls, special.pad, *masks]
-    banned = [token for token in set(banned) - stops]
+    never = sorted(set(banned) - stops)
     generator = torch.Generator().manual_seed(seed)
     length = min(max_tokens, max_position - 1)  # block positions 1 … length + 1 must exist
     blanks = []
@@ -78,7 +78,7 @@ def fill_blanks(
             token = special.sop
             for block_position in range(1, length + 1):
                 logits = _forward(stage, [token], [place], [block_position], prefix=0)
-                logits[banned] = float("-inf")
+                logits[never] = float("-inf")
                 token = next_token(logits, sampling, generator=generator)
                 if token in stops:
                     break

@@ -53,7 +53,9 @@ def model() -> GLMStage:
 def fill(stage: GLMStage, sampling: Sampling = GREEDY, **changes: int) -> list[Blank]:
     """Fill CONTEXT with the defaults of this file."""
     arguments = {"max_tokens": 5, "max_position": 31, "seed": 0} | changes
-    return fill_blanks(stage, CONTEXT, special=SPECIAL, sampling=sampling, **arguments)
+    return fill_blanks(
+        stage, CONTEXT, special=SPECIAL, sampling=sampling, banned=sorted(STRUCTURE), **arguments
+    )
 
 
 @torch.no_grad()
