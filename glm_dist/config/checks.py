@@ -12,6 +12,7 @@ from glm_dist.config.schema import (
     CorruptionConfig,
     DataConfig,
     Dtype,
+    PretrainingTask,
     RunConfig,
     TokenizerKind,
 )
@@ -59,7 +60,8 @@ def check_config(
 def positions_needed(corruption: CorruptionConfig, row_length: int) -> int:
     """Position or block position that rows reach for certain.
 
-    With sentences or documents one blank may fill the row, so block positions go up to its length.
+    With sentences or documents one blank may fill the row, so block positions go up to its length;
+    the baselines count positions through the row.
     With short spans only, a row holds at least n source tokens, where a share r of them is masked
     by spans of one token: n (1 + 2 r) = row_length. The data layer knows the exact n.
 
@@ -67,6 +69,8 @@ def positions_needed(corruption: CorruptionConfig, row_length: int) -> int:
         corruption: Objectives and their ratios.
         row_length: Tokens of Part A and Part B together.
     """
+    if corruption.task is not PretrainingTask.blank_infilling:
+        return row_length - 1
     if corruption.sentence_share > 0 or corruption.document_share > 0:
         return row_length - 1
     return int(row_length / (1 + 2 * corruption.span_mask_ratio)) - 1

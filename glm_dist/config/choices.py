@@ -21,6 +21,10 @@ class PretrainingTask(Enum):
     """What a row trains: GLM's blank infilling, or one of the baselines the paper compares with."""
 
     blank_infilling = "blank_infilling"
+    masked_lm = "masked_lm"
+    causal_lm = "causal_lm"
+    span_corruption = "span_corruption"
+    unilm = "unilm"
 
 
 class Dtype(Enum):

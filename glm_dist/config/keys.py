@@ -86,6 +86,9 @@ def describe_type(kind: object) -> str:
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     if isinstance(kind, type) and kind in words:
         return words[kind]
+    if typing.get_origin(kind) is list:
+        element = describe_type(typing.get_args(kind)[0]).partition(" ")[2]
+        return f"a list of {element}s"
     return "corpora by name" if typing.get_origin(kind) is dict else "a section of further keys"
 
 

@@ -27,7 +27,7 @@ from glm_dist.config.explain import (
     unknown_option,
 )
 from glm_dist.config.keys import leaf_keys, type_of
-from glm_dist.config.schema import CONFIG_VERSION, CorpusConfig, RunConfig
+from glm_dist.config.schema import CONFIG_VERSION, RunConfig
 from glm_dist.errors import ConfigError
 
 Groups = Mapping[str, Sequence[str]]
@@ -252,7 +252,7 @@ def _missing_keys(section: DictConfig, *, prefix: str = "") -> Iterator[str]:
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     """Make every path independent of the working folder of whoever reads it later."""
     corpora = {
-        name: CorpusConfig(prefix=_absolute(corpus.prefix), weight=corpus.weight)
+        name: replace(corpus, prefix=_absolute(corpus.prefix))
         for name, corpus in config.data.corpora.items()
     }
     paths, tokenizer = config.paths, config.tokenizer

@@ -61,8 +61,9 @@ def bounded(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    default: T | None = None,
 ) -> T:
-    """Declare a required number with its range.
+    """Declare a number with its range.
 
     Args:
         example: A value that is right for GLM; error messages propose it.
@@ -70,12 +71,14 @@ def bounded(
         above: Lower limit that itself is too small.
         at_most: Largest value.
         below: Upper limit that itself is too large.
+        default: Value that means "off"; without it the number is required.
 
     Returns:
-        A dataclass field without a value.
+        A dataclass field.
     """
     bounds = Bounds(example, at_least, above, at_most, below)  # type: ignore[arg-type]
-    declared: T = field(default=MISSING, metadata={"bounds": bounds})
+    value = MISSING if default is None else default
+    declared: T = field(default=value, metadata={"bounds": bounds})
     return declared
 
 

@@ -3,7 +3,8 @@
 Values live in ``conf/``; a field has a default here only where the default means "off". A field
 without a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
 Ranges stand beside the fields and are checked when a section is built; rules that involve several
-fields are in ``checks.py``, the named alternatives in ``choices.py``.
+fields are in ``checks.py``, the named alternatives in ``choices.py``, the sections about text in
+``text.py``.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
 from glm_dist.config.rules import MISSING, Section, bounded
+from glm_dist.config.text import CorpusConfig as CorpusConfig
+from glm_dist.config.text import CorruptionConfig as CorruptionConfig
+from glm_dist.config.text import DataConfig as DataConfig
+from glm_dist.config.text import TokenizerConfig as TokenizerConfig
 from glm_dist.errors import LaunchError
 
 CONFIG_VERSION = 1
@@ -63,78 +68,6 @@ class ModelConfig(Section):
     """GLM uses 1e-5 everywhere."""
     init_std: float = bounded(0.02, above=0)
     """Normal initialisation; output projections are divided by sqrt(2 * num_layers). GLM: 0.02."""
-
-
-@dataclass
-class TokenizerConfig(Section):
-    """Text to token ids (conf/tokenizer)."""
-
-    key: ClassVar[str] = "tokenizer"
-
-    kind: TokenizerKind = MISSING
-    """Family of the vocabulary; decides which ids the special tokens get."""
-    path: str = MISSING
-    """Model file, or folder with the vocabulary files of the kind."""
-    vocab_size: int = bounded(30524, at_least=1)
-    """Token ids including special tokens, before padding to a multiple of 128."""
-    task_masks: bool = MISSING
-    """Whether [gMASK] and [sMASK] exist beside [MASK] (2B, 10B and the Chinese models)."""
-    fixed_task_masks: bool = True
-    """Chinese kind only: false gives the ids of GLM-10B-Chinese, where [gMASK] equals eop."""
-
-
-@dataclass
-class CorpusConfig:
-    """One prepared corpus."""
-
-    prefix: str = MISSING
-    """Path without .bin/.idx, as `glm-dist prepare` wrote it."""
-    weight: float | None = None
-    """Share in the blend, relative to the others; unset: in proportion to its tokens."""
-
-
-@dataclass
-class DataConfig(Section):
-    """Where rows come from (conf/data)."""
-
-    key: ClassVar[str] = "data"
-
-    corpora: dict[str, CorpusConfig] = MISSING
-    """By name: data.corpora.<name>.prefix=... adds one, ~data.corpora.<name> removes it."""
-    validation_share: float = bounded(0.05, at_least=0, below=1)
-    """Share of documents held out for validation, 0 to 1. Official split: 0.05."""
-    test_share: float = bounded(0.001, at_least=0, below=1)
-    """Share of documents held out and never read in training. Official split: 0.001."""
-    num_workers: int = bounded(2, at_least=0)
-    """Loader processes per rank; 0 builds rows in the training process."""
-    prefetch: int = bounded(4, at_least=1)
-    """Micro-batches each loader worker keeps ready."""
-
-
-@dataclass
-class CorruptionConfig(Section):
-    """How text becomes blanks (conf/corruption). Official names in brackets."""
-
-    key: ClassVar[str] = "corruption"
-
-    task: PretrainingTask = MISSING
-    """GLM's blank infilling."""
-    span_share: float = bounded(1.0, at_least=0, at_most=1)
-    """Share of rows with the short-span objective [bert-prob]."""
-    sentence_share: float = bounded(0.3, at_least=0, at_most=1)
-    """Share of rows with the sentence objective [gap-sentence-prob]."""
-    document_share: float = bounded(0.2, at_least=0, at_most=1)
-    """Share of rows with the document objective [gpt-prob]; the three add up to 1."""
-    span_mask_ratio: float = bounded(0.15, above=0, below=1)
-    """Share of tokens masked by spans, 0 to 1. GLM: 0.15."""
-    span_mean_length: float = bounded(3.0, above=0)
-    """Poisson mean of span lengths, in tokens. GLM: 3."""
-    sentence_mask_ratio: float = bounded(0.15, above=0, below=1)
-    """Share of tokens masked by whole sentences, 0 to 1. GLM: 0.15."""
-    document_min_ratio: float = bounded(0.25, above=0, at_most=1)
-    """Shortest generated share of a document row, 0 to 1 [gpt-min-ratio]. Paper 0.5, 10B 0.25."""
-    document_suffix_share: float = bounded(0.5, at_least=0, at_most=1)
-    """Share of document rows that generate the tail rather than a middle [gpt-infill-prob]."""
 
 
 @dataclass

@@ -33,6 +33,8 @@ class RowAddress:
     slot: int
     """Window within the pass, in the order of the text."""
     objective: str
+    objective_number: int
+    """Its place in the mixture, where a name may stand for a plain and a short form."""
     position: int
     """First token on the ring of the split's tokens."""
     length: int
@@ -128,6 +130,7 @@ class CorpusRows:
             epoch=epoch,
             slot=slot,
             objective=self.mixture.objectives[objective].name,
+            objective_number=objective,
             position=(phase + offset) % size,
             length=length,
         )
@@ -135,7 +138,7 @@ class CorpusRows:
     def row(self, number: int) -> Row:
         """Build a training row."""
         address = self.locate(number)
-        objective = self.mixture.named(address.objective)
+        objective = self.mixture.objectives[address.objective_number]
         rng = row_generator(
             self._seed,
             Purpose.TRAINING_ROW,

@@ -16,7 +16,7 @@ from glm_dist.config.schema import CorpusConfig, RunConfig
 from glm_dist.data.corpus_rows import CorpusRows, RowAddress, survey_windows
 from glm_dist.data.indexed import IndexedTokens, open_indexed
 from glm_dist.data.manifest import read_manifest
-from glm_dist.data.objectives.mixture import Vocabulary, make_mixture
+from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
 from glm_dist.data.proportions import ProportionalSequence
 from glm_dist.data.rows import Row
 from glm_dist.data.splits import TokenStream, split_documents
@@ -63,7 +63,7 @@ class RowSource:
     @property
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives, as in metrics."""
-        return tuple(objective.name for objective in self._corpora[0].mixture.objectives)
+        return self._corpora[0].mixture.names
 
     def row(self, index: int) -> Row:
         """Build a training row.
@@ -141,7 +141,7 @@ def open_row_source(config: RunConfig) -> RowSource:
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     weights = _weights(config.data.corpora)
-    row_length = config.batch.row_length
+    shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
     corpora = []
     identity: dict[str, object] = {}
     for name, corpus in config.data.corpora.items():
@@ -154,14 +154,12 @@ def open_row_source(config: RunConfig) -> RowSource:
             corpus=name,
         )
         training = TokenStream(indexed, split.training, name=name)
-        survey = survey_windows(training, vocabulary, row_length=row_length)
+        survey = survey_windows(training, vocabulary, row_length=shape.row_length)
         rows = CorpusRows(
             name,
             training=training,
             validation=TokenStream(indexed, split.validation, name=name),
-            mixture=make_mixture(
-                config.corruption, vocabulary, row_length=row_length, survey=survey
-            ),
+            mixture=make_mixture(config.corruption, vocabulary, shape, survey=survey),
             vocabulary=vocabulary,
             seed=config.run.seed,
         )
@@ -170,7 +168,7 @@ def open_row_source(config: RunConfig) -> RowSource:
     return RowSource(
         corpora,
         weights=weights or [Fraction(rows.training.num_tokens) for rows in corpora],
-        row_length=row_length,
+        row_length=shape.row_length,
         fingerprint={
             "corpora": identity,
             "tokenizer": tokenizer.fingerprint,
@@ -186,7 +184,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         special=tokenizer.special,
         size=tokenizer.vocab_size,
         ends_sentence=tokenizer.sentence_ends(),
-        fingerprint=tokenizer.fingerprint,
     )
 
 

@@ -5,6 +5,9 @@ The official ids of every tokenizer kind are in ``tokenizer.py``; here is only t
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class SpecialTokens:
@@ -32,9 +35,21 @@ class SpecialTokens:
     unk: int
     sep: int
     block_mask: int
-    """Hides a Part B input; official name dBLOCK. Beyond the vocabulary where it is not enabled."""
+    """Hides a Part B input; official name dBLOCK. Never a target, so it may lie behind the ids that
+    the model predicts, in a padded row of the embedding table."""
+    first_sentinel: int = -1
+    """Mask of the first pair of sentinels; -1 without sentinels."""
+    sentinel_pairs: int = 0
 
     @property
     def has_task_masks(self) -> bool:
         """Whether long blanks and sentences have mask tokens of their own."""
         return self.gmask != self.mask
+
+    def sentinel_mask(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the masks [MASK1], [MASK2], … by numbers 0, 1, …; the last one for any beyond."""
+        return self.first_sentinel + 2 * np.minimum(number, self.sentinel_pairs - 1)
+
+    def sentinel_sop(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Give the starts of piece that belong to the masks."""
+        return self.sentinel_mask(number) + 1

@@ -130,6 +130,7 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
         config.path,
         task_masks=config.task_masks,
         fixed_task_masks=config.fixed_task_masks,
+        sentinel_pairs=config.sentinel_pairs,
     )
     if tokenizer.vocab_size != config.vocab_size:
         raise DataError(
@@ -148,10 +149,16 @@ class _Scheme:
     kind: TokenizerKind
     task_masks: bool
     fixed_task_masks: bool
+    sentinel_pairs: int
 
 
 def open_tokenizer(
-    kind: TokenizerKind, path: str, *, task_masks: bool = True, fixed_task_masks: bool = True
+    kind: TokenizerKind,
+    path: str,
+    *,
+    task_masks: bool = True,
+    fixed_task_masks: bool = True,
+    sentinel_pairs: int = 0,
 ) -> Tokenizer:
     """Load a tokenizer whose number of ids is not known beforehand.
 
@@ -160,11 +167,12 @@ def open_tokenizer(
         path: Model file, or folder with the vocabulary files.
         task_masks: Whether [gMASK] and [sMASK] exist.
         fixed_task_masks: Chinese kind only; see ``TokenizerConfig``.
+        sentinel_pairs: Pairs of a mask and a start of piece of their own.
 
     Raises:
         DataError: Files are missing or of another kind.
     """
-    scheme = _Scheme(kind, task_masks, fixed_task_masks)
+    scheme = _Scheme(kind, task_masks, fixed_task_masks, sentinel_pairs)
     codec, files, specials = _load(scheme, Path(path))
     # Task masks never occur in a corpus, so they are no part of the fingerprint.
     borders = f"cls={specials.ids.cls} eos={specials.ids.eos}"
@@ -268,6 +276,8 @@ def _finish(
     count: int,
     scheme: _Scheme,
 ) -> Specials:
+    first_sentinel = count if scheme.sentinel_pairs else -1
+    count += 2 * scheme.sentinel_pairs
     ids = {"gmask": ids["mask"], "smask": ids["mask"], "block_mask": count} | ids
     names: dict[int, str] = {}
     for field in fields(SpecialTokens):
@@ -276,8 +286,14 @@ def _finish(
             names[named[field.name]] = _NAMES[field.name]
     if scheme.kind == TokenizerKind.bert:
         names[ids["pad"]] = "[PAD]"
+    for pair in range(scheme.sentinel_pairs):
+        names[first_sentinel + 2 * pair] = f"[MASK{pair + 1}]"
+        names[first_sentinel + 2 * pair + 1] = f"<|startofpiece{pair + 1}|>"
+    special = SpecialTokens(
+        **ids, first_sentinel=first_sentinel, sentinel_pairs=scheme.sentinel_pairs
+    )
     return Specials(
-        ids=SpecialTokens(**ids),
+        ids=special,
         names=names,
         count=count,
         masks_eat_space=scheme.kind != TokenizerKind.bert,

@@ -17,7 +17,7 @@ from glm_dist.config.load import (
     load_config_file,
 )
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.objectives.span import SpanObjective
+from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
 
@@ -232,6 +232,16 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
     assert set(defaults) == {
         "config_version",
         "tokenizer.fixed_task_masks",
+        "tokenizer.sentinel_pairs",
+        "corruption.block_mask_prob",
+        "corruption.short_share",
+        "corruption.single_span_share",
+        "corruption.keep_span_order",
+        "corruption.random_positions",
+        "corruption.sentinels",
+        "corruption.no_block_positions",
+        "corruption.isolate_documents",
+        "corruption.restart_positions",
         "parallel.data_parallel_size",
         "observe.wandb_entity",
     }
@@ -252,14 +262,15 @@ def test_windows_of_span_rows_fit_the_position_tables() -> None:
     special = SpecialTokens(*range(11))
     for experiment in ("glm_base", "glm_large", "glm_roberta"):
         config = load_config([f"experiment={experiment}"])
-        span = SpanObjective.create(
+        span = SpanHiding.create(
             special,
             row_length=config.batch.row_length,
             mask_ratio=config.corruption.span_mask_ratio,
             mean_length=config.corruption.span_mean_length,
         )
-        assert span.window_length == 512  # the official sequence length
-        assert span.window_length - 1 <= config.model.max_position_embeddings
+        window_length = config.batch.row_length - 2 * span.max_blanks
+        assert window_length == 512  # the official sequence length
+        assert window_length - 1 <= config.model.max_position_embeddings
 
 
 def test_checks_load_no_torch_and_take_less_than_three_seconds() -> None:

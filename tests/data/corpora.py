@@ -1,6 +1,7 @@
 """Small corpora that tests make for themselves: a word tokenizer, documents, a configuration."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from glm_dist.config.schema import (
     CorpusConfig,
     CorruptionConfig,
     DataConfig,
+    ModelConfig,
     PretrainingTask,
     RunConfig,
     RunSection,
@@ -70,6 +72,10 @@ def make_config(
     seed: int = 1234,
     validation_share: float = 0.05,
     test_share: float = 0.001,
+    max_position: int = 1024,
+    task: PretrainingTask = PretrainingTask.blank_infilling,
+    sentinel_pairs: int = 0,
+    **corruption: Any,
 ) -> RunConfig:
     """Compose the sections that the data layer reads."""
     vocabulary = folder / "vocab.txt"
@@ -77,8 +83,13 @@ def make_config(
         write_vocabulary(folder)
     return RunConfig(
         run=RunSection(name="test", seed=seed, steps=10),
+        model=ModelConfig(max_position_embeddings=max_position),
         tokenizer=TokenizerConfig(
-            kind=TokenizerKind.bert, path=str(vocabulary), vocab_size=VOCAB_SIZE, task_masks=True
+            kind=TokenizerKind.bert,
+            path=str(vocabulary),
+            vocab_size=VOCAB_SIZE + 2 * sentinel_pairs,
+            task_masks=True,
+            sentinel_pairs=sentinel_pairs,
         ),
         data=DataConfig(
             corpora={
@@ -91,7 +102,7 @@ def make_config(
             prefetch=2,
         ),
         corruption=CorruptionConfig(
-            task=PretrainingTask.blank_infilling,
+            task=task,
             span_share=shares[0],
             sentence_share=shares[1],
             document_share=shares[2],
@@ -100,6 +111,7 @@ def make_config(
             sentence_mask_ratio=0.15,
             document_min_ratio=0.25,
             document_suffix_share=0.5,
+            **corruption,
         ),
         batch=BatchConfig(global_batch_size=8, micro_batch_size=2, row_length=row_length),
     )

@@ -3,7 +3,10 @@
 import numpy as np
 
 from glm_dist.data.objectives.base import Window
-from glm_dist.data.objectives.sentence import SentenceObjective, find_sentences
+from glm_dist.data.objectives.infilling import BlankInfilling
+from glm_dist.data.objectives.sentence import SentenceHiding, find_sentences
+from glm_dist.data.objectives.variations import Variations
+from glm_dist.data.rows import Row
 from glm_dist.data.spans import Stretches
 from tests.data.examples import BERT
 
@@ -36,17 +39,20 @@ def test_the_rest_of_an_earlier_sentence_does_not_count() -> None:
     assert spans(sentences([101, 5, 1012, 0], starts_mid_document=True)) == [(1, 2)]
 
 
-def objective(mask_ratio: float = 0.15, max_sentences: int = 4) -> SentenceObjective:
-    return SentenceObjective(
-        special=BERT, row_length=128, max_sentences=max_sentences, mask_ratio=mask_ratio,
-        ends_sentence=ENDS,
-    )  # fmt: skip
+def objective(mask_ratio: float = 0.15, max_sentences: int = 4) -> SentenceHiding:
+    return SentenceHiding(BERT, max_sentences, mask_ratio, ENDS)
+
+
+def lay_out(hiding: SentenceHiding, tokens: np.ndarray) -> Row:
+    """Make a row of 128 tokens."""
+    infilling = BlankInfilling(hiding, BERT, 128, Variations(max_position=512))
+    return infilling.build(Window(tokens, False), np.random.default_rng(0))
 
 
 def test_sentences_are_taken_until_the_share_is_covered() -> None:
     # 12 sentences of 10 tokens in 121: int(0.15 * 121) = 18 tokens need 2 of them.
     tokens = np.array([101] + ([5] * 9 + [1012]) * 12)
-    row = objective().build(Window(tokens, False), np.random.default_rng(0))
+    row = lay_out(objective(), tokens)
 
     assert (row.tokens == BERT.smask).sum() == 2
     assert row.loss_mask.sum() == 2 * 11
@@ -55,7 +61,7 @@ def test_sentences_are_taken_until_the_share_is_covered() -> None:
 
 def test_short_sentences_never_outgrow_the_row() -> None:
     tokens = np.array([101] + [5, 1012] * 59)
-    row = objective(mask_ratio=0.5).build(Window(tokens, False), np.random.default_rng(0))
+    row = lay_out(objective(mask_ratio=0.5), tokens)
 
     assert (row.tokens == BERT.smask).sum() == 4
     assert len(row.tokens) == 128
@@ -63,7 +69,7 @@ def test_short_sentences_never_outgrow_the_row() -> None:
 
 def test_text_without_end_marks_hides_one_stretch_of_the_wanted_size() -> None:
     tokens = np.array([101] + [5] * 119)
-    row = objective().build(Window(tokens, False), np.random.default_rng(0))
+    row = lay_out(objective(), tokens)
 
     assert (row.tokens == BERT.smask).sum() == 1
     assert row.loss_mask.sum() == 18 + 1  # int(0.15 * 120) and the end token
@@ -74,7 +80,7 @@ def test_every_sentence_is_hidden_about_equally_often() -> None:
     rng = np.random.default_rng(1)
     counts = np.zeros(121)
     for _ in range(3000):
-        counts[objective().choose(Window(tokens, False), rng).starts] += 1
+        counts[objective().choose(Window(tokens, False), rng).blanks.starts] += 1
     hidden = counts[1::10]
 
     assert (counts > 0).sum() == 12

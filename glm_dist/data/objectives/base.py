@@ -8,6 +8,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from glm_dist.data.rows import Row
+from glm_dist.data.spans import Blanks
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,7 @@ class Objective(Protocol):
 
     @property
     def name(self) -> str:
-        """Name in metrics and in the mixture."""
+        """Name in metrics."""
 
     @property
     def window_length(self) -> int:
@@ -37,4 +38,43 @@ class Objective(Protocol):
         Args:
             window: At most ``window_length`` tokens.
             rng: All the row's randomness.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to hide of a window."""
+
+    blanks: Blanks
+    closes_with_eop: NDArray[np.bool_]
+    """Whether each blank ends with [eop]; the tail of a text ends with its own last token. [n]"""
+
+    @staticmethod
+    def of_middles(blanks: Blanks) -> "Plan":
+        """Plan blanks that all end with [eop]."""
+        return Plan(blanks, np.ones(len(blanks.starts), np.bool_))
+
+
+class Hiding(Protocol):
+    """What blank infilling hides: the difference between GLM's three objectives."""
+
+    @property
+    def name(self) -> str:
+        """Name in metrics."""
+
+    @property
+    def mask(self) -> int:
+        """Token that stands for a blank."""
+
+    @property
+    def max_blanks(self) -> int:
+        """Most blanks of a row; each costs two tokens beside the text."""
+
+    def choose(self, window: Window, rng: Generator) -> Plan:
+        """Choose what to hide.
+
+        Args:
+            window: Text; tokens that open or close a document are never hidden, but for the
+                tail of a text.
+            rng: Draws the choice and the order of emission.
         """

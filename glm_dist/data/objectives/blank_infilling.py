@@ -2,7 +2,7 @@
 
 Every blank is one mask token in Part A. Part B gives, blank after blank, the input [sop] x1 … xk
 and the targets x1 … xk [eop]. A Part B token has the position of its mask and counts 1, 2, … as
-second position. GLM, arXiv 2103.10360, section 2.1 and figure 2.
+second position. GLM, arXiv 2103.10360, section 2.1 and figure 2. Options are in ``variations.py``.
 """
 
 import numpy as np
@@ -19,27 +19,30 @@ def lay_out_blanks(
     source: Integers,
     blanks: Blanks,
     *,
-    closes_with_eop: bool,
-    mask: int,
+    closes_with_eop: bool | NDArray[np.bool_],
+    mask: int | Integers,
     special: SpecialTokens,
     objective: str,
     row_length: int | None = None,
+    sop: int | Integers | None = None,
 ) -> Row:
     """Turn a window and its blanks into a row.
 
     Args:
         source: Token ids of the window. [w]
         blanks: Spans to hide, in the order of emission; they do not overlap.
-        closes_with_eop: Whether a blank ends with [eop] as its last target. Without it (the tail
-            of a text) the last target is the last hidden token itself, which is then never an
-            input, and the opening tokens of hidden documents are not trained.
-        mask: Id that stands for a blank in Part A.
+        closes_with_eop: Whether blanks, or each of them, end with [eop] as the last target. Without
+            it (the tail of a text) the last target is the last hidden token itself, which is then
+            never an input, and the opening tokens of hidden documents are not trained.
+        mask: Id that stands for blanks, or for each of them, in Part A.
         special: Ids of the special tokens.
         objective: Name noted in the row.
         row_length: Length to pad to; unset: no padding. Part A and Part B must fit.
+        sop: Id that opens blanks, or each of them, in Part B; unset: [sop].
     """
+    closes = np.broadcast_to(closes_with_eop, blanks.starts.shape)
     prefix_length = len(source) + int((1 - blanks.lengths).sum())
-    pieces = blanks.lengths + int(closes_with_eop)  # Part B tokens of each blank
+    pieces = blanks.lengths + closes  # Part B tokens of each blank
     num_real = prefix_length + int(pieces.sum())
     length = num_real if row_length is None else row_length
     tokens = np.full(length, special.pad)
@@ -66,14 +69,13 @@ def lay_out_blanks(
     firsts = pieces.cumsum() - pieces  # index in Part B of each [sop]
     within = np.arange(num_real - prefix_length) - firsts.repeat(pieces)  # 0 at [sop]
     answers = extended[blanks.starts.repeat(pieces) + within]
-    if closes_with_eop:
-        answers[firsts + blanks.lengths] = special.eop
+    answers[(firsts + blanks.lengths)[closes]] = special.eop
     tokens[prefix_length + 1 : num_real] = answers[:-1]
-    tokens[prefix_length + firsts] = special.sop
+    tokens[prefix_length + firsts] = special.sop if sop is None else sop
     targets[part_b] = answers
     positions[part_b] = mask_positions.repeat(pieces)
     block_positions[part_b] = within + 1
-    loss_mask[part_b] = True if closes_with_eop else answers != special.cls
+    loss_mask[part_b] = closes.repeat(pieces) | (answers != special.cls)
     return Row(
         tokens=tokens,
         positions=positions,

@@ -1,18 +1,28 @@
 """Which objectives a configuration mixes, and in what shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_dist.config.schema import CorruptionConfig
-from glm_dist.data.objectives.base import Objective, Window
-from glm_dist.data.objectives.document import DocumentObjective
-from glm_dist.data.objectives.sentence import SentenceObjective
-from glm_dist.data.objectives.span import SpanObjective
+from glm_dist.config.schema import CorruptionConfig, PretrainingTask
+from glm_dist.data.objectives.base import Hiding, Objective, Window
+from glm_dist.data.objectives.baselines import (
+    CausalLM,
+    MaskedLM,
+    SpanCorruption,
+    unilm_mixture,
+)
+from glm_dist.data.objectives.document import DocumentHiding
+from glm_dist.data.objectives.infilling import MOST_SHORT_TEXTS, BlankInfilling
+from glm_dist.data.objectives.sentence import SentenceHiding
+from glm_dist.data.objectives.span import SpanHiding, document_starts
+from glm_dist.data.objectives.variations import Variations
 from glm_dist.data.randomness import Purpose, row_generator
 from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.errors import ConfigError
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,83 +33,184 @@ class Vocabulary:
     size: int
     ends_sentence: NDArray[np.bool_]
     """Whether each id ends a sentence. [v]"""
-    fingerprint: str
 
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
-    """Objectives of one corpus with their shares of the rows."""
+    """Objectives of one corpus with their shares of the rows.
+
+    Two objectives may have one name: the plain one, which comes first, and its short form.
+    """
 
     objectives: tuple[Objective, ...]
     shares: tuple[Fraction, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the objectives, each once."""
+        return tuple(dict.fromkeys(objective.name for objective in self.objectives))
 
     def named(self, name: str) -> Objective:
         """Find an objective.
 
         Raises:
-            KeyError: It is not in the mixture.
+            StopIteration: It is not in the mixture.
         """
-        return {objective.name: objective for objective in self.objectives}[name]
+        return next(objective for objective in self.objectives if objective.name == name)
+
+
+@dataclass(frozen=True, eq=False)
+class RowShape:
+    """What rows must fit."""
+
+    row_length: int
+    max_position: int
+    """Last row of the model's position tables."""
 
 
 def make_mixture(
-    config: CorruptionConfig, vocabulary: Vocabulary, *, row_length: int, survey: list[Window]
+    config: CorruptionConfig,
+    vocabulary: Vocabulary,
+    shape: RowShape,
+    *,
+    survey: Sequence[Window],
 ) -> Mixture:
     """Build the objectives with a share above 0.
 
     Args:
-        config: Shares and ratios.
+        config: Task, shares, ratios and options.
         vocabulary: Special tokens and sentence ends.
-        row_length: Tokens of a row.
-        survey: Windows of the corpus, from which the length of its sentences is learnt.
+        shape: What rows must fit.
+        survey: Windows of the corpus, which tell the lengths of its sentences and documents.
+
+    Raises:
+        ConfigError: Options contradict each other, or need tokens that the vocabulary lacks.
     """
     special = vocabulary.special
-    wanted: list[tuple[Objective, float]] = []
-    if config.span_share > 0:
-        span = SpanObjective.create(
-            special,
-            row_length=row_length,
-            mask_ratio=config.span_mask_ratio,
-            mean_length=config.span_mean_length,
-        )
-        wanted.append((span, config.span_share))
-    if config.sentence_share > 0:
-        sentence = SentenceObjective(
-            special=special,
-            row_length=row_length,
-            max_sentences=row_length,
-            mask_ratio=config.sentence_mask_ratio,
-            ends_sentence=vocabulary.ends_sentence,
-        )
-        wanted.append((_fit_sentences(sentence, survey), config.sentence_share))
-    if config.document_share > 0:
-        document = DocumentObjective(
-            special=special,
-            row_length=row_length,
-            min_ratio=config.document_min_ratio,
-            suffix_share=config.document_suffix_share,
-        )
-        wanted.append((document, config.document_share))
+    spans = SpanHiding.create(
+        special,
+        row_length=shape.row_length,
+        mask_ratio=config.span_mask_ratio,
+        mean_length=config.span_mean_length,
+    )
+    _check_sentinels(config, special, spans.max_blanks)
+    parts: Sequence[tuple[Objective, Fraction]]
+    match config.task:
+        case PretrainingTask.blank_infilling:
+            parts = _infilling(config, vocabulary, shape, spans, survey)
+        case PretrainingTask.causal_lm:
+            parts = [(CausalLM(special, shape.row_length), Fraction(1))]
+        case PretrainingTask.span_corruption:
+            shorter = SpanHiding.create(
+                special,
+                row_length=shape.row_length - 1,
+                mask_ratio=config.span_mask_ratio,
+                mean_length=config.span_mean_length,
+            )
+            parts = [(SpanCorruption(special, shape.row_length, shorter), Fraction(1))]
+        case PretrainingTask.masked_lm | PretrainingTask.unilm:
+            # A masked token costs no room, so all spans that the share needs may be drawn.
+            every = replace(spans, max_blanks=shape.row_length)
+            parts = [(MaskedLM(special, shape.row_length, every), Fraction(1))]
+            if config.task is PretrainingTask.unilm:
+                parts = unilm_mixture(special, shape.row_length, every)
     return Mixture(
-        objectives=tuple(objective for objective, _ in wanted),
-        # Decimal, as the user wrote it: 0.3 is three tenths.
-        shares=tuple(Fraction(str(share)) for _, share in wanted),
+        objectives=tuple(objective for objective, share in parts if share > 0),
+        shares=tuple(share for _, share in parts if share > 0),
     )
 
 
-def _fit_sentences(objective: SentenceObjective, survey: list[Window]) -> SentenceObjective:
-    """Give the sentence objective room for as many blanks as this corpus's sentences need.
+def _infilling(
+    config: CorruptionConfig,
+    vocabulary: Vocabulary,
+    shape: RowShape,
+    spans: SpanHiding,
+    survey: Sequence[Window],
+) -> list[tuple[Objective, Fraction]]:
+    """GLM's objectives, each plain and short, and single spans."""
+    special, row_length = vocabulary.special, shape.row_length
+    sentences = SentenceHiding(
+        special,
+        max_blanks=row_length,
+        mask_ratio=config.sentence_mask_ratio,
+        ends_sentence=vocabulary.ends_sentence,
+    )
+    documents = DocumentHiding(
+        special, min_ratio=config.document_min_ratio, suffix_share=config.document_suffix_share
+    )
+    if config.isolate_documents:
+        most = _documents_in_windows(survey, special)
+        documents = replace(documents, per_document=True, max_blanks=min(most, row_length // 16))
+    hidings: list[tuple[Hiding, float]] = [
+        (spans, config.span_share),
+        (_fit_sentences(sentences, survey, row_length), config.sentence_share),
+        (documents, config.document_share),
+    ]
+    variations = Variations(
+        max_position=shape.max_position,
+        block_mask_prob=config.block_mask_prob,
+        keep_span_order=config.keep_span_order,
+        random_positions=config.random_positions,
+        sentinels=config.sentinels,
+        no_block_positions=config.no_block_positions,
+        isolate_documents=config.isolate_documents,
+        restart_positions=config.restart_positions,
+    )
+    single, short = _fraction(config.single_span_share), _fraction(config.short_share)
+    parts: list[tuple[Objective, Fraction]] = []
+    for hiding, number in hidings:
+        plain = BlankInfilling(hiding, special, row_length, variations)
+        parts.append((plain, _fraction(number) * (1 - single) * (1 - short)))
+    for hiding, number in hidings:
+        if isinstance(hiding, DocumentHiding):
+            hiding = replace(hiding, per_document=True, max_blanks=MOST_SHORT_TEXTS)
+        # Each short text is a sample of its own, whose positions begin at 0.
+        restarting = replace(variations, restart_positions=True)
+        brief = BlankInfilling(hiding, special, row_length, restarting, is_short=True)
+        parts.append((brief, _fraction(number) * (1 - single) * short))
+    parts.append((BlankInfilling(spans.single(), special, row_length, variations), single))
+    return parts
+
+
+def _fraction(number: float) -> Fraction:
+    """Read a share as the user wrote it: 0.3 is three tenths."""
+    return Fraction(str(number))
+
+
+def _fit_sentences(
+    sentences: SentenceHiding, survey: Sequence[Window], row_length: int
+) -> SentenceHiding:
+    """Give sentences room for as many blanks as this corpus needs.
 
     As with spans, it is the smallest number with which the wanted share is covered on average:
     taking whole sentences overshoots, and the limit uses that up.
     """
-    covered = np.zeros((len(survey), objective.row_length))  # by the first 1, 2, … sentences
+    covered = np.zeros((len(survey), row_length))  # by the first 1, 2, … sentences
     wanted = 0
     for number, window in enumerate(survey):
         rng = row_generator(0, Purpose.SURVEY, corpus=0, epoch=0, slot=number)
-        lengths = objective.choose(window, rng).lengths
+        lengths = sentences.choose(window, rng).blanks.lengths
         covered[number, : len(lengths)] = lengths
-        wanted += int(objective.mask_ratio * len(window.tokens))
+        wanted += int(sentences.mask_ratio * len(window.tokens))
     reached = covered.cumsum(axis=1).sum(axis=0)
     enough = int(reached.searchsorted(min(wanted, reached[-1]))) + 1
-    return replace(objective, max_sentences=min(enough, max(1, objective.row_length // 8)))
+    return replace(sentences, max_blanks=min(enough, max(1, row_length // 8)))
+
+
+def _documents_in_windows(survey: Sequence[Window], special: SpecialTokens) -> int:
+    """Count the documents of a window, on average."""
+    counts = [len(document_starts(window.tokens, special)) - 1 for window in survey]
+    return max(1, round(float(np.mean(counts)))) if counts else 1
+
+
+def _check_sentinels(config: CorruptionConfig, special: SpecialTokens, most_blanks: int) -> None:
+    needed = most_blanks if config.task is PretrainingTask.span_corruption else most_blanks - 1
+    uses = config.sentinels or config.task is PretrainingTask.span_corruption
+    if uses and special.sentinel_pairs < needed:
+        raise ConfigError(
+            key="tokenizer.sentinel_pairs",
+            found=special.sentinel_pairs,
+            expected=f"at least {needed}, as many blanks as a row may have",
+            fix=f"set tokenizer.sentinel_pairs={needed} and raise tokenizer.vocab_size by"
+            f" {2 * (needed - special.sentinel_pairs)}",
+        )

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from glm_dist.data.objectives.base import Window
-from glm_dist.data.objectives.blank_infilling import lay_out_blanks
+from glm_dist.data.objectives.base import Plan, Window
+from glm_dist.data.objectives.span import text_of
 from glm_dist.data.randomness import draw_below
-from glm_dist.data.rows import Row
-from glm_dist.data.spans import NO_BLANKS, Blanks, Stretches, find_stretches
+from glm_dist.data.spans import NO_BLANKS, Blanks, Stretches
 from glm_dist.data.special_tokens import SpecialTokens
 
 
@@ -69,36 +68,24 @@ def choose_sentences(
 
 
 @dataclass(frozen=True, eq=False)
-class SentenceObjective:
-    """Chooses sentences and lays them out as blanks."""
+class SentenceHiding:
+    """Chooses whole sentences."""
 
     special: SpecialTokens
-    row_length: int
-    max_sentences: int
-    """Blanks a row has room for; depends on how long the corpus's sentences are."""
+    max_blanks: int
+    """Depends on how long the corpus's sentences are."""
     mask_ratio: float
     ends_sentence: NDArray[np.bool_]
+    """Whether each id ends a sentence. [v]"""
     name: str = "sentence"
 
     @property
-    def window_length(self) -> int:
-        """Each blank costs two extra tokens."""
-        return self.row_length - 2 * self.max_sentences
+    def mask(self) -> int:
+        """Token that stands for a blank."""
+        return self.special.smask
 
-    def build(self, window: Window, rng: Generator) -> Row:
-        """Hide sentences of the window; see ``Objective``."""
-        return lay_out_blanks(
-            window.tokens,
-            self.choose(window, rng),
-            closes_with_eop=True,
-            mask=self.special.smask,
-            special=self.special,
-            objective=self.name,
-            row_length=self.row_length,
-        )
-
-    def choose(self, window: Window, rng: Generator) -> Blanks:
-        """Choose the sentences to hide.
+    def choose(self, window: Window, rng: Generator) -> Plan:
+        """Choose sentences; see ``Hiding``.
 
         A sentence of more than half the window is left alone: hiding it would leave too little
         to read. Where that leaves none (text without end marks), one stretch of the wanted size
@@ -115,14 +102,15 @@ class SentenceObjective:
         short = sentences.lengths <= max(len(tokens) // 2, num_tokens)
         if short.any():
             sentences = Stretches(sentences.starts[short], sentences.lengths[short])
-            return choose_sentences(
-                sentences, rng, num_tokens=num_tokens, max_sentences=self.max_sentences
+            blanks = choose_sentences(
+                sentences, rng, num_tokens=num_tokens, max_sentences=self.max_blanks
             )
-        text = find_stretches((tokens == self.special.cls) | (tokens == self.special.eos))
+            return Plan.of_middles(blanks)
+        text = text_of(tokens, self.special)
         if len(text.lengths) == 0:
-            return NO_BLANKS
+            return Plan.of_middles(NO_BLANKS)
         longest = int(text.lengths.argmax())
         length = min(num_tokens, int(text.lengths[longest]))
         places = int(text.lengths[longest]) - length + 1
         start = int(text.starts[longest]) + draw_below(rng, places)
-        return Blanks(np.array([start]), np.array([length]))
+        return Plan.of_middles(Blanks(np.array([start]), np.array([length])))

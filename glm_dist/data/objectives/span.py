@@ -1,15 +1,14 @@
 """Short blanks: 15 % of the tokens in spans of about three (GLM's token-level objective)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from glm_dist.data.objectives.base import Window
-from glm_dist.data.objectives.blank_infilling import lay_out_blanks
-from glm_dist.data.rows import Row
+from glm_dist.data.objectives.base import Plan, Window
 from glm_dist.data.spans import (
+    Stretches,
     choose_spans,
     find_stretches,
     largest_span_count,
@@ -19,22 +18,21 @@ from glm_dist.data.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True, eq=False)
-class SpanObjective:
-    """Chooses spans and lays them out as blanks."""
+class SpanHiding:
+    """Chooses short spans."""
 
     special: SpecialTokens
-    row_length: int
-    window_length: int
-    max_spans: int
+    max_blanks: int
     mask_ratio: float
+    """Share of the window's tokens to hide; 0 hides one span."""
     length_cdf: NDArray[np.float64]
     name: str = "span"
 
     @staticmethod
     def create(
         special: SpecialTokens, *, row_length: int, mask_ratio: float, mean_length: float
-    ) -> "SpanObjective":
-        """Find the longest window whose blanks fit a row: each blank costs two extra tokens.
+    ) -> "SpanHiding":
+        """Find the longest window whose blanks fit a row.
 
         Args:
             special: Ids of the special tokens.
@@ -54,32 +52,53 @@ class SpanObjective:
                 shortest = middle
             else:
                 longest = middle - 1
-        return SpanObjective(
+        return SpanHiding(
             special=special,
-            row_length=row_length,
-            window_length=shortest,
-            max_spans=(row_length - shortest) // 2,
+            max_blanks=(row_length - shortest) // 2,
             mask_ratio=mask_ratio,
             length_cdf=probabilities.cumsum(),
         )
 
-    def build(self, window: Window, rng: Generator) -> Row:
-        """Hide spans of the window; see ``Objective``."""
+    def single(self) -> "SpanHiding":
+        """Hide one span only [single-span-prob]."""
+        return replace(self, max_blanks=1, mask_ratio=0.0, name="single_span")
+
+    @property
+    def mask(self) -> int:
+        """Token that stands for a blank."""
+        return self.special.mask
+
+    def choose(self, window: Window, rng: Generator) -> Plan:
+        """Choose spans; see ``Hiding``."""
         tokens = window.tokens
-        is_border = (tokens == self.special.cls) | (tokens == self.special.eos)
         blanks = choose_spans(
-            find_stretches(is_border),
+            text_of(tokens, self.special),
             rng,
             length_cdf=self.length_cdf,
             num_tokens=max(1, int(self.mask_ratio * len(tokens))),
-            max_spans=self.max_spans,
+            max_spans=self.max_blanks,
         )
-        return lay_out_blanks(
-            tokens,
-            blanks,
-            closes_with_eop=True,
-            mask=self.special.mask,
-            special=self.special,
-            objective=self.name,
-            row_length=self.row_length,
-        )
+        return Plan.of_middles(blanks)
+
+
+def text_of(tokens: NDArray[np.int64], special: SpecialTokens) -> Stretches:
+    """Find the runs of tokens between those that open and close documents.
+
+    Args:
+        tokens: Window. [w]
+        special: Ids of the special tokens.
+    """
+    return find_stretches((tokens == special.cls) | (tokens == special.eos))
+
+
+def document_starts(tokens: NDArray[np.int64], special: SpecialTokens) -> NDArray[np.int64]:
+    """Find where the documents of a window begin; the last entry is where the window ends.
+
+    Args:
+        tokens: Window. [w]
+        special: Ids of the special tokens.
+    """
+    begins = tokens == special.cls
+    begins[1:] |= tokens[:-1] == special.eos
+    begins[0] = True
+    return np.append(begins.nonzero()[0], len(tokens))
