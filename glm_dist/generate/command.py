@@ -161,7 +161,7 @@ def render(tokenizer: Tokenizer, context: list[int], blanks: list[Blank]) -> str
     pieces, start = [], 0
     for blank in blanks:
         before = [token for token in context[start : blank.mask_index] if token not in hidden]
-        pieces += [tokenizer.decode(before), f"[{tokenizer.decode(blank.tokens)}]"]
+        pieces += [tokenizer.decode(before), f"[{tokenizer.decode(blank.tokens).strip()}]"]
         start = blank.mask_index + 1
     pieces.append(tokenizer.decode([t for t in context[start:] if t not in hidden]))
     return " ".join(piece.strip() for piece in pieces if piece.strip())
