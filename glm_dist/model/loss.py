@@ -3,6 +3,8 @@
 Logits never exist for all of a row, nor for all targets at once: they are made in chunks, turned
 into loss and gradient right away, and dropped. Padded vocabulary rows stay outside the softmax, so
 the padding (and with it the tensor-parallel size) does not change the model.
+
+Letters: n targets, c of a chunk; h hidden; v/t vocabulary rows of this rank, r of them real.
 """
 
 from typing import Any
@@ -10,8 +12,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once on a rank: 64 MiB in fp32."""
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
+"""Logits held at once on a rank: 32 MiB in fp32 on a CPU, 256 MiB on a GPU. Enough for the full
+speed of the matrix products; more would only cost memory (docs/performance.md)."""
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -26,71 +29,80 @@ class _HeadLoss(torch.autograd.Function):
         vocab_size: int,
         group: dist.ProcessGroup,
         needs_gradient: bool,
+        chunk_size: int,
     ) -> torch.Tensor:
-        rows = weight.size(0)
-        first_row = group.rank() * rows
-        real_rows = min(max(vocab_size - first_row, 0), rows)
-        hidden_gradient = torch.zeros_like(hidden) if needs_gradient else None
-        weight_gradient = (
-            torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
-            if needs_gradient
-            else None
-        )
+        first_row = group.rank() * weight.size(0)
+        real = weight[: max(vocab_size - first_row, 0)]  # [r, h]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
-        chunk = max(CHUNK_ELEMENTS // rows, 1)
-        for start in range(0, hidden.size(0), chunk):
-            part = slice(start, start + chunk)
-            losses, logit_gradient = _chunk_loss(
-                hidden[part], weight, target_ids[part] - first_row, real_rows=real_rows, group=group
+        hidden_gradient = weight_gradient = None
+        if needs_gradient:
+            hidden_gradient = torch.zeros_like(hidden)
+            weight_gradient = torch.zeros(
+                weight.shape, dtype=_sum_dtype(weight.dtype), device=weight.device
             )
-            total += losses.sum(dtype=torch.float64)
-            if hidden_gradient is not None and weight_gradient is not None:
-                logit_gradient = logit_gradient.to(hidden.dtype)
-                hidden_gradient[part] = logit_gradient @ weight
-                weight_gradient += logit_gradient.t() @ hidden[part]
-        if hidden_gradient is not None and weight_gradient is not None:
-            dist.all_reduce(hidden_gradient, group=group)
-            ctx.save_for_backward(hidden_gradient, weight_gradient.to(weight.dtype))
+        for start in range(0, hidden.size(0), chunk_size):
+            part = slice(start, start + chunk_size)
+            local_ids = target_ids[part] - first_row
+            log_p = _log_probabilities(hidden[part], real, group=group)  # [c, r]
+            if real.size(0) == 0:
+                continue
+            here = (local_ids >= 0) & (local_ids < real.size(0))
+            column = local_ids.where(here, 0).unsqueeze(1)
+            total -= log_p.gather(1, column).squeeze(1).where(here, 0.0).double().sum()
+            if hidden_gradient is None or weight_gradient is None:
+                continue
+            logit_gradient = log_p.exp_()
+            logit_gradient.scatter_add_(1, column, -here.to(log_p.dtype).unsqueeze(1))
+            logit_gradient = logit_gradient.to(hidden.dtype)
+            torch.mm(logit_gradient, real, out=hidden_gradient[part])
+            _add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
+        if group.size() > 1:
+            dist.all_reduce(total, group=group)
+            if hidden_gradient is not None:
+                dist.all_reduce(hidden_gradient, group=group)
+        ctx.gradients = hidden_gradient, weight_gradient
+        ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden_gradient, weight_gradient = ctx.saved_tensors
+        # Scaled in place and handed over: the table's gradient is the largest tensor of a step.
+        hidden_gradient, weight_gradient = ctx.gradients
+        del ctx.gradients
         return (
-            hidden_gradient * scale.to(hidden_gradient.dtype),
-            weight_gradient * scale.to(weight_gradient.dtype),
-            None,
-            None,
-            None,
-            None,
+            hidden_gradient.mul_(scale.to(hidden_gradient.dtype)),
+            weight_gradient.mul_(scale.to(weight_gradient.dtype)).to(ctx.weight_dtype),
+            *(None,) * 5,
         )
 
 
-def _chunk_loss(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    local_ids: torch.Tensor,
-    *,
-    real_rows: int,
-    group: dist.ProcessGroup,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cross entropy [n] of a chunk and its gradient [n, v/t] with respect to this rank's logits."""
-    logits = (hidden @ weight.t()).float()  # [n, h] -> [n, v/t]
-    logits[:, real_rows:] = float("-inf")
-    peak = logits.amax(dim=1)
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for sums of 16-bit numbers."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _log_probabilities(
+    hidden: torch.Tensor, weight: torch.Tensor, *, group: dist.ProcessGroup
+) -> torch.Tensor:
+    """Log probability [c, r] of each of this rank's tokens, over the vocabulary of all ranks."""
+    logits = hidden @ weight.t()  # [c, h] -> [c, r]
+    if group.size() == 1:
+        return torch.log_softmax(logits, dim=1, dtype=_sum_dtype(logits.dtype))
+    logits = logits.to(_sum_dtype(logits.dtype))
+    local = logits.logsumexp(dim=1)  # [c], -inf where a rank holds nothing but padding
+    peak = local.clone()
     dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-    logits -= peak.unsqueeze(1)
-    here = (local_ids >= 0) & (local_ids < weight.size(0))
-    column = torch.where(here, local_ids, 0).unsqueeze(1)
-    target_logit = torch.where(here, logits.gather(1, column).squeeze(1), 0.0)
-    exponentials = logits.exp_()
-    sums = torch.stack([exponentials.sum(dim=1), target_logit])
-    dist.all_reduce(sums, group=group)
-    denominator, target_logit = sums[0], sums[1]
-    losses = denominator.log() - target_logit
-    gradient = exponentials.div_(denominator.unsqueeze(1))
-    gradient.scatter_add_(1, column, -here.to(gradient.dtype).unsqueeze(1))
-    return losses, gradient
+    total = (local - peak).exp_()
+    dist.all_reduce(total, group=group)
+    return logits.sub_(total.log_().add_(peak).unsqueeze(1))
+
+
+def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Add left @ right; 16-bit products are rounded once per chunk, their sum is not."""
+    if left.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def head_loss(
@@ -100,6 +112,7 @@ def head_loss(
     *,
     vocab_size: int,
     group: dist.ProcessGroup,
+    chunk_elements: int | None = None,
 ) -> torch.Tensor:
     """Sum over targets of -log p(target), natural logarithm.
 
@@ -111,13 +124,21 @@ def head_loss(
         target_ids: Token ids to predict [n], each below vocab_size.
         vocab_size: Tokens that exist; rows from here on are padding.
         group: Ranks that share the vocabulary.
+        chunk_elements: Logits held at once; None: ``CHUNK_ELEMENTS`` of the device.
 
     Returns:
         [] on every rank of the group.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    elements = chunk_elements or CHUNK_ELEMENTS[hidden.device.type]
     loss: torch.Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, target_ids, vocab_size, group, needs_gradient
+        hidden,
+        weight,
+        target_ids,
+        vocab_size,
+        group,
+        needs_gradient,
+        max(elements // weight.size(0), 1),
     )
     return loss
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from glm_dist.model import loss as loss_module
 from glm_dist.model.loss import head_logits, head_loss
+from tests.memory import PeakMemory
 from tests.ranks import run_ranks
 
 VOCAB, PADDED, HIDDEN, TARGETS = 251, 256, 8, 37
@@ -21,12 +21,12 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return hidden, weight, ids
 
 
-def check_head(chunk_elements: int) -> None:
+def check_head(chunk_elements: int, vocab_size: int = VOCAB) -> None:
     """This rank's loss, gradients and logits against torch's on the whole table."""
-    loss_module.CHUNK_ELEMENTS = chunk_elements
     hidden, weight, ids = inputs()
+    ids = ids % vocab_size
     hidden_ref = hidden.clone().requires_grad_()
-    weight_ref = weight[:VOCAB].clone().requires_grad_()
+    weight_ref = weight[:vocab_size].clone().requires_grad_()
     expected = torch.nn.functional.cross_entropy(hidden_ref @ weight_ref.t(), ids, reduction="sum")
     (expected * 0.25).backward()
     ranks, rank = dist.get_world_size(), dist.get_rank()
@@ -34,15 +34,24 @@ def check_head(chunk_elements: int) -> None:
     hidden = hidden.requires_grad_()
     shard = weight[rows].clone().requires_grad_()
 
-    found = head_loss(hidden, shard, ids, vocab_size=VOCAB, group=dist.group.WORLD)
+    found = head_loss(
+        hidden,
+        shard,
+        ids,
+        vocab_size=vocab_size,
+        group=dist.group.WORLD,
+        chunk_elements=chunk_elements,
+    )
     (found * 0.25).backward()
 
     torch.testing.assert_close(found.float(), expected.detach(), rtol=1e-6, atol=0)
     torch.testing.assert_close(hidden.grad, hidden_ref.grad, rtol=0, atol=1e-5)
     whole = torch.zeros(PADDED, HIDDEN)
-    whole[:VOCAB] = weight_ref.grad  # padded rows get no gradient: they are outside the softmax
+    whole[:vocab_size] = (
+        weight_ref.grad
+    )  # padded rows get no gradient: they are outside the softmax
     torch.testing.assert_close(shard.grad, whole[rows], rtol=0, atol=1e-5)
-    logits = head_logits(hidden, shard, vocab_size=VOCAB, group=dist.group.WORLD)
+    logits = head_logits(hidden, shard, vocab_size=vocab_size, group=dist.group.WORLD)
     torch.testing.assert_close(logits, (hidden_ref @ weight_ref.t()), rtol=0, atol=1e-5)
 
 
@@ -70,3 +79,80 @@ def check_no_targets() -> float:
 
 def test_a_batch_without_targets_has_loss_zero() -> None:
     assert run_ranks(check_no_targets, world_size=1) == [0.0]
+
+
+def test_a_rank_may_hold_nothing_but_padding() -> None:
+    # 256 rows over 2 ranks; all 100 tokens are on the first
+    run_ranks(check_head, 1 << 24, 100, world_size=2)
+
+
+def check_16_bits() -> None:
+    """Loss and gradients of bf16 inputs against fp64 arithmetic on the same numbers."""
+    hidden, weight, ids = (x.bfloat16() if x.is_floating_point() else x for x in inputs())
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    exact_hidden, exact_weight = (x.detach().double().requires_grad_() for x in (hidden, weight))
+    logits = exact_hidden @ exact_weight[:VOCAB].t()
+    expected = torch.nn.functional.cross_entropy(logits, ids, reduction="sum")
+    expected.backward()
+
+    # 3 targets at a time: the sum over 13 chunks must not be rounded 13 times
+    found = head_loss(
+        hidden,
+        weight,
+        ids,
+        vocab_size=VOCAB,
+        group=dist.group.WORLD,
+        chunk_elements=3 * PADDED,
+    )
+    found.backward()
+
+    assert found.dtype is torch.float64
+    # bf16 has 8 bits: a logit near 10 is off by up to 0.03
+    torch.testing.assert_close(found, expected, rtol=3e-3, atol=0)
+    assert hidden.grad.dtype is weight.grad.dtype is torch.bfloat16
+    torch.testing.assert_close(hidden.grad.double(), exact_hidden.grad, rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=2e-2, atol=2e-2)
+
+
+def test_16_bits_are_summed_in_32() -> None:
+    run_ranks(check_16_bits, world_size=1)
+
+
+def peak_bytes(num_targets: int, vocab_size: int, chunk_elements: int) -> int:
+    """Most bytes alive in forward and backward, without the inputs."""
+    hidden = torch.randn(num_targets, 4, requires_grad=True)
+    weight = torch.randn(vocab_size, 4, requires_grad=True)
+    ids = torch.randint(0, vocab_size, (num_targets,))
+    with PeakMemory() as memory:
+        head_loss(
+            hidden,
+            weight,
+            ids,
+            vocab_size=vocab_size,
+            group=dist.group.WORLD,
+            chunk_elements=chunk_elements,
+        ).backward()
+    return memory.peak
+
+
+def check_memory() -> dict[str, int]:
+    """Peaks of one problem and of its larger variants."""
+    peak_bytes(8, 64, 1 << 10)  # the first call makes things that stay
+    return {
+        "base": peak_bytes(256, 1024, 1 << 14),
+        "targets": peak_bytes(8 * 256, 1024, 1 << 14),
+        "vocabulary": peak_bytes(256, 8 * 1024, 1 << 14),
+        "both": peak_bytes(8 * 256, 8 * 1024, 1 << 14),
+    }
+
+
+def test_memory_does_not_grow_with_vocabulary_times_targets() -> None:
+    (peaks,) = run_ranks(check_memory, world_size=1)
+
+    # Logits of a chunk (2^14 fp32) exist at most twice, beside them their log-softmax.
+    assert peaks["base"] < 3 * 4 * 2**14 + 4 * (256 + 1024) * 4 + 2**13
+    # More targets add gradients of hidden states [n, 4], more words those of the table [v, 4].
+    assert peaks["targets"] - peaks["base"] <= 4 * 7 * 256 * 4 + 2**12
+    assert peaks["vocabulary"] - peaks["base"] <= 4 * 7 * 1024 * 4 + 2**12
+    # Both together cost what each costs alone: 8 * 8 times the logits add nothing.
+    assert peaks["both"] <= peaks["targets"] + peaks["vocabulary"] - peaks["base"] + 2**12
