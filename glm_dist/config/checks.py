@@ -9,6 +9,7 @@ from glm_dist.config.rules import name_problem
 from glm_dist.config.schema import (
     CONFIG_VERSION,
     BatchConfig,
+    CorpusConfig,
     CorruptionConfig,
     DataConfig,
     Dtype,
@@ -183,13 +184,24 @@ def _check_corpora(data: DataConfig) -> None:
                 fix=f"remove one, e.g. ~{key}, and set weights to repeat a corpus",
             )
         seen[corpus.prefix] = name
-        if corpus.weight is not None and not (math.isfinite(corpus.weight) and corpus.weight > 0):
-            raise ConfigError(
-                key=f"{key}.weight",
-                found=corpus.weight,
-                expected="a number above 0, or null for a share in proportion to its tokens",
-                fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
-            )
+        for name_of, weight in _weights_of(key, corpus):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ConfigError(
+                    key=name_of,
+                    found=weight,
+                    expected="a number above 0, or null for a share in proportion to its tokens",
+                    fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
+                )
+    _check_blend(data)
+
+
+def _weights_of(key: str, corpus: CorpusConfig) -> list[tuple[str, float]]:
+    first = [] if corpus.weight is None else [(f"{key}.weight", corpus.weight)]
+    return first + [(f"{key}.stage_weights", weight) for weight in corpus.stage_weights]
+
+
+def _check_blend(data: DataConfig) -> None:
+    """Every stage of the blend has a weight for each corpus, and one above 0."""
     weighted = [name for name, corpus in data.corpora.items() if corpus.weight is not None]
     unweighted = [name for name in data.corpora if name not in weighted]
     if weighted and unweighted:
@@ -198,6 +210,39 @@ def _check_corpora(data: DataConfig) -> None:
             found="null",
             expected=f"a weight, because {', '.join(weighted)} has one and the others are relative",
             fix="set a weight for every corpus or for none",
+        )
+    starts = data.stage_starts
+    if sorted({0, *starts}) != [0, *starts]:
+        raise ConfigError(
+            key="data.stage_starts",
+            found=starts,
+            expected="rising numbers of training rows, above 0",
+            fix="list the first row of each later stage, e.g. 'data.stage_starts=[1000000]'",
+        )
+    for name, corpus in data.corpora.items():
+        key = f"data.corpora.{name}"
+        if len(corpus.stage_weights) != len(starts):
+            raise ConfigError(
+                key=f"{key}.stage_weights",
+                found=corpus.stage_weights,
+                expected=f"one weight for each of data.stage_starts = {starts}",
+                fix=f"set {key}.stage_weights to {len(starts)} numbers, 0 to leave the corpus out",
+            )
+        if not any(weight > 0 for _, weight in _weights_of(key, corpus)) and corpus.weight == 0:
+            raise ConfigError(
+                key=f"{key}.weight",
+                found=corpus.weight,
+                expected="a number above 0, or null for a share in proportion to its tokens",
+                fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
+            )
+    stages = [[corpus.weight for corpus in data.corpora.values()]] if weighted else []
+    stages += [[c.stage_weights[i] for c in data.corpora.values()] for i in range(len(starts))]
+    if any(not any(stage) for stage in stages):
+        raise ConfigError(
+            key="data.corpora.*.weight",
+            found="0 for every corpus",
+            expected="a weight above 0 in every stage",
+            fix="raise a weight",
         )
 
 

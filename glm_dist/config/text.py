@@ -63,6 +63,18 @@ class DataConfig(Section):
     prefetch: int = bounded(4, at_least=1)
     """Micro-batches each loader worker keeps ready."""
 
+    def stages_before(self, row: int) -> list[tuple[int, list[float]]]:
+        """List the first row and the weights of the later stages that began before a row.
+
+        A continued run may change what is still to come, and nothing else.
+        """
+        corpora = [self.corpora[name] for name in sorted(self.corpora)]
+        return [
+            (start, [corpus.stage_weights[number] for corpus in corpora])
+            for number, start in enumerate(self.stage_starts)
+            if start < row
+        ]
+
 
 @dataclass
 class CorruptionConfig(Section):

@@ -8,20 +8,19 @@ for itself.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 
 import numpy as np
 
-from glm_dist.config.schema import CorpusConfig, RunConfig
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.blend import Blend, make_blend
 from glm_dist.data.corpus_rows import CorpusRows, RowAddress, survey_windows
 from glm_dist.data.indexed import IndexedTokens, open_indexed
 from glm_dist.data.manifest import read_manifest
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
-from glm_dist.data.proportions import ProportionalSequence
 from glm_dist.data.rows import Row
 from glm_dist.data.splits import TokenStream, split_documents
 from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
-from glm_dist.errors import ConfigError, DataError
+from glm_dist.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,20 @@ class RowSource:
         self,
         corpora: list[CorpusRows],
         *,
-        weights: list[Fraction],
+        blend: Blend,
         row_length: int,
         fingerprint: Mapping[str, object],
     ) -> None:
-        """Blend corpora.
+        """Join corpora.
 
         Args:
             corpora: At least one.
-            weights: Relative weight of each corpus's rows.
+            blend: Their turns.
             row_length: Tokens of a row.
             fingerprint: Identity of the data, for resume.
         """
         self._corpora = corpora
-        self._blend = ProportionalSequence.create(weights)
+        self._blend = blend
         self._fingerprint = dict(fingerprint)
         self.row_length = row_length
 
@@ -108,16 +107,16 @@ class RowSource:
         counts = self._blend.counts_before(index)
         return {corpus.name: count for corpus, count in zip(self._corpora, counts, strict=True)}
 
-    def blend(self) -> list[BlendShare]:
-        """Describe the blend."""
+    def blend(self, index: int = 0) -> list[BlendShare]:
+        """Describe the blend around a training row."""
         return [
             BlendShare(
                 corpus=corpus.name,
-                share=count / self._blend.period,
+                share=share,
                 tokens=corpus.training.num_tokens,
                 rows_per_epoch=corpus.rows_per_epoch,
             )
-            for corpus, count in zip(self._corpora, self._blend.counts, strict=True)
+            for corpus, share in zip(self._corpora, self._blend.shares(index), strict=True)
         ]
 
     def fingerprint(self) -> dict[str, object]:
@@ -136,11 +135,10 @@ def open_row_source(config: RunConfig) -> RowSource:
 
     Raises:
         DataError: A file is missing, damaged, or made with another tokenizer.
-        ConfigError: Some corpora have a weight and others none.
+        ConfigError: Options of the corruption contradict the tokenizer.
     """
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    weights = _weights(config.data.corpora)
     shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
     corpora = []
     identity: dict[str, object] = {}
@@ -167,7 +165,7 @@ def open_row_source(config: RunConfig) -> RowSource:
         identity[name] = corpus_fingerprint(indexed)
     return RowSource(
         corpora,
-        weights=weights or [Fraction(rows.training.num_tokens) for rows in corpora],
+        blend=make_blend(config.data, [rows.training.num_tokens for rows in corpora]),
         row_length=shape.row_length,
         fingerprint={
             "corpora": identity,
@@ -185,27 +183,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         size=tokenizer.vocab_size,
         ends_sentence=tokenizer.sentence_ends(),
     )
-
-
-def _weights(corpora: Mapping[str, CorpusConfig]) -> list[Fraction]:
-    """Read the weights; none where all are left to the numbers of tokens."""
-    given = {name: corpus.weight for name, corpus in corpora.items() if corpus.weight is not None}
-    missing = [name for name in corpora if name not in given]
-    if given and missing:
-        raise ConfigError(
-            key=f"data.corpora.{missing[0]}.weight",
-            found="unset",
-            expected=f"a number, because data.corpora.{next(iter(given))}.weight is set",
-            fix="give every corpus a weight, or none (then rows are in proportion to tokens)",
-        )
-    if given and max(given.values()) <= 0:
-        raise ConfigError(
-            key="data.corpora.*.weight",
-            found=dict(given),
-            expected="at least one weight above 0",
-            fix="raise a weight, or remove them all",
-        )
-    return [Fraction(str(weight)) for weight in given.values()]
 
 
 def _check_manifest(name: str, prefix: str, indexed: IndexedTokens, tokenizer: Tokenizer) -> None:

@@ -110,7 +110,8 @@ def check_run_folder(config: RunConfig) -> int | None:
         )
     if not steps:
         return None
-    _check_same_run(config, newest=steps[0][1].name)
+    rows_read = steps[0][0] * config.batch.global_batch_size
+    _check_same_run(config, newest=steps[0][1].name, rows_read=rows_read)
     return steps[0][0]
 
 
@@ -151,13 +152,15 @@ def _check_writable(folder: Path) -> None:
         ) from error
 
 
-def _check_same_run(config: RunConfig, *, newest: str) -> None:
+def _check_same_run(config: RunConfig, *, newest: str, rows_read: int) -> None:
     """Compare every value that changes the result with the configuration saved in the folder."""
     file = config.run_dir / CONFIG_FILE
     if not file.exists():
         return
-    saved = dict(_values(load_config_file(file)))
+    earlier = load_config_file(file)
+    saved = dict(_values(earlier))
     free = FREE_KEYS
+    has_same_past = earlier.data.stages_before(rows_read) == config.data.stages_before(rows_read)
     if config.loss.normalize_by is LossNormalization.global_tokens:
         free = (*free, "batch.micro_batch_size")
     current = dict(_values(config))
@@ -167,6 +170,7 @@ def _check_same_run(config: RunConfig, *, newest: str) -> None:
         if not key.startswith(free)
         and saved.get(key, ABSENT) != current.get(key, ABSENT)
         and not _is_moved_corpus(key, saved, current)
+        and not (has_same_past and key.endswith((".stage_starts", ".stage_weights")))
     ]
     if changed:
         raise ConfigError(

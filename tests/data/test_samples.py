@@ -11,7 +11,7 @@ from glm_dist.data.indexed import bin_path, idx_path, open_indexed, write_docume
 from glm_dist.data.loader import training_batches
 from glm_dist.data.manifest import Manifest, write_manifest
 from glm_dist.data.samples import RowSource, describe_differences, open_row_source
-from glm_dist.errors import ConfigError, DataError
+from glm_dist.errors import DataError
 from tests.data.corpora import (
     CLS,
     EOS,
@@ -236,9 +236,27 @@ def test_without_weights_corpora_share_by_their_tokens(folder: Path) -> None:
         assert share == pytest.approx(tokens[name] / sum(tokens.values()), abs=1e-6)
 
 
-def test_a_weight_for_some_corpora_only_is_refused(folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"data\.corpora\.verse\.weight"):
-        open_source(folder, "news", "verse", weights={"news": 1.0})
+def test_a_later_stage_changes_the_blend_and_no_earlier_row(folder: Path) -> None:
+    first = {"news": 0.5, "verse": 0.5, "books": 0.0}
+    config = make_config(folder, {name: str(folder / name) for name in first}, weights=first)
+    plain = open_row_source(config)
+    config.data.stage_starts = [100, 250]
+    for name, weights in {"news": [0.2, 0.0], "verse": [0.3, 0.0], "books": [0.5, 1.0]}.items():
+        config.data.corpora[name].stage_weights = weights
+    staged = open_row_source(config)
+    names = [staged.address(index)[0] for index in range(400)]
+
+    for index in (0, 7, 99):
+        assert (staged.row(index).tokens == plain.row(index).tokens).all()
+    assert staged.rows_before(100) == {"news": 50, "verse": 50, "books": 0}
+    # 150 rows in shares of 0.2, 0.3 and 0.5.
+    assert staged.rows_before(250) == {"news": 80, "verse": 95, "books": 75}
+    assert set(names[250:]) == {"books"}
+    # A corpus goes on where its own rows ended.
+    of_news = [index for index, name in enumerate(names) if name == "news"]
+    alone = open_source(folder, "news")
+    for number in (0, 49, 50, 79):
+        assert (staged.row(of_news[number]).tokens == alone.row(number).tokens).all()
 
 
 def test_validation_rows_are_fixed_whatever_the_seed(folder: Path) -> None:

@@ -262,8 +262,10 @@ def test_file_system_that_refuses_to_write_is_named() -> None:
         ("run.steps=40", "lr_schedule.decay_steps=20"),
         ("data.num_workers=0", "data.prefetch=1"),
         ("evaluation=none", "checkpoint.keep_last=9", "observe.log_interval=7"),
+        # 10 steps of 8 rows have been read; a stage from row 80 on is still to come.
+        ("data.stage_starts=[80]", "data.corpora.text.stage_weights=[2]"),
     ],
-    ids=["layout", "micro-batch", "length", "workers", "reports"],
+    ids=["layout", "micro-batch", "length", "workers", "reports", "future stage"],
 )
 def test_run_may_continue_with_what_does_not_change_results(
     changed: tuple[str, ...], tmp_path: Path
@@ -283,8 +285,22 @@ def test_run_may_continue_with_what_does_not_change_results(
         (("data.corpora.text.weight=2",), "data.corpora.text.weight"),
         (("data.corpora.more.prefix={folder}/more",), "data.corpora.more."),
         (("loss=micro_batch", "batch.micro_batch_size=2"), "batch.micro_batch_size"),
+        (
+            ("data.stage_starts=[79]", "data.corpora.text.stage_weights=[2]"),
+            "data.stage_starts",
+        ),
     ],
-    ids=["seed", "precision", "objective", "batch", "decay", "weight", "corpus", "official mean"],
+    ids=[
+        "seed",
+        "precision",
+        "objective",
+        "batch",
+        "decay",
+        "weight",
+        "corpus",
+        "official mean",
+        "past stage",
+    ],
 )
 def test_run_may_not_continue_with_what_changes_results(
     changed: tuple[str, ...], key: str, tmp_path: Path
