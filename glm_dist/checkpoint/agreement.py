@@ -50,10 +50,6 @@ class Ranks:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def from_first(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
-        return self.gather(value)[0]
-
     def on_first(self, task: str, key: str, action: Callable[[], T]) -> T:
         """Run an action on rank 0 only; its result, or its failure, reaches every rank."""
         results: list[T] = []

@@ -23,7 +23,6 @@ from glm_dist.checkpoint.manifest import (
     find_problems,
     read_manifest,
 )
-from glm_dist.checkpoint.save import rank_state_name
 from glm_dist.checkpoint.storage import read_tensors
 from glm_dist.errors import CheckpointError
 
@@ -124,35 +123,6 @@ def load_tensors(
         len(wanted),
         time.monotonic() - started,
     )
-
-
-def load_rank_state(
-    info: CheckpointInfo,
-    layout: Mapping[str, int],
-    *,
-    group: dist.ProcessGroup | None = None,
-) -> dict[str, object] | None:
-    """What this rank saved for itself alone; collective over all ranks.
-
-    Args:
-        info: Where from.
-        layout: Sizes of the process axes now.
-        group: Every rank, over gloo; None: the default group, or one process without one.
-
-    Returns:
-        None on every rank if the layout is not the one that wrote the checkpoint.
-
-    Raises:
-        CheckpointError: On every rank, if a file cannot be read.
-    """
-    ranks = Ranks(group)
-    if dict(layout) != info.manifest.layout:
-        return None
-    state: dict[str, object] = {}
-    with ranks.together("read its own state", str(info.path)):
-        path = info.path / rank_state_name(ranks.rank)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    return state
 
 
 def _read_checked(path: Path, ranks: Ranks, *, read_content: bool) -> CheckpointInfo:

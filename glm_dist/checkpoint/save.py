@@ -4,7 +4,6 @@ A checkpoint has its final name only when every byte of it is on disk and was co
 was to be written, so a crash or a full disk never costs more than the save in progress.
 """
 
-import io
 import logging
 import shutil
 import time
@@ -39,11 +38,6 @@ from glm_dist.errors import CheckpointError
 log = logging.getLogger(__name__)
 
 
-def rank_state_name(rank: int) -> str:
-    """File with what belongs to one rank alone."""
-    return f"rank_{rank:05d}.pt"
-
-
 def _ignore_phase(phase: str) -> None:
     """Nobody watches."""
 
@@ -54,7 +48,6 @@ def save_checkpoint(
     step: int,
     tensors: Mapping[str, torch.Tensor],
     extra: Mapping[str, Json],
-    per_rank: Mapping[str, object],
     layout: Mapping[str, int],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
@@ -68,12 +61,10 @@ def save_checkpoint(
         tensors: Fragments (or whole tensors, the same on every rank that has them) by global name.
             Ranks may hold different names; together they hold every element of each.
         extra: State of the run that is the same on every rank; rank 0's is kept.
-        per_rank: State of this rank that only the same layout can use (RNG states): tensors and
-            plain Python values.
         layout: Sizes of the process axes.
         keep_last: Newest checkpoints that stay, at least 1.
         group: Every rank, over gloo; None: the default group, or one process without one.
-        on_phase: Told when a phase is done: staged, tensors_written, state_written, verified,
+        on_phase: Told when a phase is done: staged, tensors_written, verified,
             listed, published, retired.
 
     Returns:
@@ -94,7 +85,6 @@ def save_checkpoint(
             ranks,
             Manifest(step=step, layout=dict(layout), extra=dict(extra), tensors={}, files={}),
             tensors=tensors,
-            per_rank=per_rank,
             on_phase=on_phase,
         )
         ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
@@ -124,7 +114,6 @@ def _write_all(
     manifest: Manifest,
     *,
     tensors: Mapping[str, torch.Tensor],
-    per_rank: Mapping[str, object],
     on_phase: Callable[[str], None],
 ) -> Manifest:
     """Fill the staging folder; the manifest comes back with its tensors and files."""
@@ -136,10 +125,8 @@ def _write_all(
     with ranks.together("write its tensors", key):
         files, saved_tensors = write_tensors(staging, fragments, ranks)
     on_phase("tensors_written")
-    with ranks.together("write its own state", key):
-        files |= _write_rank_state(staging, ranks.rank, per_rank)
+    with ranks.together("see its files on disk", key):
         sync_folder(staging)
-    on_phase("state_written")
     with ranks.together("read back what it wrote", key):
         _check_written(staging, files)
     on_phase("verified")
@@ -169,17 +156,6 @@ def _check_is_shared(staging: Path) -> None:
             expected="one folder that every rank sees",
             fix="point paths.runs at a shared file system",
         )
-
-
-def _write_rank_state(
-    staging: Path, rank: int, state: Mapping[str, object]
-) -> dict[str, FileRecord]:
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    buffer.seek(0)
-    torch.load(buffer, weights_only=True)  # refuses, now rather than on resume, what it cannot read
-    name = rank_state_name(rank)
-    return {name: write_file(staging / name, buffer.getvalue())}
 
 
 def _check_written(staging: Path, files: Mapping[str, FileRecord]) -> None:

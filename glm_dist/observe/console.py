@@ -14,9 +14,12 @@ from rich.table import Column
 from glm_dist.observe.metrics import (
     ETA_SECONDS,
     GRAD_NORM,
+    HFU,
     LEARNING_RATE,
+    MFU,
     TOKENS_PER_SECOND,
     TRAIN_LOSS,
+    USEFUL_TFLOPS,
     VALID_LOSS,
 )
 
@@ -27,6 +30,9 @@ _COLUMNS = (
     (GRAD_NORM, "norm", "{:8.3f}"),
     (LEARNING_RATE, "lr", "{:9.2e}"),
     (TOKENS_PER_SECOND, "tokens/s", "{:9,.0f}"),
+    (USEFUL_TFLOPS, "TFLOP/s", "{:7.3g}"),
+    (MFU, "mfu", "{:5.1%}"),
+    (HFU, "hfu", "{:5.1%}"),
 )
 
 
@@ -93,7 +99,9 @@ class ConsoleSink:
 def summarize(values: Mapping[str, float]) -> str:
     """The metrics a person follows, in columns of fixed width; those not given are left out."""
     cells = [
-        f"{label} {form.format(values[name])}" for name, label, form in _COLUMNS if name in values
+        f"{label} {form.format(values[name])}"
+        for name, label, form in _COLUMNS
+        if name in values and not (name == USEFUL_TFLOPS and MFU in values)
     ]
     if ETA_SECONDS in values:
         cells.append(f"eta {format_duration(values[ETA_SECONDS]):>8}")

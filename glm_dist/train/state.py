@@ -55,7 +55,6 @@ def save_state(
             "skipped_steps": engine.skipped_steps,
             "loss_scaler": _loss_scaler_state(engine.optimizer),
         },
-        per_rank={},
         layout=engine.groups.layout.sizes(),
         keep_last=keep_last,
     )

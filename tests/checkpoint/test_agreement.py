@@ -42,7 +42,6 @@ def check_failures() -> list[tuple[str, str]]:
         failure(ranks, {1: Unpicklable("odd")}),
     ]
     assert ranks.gather(ranks.rank) == [0, 1]
-    assert ranks.from_first(ranks.rank) == 0
     assert ranks.on_first("name itself", "place", lambda: f"rank {ranks.rank}") == "rank 0"
     return seen
 

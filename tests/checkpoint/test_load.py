@@ -11,7 +11,6 @@ import torch.distributed as dist
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import (
     find_checkpoint,
-    load_rank_state,
     load_tensors,
     read_checkpoint,
 )
@@ -27,7 +26,6 @@ def save(directory: Path, step: int, layout: str = "one", rank: int = 0) -> Path
         step=step,
         tensors=parts(layout, rank, global_tensors()),
         extra={"rows": 8 * step},
-        per_rank={"rng": torch.tensor([step, rank])},
         layout={"ranks": LAYOUTS[layout]},
         keep_last=10,
     )
@@ -91,9 +89,7 @@ def check_stages_hold_different_names(folder: str) -> None:
             tied.view(-1).clone(), global_shape=(3, 4), local_shape=(3, 4), is_saved=rank == 0
         ),
     }
-    save_checkpoint(
-        Path(folder), step=1, tensors=names, extra={}, per_rank={}, layout={"pp": 2}, keep_last=1
-    )
+    save_checkpoint(Path(folder), step=1, tensors=names, extra={}, layout={"pp": 2}, keep_last=1)
     info = find_checkpoint(Path(folder))
     assert info is not None
     copy = torch.zeros(5 + rank)
@@ -231,16 +227,6 @@ def test_loading_converts_to_the_dtype_asked_for_and_fills_parameters(tmp_path: 
     bias = torch.nn.Parameter(torch.zeros(5, dtype=torch.bfloat16))
     load_tensors(info, {"model.bias": bias}, prefixes=["model.bias"])
     assert bias.tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
-
-
-def test_rank_state_returns_in_the_same_layout_only(tmp_path: Path) -> None:
-    save(tmp_path, 4)
-    info = find_checkpoint(tmp_path)
-    assert info is not None
-    state = load_rank_state(info, {"ranks": 1})
-    assert state is not None
-    assert torch.equal(state["rng"], torch.tensor([4, 0]))  # type: ignore[arg-type]
-    assert load_rank_state(info, {"ranks": 2}) is None
 
 
 def test_a_moved_checkpoint_loads(tmp_path: Path) -> None:

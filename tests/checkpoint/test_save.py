@@ -6,7 +6,6 @@ import os
 import random
 import resource
 import signal
-import threading
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -17,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.checkpoint.fragments import Fragment
-from glm_dist.checkpoint.load import find_checkpoint
+from glm_dist.checkpoint.load import find_checkpoint, load_tensors, read_checkpoint
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.errors import CheckpointError
 from tests.ranks import run_ranks
@@ -25,7 +24,6 @@ from tests.ranks import run_ranks
 PHASES = [
     "staged",
     "tensors_written",
-    "state_written",
     "verified",
     "listed",
     "published",
@@ -39,7 +37,6 @@ def save(
     *,
     keep_last: int = 10,
     tensors: dict[str, torch.Tensor] | None = None,
-    per_rank: dict[str, object] | None = None,
     on_phase: Callable[[str], None] = lambda phase: None,
 ) -> Path:
     return save_checkpoint(
@@ -47,7 +44,6 @@ def save(
         step=step,
         tensors=tensors if tensors is not None else {"model.w": torch.full((4, 3), float(step))},
         extra={},
-        per_rank=per_rank or {},
         layout={"dp": 1},
         keep_last=keep_last,
         on_phase=on_phase,
@@ -141,11 +137,12 @@ def test_the_newest_checkpoints_are_kept_and_older_ones_removed(tmp_path: Path) 
 
 
 def test_a_folder_replaces_the_one_of_the_same_step(tmp_path: Path) -> None:
-    save(tmp_path, 1, per_rank={"rng": 1})
-    save(tmp_path, 1, per_rank={"rng": 2})
+    save(tmp_path, 1, tensors={"model.w": torch.tensor([1.0])})
+    save(tmp_path, 1, tensors={"model.w": torch.tensor([2.0])})
     assert names(tmp_path) == ["step_0000001"]
-    state = torch.load(tmp_path / "step_0000001" / "rank_00000.pt", weights_only=True)
-    assert state == {"rng": 2}
+    found = torch.zeros(1)
+    load_tensors(read_checkpoint(tmp_path / "step_0000001"), {"model.w": found})
+    assert found.item() == 2.0
 
 
 def test_elements_that_no_rank_holds_are_refused(tmp_path: Path) -> None:
@@ -157,13 +154,6 @@ def test_elements_that_no_rank_holds_are_refused(tmp_path: Path) -> None:
         "model.w has 12 elements, ranks hold 5; model.tied has 2 elements, ranks hold 0"
     )
     assert names(tmp_path) == []
-
-
-def test_state_that_could_not_be_read_back_is_refused_when_saving(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="TypeError on rank 0: cannot pickle"):
-        save(tmp_path, 1, per_rank={"lock": threading.Lock()})
-    with pytest.raises(CheckpointError, match="UnpicklingError on rank 0"):
-        save(tmp_path, 1, per_rank={"error": ValueError("a class of its own")})
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -204,10 +194,8 @@ def check_one_rank_out_of_space_fails_on_all(folder: str) -> tuple[str, str, int
 def check_other_failures_reach_all_ranks(folder: str) -> list[str]:
     rank = dist.get_rank()
     directory = Path(folder)
-    locked = {"lock": threading.Lock()} if rank == 1 else {}
     overlapping = Fragment(torch.zeros(2 + rank), global_shape=(3,), local_shape=(3,))
     actions = [
-        lambda: save(directory, 1, per_rank=locked),
         lambda: save(directory, 1, tensors={"model.w": overlapping}),
         lambda: save(directory, 1, tensors={"model.w": torch.zeros(2 + rank)}),
         lambda: save(directory / "not" / "\0" if rank == 0 else directory, 1),
@@ -229,8 +217,7 @@ def test_a_full_disk_on_one_rank_is_one_error_on_all_and_spares_the_last_checkpo
 def test_what_fails_on_one_rank_fails_on_all_with_the_same_words(tmp_path: Path) -> None:
     first, second = run_ranks(check_other_failures_reach_all_ranks, str(tmp_path), world_size=2)
     assert first == second
-    state, overlap, shapes, path = first
-    assert state.startswith("TypeError on rank 1: cannot pickle")
+    overlap, shapes, path = first
     assert overlap.startswith("model.w is cut in different ways at (0,)")
     assert shapes.startswith("model.w is (2,) on one rank, (3,) on another")
     assert "null" in path
