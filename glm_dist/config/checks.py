@@ -5,6 +5,7 @@ The range of each single value is checked where the sections are built (``rules.
 
 import math
 
+from glm_dist.config.parallel_checks import check_parallel
 from glm_dist.config.rules import name_problem
 from glm_dist.config.schema import (
     CONFIG_VERSION,
@@ -17,6 +18,7 @@ from glm_dist.config.schema import (
     RunConfig,
     TokenizerKind,
 )
+from glm_dist.config.wording import divisors, either, multiples
 from glm_dist.errors import ConfigError
 
 SHARE_TOLERANCE = 1e-6
@@ -42,7 +44,7 @@ def check_config(
     _check_corpora(config.data)
     _check_shares(config)
     _check_positions(config)
-    _check_zero(config)
+    check_parallel(config)
     _check_intervals(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
@@ -119,12 +121,12 @@ def _check_model(config: RunConfig) -> None:
         )
     pp, layers = parallel.pipeline_parallel_size, model.num_layers
     if model.hidden_size % heads:
-        below, above = _multiples(model.hidden_size, heads)
+        below, above = multiples(model.hidden_size, heads)
         raise ConfigError(
             key="model.hidden_size",
             found=model.hidden_size,
             expected=f"a multiple of model.num_attention_heads = {heads}",
-            fix=f"set model.hidden_size={_either([below, above] if below else [above])}, "
+            fix=f"set model.hidden_size={either([below, above] if below else [above])}, "
             "or another number of heads",
         )
     if heads % tp:
@@ -132,21 +134,21 @@ def _check_model(config: RunConfig) -> None:
             key="parallel.tensor_parallel_size",
             found=tp,
             expected=f"a divisor of model.num_attention_heads = {heads}",
-            fix=f"choose {_either(_divisors(heads))}",
+            fix=f"choose {either(divisors(heads))}",
         )
     if config.padded_vocab_size % tp:
         raise ConfigError(
             key="parallel.tensor_parallel_size",
             found=tp,
             expected=f"a divisor of the padded vocabulary of {config.padded_vocab_size} rows",
-            fix=f"choose {_either(_divisors(math.gcd(heads, config.padded_vocab_size)))}",
+            fix=f"choose {either(divisors(math.gcd(heads, config.padded_vocab_size)))}",
         )
     if layers % pp:
         raise ConfigError(
             key="parallel.pipeline_parallel_size",
             found=pp,
             expected=f"a divisor of model.num_layers = {layers}",
-            fix=f"choose {_either(_divisors(layers))}",
+            fix=f"choose {either(divisors(layers))}",
         )
     tokenizer = config.tokenizer
     if not tokenizer.fixed_task_masks and tokenizer.kind is not TokenizerKind.chinese_sentencepiece:
@@ -284,26 +286,6 @@ def _check_positions(config: RunConfig) -> None:
         )
 
 
-def _check_zero(config: RunConfig) -> None:
-    stage, pp = config.zero.stage, config.parallel.pipeline_parallel_size
-    if stage >= 2 and pp > 1:
-        raise ConfigError(
-            key="zero.stage",
-            found=stage,
-            expected=f"0 or 1 with parallel.pipeline_parallel_size = {pp}; the pipeline's schedule "
-            "cannot shard gradients",
-            fix="choose zero=stage1, or parallel.pipeline_parallel_size=1",
-        )
-    if stage == 0 and config.precision.dtype is not Dtype.fp32:
-        raise ConfigError(
-            key="zero.stage",
-            found=0,
-            expected=f"1, 2 or 3 with precision.dtype = {config.precision.dtype.name}; without "
-            "ZeRO there are no fp32 master weights",
-            fix="choose zero=stage1, which shards nothing over one replica, or precision=fp32",
-        )
-
-
 def _check_intervals(config: RunConfig) -> None:
     evaluation, checkpoint = config.evaluation, config.checkpoint
     if evaluation.interval > 0 and evaluation.rows_per_objective == 0:
@@ -338,7 +320,7 @@ def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:
     unit = micro * (replicas or 1)
     if rows % unit == 0:
         return
-    below, above = _multiples(rows, unit)
+    below, above = multiples(rows, unit)
     smaller = ""
     if replicas is None or rows % replicas == 0:
         share = rows // (replicas or 1)
@@ -349,20 +331,5 @@ def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:
         key="batch.global_batch_size",
         found=rows,
         expected=f"a multiple of {product if replicas else f'micro_batch_size = {micro}'}",
-        fix=f"set batch.global_batch_size={_either([below, above] if below else [above])}{smaller}",
+        fix=f"set batch.global_batch_size={either([below, above] if below else [above])}{smaller}",
     )
-
-
-def _multiples(number: int, unit: int) -> tuple[int, int]:
-    """The multiples of ``unit`` below and above a number."""
-    return number // unit * unit, -(-number // unit) * unit
-
-
-def _divisors(number: int) -> list[int]:
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
-
-
-def _either(choices: list[int]) -> str:
-    if len(choices) == 1:
-        return str(choices[0])
-    return f"{', '.join(str(choice) for choice in choices[:-1])} or {choices[-1]}"

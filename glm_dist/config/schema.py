@@ -96,6 +96,9 @@ class ParallelConfig(Section):
     """Stages the layers are cut into; must divide the layers."""
     data_parallel_size: int | None = None
     """Replicas; unset fills the started processes."""
+    sequence_parallel: bool = False
+    """Cut rows over the tensor-parallel processes wherever they do not share the layer: norms,
+    dropout and residual stream need 1/tp of the memory, at equal traffic."""
 
 
 @dataclass
@@ -111,7 +114,7 @@ class ZeroConfig(Section):
     allgather_bucket_size: int = bounded(500_000_000, at_least=1)
     """Parameter elements gathered in one collective. Official 10B: 5e8."""
     overlap_comm: bool = MISSING
-    """Reduce gradients while backward runs (stages 2 and 3)."""
+    """Reduce gradients while backward runs; stages 2 and 3 only."""
 
 
 @dataclass

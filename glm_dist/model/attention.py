@@ -124,6 +124,7 @@ class PrefixAttention(torch.nn.Module):
         """Take the constructor call that ``SelfAttention`` makes; only the dropout rate matters."""
         super().__init__()
         self.dropout = config.attention_dropout
+        self.sequence_parallel = config.sequence_parallel
         self.cache: AttentionCache | None = None  # set while generating
 
     def forward(
@@ -153,8 +154,11 @@ class PrefixAttention(torch.nn.Module):
         assert packed_seq_params is not None, "hidden_states passes the plan to every layer"
         dropout = self.dropout if self.training else 0.0
         # Heads differ between tensor-parallel ranks, so their masks come from the sharded stream.
+        # Under sequence parallelism the whole block draws from it already; a second fork would
+        # make recomputation draw other masks.
+        forks = dropout > 0.0 and not self.sequence_parallel
         stream: AbstractContextManager[None] = (
-            get_cuda_rng_tracker().fork() if dropout > 0.0 else nullcontext()
+            get_cuda_rng_tracker().fork() if forks else nullcontext()
         )
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a/t, s, d]
         if self.cache is not None:

@@ -56,6 +56,7 @@ def transformer_config(
         fp16=dtype is Dtype.fp16,
         tensor_model_parallel_size=layout.tensor_parallel_size,
         pipeline_model_parallel_size=layout.pipeline_parallel_size,
+        sequence_parallel=layout.sequence_parallel,
         # Weights are drawn by name in parameters.py, so that the layout does not change them.
         perform_initialization=False,
         use_cpu_initialization=device.type == "cpu",

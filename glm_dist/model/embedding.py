@@ -1,9 +1,14 @@
 """Input of the first stage: word + position + block-position embedding (GLM 2.1, figure 2)."""
 
+from contextlib import nullcontext
+
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import distributed as dist
+
+from glm_dist.parallel.rng import get_cuda_rng_tracker
+from glm_dist.parallel.sequence import local_rows, mark_partial
 
 
 def keep_weight(weight: torch.Tensor) -> torch.Tensor:
@@ -38,6 +43,7 @@ class GLMEmbedding(torch.nn.Module):
             padded_vocab_size,
             hidden,
             init_method=keep_weight,
+            reduce_scatter_embeddings=config.sequence_parallel,
             config=config,
             tp_group=tensor_group,
         )
@@ -48,6 +54,9 @@ class GLMEmbedding(torch.nn.Module):
             rows, hidden, dtype=config.params_dtype, device=device
         )
         self.dropout = torch.nn.Dropout(config.hidden_dropout)
+        self.sequence_parallel = config.sequence_parallel
+        if config.sequence_parallel:
+            mark_partial(self.position_embeddings.weight, self.block_position_embeddings.weight)
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
@@ -60,9 +69,25 @@ class GLMEmbedding(torch.nn.Module):
             block_positions: [b, s], 0 to P.
 
         Returns:
-            [s, b, h].
+            [s, b, h], under sequence parallelism this rank's part [s/t, b, h].
         """
+        if self.sequence_parallel:
+            return self._embed_part(tokens, positions, block_positions)
         embedded = self.word_embeddings(tokens) + self.position_embeddings(positions)  # [b, s, h]
         embedded = embedded + self.block_position_embeddings(block_positions)
         hidden: torch.Tensor = self.dropout(embedded.transpose(0, 1).contiguous())  # [s, b, h]
+        return hidden
+
+    def _embed_part(
+        self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
+    ) -> torch.Tensor:
+        positions, block_positions = (
+            local_rows(ids.t(), self.word_embeddings.tp_group)  # [b, s] -> [s/t, b]
+            for ids in (positions, block_positions)
+        )
+        embedded = self.word_embeddings(tokens) + self.position_embeddings(positions)  # [s/t, b, h]
+        embedded = embedded + self.block_position_embeddings(block_positions)
+        # Ranks hold different places, so their masks differ.
+        with get_cuda_rng_tracker().fork() if self.dropout.p > 0.0 else nullcontext():
+            hidden: torch.Tensor = self.dropout(embedded)
         return hidden

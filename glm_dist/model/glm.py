@@ -17,6 +17,7 @@ from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.loss import head_logits, head_loss
 from glm_dist.model.parameters import ParameterPlace, mark_for_norm, place_parameter
 from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.sequence import gather_targets, share_gather_buffer
 
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 """Global name of the tied table, on whichever stage it lies."""
@@ -47,6 +48,8 @@ class GLMStage(torch.nn.Module):
         """
         super().__init__()
         layout, stage = groups.layout, groups.coordinates.pipeline
+        if layout.sequence_parallel:
+            share_gather_buffer()
         self.config = transformer_config(model, dtype, layout=layout, device=device)
         self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
         self.groups = groups
@@ -98,7 +101,8 @@ class GLMStage(torch.nn.Module):
         """Run the embedding, where this stage has it, and the blocks.
 
         Returns:
-            [s, b, h], normalised on the last stage.
+            [s, b, h], normalised on the last stage; this rank's part of the rows under sequence
+            parallelism.
         """
         embedded = None
         if self.embedding is not None:
@@ -151,6 +155,9 @@ class GLMStage(torch.nn.Module):
                 yield name, parameter
 
     def _at_targets(self, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
+        if self.config.sequence_parallel:
+            # The head's gradient is already summed over its ranks, as this needs it.
+            return gather_targets(hidden, batch.target_index, group=self.groups.tensor)
         return hidden.flatten(0, 1)[batch.target_index]  # [s, b, h] -> [n, h]
 
     def _head_weight(self) -> torch.Tensor:

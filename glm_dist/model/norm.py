@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from glm_dist.parallel.sequence import mark_partial
+
 try:
     from megatron.core.extensions.transformer_engine import HAVE_TE, TENorm
 except ImportError:
@@ -22,11 +24,13 @@ class LayerNorm(torch.nn.LayerNorm):
         """Create a norm.
 
         Args:
-            config: Gives the parameters' number format.
+            config: Gives the parameters' number format, and whether rows are cut.
             hidden_size: Size of the normalised dim (h).
             eps: Added to the variance; GLM uses 1e-5.
         """
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
+        if config.sequence_parallel:
+            mark_partial(self.weight, self.bias)
 
 
 def layer_norm_class(device: torch.device) -> Any:

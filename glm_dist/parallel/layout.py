@@ -19,11 +19,13 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the three axes of parallelism."""
+    """Sizes of the three axes of parallelism, and how their parts share rows and layers."""
 
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
+    sequence_parallel: bool = False
+    """Whether tensor ranks cut the rows where they do not cut the layers."""
 
     @property
     def world_size(self) -> int:
@@ -80,9 +82,12 @@ class Layout:
         return range(stage * per_stage, (stage + 1) * per_stage)
 
     def __str__(self) -> str:
-        """Short form such as tp2·pp2·dp1."""
+        """Short form such as tp2·pp2·dp1, with what else is on."""
         pairs = zip(("tp", "pp", "dp"), self.sizes().values(), strict=True)
-        return "·".join(f"{axis}{size}" for axis, size in pairs)
+        parts = [f"{axis}{size}" for axis, size in pairs]
+        if self.sequence_parallel:
+            parts.append("sp")
+        return "·".join(parts)
 
     def _sharing(self, rank: int, key: Callable[[Coordinates], object]) -> list[int]:
         mine = key(self.coordinates(rank))

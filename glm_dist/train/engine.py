@@ -1,8 +1,9 @@
 """DeepSpeed around one stage: gradients in, sharded optimizer step out.
 
-One stage: DeepSpeed's own forward and backward, ZeRO 0 to 3. Several: megatron-core's schedule on
-the bare module, then the tied embedding's gradients are summed, then ZeRO 0 or 1 reduces and steps.
-Callers see ``forward_backward`` and ``step`` and never ask which.
+ZeRO 0 and 1, any number of stages: megatron-core's schedule on the bare module, then gradients that
+several ranks hold parts of (tied embedding, sequence parallelism) are summed, then ZeRO reduces
+over replicas and steps. ZeRO 2 and 3 shard gradients while backward runs: DeepSpeed's own forward
+and backward, one stage. Callers see ``forward_backward`` and ``step`` and never ask which.
 
 Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of replicas into the
 loss scales; nothing else divides.
@@ -21,6 +22,11 @@ from glm_dist.model.glm import GLMStage
 from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.schedule import run_schedule
+from glm_dist.parallel.sequence import (
+    has_partial_gradient,
+    sum_gradients,
+    sum_gradients_on_arrival,
+)
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
@@ -101,6 +107,8 @@ class TrainingEngine:
         if self.zero_stage == 0:
             # Its clipping without ZeRO counts parameters of the first stage only; step() does it.
             config["gradient_clipping"] = 0.0
+        if self.zero_stage >= 2:
+            sum_gradients_on_arrival(stage.parameters(), groups.tensor)
         if self.zero_stage == 3 and stage.tied_weight is not None:
             # The head reads the table outside the embedding's own forward.
             deepspeed.zero.register_external_parameter(stage, stage.tied_weight)
@@ -152,8 +160,8 @@ class TrainingEngine:
             Summed loss [] of each micro-batch on the last stage; empty elsewhere.
         """
         self.stage.train()
-        if self.groups.layout.pipeline_parallel_size > 1:
-            return self._pipeline_forward_backward(batches, loss_scales)
+        if self.zero_stage < 2:
+            return self._scheduled_forward_backward(batches, loss_scales)
         losses = []
         for i, (batch, scale) in enumerate(zip(batches, loss_scales, strict=True)):
             self._deepspeed.set_gradient_accumulation_boundary(i == len(batches) - 1)
@@ -162,7 +170,7 @@ class TrainingEngine:
             losses.append(loss_sum.detach())
         return losses
 
-    def _pipeline_forward_backward(
+    def _scheduled_forward_backward(
         self, batches: Sequence[StageBatch], loss_scales: Sequence[torch.Tensor]
     ) -> list[torch.Tensor]:
         engine = self._deepspeed
@@ -176,15 +184,27 @@ class TrainingEngine:
             micro_batch_size=rows,
             groups=self.groups,
         )
-        tied = self.stage.tied_weight
-        if tied is not None:
-            dist.all_reduce(tied.grad, group=self.groups.embedding)
+        self._sum_shared_gradients()
         engine.set_gradient_accumulation_boundary(True)
         if self.zero_stage == 0:
             engine.allreduce_gradients()
         else:
             engine.optimizer.reduce_gradients(pipeline_parallel=True)
         return losses
+
+    def _sum_shared_gradients(self) -> None:
+        """Complete what one rank of a replica knows only a part of, before replicas average it."""
+        tied = self.stage.tied_weight
+        if tied is not None and self.groups.layout.pipeline_parallel_size > 1:
+            dist.all_reduce(tied.grad, group=self.groups.embedding)
+        sum_gradients(
+            [
+                place.parameter.grad
+                for place in self.places
+                if has_partial_gradient(place.parameter) and place.parameter.grad is not None
+            ],
+            self.groups.tensor,
+        )
 
     def step(self, learning_rate: float) -> torch.Tensor:
         """Clip and update.

@@ -65,6 +65,7 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         tensor_parallel_size=config.parallel.tensor_parallel_size,
         pipeline_parallel_size=config.parallel.pipeline_parallel_size,
         data_parallel_size=config.data_parallel_size(launch.world_size),
+        sequence_parallel=config.parallel.sequence_parallel,
     )
     groups = build_groups(layout, COLLECTIVE_TIMEOUT)
     attempt = _open_folder(config, launch, layout)

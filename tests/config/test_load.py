@@ -243,6 +243,7 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "corruption.isolate_documents",
         "corruption.restart_positions",
         "parallel.data_parallel_size",
+        "parallel.sequence_parallel",
         "observe.wandb_entity",
     }
     for key, default in defaults.items():

@@ -52,10 +52,11 @@ class Case:
     dp: int = 1
     zero: int = 0
     micro_batch: int = 1
+    sp: bool = False
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.tp, self.pp, self.dp)
+        return Layout(self.tp, self.pp, self.dp, sequence_parallel=self.sp)
 
     def __str__(self) -> str:
         return f"{self.layout} zero{self.zero} micro{self.micro_batch}"

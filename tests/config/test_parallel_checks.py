@@ -1,0 +1,51 @@
+"""Layouts that would train another model, or hang, and the exact message that refuses each."""
+
+import pytest
+
+from glm_dist.config.checks import check_config
+from glm_dist.config.load import load_config
+from glm_dist.errors import GlmDistError
+from tests.config.test_wrong_configurations import Case
+
+CASES = [
+    Case(
+        "sequence parallelism without tensor parallelism",
+        ["experiment=tiny", "parallel.sequence_parallel=true"],
+        message="ConfigError: parallel.sequence_parallel = true: expected false with "
+        "parallel.tensor_parallel_size = 1; it cuts rows over the processes that share a layer.\n"
+        "  Fix: leave it out, or choose parallel=tp2.",
+    ),
+    Case(
+        "rows that tensor ranks cannot cut",
+        [
+            "experiment=tiny",
+            "parallel=tp2",
+            "parallel.sequence_parallel=true",
+            "batch.row_length=95",
+        ],
+        message="ConfigError: batch.row_length = 95: expected a multiple of "
+        "parallel.tensor_parallel_size = 2, because parallel.sequence_parallel cuts rows in equal "
+        "parts.\n"
+        "  Fix: set batch.row_length=94 or 96, or parallel.sequence_parallel=false.",
+    ),
+    Case(
+        "overlap where gradients are reduced at the end",
+        ["experiment=tiny", "zero=stage1", "zero.overlap_comm=true"],
+        message="ConfigError: zero.overlap_comm = true: expected false with zero.stage = 1; its "
+        "gradients are reduced once, after the last backward.\n"
+        "  Fix: set zero.overlap_comm=false, or choose zero=stage2.",
+    ),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_wrong_layout_is_answered_with_one_exact_message(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GLM_DATA", raising=False)
+    monkeypatch.delenv("GLM_RUNS", raising=False)
+
+    with pytest.raises(GlmDistError) as caught:
+        check_config(load_config(case.overrides), world_size=case.processes)
+
+    assert f"{type(caught.value).__name__}: {caught.value}" == case.message

@@ -1,0 +1,49 @@
+"""What a layout may have beyond its sizes changes no number either.
+
+The default run holds one case of each kind; the products are slow.
+"""
+
+from itertools import product
+
+import pytest
+
+from tests.train.grid import Case
+from tests.train.test_layout_grid import MICRO_BATCHES, check_grid
+
+SEQUENCE_PARALLEL = {
+    2: [Case(tp=2, zero=zero, micro_batch=2, sp=True) for zero in (0, 1, 2, 3)],
+    4: [
+        Case(tp=4, zero=1, micro_batch=2, sp=True),
+        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True),
+        *(Case(tp=2, dp=2, zero=zero, micro_batch=2, sp=True) for zero in (0, 1, 2, 3)),
+    ],
+}
+
+
+def products_of(world_size: int) -> list[Case]:
+    """Every option with every ZeRO stage and micro-batch that it allows."""
+    sequence_parallel = [
+        Case(tp=tp, pp=pp, dp=dp, zero=zero, micro_batch=micro_batch, sp=True)
+        for (tp, pp, dp), zero, micro_batch in product(
+            [(2, 1, 1), (4, 1, 1), (2, 2, 1), (2, 1, 2)], (0, 1, 2, 3), MICRO_BATCHES
+        )
+        if tp * pp * dp == world_size and (zero < 2 or pp == 1)
+    ]
+    return sequence_parallel
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_no_option_changes_what_is_trained(
+    world_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_grid(world_size, SEQUENCE_PARALLEL[world_size], capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_no_product_of_options_changes_what_is_trained(
+    world_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_grid(world_size, products_of(world_size), capsys)
