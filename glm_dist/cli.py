@@ -52,6 +52,7 @@ COMMANDS = {
     "sample-corpus": Entry("glm_dist.data.sample_corpus", "write a real corpus out of packages"),
     "tokenizer": Entry("glm_dist.data.tokenizer_command", "train, show or try a tokenizer"),
     "prepare": Entry("glm_dist.data.prepare_command", "turn text files into token files"),
+    "data": Entry("glm_dist.data.commands", "validate, measure, show or merge corpora"),
     "config": Entry("glm_dist.config.command", "print the resolved configuration"),
     "check": Entry("glm_dist.train.check_command", "say before a launch whether it would work"),
     "train": Entry("glm_dist.cli", "pretrain, as train.py does"),

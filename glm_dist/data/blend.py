@@ -51,6 +51,16 @@ class Blend:
         counts = stage.sequence.counts_before(row - stage.first_row)
         return [past + count for past, count in zip(stage.before, counts, strict=True)]
 
+    def wanted_before(self, row: int) -> list[float]:
+        """Add up each corpus's shares of the rows before a row."""
+        wanted = [0.0] * len(self.stages[0].before)
+        ends = [*(stage.first_row for stage in self.stages[1:]), row]
+        for stage, end in zip(self.stages, ends, strict=True):
+            rows = max(0, min(end, row) - stage.first_row)
+            for corpus, count in enumerate(stage.sequence.counts):
+                wanted[corpus] += rows * count / stage.sequence.period
+        return wanted
+
     def shares(self, row: int) -> list[float]:
         """Give each corpus's share of the rows around a row."""
         sequence = self._stage(row).sequence

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 from glm_dist.errors import DataError
@@ -53,6 +54,8 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["format"] > FORMAT:
             raise ValueError(f"format {content['format']}")
+        if content.pop("checksum") != _checksum(content):
+            raise ValueError("its checksum is wrong")
         return Manifest(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -67,5 +70,12 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     """Write a manifest aside and rename it, so that it is whole or absent."""
     file = manifest_path(prefix)
     aside = file.with_name(file.name + ".tmp")
-    aside.write_text(json.dumps(asdict(manifest), indent=1) + "\n", encoding="utf-8")
+    content = asdict(manifest)
+    content["checksum"] = _checksum(content)
+    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
     aside.replace(file)
+
+
+def _checksum(content: dict[str, object]) -> str:
+    """Hash the manifest without its checksum."""
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

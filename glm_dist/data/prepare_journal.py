@@ -19,14 +19,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from glm_dist.data.hashing import HASH_BLOCK_BYTES, file_hash
 from glm_dist.data.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.manifest import Manifest, manifest_path, write_manifest
 from glm_dist.data.text_files import Block, TextOptions, read_blocks
 from glm_dist.data.tokenise import TokenBlock
 from glm_dist.errors import DataError
-
-HASH_BLOCK_BYTES = 64 << 20
-"""Bytes of the token file under one hash of the manifest."""
 
 JOURNAL_SECONDS = 3.0
 """Work that a kill may cost."""
@@ -202,10 +200,7 @@ class PartialCorpus:
         lengths = np.memmap(self.folder / "lengths.bin", mode="r", dtype=np.int32)
         manifest_path(self.prefix).unlink(missing_ok=True)
         write_index(index, token_type_for(vocab_size), lengths)
-        index_hash = sha256()
-        with index.open("rb") as stream:
-            while data := stream.read(HASH_BLOCK_BYTES):
-                index_hash.update(data)
+        index_hash = file_hash(index)
         if tokens.exists():
             tokens.replace(bin_path(self.prefix))
         index.replace(idx_path(self.prefix))
@@ -217,7 +212,7 @@ class PartialCorpus:
             sources=[_noted(source) for source in self.journal.sources],
             options=self.journal.identity,
             bin_sha256=list(self.journal.block_hashes),
-            idx_sha256=index_hash.hexdigest(),
+            idx_sha256=index_hash,
         )
         write_manifest(self.prefix, manifest)
         shutil.rmtree(self.folder)

@@ -107,6 +107,11 @@ class RowSource:
         counts = self._blend.counts_before(index)
         return {corpus.name: count for corpus, count in zip(self._corpora, counts, strict=True)}
 
+    def wanted_rows_before(self, index: int) -> dict[str, float]:
+        """Give the rows of each corpus before an index by its shares; the counts are within 1."""
+        wanted = self._blend.wanted_before(index)
+        return {corpus.name: rows for corpus, rows in zip(self._corpora, wanted, strict=True)}
+
     def blend(self, index: int = 0) -> list[BlendShare]:
         """Describe the blend around a training row."""
         return [
