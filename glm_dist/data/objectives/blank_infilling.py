@@ -54,12 +54,7 @@ def lay_out_blanks(
     # One token more than the window, so that the targets can be read in one go: the end of piece.
     extended = np.empty(len(source) + 1, np.int64)
     extended[:-1], extended[-1] = source, special.eop
-    hides = np.zeros(len(source) + 1, np.int8)
-    hides[blanks.starts] += 1
-    hides[blanks.starts + blanks.lengths] -= 1
-    visible = hides[:-1].cumsum(dtype=np.int8) == 0
-    visible[blanks.starts] = True  # the first hidden token gives its place to the mask
-    shown = visible.nonzero()[0]  # [prefix_length]
+    shown = _visible(len(source), blanks)
     mask_positions = shown.searchsorted(blanks.starts)
     in_part_a = extended[shown]
     in_part_a[mask_positions] = mask
@@ -86,3 +81,13 @@ def lay_out_blanks(
         objective=objective,
         num_real_tokens=num_real,
     )
+
+
+def _visible(size: int, blanks: Blanks) -> Integers:
+    """List the tokens of the window that have a place in Part A; a blank's first has its mask's."""
+    hides = np.zeros(size + 1, np.int8)
+    hides[blanks.starts] += 1
+    hides[blanks.starts + blanks.lengths] -= 1
+    visible = hides[:-1].cumsum(dtype=np.int8) == 0
+    visible[blanks.starts] = True
+    return visible.nonzero()[0]
