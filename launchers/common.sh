@@ -7,6 +7,7 @@
 #   PYTHON            interpreter; .venv/bin/python if there is one, else python
 #   CONTAINER_IMAGE   run inside this image, on clusters with pyxis (enroot)
 #   CONTAINER_MOUNTS  folders the container sees besides the repository, as /host:/inside,...
+#   AUTO_REQUEUE=0    do not go back into the queue when the time limit nears
 #   GLM_DATA GLM_RUNS folders of prepared data and of runs; ./data and ./runs otherwise
 #   DRY_RUN=1         print the command instead of running it
 
@@ -74,5 +75,19 @@ launch() {
   set_environment
   echo "job=$SLURM_JOB_ID attempt=${SLURM_RESTART_COUNT:-0} nodes=$SLURM_JOB_NODELIST" \
     "tasks=${SLURM_NTASKS:-?} master=$MASTER_ADDR:$MASTER_PORT"
-  exec "${command[@]}" # exec: what SLURM signals is srun, which hands it to every task
+  run_and_requeue "${command[@]}"
+}
+
+# Warned by USR1 of the time limit, the tasks save and end with 75: the run is not finished, so the
+# job goes back into the queue. TERM is someone's will (scancel, preemption, requeue): the tasks
+# save as well, and SLURM knows what is next.
+run_and_requeue() {
+  local status=0 terminated=0
+  trap 'terminated=1' TERM # and wait for srun, instead of leaving the tasks behind
+  "$@" || status=$?
+  if [[ $status == 75 && $terminated == 0 && ${AUTO_REQUEUE:-1} == 1 ]]; then
+    echo "job=$SLURM_JOB_ID saved; back into the queue"
+    scontrol requeue "$SLURM_JOB_ID" || die "job $SLURM_JOB_ID cannot be requeued; submit it again"
+  fi
+  exit "$status"
 }

@@ -39,4 +39,10 @@ class StopRequest:
         dist.all_reduce(vote, op=dist.ReduceOp.MAX)
         if self._received is not None:
             log.warning("received signal=%s; stopping after this step", self._received)
+        if vote:
+            # Nothing is left to ask for. The first rank that ends with EXIT_STOPPED makes srun send
+            # TERM to the others, which must live to end with the same status; Python gives handlers
+            # of its own back as it ends, but leaves an ignored signal ignored.
+            for number in STOP_SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
         return bool(vote)

@@ -20,11 +20,16 @@ SCRIPTS = ("glm_base", "glm_large", "glm_10b")
 FAKE_SRUN = """#!/usr/bin/env python3
 import json, os, sys
 json.dump({"argv": sys.argv[1:], "environ": dict(os.environ)}, open(os.environ["NOTES"], "w"))
-sys.exit(3)
+if os.environ.get("TERMINATE_BATCH_SHELL"):
+    os.kill(os.getppid(), 15)
+sys.exit(int(os.environ.get("TASK_STATUS", "3")))
 """
 
 FAKE_SCONTROL = """#!/usr/bin/env bash
-[[ $* == "show hostnames node[07-08]" ]] && printf 'node07\\nnode08\\n'
+case $* in
+"show hostnames node[07-08]") printf 'node07\\nnode08\\n' ;;
+*) echo "$@" >>"$NOTES.scontrol" ;;
+esac
 """
 
 
@@ -55,8 +60,8 @@ def _run(
     )
 
 
-def _in_job(repository: Path, *arguments: str, **environ: str) -> tuple[list[str], dict[str, str]]:
-    """Run as sbatch would on two nodes of two tasks; what srun was given."""
+def _batch(repository: Path, *arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run as sbatch would on two nodes of two tasks."""
     slurm = {
         "SLURM_JOB_ID": "4242",
         "SLURM_JOB_NODELIST": "node[07-08]",
@@ -64,7 +69,12 @@ def _in_job(repository: Path, *arguments: str, **environ: str) -> tuple[list[str
         "SLURM_CPUS_PER_TASK": "8",
         "SLURM_SUBMIT_DIR": str(repository),
     }
-    done = _run(repository, "glm_large", *arguments, PYTHON="python3", **{**slurm, **environ})
+    return _run(repository, "glm_large", *arguments, PYTHON="python3", **{**slurm, **environ})
+
+
+def _in_job(repository: Path, *arguments: str, **environ: str) -> tuple[list[str], dict[str, str]]:
+    """What srun was given, in a job whose tasks fail with status 3."""
+    done = _batch(repository, *arguments, **environ)
     assert done.returncode == 3, done.stderr  # the fake task's, not swallowed
     notes = json.loads((repository.parent / "notes").read_text())
     return notes["argv"], notes["environ"]
@@ -174,6 +184,27 @@ def test_threads_follow_the_cores_of_a_task_and_a_sites_value_stays(repository: 
     _, environ = _in_job(repository, OMP_NUM_THREADS="2", NCCL_DEBUG="INFO")
     assert environ["OMP_NUM_THREADS"] == "2"
     assert environ["NCCL_DEBUG"] == "INFO"
+
+
+@pytest.mark.parametrize(
+    ("environ", "requeued"),
+    [
+        ({"TASK_STATUS": "75"}, True),
+        ({"TASK_STATUS": "75", "AUTO_REQUEUE": "0"}, False),
+        ({"TASK_STATUS": "75", "TERMINATE_BATCH_SHELL": "1"}, False),
+        ({"TASK_STATUS": "143"}, False),
+        ({"TASK_STATUS": "0"}, False),
+    ],
+    ids=["stopped and saved", "not wanted", "cancelled", "killed", "finished"],
+)
+def test_only_a_run_that_was_warned_and_saved_goes_back_into_the_queue(
+    repository: Path, environ: dict[str, str], requeued: bool
+) -> None:
+    done = _batch(repository, **environ)
+
+    notes = repository.parent / "notes.scontrol"
+    assert (notes.read_text() if notes.exists() else "") == ("requeue 4242\n" if requeued else "")
+    assert done.returncode == int(environ["TASK_STATUS"])
 
 
 def test_elsewhere_than_the_repository_is_refused_in_one_sentence(tmp_path: Path) -> None:

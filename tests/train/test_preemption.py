@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from glm_dist.train.preemption import StopRequest
+from tests.ranks import run_ranks
 from tests.train.jobs import ROOT, clean_environment, free_port, make_files, start
 from tests.train.test_job import losses_of, weights_of
 
@@ -54,6 +56,18 @@ def wait_for_step(run: Path, step: int) -> None:
             return
         time.sleep(0.1)
     raise AssertionError(f"step {step} not reached")
+
+
+def _ask_and_agree() -> tuple[bool, bool, bool]:
+    request = StopRequest()
+    before = request.agreed()
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return before, request.agreed(), signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_once_agreed_a_rank_lives_to_end_with_its_own_status() -> None:
+    # Else srun's TERM, sent when the first rank has ended with 75, ends the others with 143.
+    assert run_ranks(_ask_and_agree, world_size=1) == [(False, True, True)]
 
 
 @pytest.mark.timeout(400)
