@@ -90,4 +90,4 @@ def _visible(size: int, blanks: Blanks) -> Integers:
     hides[blanks.starts + blanks.lengths] -= 1
     visible = hides[:-1].cumsum(dtype=np.int8) == 0
     visible[blanks.starts] = True
-    return visible.nonzero()[0]
+    return np.flatnonzero(visible)
