@@ -217,6 +217,8 @@ class ObserveConfig(Section):
     """Steps between metric records."""
     progress_bar: bool = MISSING
     """Bar with time left on a terminal; other outputs get lines."""
+    peak_tflops: float = bounded(989.0, at_least=0, default=0.0)
+    """Peak of one device in TFLOP/s for MFU; 0: from a table of GPUs in 16 bits, else no MFU."""
     wandb_mode: WandbMode = MISSING
     """online falls back to offline where no API key is at hand."""
     wandb_project: str = MISSING

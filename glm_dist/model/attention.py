@@ -36,6 +36,13 @@ class AttentionCache(Protocol):
         """Add new tokens [b, a, s_new, d] and return all [b, a, s_seen + s_new, d]."""
 
 
+def uses_mask(device: torch.device, dtype: torch.dtype, *, dropout: float, head_size: int) -> bool:
+    """Whether training computes pairs of Part B that it then drops, for want of a kernel."""
+    if device.type == "cpu":
+        return dropout > 0.0
+    return not can_use_flash(dtype, head_size=head_size)
+
+
 def prefix_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -57,9 +64,10 @@ def prefix_attention(
         [b, a, s, d].
     """
     cached = key.size(2) - query.size(2)
-    if query.device.type == "cpu" and dropout == 0.0:
+    is_masked = uses_mask(query.device, query.dtype, dropout=dropout, head_size=query.size(3))
+    if query.device.type == "cpu" and not is_masked:
         return split_attention(query, key, value, plan.stretches)
-    if plan.variable_length is not None and not cached and can_use_flash(query):
+    if plan.variable_length is not None and not (cached or is_masked):
         query, key, value = (x.permute(2, 0, 1, 3) for x in (query, key, value))  # [s, b, a, d]
         out = varlen_attention(query, key, value, plan.variable_length, dropout=dropout)
         return out.permute(1, 2, 0, 3)

@@ -122,9 +122,9 @@ def _torch_varlen(
     return call(*arguments, window_size=(-1, 0) if causal else (-1, -1))
 
 
-def can_use_flash(query: torch.Tensor) -> bool:
-    """Whether the kernels take this tensor [..., d]; fp32 needs another way."""
-    return query.dtype in FLASH_DTYPES and query.size(-1) <= LARGEST_HEAD
+def can_use_flash(dtype: torch.dtype, *, head_size: int) -> bool:
+    """Whether the kernels take such tensors [..., d]; fp32 needs another way."""
+    return dtype in FLASH_DTYPES and head_size <= LARGEST_HEAD
 
 
 def varlen_attention(

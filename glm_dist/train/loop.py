@@ -18,11 +18,19 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.errors import TrainingError
-from glm_dist.observe.metrics import GRAD_NORM, LEARNING_RATE, PEAK_MEMORY, TRAIN_LOSS, VALID_LOSS
+from glm_dist.observe.metrics import (
+    GRAD_NORM,
+    LEARNING_RATE,
+    PEAK_MEMORY,
+    SECONDS_PER_STEP,
+    TRAIN_LOSS,
+    VALID_LOSS,
+)
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.observe.throughput import Throughput
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.parallel.rng import seed_step
+from glm_dist.train.efficiency import Efficiency
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import validation_losses
 from glm_dist.train.preemption import StopRequest
@@ -72,6 +80,7 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         last_step=config.run.steps,
         world_size=groups.layout.world_size,
     )
+    efficiency = Efficiency(config, groups=groups, device=run.device)
     results: list[StepResult] = []
     for done in range(first_step, config.run.steps):
         seed_step(config.run.seed, done, coordinates=groups.coordinates)
@@ -88,13 +97,16 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
             )
         )
         throughput.step_done(config.batch.global_batch_size * config.batch.row_length)
+        efficiency.step_done(micro_batches)
         step = done + 1
         stops = run.stop_request.agreed()
         is_last = step == config.run.steps
         # The first step too: without it nobody sees where the loss began.
         if done == first_step or _due(step, config.observe.log_interval, at_once=is_last or stops):
             record = _training_record(run, results, step=step) | {LEARNING_RATE: rate}
-            run.sink.write(step, record | throughput.take())
+            speed = throughput.take()
+            seconds = speed.get(SECONDS_PER_STEP, 0.0) * len(results)
+            run.sink.write(step, record | speed | efficiency.take(seconds))
             results.clear()
         if not stops and _due(step, config.evaluation.interval, at_once=is_last):
             with throughput.paused():

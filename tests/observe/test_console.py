@@ -41,6 +41,20 @@ def test_without_a_terminal_a_record_is_one_line(caplog: pytest.LogCaptureFixtur
     assert file.getvalue() == ""
 
 
+def test_speed_is_a_share_of_the_peak_where_that_is_known(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    shown, _ = sink()
+    speed = {"speed/tokens_per_second": 12345.6, "speed/useful_tflops_per_gpu": 0.0341}
+    shown.write(20, speed)
+    shown.write(40, speed | {"speed/mfu": 0.451, "speed/hfu": 0.5})
+    assert lines(caplog) == [
+        "step   20/1000  tokens/s    12,346  TFLOP/s  0.0341",
+        "step   40/1000  tokens/s    12,346  mfu 45.1%  hfu 50.0%",
+    ]
+
+
 def test_lines_of_different_sizes_stay_aligned(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     shown, _ = sink()

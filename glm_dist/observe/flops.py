@@ -1,0 +1,208 @@
+"""How much arithmetic training needs and does, and what share of a device's peak that is.
+
+Multiply and add count as two operations; only matrix products are counted. Three figures:
+
+- useful work: what GLM's objective needs. Real tokens only, attention over exactly the pairs that
+  the prefix mask allows, vocabulary logits only where a token is predicted; backward is twice
+  forward. Its share of the peak is the MFU.
+- the papers' convention: 6 N + 12 l h s operations a token, padding included, as if every position
+  attended to every other and were predicted (N = block weights + vocabulary table; the formula of
+  Megatron-LM, arXiv 2104.04473, equation 3). Only good for comparing with published numbers.
+- executed work: what the kernels run, padding and recomputed activations included. Its share of
+  the peak is the HFU.
+
+Letters: l layers, h hidden, v vocabulary, s row length, p prefix, b = s - p.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from enum import Enum
+
+TRAINING_PASSES = 3
+"""Forward, and backward for inputs and for weights, which cost as much each."""
+
+
+class Recompute(Enum):
+    """Which activations backward computes again."""
+
+    none = "none"
+    attention = "attention"
+    """Scores and weighted sums of the core attention."""
+    layers = "layers"
+    """Whole layers."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that decide how much arithmetic a token needs."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+    """Without padding: padded rows are left out of the products."""
+    ffn_hidden_size: int
+    gated_ffn: bool = False
+    """Whether the MLP has a second input projection (GeGLU)."""
+
+    @property
+    def weights_per_layer(self) -> int:
+        """Elements of a layer's matrices: query, key, value, output, and the MLP's."""
+        mlp_matrices = 3 if self.gated_ffn else 2
+        return self.hidden_size * (4 * self.hidden_size + mlp_matrices * self.ffn_hidden_size)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a number of rows asks for; adds up over rows, micro-batches, steps and replicas."""
+
+    positions: int = 0
+    """Places of the rows, padding included."""
+    real_tokens: int = 0
+    """Places without padding."""
+    targets: int = 0
+    """Predicted tokens."""
+    useful_pairs: int = 0
+    """Query and key pairs of real tokens that the mask allows."""
+    executed_pairs: int = 0
+    """Pairs that kernels compute."""
+    dense_pairs: int = 0
+    """Pairs of all places of a row, s * s."""
+
+    def __add__(self, other: "Work") -> "Work":
+        """Work of both."""
+        return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+
+def attended_pairs(prefix: int, length: int) -> int:
+    """Pairs that the prefix mask allows: p^2 + p b + b (b + 1) / 2.
+
+    Args:
+        prefix: Tokens of Part A (p).
+        length: Tokens of Part A and Part B (p + b).
+    """
+    part_b = length - prefix
+    return prefix * length + part_b * (part_b + 1) // 2
+
+
+def masked_pairs(prefix: int, length: int) -> int:
+    """Pairs computed where Part B is given a mask instead: p^2 + b s."""
+    return prefix * prefix + (length - prefix) * length
+
+
+def row_work(
+    segments: Iterable[tuple[int, int]],
+    *,
+    row_length: int,
+    num_targets: int,
+    is_packed: bool = False,
+    uses_mask: bool = False,
+) -> Work:
+    """Work of one row.
+
+    Args:
+        segments: Length without padding, and prefix length, of each segment of the row.
+        row_length: Places of the row (s); the rest is padding.
+        num_targets: Predicted tokens.
+        is_packed: Whether padding is a segment of its own; else it is the end of Part B.
+        uses_mask: Whether kernels run that compute what the mask forbids and then drop it.
+    """
+    segments = list(segments)
+    real = sum(length for length, _ in segments)
+    if is_packed:
+        executed = [*segments, (row_length - real, 0)]
+    else:
+        executed = [(row_length, prefix) for _, prefix in segments]
+    pairs = masked_pairs if uses_mask else attended_pairs
+    return Work(
+        positions=row_length,
+        real_tokens=real,
+        targets=num_targets,
+        useful_pairs=sum(attended_pairs(prefix, length) for length, prefix in segments),
+        executed_pairs=sum(pairs(prefix, length) for length, prefix in executed),
+        dense_pairs=row_length * row_length,
+    )
+
+
+def useful_operations(shape: ModelShape, work: Work) -> int:
+    """Operations of training that the objective needs."""
+    products = shape.num_layers * shape.weights_per_layer * work.real_tokens
+    attention = 2 * shape.num_layers * shape.hidden_size * work.useful_pairs
+    head = shape.hidden_size * shape.vocab_size * work.targets
+    return TRAINING_PASSES * 2 * (products + attention + head)
+
+
+def convention_operations(shape: ModelShape, work: Work) -> int:
+    """Operations of training by the papers' convention, 6 N + 12 l h s a token."""
+    weights = shape.num_layers * shape.weights_per_layer + shape.hidden_size * shape.vocab_size
+    attention = 12 * shape.num_layers * shape.hidden_size * work.dense_pairs
+    return 6 * weights * work.positions + attention
+
+
+def executed_operations(
+    shape: ModelShape,
+    work: Work,
+    *,
+    recompute: Recompute = Recompute.none,
+    recomputed_share: float = 1.0,
+    fused_attention: bool = True,
+) -> int:
+    """Operations of training that kernels run.
+
+    Args:
+        shape: Model.
+        work: Rows.
+        recompute: What backward computes again.
+        recomputed_share: Share of the layers that it applies to, 0 to 1.
+        fused_attention: Whether attention's backward makes the scores again rather than keep
+            them, as flash kernels do: five products instead of four.
+    """
+    products = 2 * shape.num_layers * shape.weights_per_layer * work.positions
+    scores = 2 * shape.num_layers * shape.hidden_size * work.executed_pairs  # one product of pairs
+    again = 0.0
+    if recompute is not Recompute.none:
+        again = 2 * scores
+    if recompute is Recompute.layers:
+        again += products
+    head = 2 * shape.hidden_size * shape.vocab_size * work.targets
+    passes = 2 + (5 if fused_attention else 4)
+    return TRAINING_PASSES * (products + head) + passes * scores + round(recomputed_share * again)
+
+
+PEAKS_16_BIT = (
+    # Dense tensor-core peaks in TFLOP/s from the vendors' data sheets; sheets that only print the
+    # number with sparsity are halved. The first pattern found in the device's name counts.
+    (r"GB200", 2500.0),
+    (r"B200", 2250.0),
+    (r"H200 NVL", 835.0),
+    (r"H(200|800|100 80GB HBM|100 SXM)|GH200", 989.4),
+    (r"H100 NVL", 835.0),
+    (r"H100 PCIe", 756.0),
+    (r"H20\b", 148.0),
+    (r"A[18]00\b", 312.0),
+    (r"A40\b", 149.7),
+    (r"A30\b", 165.0),
+    (r"A10\b", 125.0),
+    (r"L40S", 362.0),
+    (r"L4\b", 121.0),
+    (r"V100-SXM", 125.0),
+    (r"V100-PCIE", 112.0),
+)
+
+
+def peak_tflops(device_name: str, *, is_16_bit: bool, override: float) -> float | None:
+    """Peak of one device for dense matrix products, in TFLOP/s.
+
+    Args:
+        device_name: As the driver reports it.
+        is_16_bit: Whether training runs in bf16 or fp16; other peaks are not in the table.
+        override: The user's number; 0 for none.
+
+    Returns:
+        None where it is not known: no figure is better than a guessed one.
+    """
+    if override > 0:
+        return override
+    if not is_16_bit:
+        return None
+    return next((peak for name, peak in PEAKS_16_BIT if re.search(name, device_name)), None)

@@ -1,0 +1,135 @@
+"""What a run's speed is worth: counts of each step's rows, turned into MFU and HFU at a record.
+
+Counting happens on the host, where the rows are; only a record adds up over replicas.
+"""
+
+from collections.abc import Sequence
+from dataclasses import astuple
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.config.schema import Dtype, RunConfig
+from glm_dist.data.rows import MicroBatch
+from glm_dist.model.attention import uses_mask
+from glm_dist.model.block import TORCH_DTYPES
+from glm_dist.observe.flops import (
+    ModelShape,
+    Work,
+    convention_operations,
+    executed_operations,
+    peak_tflops,
+    row_work,
+    useful_operations,
+)
+from glm_dist.observe.metrics import (
+    HFU,
+    MFU,
+    MFU_CONVENTION,
+    PADDING_SHARE,
+    TARGET_SHARE,
+    USEFUL_TFLOPS,
+)
+from glm_dist.parallel.groups import ParallelGroups
+
+
+def model_shape(config: RunConfig) -> ModelShape:
+    """The sizes that decide how much arithmetic a token needs."""
+    model = config.model
+    return ModelShape(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        vocab_size=config.tokenizer.vocab_size,
+        ffn_hidden_size=4 * model.hidden_size,
+    )
+
+
+def micro_batch_work(micro_batch: MicroBatch, *, uses_mask: bool) -> Work:
+    """Work of a micro-batch.
+
+    Args:
+        micro_batch: Rows on the host.
+        uses_mask: See ``row_work``.
+    """
+    row_length = micro_batch.tokens.size(1)
+    real = micro_batch.num_real_tokens.tolist()
+    prefixes = micro_batch.prefix_length.tolist()
+    targets = micro_batch.loss_mask.sum(dim=1).tolist()
+    packed = micro_batch.segments or ((),) * len(real)
+    work = Work()
+    for i, segments in enumerate(packed):
+        work += row_work(
+            [(part.length, part.prefix_length) for part in segments] or [(real[i], prefixes[i])],
+            row_length=row_length,
+            num_targets=targets[i],
+            is_packed=bool(segments),
+            uses_mask=uses_mask,
+        )
+    return work
+
+
+class Efficiency:
+    """Work since the last record, and what to make of it."""
+
+    def __init__(self, config: RunConfig, *, groups: ParallelGroups, device: torch.device) -> None:
+        """Find the device's peak.
+
+        Args:
+            config: Model, precision and the user's peak.
+            groups: This rank's process groups.
+            device: The rank's device; all ranks have the same kind.
+        """
+        dtype = config.precision.dtype
+        self._shape = model_shape(config)
+        self._groups = groups
+        self._device = device
+        self._uses_mask = uses_mask(
+            device,
+            TORCH_DTYPES[dtype],
+            dropout=config.model.attention_dropout,
+            head_size=config.model.hidden_size // config.model.num_attention_heads,
+        )
+        self._peak = peak_tflops(
+            torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            is_16_bit=dtype is not Dtype.fp32,
+            override=config.observe.peak_tflops,
+        )
+        self._work = Work()
+
+    def step_done(self, micro_batches: Sequence[MicroBatch]) -> None:
+        """Count a step of this replica."""
+        for micro_batch in micro_batches:
+            self._work += micro_batch_work(micro_batch, uses_mask=self._uses_mask)
+
+    def take(self, seconds: float) -> dict[str, float]:
+        """Metrics of the steps since the last call. Collective over all ranks.
+
+        Args:
+            seconds: Time those steps took.
+
+        Returns:
+            Metric name -> value; shares of a peak only where it is known.
+        """
+        counts = astuple(self._work if self._groups.reports_loss else Work())
+        summed = torch.tensor(counts, dtype=torch.float64, device=self._device)
+        dist.all_reduce(summed, group=self._groups.world)
+        work = Work(*(int(count) for count in summed.tolist()))
+        self._work = Work()
+        if work.positions == 0 or seconds <= 0:
+            return {}
+        per_device = 1e-12 / seconds / self._groups.layout.world_size
+        useful = useful_operations(self._shape, work) * per_device
+        metrics = {
+            USEFUL_TFLOPS: useful,
+            PADDING_SHARE: 1 - work.real_tokens / work.positions,
+            TARGET_SHARE: work.targets / work.positions,
+        }
+        if self._peak is not None:
+            executed = executed_operations(self._shape, work, fused_attention=not self._uses_mask)
+            convention = convention_operations(self._shape, work)
+            metrics |= {
+                MFU: useful / self._peak,
+                MFU_CONVENTION: convention * per_device / self._peak,
+                HFU: executed * per_device / self._peak,
+            }
+        return metrics
