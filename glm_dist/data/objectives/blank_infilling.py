@@ -31,9 +31,9 @@ def lay_out_blanks(
     Args:
         source: Token ids of the window. [w]
         blanks: Spans to hide, in the order of emission; they do not overlap.
-        closes_with_eop: Whether blanks, or each of them, end with [eop] as the last target. Without
-            it (the tail of a text) the last target is the last hidden token itself, which is then
-            never an input, and the opening tokens of hidden documents are not trained.
+        closes_with_eop: Whether blanks, or each of them, end with the target [eop]. Without it (the
+            tail of a text) the last target is the last hidden token, and the opening tokens of
+            hidden documents are not trained.
         mask: Id that stands for blanks, or for each of them, in Part A.
         special: Ids of the special tokens.
         objective: Name noted in the row.
@@ -41,33 +41,27 @@ def lay_out_blanks(
         sop: Id that opens blanks, or each of them, in Part B; unset: [sop].
     """
     closes = np.broadcast_to(closes_with_eop, blanks.starts.shape)
-    prefix_length = len(source) + int((1 - blanks.lengths).sum())
     pieces = blanks.lengths + closes  # Part B tokens of each blank
-    num_real = prefix_length + int(pieces.sum())
-    length = num_real if row_length is None else row_length
-    tokens = np.full(length, special.pad)
-    targets = np.full(length, special.pad)
-    positions, block_positions = np.zeros(length, np.int64), np.zeros(length, np.int64)
-    loss_mask = np.zeros(length, np.bool_)
-    part_a, part_b = slice(0, prefix_length), slice(prefix_length, num_real)
-
+    firsts = pieces.cumsum() - pieces  # index in Part B of each [sop]
+    within = np.arange(int(pieces.sum())) - firsts.repeat(pieces)  # 0 at [sop]
     # One token more than the window, so that the targets can be read in one go: the end of piece.
     extended = np.empty(len(source) + 1, np.int64)
     extended[:-1], extended[-1] = source, special.eop
-    shown = _visible(len(source), blanks)
-    mask_positions = shown.searchsorted(blanks.starts)
-    in_part_a = extended[shown]
-    in_part_a[mask_positions] = mask
-    tokens[part_a] = targets[part_a] = in_part_a
-    positions[part_a] = np.arange(prefix_length)
-
-    firsts = pieces.cumsum() - pieces  # index in Part B of each [sop]
-    within = np.arange(num_real - prefix_length) - firsts.repeat(pieces)  # 0 at [sop]
     answers = extended[blanks.starts.repeat(pieces) + within]
     answers[(firsts + blanks.lengths)[closes]] = special.eop
+    in_part_a, mask_positions = _part_a(source, blanks, mask)
+
+    prefix_length, num_real = len(in_part_a), len(in_part_a) + len(within)
+    length = num_real if row_length is None else row_length
+    tokens, targets = np.full((2, length), special.pad)
+    positions, block_positions = np.zeros((2, length), np.int64)
+    loss_mask = np.zeros(length, np.bool_)
+    part_a, part_b = slice(0, prefix_length), slice(prefix_length, num_real)
+    tokens[part_a] = targets[part_a] = in_part_a
     tokens[prefix_length + 1 : num_real] = answers[:-1]
     tokens[prefix_length + firsts] = special.sop if sop is None else sop
     targets[part_b] = answers
+    positions[part_a] = np.arange(prefix_length)
     positions[part_b] = mask_positions.repeat(pieces)
     block_positions[part_b] = within + 1
     loss_mask[part_b] = closes.repeat(pieces) | (answers != special.cls)
@@ -83,11 +77,15 @@ def lay_out_blanks(
     )
 
 
-def _visible(size: int, blanks: Blanks) -> Integers:
-    """List the tokens of the window that have a place in Part A; a blank's first has its mask's."""
-    hides = np.zeros(size + 1, np.int8)
+def _part_a(source: Integers, blanks: Blanks, mask: int | Integers) -> tuple[Integers, Integers]:
+    """Put a mask in the place of each blank; also give the masks' places. [prefix_length], [n]."""
+    hides = np.zeros(len(source) + 1, np.int8)
     hides[blanks.starts] += 1
     hides[blanks.starts + blanks.lengths] -= 1
     visible = hides[:-1].cumsum(dtype=np.int8) == 0
-    visible[blanks.starts] = True
-    return np.flatnonzero(visible)
+    visible[blanks.starts] = True  # the first hidden token gives its place to the mask
+    shown = np.flatnonzero(visible)
+    mask_positions = shown.searchsorted(blanks.starts)
+    tokens = source[shown]
+    tokens[mask_positions] = mask
+    return tokens, mask_positions
