@@ -34,7 +34,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 SOURCES := glm_dist tests train.py benchmarks
 
 .PHONY: help setup train test test-slow test-gpu golden check lint types format \
-	config docs bench docker clean distclean
+	config docs parity bench docker clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -123,6 +123,9 @@ config: $(ENVIRONMENT) ## print the resolved configuration of EXPERIMENT=glm_lar
 
 docs: $(ENVIRONMENT) ## write docs/config.md anew from the schema
 	@$(BIN)/glm-dist config --reference > docs/config.md
+
+parity: $(ENVIRONMENT) ## measure docs/parity.md anew: every layout against one process
+	@OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.train.parity > docs/parity.md
 
 bench: $(ENVIRONMENT) ## run the benchmarks; they print what they measure
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
