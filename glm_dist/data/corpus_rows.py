@@ -8,6 +8,7 @@ how many rows will ever be read.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,7 @@ from glm_dist.data.objectives.base import Objective, Window
 from glm_dist.data.objectives.mixture import Mixture, Vocabulary
 from glm_dist.data.permutation import KeyedPermutation
 from glm_dist.data.proportions import ProportionalSequence
-from glm_dist.data.randomness import Purpose, derive_keys, name_key, row_generator
+from glm_dist.data.randomness import Purpose, RowGenerators, derive_keys, name_key
 from glm_dist.data.rows import Row
 from glm_dist.data.splits import TokenStream
 from glm_dist.errors import DataError
@@ -104,6 +105,8 @@ class CorpusRows:
         self._vocabulary = vocabulary
         self._seed = seed
         self._key = name_key(name)
+        self._training_rng = RowGenerators(seed, Purpose.TRAINING_ROW)
+        self._validation_rng = RowGenerators(0, Purpose.VALIDATION_ROW)
         self._plan = SlotPlan.create(mixture, training.num_tokens)
         self._num_slots = self._plan.num_slots
 
@@ -119,19 +122,16 @@ class CorpusRows:
             number: Row of this corpus, 0, 1, 2, … without end.
         """
         epoch, turn = divmod(number, self._num_slots)
-        order = KeyedPermutation(
-            self._num_slots, derive_keys("order", self._seed, self.name, epoch)
-        )
+        order, phase = _epoch(self._seed, self.name, epoch, self._num_slots)
         slot = order(turn)
         objective, offset, length = self._plan.slot(slot)
         size = self.training.num_tokens
-        phase = derive_keys("phase", self._seed, self.name, epoch)[0] % size
         return RowAddress(
             epoch=epoch,
             slot=slot,
             objective=self.mixture.objectives[objective].name,
             objective_number=objective,
-            position=(phase + offset) % size,
+            position=(phase % size + offset) % size,
             length=length,
         )
 
@@ -139,13 +139,7 @@ class CorpusRows:
         """Build a training row."""
         address = self.locate(number)
         objective = self.mixture.objectives[address.objective_number]
-        rng = row_generator(
-            self._seed,
-            Purpose.TRAINING_ROW,
-            corpus=self._key,
-            epoch=address.epoch,
-            slot=address.slot,
-        )
+        rng = self._training_rng.at(corpus=self._key, epoch=address.epoch, slot=address.slot)
         window = read_window(self.training, address.position, address.length, self._vocabulary)
         return objective.build(window, rng)
 
@@ -161,12 +155,19 @@ class CorpusRows:
         num_slots = -(-size // length)
         epoch, turn = divmod(number, num_slots)
         slot = KeyedPermutation(num_slots, derive_keys("validation", self.name))(turn)
-        rng = row_generator(0, Purpose.VALIDATION_ROW, corpus=self._key, epoch=epoch, slot=slot)
+        rng = self._validation_rng.at(corpus=self._key, epoch=epoch, slot=slot)
         position = slot * length
         window = read_window(
             self.validation, position, min(length, size - position), self._vocabulary
         )
         return objective.build(window, rng)
+
+
+@lru_cache(maxsize=16)
+def _epoch(seed: int, corpus: str, epoch: int, num_slots: int) -> tuple[KeyedPermutation, int]:
+    """Derive an epoch's order and where it begins; remembered, for rows come epoch by epoch."""
+    order = KeyedPermutation(num_slots, derive_keys("order", seed, corpus, epoch))
+    return order, derive_keys("phase", seed, corpus, epoch)[0]
 
 
 def read_window(stream: TokenStream, position: int, length: int, vocabulary: Vocabulary) -> Window:

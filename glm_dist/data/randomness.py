@@ -20,19 +20,43 @@ class Purpose(IntEnum):
     SURVEY = 3
 
 
-def row_generator(seed: int, purpose: Purpose, *, corpus: int, epoch: int, slot: int) -> Generator:
-    """Make the generator of one row.
+class RowGenerators:
+    """Generators of rows, one at a time.
 
-    Args:
-        seed: Seed of the run, 0 to 2**64 - 1.
-        purpose: What the draws are for.
-        corpus: Key of the corpus (``name_key``).
-        epoch: Pass over the corpus.
-        slot: Window within the pass.
+    Making a Philox object takes longer than all the draws of a row, so one is set to the place of
+    each row instead. A generator is good until the next one is asked for.
     """
-    # Philox is a counter encrypted with a key: other counters or keys, other numbers. The row owns
-    # the lowest word of the counter, 2**64 blocks of four numbers.
-    return Generator(Philox(key=[seed, int(purpose)], counter=[0, slot, epoch, corpus]))
+
+    def __init__(self, seed: int, purpose: Purpose) -> None:
+        """Fix what all rows share.
+
+        Args:
+            seed: Seed of the run, 0 to 2**64 - 1.
+            purpose: What the draws are for.
+        """
+        self._bits = Philox(key=[seed, int(purpose)])
+        self._state = self._bits.state
+        self._generator = Generator(self._bits)
+
+    def at(self, *, corpus: int, epoch: int, slot: int) -> Generator:
+        """Give the generator of one row.
+
+        Philox is a counter encrypted with a key: other counters or keys, other numbers. The row
+        owns the lowest word of the counter, 2**64 blocks of four numbers.
+
+        Args:
+            corpus: Key of the corpus (``name_key``).
+            epoch: Pass over the corpus.
+            slot: Window within the pass.
+        """
+        self._state["state"]["counter"][:] = (0, slot, epoch, corpus)
+        self._bits.state = self._state
+        return self._generator
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle by what it was made of."""
+        seed, purpose = self._state["state"]["key"].tolist()
+        return (RowGenerators, (seed, Purpose(purpose)))
 
 
 def name_key(name: str) -> int:

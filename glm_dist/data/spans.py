@@ -125,33 +125,70 @@ def choose_spans(
     lengths = length_cdf.searchsorted(draws[0], side="right") + 1
     count = int(lengths.cumsum().searchsorted(num_tokens)) + 1
     lengths = lengths[:count]
-    homes = _assign(lengths, stretches, rng)
-    if (homes < 0).any():
-        lengths, homes = lengths[homes >= 0], homes[homes >= 0]
-    placed = _place(lengths, homes, stretches, draws[1, : len(lengths)])
-    order = draws[2, : len(lengths)].argsort()
+    if len(stretches.lengths) == 1:
+        placed = _place_in_one(lengths, stretches, draws[1])
+    else:
+        placed = _place_in_several(lengths, stretches, draws[1], turn=rng.random())
+    order = draws[2, : len(placed.lengths)].argsort()
     return Blanks(placed.starts[order], placed.lengths[order])
 
 
-def _assign(lengths: Integers, stretches: Stretches, rng: Generator) -> Integers:
-    """Give each span a stretch, in proportion to the stretches' lengths; -1 where none has room.
+def _place_in_one(lengths: Integers, stretches: Stretches, draws: Floats) -> Blanks:
+    """Place spans in the only stretch; sorted by start.
 
-    The spans are laid end to end along the text, turned by a random amount, and each goes where its
-    middle falls.
+    Official rule: with ``free`` tokens left over, beside spans and the gaps between them, each span
+    draws a place in 0 … free; the sorted places are the visible tokens before it.
     """
-    room = stretches.lengths
-    if len(room) == 1:
-        homes = np.zeros(len(lengths), np.int64)
-    else:
-        ends = lengths.cumsum()
-        middles = ((ends - lengths / 2) / ends[-1] + rng.random()) % 1.0
-        text_ends = room.cumsum()
-        homes = text_ends.searchsorted(middles * text_ends[-1], side="right")
-    counts = np.bincount(homes, minlength=len(room))
-    loads = np.bincount(homes, weights=lengths, minlength=len(room))
-    if (loads + np.maximum(counts - 1, 0) > room).any():
-        _rehome(lengths, homes, room)
-    return homes
+    ends = lengths.cumsum()
+    room = int(stretches.lengths[0])
+    if ends[-1] + len(lengths) - 1 > room:
+        kept = int((ends + np.arange(len(lengths))).searchsorted(room, side="right"))
+        lengths, ends = lengths[:kept], ends[:kept]
+    count = len(lengths)
+    free = room - int(lengths.sum()) - count + 1
+    places = (draws[:count] * (free + 1)).astype(np.int64)
+    places.sort()
+    return Blanks(stretches.starts[0] + places + (ends - lengths) + np.arange(count), lengths)
+
+
+def _place_in_several(
+    lengths: Integers, stretches: Stretches, draws: Floats, *, turn: float
+) -> Blanks:
+    """Place spans in stretches, in proportion to their lengths; sorted by start.
+
+    The spans are laid end to end along the text, turned by a random amount, and each goes to the
+    stretch where its middle falls. A span for which no stretch has room is left out.
+    """
+    ends, text_ends = lengths.cumsum(), stretches.lengths.cumsum()
+    middles = ((ends - lengths / 2) / ends[-1] + turn) % 1.0
+    homes = text_ends.searchsorted(middles * text_ends[-1], side="right")
+    homes = np.minimum(homes, len(text_ends) - 1)  # a product rounded up would fall off the end
+    order = homes.argsort(kind="stable")
+    homes, lengths = homes[order], lengths[order]
+    counts, loads = _counts_and_loads(homes, lengths, len(stretches.lengths))
+    if (loads + counts > stretches.lengths + 1).any():
+        _rehome(lengths, homes, stretches.lengths)
+        order = homes.argsort(kind="stable")
+        order = order[homes[order] >= 0]
+        homes, lengths = homes[order], lengths[order]
+        counts, loads = _counts_and_loads(homes, lengths, len(stretches.lengths))
+    free = stretches.lengths - loads - counts + 1
+    far = int(text_ends[-1]) + 1  # keeps the places of different stretches apart while sorting
+    places = (draws[: len(homes)] * (free[homes] + 1)).astype(np.int64) + homes * far
+    places.sort()
+    # Tokens of earlier spans, and their gaps, in the same stretch.
+    before = lengths.cumsum() - lengths + np.arange(len(homes))
+    within = before - before[(counts.cumsum() - counts)[homes]]
+    return Blanks(stretches.starts[homes] + places - homes * far + within, lengths)
+
+
+def _counts_and_loads(
+    homes: Integers, lengths: Integers, num_stretches: int
+) -> tuple[Integers, Integers]:
+    """Count spans and their tokens in each stretch."""
+    counts = np.bincount(homes, minlength=num_stretches)
+    loads = np.bincount(homes, weights=lengths, minlength=num_stretches).astype(np.int64)
+    return counts, loads
 
 
 def _rehome(lengths: Integers, homes: Integers, room: Integers) -> None:
@@ -173,25 +210,3 @@ def _rehome(lengths: Integers, homes: Integers, room: Integers) -> None:
         homes[span] = home if fits else -1
         if fits:
             free[home] -= lengths[span] + 1
-
-
-def _place(lengths: Integers, homes: Integers, stretches: Stretches, draws: Floats) -> Blanks:
-    """Place the spans of every stretch; sorted by start.
-
-    Official rule: with ``free`` tokens left over in the stretch, beside spans and the gaps between
-    them, each span draws a place in 0 … free; the sorted places are the visible tokens before it.
-    """
-    order = homes.argsort(kind="stable")
-    homes, lengths = homes[order], lengths[order]
-    counts = np.bincount(homes, minlength=len(stretches.lengths))
-    loads = np.bincount(homes, weights=lengths, minlength=len(stretches.lengths)).astype(np.int64)
-    free = stretches.lengths - loads - counts + 1
-    far = int(stretches.lengths.sum()) + 1
-    places = (draws * (free[homes] + 1)).astype(np.int64) + homes * far
-    places.sort()
-    first = (counts.cumsum() - counts)[homes]
-    before = lengths.cumsum() - lengths
-    if len(homes):
-        before -= before[first]
-    rank = np.arange(len(homes)) - first
-    return Blanks(stretches.starts[homes] + places - homes * far + before + rank, lengths)

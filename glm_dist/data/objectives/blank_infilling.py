@@ -40,7 +40,7 @@ def lay_out_blanks(
         row_length: Length to pad to; unset: no padding. Part A and Part B must fit.
         sop: Id that opens blanks, or each of them, in Part B; unset: [sop].
     """
-    closes = np.broadcast_to(closes_with_eop, blanks.starts.shape)
+    closes = np.ones(len(blanks.starts), np.bool_) & closes_with_eop
     pieces = blanks.lengths + closes  # Part B tokens of each blank
     firsts = pieces.cumsum() - pieces  # index in Part B of each [sop]
     within = np.arange(int(pieces.sum())) - firsts.repeat(pieces)  # 0 at [sop]
@@ -53,8 +53,8 @@ def lay_out_blanks(
 
     prefix_length, num_real = len(in_part_a), len(in_part_a) + len(within)
     length = num_real if row_length is None else row_length
-    tokens, targets = np.full((2, length), special.pad)
-    positions, block_positions = np.zeros((2, length), np.int64)
+    tokens, targets = np.full(length, special.pad), np.full(length, special.pad)
+    positions, block_positions = np.zeros(length, np.int64), np.zeros(length, np.int64)
     loss_mask = np.zeros(length, np.bool_)
     part_a, part_b = slice(0, prefix_length), slice(prefix_length, num_real)
     tokens[part_a] = targets[part_a] = in_part_a

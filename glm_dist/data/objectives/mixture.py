@@ -20,7 +20,7 @@ from glm_dist.data.objectives.infilling import MOST_SHORT_TEXTS, BlankInfilling
 from glm_dist.data.objectives.sentence import SentenceHiding
 from glm_dist.data.objectives.span import SpanHiding, document_starts
 from glm_dist.data.objectives.variations import Variations
-from glm_dist.data.randomness import Purpose, row_generator
+from glm_dist.data.randomness import Purpose, RowGenerators
 from glm_dist.data.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
 
@@ -187,8 +187,9 @@ def _fit_sentences(
     """
     covered = np.zeros((len(survey), row_length))  # by the first 1, 2, … sentences
     wanted = 0
+    generators = RowGenerators(0, Purpose.SURVEY)
     for number, window in enumerate(survey):
-        rng = row_generator(0, Purpose.SURVEY, corpus=0, epoch=0, slot=number)
+        rng = generators.at(corpus=0, epoch=0, slot=number)
         lengths = sentences.choose(window, rng).blanks.lengths
         covered[number, : len(lengths)] = lengths
         wanted += int(sentences.mask_ratio * len(window.tokens))
