@@ -44,13 +44,13 @@ def check_config(
     _check_corpora(config.data)
     _check_shares(config)
     _check_positions(config)
-    check_parallel(config)
     _check_intervals(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
     else:
         replicas = config.parallel.data_parallel_size
     _check_batch(config.batch, replicas=replicas)
+    check_parallel(config, replicas=replicas)
     if config.precision.dtype is Dtype.fp16 and not has_accelerator:
         raise ConfigError(
             key="precision.dtype",
@@ -119,7 +119,6 @@ def _check_model(config: RunConfig) -> None:
             expected="a whole number of at least 1, or null to fill the started processes",
             fix="set parallel.data_parallel_size=null",
         )
-    pp, layers = parallel.pipeline_parallel_size, model.num_layers
     if model.hidden_size % heads:
         below, above = multiples(model.hidden_size, heads)
         raise ConfigError(
@@ -142,13 +141,6 @@ def _check_model(config: RunConfig) -> None:
             found=tp,
             expected=f"a divisor of the padded vocabulary of {config.padded_vocab_size} rows",
             fix=f"choose {either(divisors(math.gcd(heads, config.padded_vocab_size)))}",
-        )
-    if layers % pp:
-        raise ConfigError(
-            key="parallel.pipeline_parallel_size",
-            found=pp,
-            expected=f"a divisor of model.num_layers = {layers}",
-            fix=f"choose {either(divisors(layers))}",
         )
     tokenizer = config.tokenizer
     if not tokenizer.fixed_task_masks and tokenizer.kind is not TokenizerKind.chinese_sentencepiece:

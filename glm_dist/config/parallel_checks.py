@@ -4,21 +4,72 @@ What is refused here would be wrong without an error, or hang, once processes ru
 """
 
 from glm_dist.config.schema import Dtype, RunConfig
-from glm_dist.config.wording import either, multiples
+from glm_dist.config.wording import divisors, either, multiples
 from glm_dist.errors import ConfigError
 
 
-def check_parallel(config: RunConfig) -> None:
+def check_parallel(config: RunConfig, *, replicas: int | None) -> None:
     """Check how layers, rows and optimizer state are cut.
 
     Args:
         config: Typed configuration; each value alone is already in its range.
+        replicas: Known number of replicas, by which the step's rows are divisible.
 
     Raises:
         ConfigError: Two values contradict each other.
     """
+    _check_stages(config)
+    _check_interleaving(config, replicas=replicas)
     _check_sequence_parallel(config)
     _check_zero(config)
+
+
+def _check_stages(config: RunConfig) -> None:
+    pp, layers = config.parallel.pipeline_parallel_size, config.model.num_layers
+    if layers % pp:
+        raise ConfigError(
+            key="parallel.pipeline_parallel_size",
+            found=pp,
+            expected=f"a divisor of model.num_layers = {layers}",
+            fix=f"choose {either(divisors(layers))}",
+        )
+
+
+def _check_interleaving(config: RunConfig, *, replicas: int | None) -> None:
+    parallel, layers = config.parallel, config.model.num_layers
+    pp, chunks = parallel.pipeline_parallel_size, parallel.virtual_stages
+    if chunks == 1:
+        return
+    if pp == 1:
+        raise ConfigError(
+            key="parallel.virtual_stages",
+            found=chunks,
+            expected="1 with parallel.pipeline_parallel_size = 1; without stages there is nothing "
+            "to interleave",
+            fix="leave it out, or choose parallel=pp2",
+        )
+    if layers // pp % chunks:
+        raise ConfigError(
+            key="parallel.virtual_stages",
+            found=chunks,
+            expected=f"a divisor of the {layers // pp} layers of each stage",
+            fix=f"choose {either(divisors(layers // pp))}",
+        )
+    rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    if replicas is None or rows // replicas // micro % pp == 0:
+        return
+    share = rows // replicas
+    fitting = [size for size in divisors(share) if share // size % pp == 0 and size <= micro]
+    smaller = f"batch.micro_batch_size={fitting[-1]}, or " if fitting else ""
+    raise ConfigError(
+        key="batch.micro_batch_size",
+        found=micro,
+        expected=f"a number of micro-batches that parallel.pipeline_parallel_size = {pp} divides, "
+        f"because parallel.virtual_stages = {chunks} runs them in groups of that many; now "
+        f"global_batch_size / (micro_batch_size x replicas) = {rows} / ({micro} x {replicas}) = "
+        f"{share // micro}",
+        fix=f"set {smaller}parallel.virtual_stages=1",
+    )
 
 
 def _check_sequence_parallel(config: RunConfig) -> None:

@@ -99,6 +99,9 @@ class ParallelConfig(Section):
     sequence_parallel: bool = False
     """Cut rows over the tensor-parallel processes wherever they do not share the layer: norms,
     dropout and residual stream need 1/tp of the memory, at equal traffic."""
+    virtual_stages: int = bounded(2, at_least=1, default=1)
+    """Chunks of layers on each pipeline process, which take turns: a shorter bubble for more
+    traffic between stages. Micro-batches must divide by the number of stages."""
 
 
 @dataclass

@@ -41,6 +41,7 @@ def transformer_config(
         device: Where parameters are created.
     """
     torch_dtype = TORCH_DTYPES[dtype]
+    interleaved = layout.virtual_stages > 1
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -55,7 +56,10 @@ def transformer_config(
         bf16=dtype is Dtype.bf16,
         fp16=dtype is Dtype.fp16,
         tensor_model_parallel_size=layout.tensor_parallel_size,
-        pipeline_model_parallel_size=layout.pipeline_parallel_size,
+        # Layout says which layers a stage has; megatron-core's own division of them stays out.
+        pipeline_model_parallel_size=1,
+        virtual_pipeline_model_parallel_size=layout.virtual_stages if interleaved else None,
+        microbatch_group_size_per_vp_stage=layout.pipeline_parallel_size,
         sequence_parallel=layout.sequence_parallel,
         # Weights are drawn by name in parameters.py, so that the layout does not change them.
         perform_initialization=False,
@@ -63,13 +67,17 @@ def transformer_config(
         # The schedule must not divide by its own token count; loss.py's scale is the only factor.
         calculate_per_token_loss=True,
         # gloo has no batched isend/irecv; NCCL needs it to avoid a deadlock between neighbours.
-        batch_p2p_comm=device.type == "cuda",
+        # Interleaved, tensors of two directions may meet between the same ranks: batched calls
+        # mixed them up in megatron-core 0.16 (wrong gradients, no error), overlapped ones do not.
+        batch_p2p_comm=device.type == "cuda" and not interleaved,
+        overlap_p2p_comm=interleaved,
         # DeepSpeed owns the gradient buffers that this fusion would write to.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
-        deallocate_pipeline_outputs=True,
+        # An overlapped send may still read the output that this would free.
+        deallocate_pipeline_outputs=not interleaved,
     )
 
 

@@ -17,7 +17,7 @@ from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.loss import head_logits, head_loss
 from glm_dist.model.parameters import ParameterPlace, mark_for_norm, place_parameter
 from glm_dist.parallel.groups import ParallelGroups
-from glm_dist.parallel.sequence import gather_targets, share_gather_buffer
+from glm_dist.parallel.sequence import gather_targets, prepare_process
 
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 """Global name of the tied table, on whichever stage it lies."""
@@ -35,6 +35,7 @@ class GLMStage(torch.nn.Module):
         dtype: Dtype,
         groups: ParallelGroups,
         device: torch.device,
+        chunk: int = 0,
     ) -> None:
         """Create the stage's modules; ``parameters.initialize`` gives them values.
 
@@ -45,19 +46,23 @@ class GLMStage(torch.nn.Module):
             dtype: Number format of parameters and activations.
             groups: This rank's process groups.
             device: Where parameters live.
+            chunk: Which of this rank's virtual stages.
         """
         super().__init__()
         layout, stage = groups.layout, groups.coordinates.pipeline
         if layout.sequence_parallel:
-            share_gather_buffer()
+            prepare_process()
         self.config = transformer_config(model, dtype, layout=layout, device=device)
         self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
         self.groups = groups
         self.vocab_size = vocab_size
-        self.first_layer = layout.layers_of_stage(model.num_layers, stage).start
+        layers = layout.layers_of_stage(model.num_layers, stage, chunk=chunk)
+        self.first_layer = layers.start
+        self.is_first = groups.is_first_stage and chunk == 0
+        self.is_last = groups.is_last_stage and chunk == layout.virtual_stages - 1
         self.embedding: GLMEmbedding | None = None
         self.head: VocabParallelEmbedding | None = None
-        if groups.is_first_stage:
+        if self.is_first:
             self.embedding = GLMEmbedding(
                 self.config,
                 padded_vocab_size=padded_vocab_size,
@@ -65,7 +70,7 @@ class GLMStage(torch.nn.Module):
                 tensor_group=groups.tensor,
                 device=device,
             )
-        elif groups.is_last_stage:
+        elif self.is_last:
             # The last stage needs the word table too; gradients of the two copies are summed.
             self.head = VocabParallelEmbedding(
                 padded_vocab_size,
@@ -76,12 +81,11 @@ class GLMStage(torch.nn.Module):
             )
             # DeepSpeed must count the copy's gradient once in the norm.
             self.head.weight.ds_pipe_replicated = True
-        num_layers = len(layout.layers_of_stage(model.num_layers, stage))
         self.decoder = TransformerBlock(
             self.config,
-            block_spec(num_layers, device),
-            pre_process=groups.is_first_stage,
-            post_process=groups.is_last_stage,
+            block_spec(len(layers), device),
+            pre_process=self.is_first,
+            post_process=self.is_last,
             pg_collection=groups.collection(),
         )
         self.to(device)
@@ -90,6 +94,11 @@ class GLMStage(torch.nn.Module):
     def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
         """Take the previous stage's hidden states [s, b, h]; called by megatron's schedules."""
         self.decoder.set_input_tensor(tensors[0])
+
+    @property
+    def chunks(self) -> tuple["GLMStage", ...]:
+        """What the schedule runs: the stage itself, as it is in one piece."""
+        return (self,)
 
     @property
     def tied_weight(self) -> torch.Tensor | None:
@@ -113,7 +122,7 @@ class GLMStage(torch.nn.Module):
     def forward(self, batch: StageBatch) -> torch.Tensor:
         """Hidden states for the next stage [s, b, h], or on the last stage the summed loss []."""
         hidden = self.hidden_states(batch)
-        if not self.groups.is_last_stage:
+        if not self.is_last:
             return hidden
         return head_loss(
             self._at_targets(hidden, batch),

@@ -26,11 +26,18 @@ class Layout:
     data_parallel_size: int = 1
     sequence_parallel: bool = False
     """Whether tensor ranks cut the rows where they do not cut the layers."""
+    virtual_stages: int = 1
+    """Chunks of layers on each pipeline rank; more than one shortens the pipeline's bubble."""
 
     @property
     def world_size(self) -> int:
         """Processes of the whole job."""
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """What the micro-batches of a replica must divide by: interleaving runs them in groups."""
+        return self.pipeline_parallel_size if self.virtual_stages > 1 else 1
 
     def sizes(self) -> dict[str, int]:
         """The axes by name, as checkpoints and provenance record them."""
@@ -71,15 +78,19 @@ class Layout:
         stages = self.pipeline_ranks(rank)
         return stages if len(stages) == 1 else [stages[0], stages[-1]]
 
-    def layers_of_stage(self, num_layers: int, stage: int) -> range:
-        """Global indices of the layers on a pipeline stage.
+    def layers_of_stage(self, num_layers: int, stage: int, *, chunk: int = 0) -> range:
+        """Global indices of the layers in one chunk of a pipeline stage.
+
+        Rows pass through chunk 0 of every stage, then through chunk 1 of every stage, and so on.
 
         Args:
-            num_layers: Layers of the whole model, divisible by the number of stages.
+            num_layers: Layers of the whole model, divisible by the number of chunks of all stages.
             stage: Pipeline coordinate.
+            chunk: Which of the stage's virtual stages.
         """
-        per_stage = num_layers // self.pipeline_parallel_size
-        return range(stage * per_stage, (stage + 1) * per_stage)
+        per_chunk = num_layers // (self.pipeline_parallel_size * self.virtual_stages)
+        place = chunk * self.pipeline_parallel_size + stage
+        return range(place * per_chunk, (place + 1) * per_chunk)
 
     def __str__(self) -> str:
         """Short form such as tp2·pp2·dp1, with what else is on."""
@@ -87,6 +98,8 @@ class Layout:
         parts = [f"{axis}{size}" for axis, size in pairs]
         if self.sequence_parallel:
             parts.append("sp")
+        if self.virtual_stages > 1:
+            parts.append(f"vp{self.virtual_stages}")
         return "·".join(parts)
 
     def _sharing(self, rank: int, key: Callable[[Coordinates], object]) -> list[int]:

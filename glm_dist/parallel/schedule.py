@@ -1,7 +1,8 @@
 """Forward and backward of one step's micro-batches through the pipeline stages.
 
-megatron-core's schedules do the work: without pipelining when there is one stage, else 1F1B. They
-are given the bare module, never DeepSpeed's engine, whose hooks would scale and reduce twice.
+megatron-core's schedules do the work: without pipelining when there is one stage, else 1F1B, or
+interleaved 1F1B where a rank holds several chunks of layers. They are given the bare modules, never
+DeepSpeed's engine, whose hooks would scale and reduce twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ import torch
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.pipeline_parallel.schedules import (
     forward_backward_no_pipelining,
+    forward_backward_pipelining_with_interleaving,
     forward_backward_pipelining_without_interleaving,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -21,16 +23,16 @@ Batch = TypeVar("Batch", contravariant=True)
 
 
 class Stage(Protocol[Batch]):
-    """What the schedule needs of a model stage."""
+    """What the schedule needs of a chunk of the model."""
 
     config: TransformerConfig
 
     def __call__(self, batch: Batch) -> torch.Tensor:
-        """Hidden states [s, b, h], or on the last stage the sum of losses []."""
+        """Hidden states [s, b, h], or from the last chunk the sum of losses []."""
 
 
 def run_schedule(
-    stage: Stage[Batch],
+    chunks: Sequence[Stage[Batch]],
     batches: Sequence[Batch],
     *,
     loss_scales: Sequence[torch.Tensor],
@@ -41,11 +43,12 @@ def run_schedule(
 ) -> list[torch.Tensor]:
     """Run every micro-batch forward and, unless told not to, backward.
 
-    Gradients are added to ``.grad`` of the stage's parameters.
+    Gradients are added to ``.grad`` of the chunks' parameters.
 
     Args:
-        stage: This rank's part of the model.
-        batches: Micro-batches of this replica, equal on all its ranks.
+        chunks: This rank's part of the model; several only with several stages.
+        batches: Micro-batches of this replica, equal on all its ranks; with several chunks a
+            multiple of the number of stages.
         loss_scales: Factor [] for each micro-batch's summed loss before backward.
         row_length: Tokens of a row (s).
         micro_batch_size: Rows of a micro-batch (b).
@@ -56,12 +59,12 @@ def run_schedule(
         On the last stage the summed loss [] of each micro-batch, unscaled and detached; elsewhere
         an empty list.
     """
-    scales = iter(loss_scales)
+    inputs = list(zip(batches, loss_scales, strict=True))
 
     def forward_step(
-        iterator: Iterator[Batch], model: Stage[Batch]
+        iterator: Iterator[tuple[Batch, torch.Tensor]], model: Stage[Batch]
     ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, object]]]:
-        scale = next(scales)
+        batch, scale = next(iterator)
 
         def scaled(loss_sum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:
             # The middle value is megatron's own token count; with calculate_per_token_loss it
@@ -69,13 +72,13 @@ def run_schedule(
             count = torch.zeros([], dtype=torch.int, device=loss_sum.device)
             return loss_sum * scale, count, loss_sum.detach()
 
-        return model(next(iterator)), scaled
+        return model(batch), scaled
 
     arguments = {
         "forward_step_func": forward_step,
-        "data_iterator": iter(batches),
-        "model": [stage],
-        "num_microbatches": len(batches),
+        "data_iterator": [iter(inputs) for _ in chunks],
+        "model": list(chunks),
+        "num_microbatches": len(inputs),
         "seq_length": row_length,
         "micro_batch_size": micro_batch_size,
         "forward_only": forward_only,
@@ -83,7 +86,8 @@ def run_schedule(
     }
     if groups.layout.pipeline_parallel_size == 1:
         return list(forward_backward_no_pipelining(**arguments))
-    communicator = P2PCommunicator(pp_group=groups.pipeline, config=stage.config)
-    return list(
-        forward_backward_pipelining_without_interleaving(p2p_communicator=communicator, **arguments)
-    )
+    schedule = forward_backward_pipelining_without_interleaving
+    if len(chunks) > 1:
+        schedule = forward_backward_pipelining_with_interleaving
+    communicator = P2PCommunicator(pp_group=groups.pipeline, config=chunks[0].config)
+    return list(schedule(p2p_communicator=communicator, **arguments))

@@ -13,12 +13,24 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_parallel_region
+from megatron.core.tensor_parallel.random import (
+    _MODEL_PARALLEL_RNG_TRACKER_NAME,
+    get_cuda_rng_tracker,
+)
 
 
-def share_gather_buffer() -> None:
-    """Create the scratch memory into which megatron-core's layers gather rows, once a process."""
+def prepare_process() -> None:
+    """Create what megatron-core's layers expect of a process before the first row is cut.
+
+    That is scratch memory into which they gather rows, and the stream of random numbers that
+    differs between tensor ranks; ``rng.seed_step`` seeds it anew before each step. Calling twice is
+    harmless.
+    """
     if parallel_state._GLOBAL_MEMORY_BUFFER is None:
         parallel_state._set_global_memory_buffer()
+    tracker = get_cuda_rng_tracker()
+    if _MODEL_PARALLEL_RNG_TRACKER_NAME not in tracker.get_states():
+        tracker.add(_MODEL_PARALLEL_RNG_TRACKER_NAME, 0)
 
 
 def mark_partial(*parameters: torch.Tensor) -> None:

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.batch import StageBatch
+from glm_dist.model.chunks import GLMChunks
 from glm_dist.model.glm import GLMStage
 from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.groups import ParallelGroups
@@ -84,7 +85,7 @@ class TrainingEngine:
 
     def __init__(
         self,
-        stage: GLMStage,
+        stage: GLMStage | GLMChunks,
         optimizer: OptimizerConfig,
         *,
         deepspeed_config: dict[str, Any],
@@ -93,7 +94,7 @@ class TrainingEngine:
         """Hand the stage to DeepSpeed. Collective over all ranks.
 
         Args:
-            stage: Initialised model stage.
+            stage: This rank's part of the model, initialised.
             optimizer: AdamW's numbers.
             deepspeed_config: As ``train.deepspeed_config`` generates it.
             groups: This rank's process groups.
@@ -177,7 +178,7 @@ class TrainingEngine:
         engine.set_gradient_accumulation_boundary(False)
         rows, length = batches[0].tokens.shape
         losses = run_schedule(
-            self.stage,
+            self.stage.chunks,
             batches,
             loss_scales=loss_scales,
             row_length=length,

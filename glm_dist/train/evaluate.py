@@ -18,8 +18,9 @@ def replica_rows(
 ) -> list[MicroBatch]:
     """This replica's share of the validation rows, in whole micro-batches.
 
-    Replicas take turns micro-batch by micro-batch. Where the rows do not fill the last round, rows
-    without targets do, so that every rank runs the same number of forward passes.
+    Replicas take turns micro-batch by micro-batch. Where the rows do not fill the last round, or
+    the rounds not the pipeline's schedule, rows without targets do, so that every rank runs the
+    same number of forward passes.
 
     Args:
         row_of: Validation row by index.
@@ -29,10 +30,10 @@ def replica_rows(
     """
     replicas, replica = groups.layout.data_parallel_size, groups.coordinates.data
     round_size = micro_batch_size * replicas
+    multiple = groups.layout.micro_batch_multiple
+    num_rounds = -(-num_rows // (round_size * multiple)) * multiple
     batches = []
-    for first in range(
-        replica * micro_batch_size, -(-num_rows // round_size) * round_size, round_size
-    ):
+    for first in range(replica * micro_batch_size, num_rounds * round_size, round_size):
         rows = []
         for index in range(first, first + micro_batch_size):
             row = row_of(index % num_rows)
@@ -81,7 +82,7 @@ def validation_losses(
         ]
         one = torch.ones((), device=device)
         losses = run_schedule(
-            stage,
+            stage.chunks,
             batches,
             loss_scales=[one] * len(batches),
             row_length=batches[0].tokens.size(1),

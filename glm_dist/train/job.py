@@ -23,7 +23,7 @@ from glm_dist.data.loader import training_batches
 from glm_dist.data.rows import MicroBatch
 from glm_dist.data.samples import RowSource, describe_differences, open_row_source
 from glm_dist.errors import CheckpointError
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.chunks import build_stage
 from glm_dist.model.parameters import initialize
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.run_folder import collect_provenance, open_run_folder
@@ -66,6 +66,7 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         pipeline_parallel_size=config.parallel.pipeline_parallel_size,
         data_parallel_size=config.data_parallel_size(launch.world_size),
         sequence_parallel=config.parallel.sequence_parallel,
+        virtual_stages=config.parallel.virtual_stages,
     )
     groups = build_groups(layout, COLLECTIVE_TIMEOUT)
     attempt = _open_folder(config, launch, layout)
@@ -145,7 +146,7 @@ def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -
 def _build_engine(
     config: RunConfig, groups: ParallelGroups, *, device: torch.device, world_size: int
 ) -> TrainingEngine:
-    stage = GLMStage(
+    stage = build_stage(
         config.model,
         vocab_size=config.tokenizer.vocab_size,
         padded_vocab_size=config.padded_vocab_size,

@@ -244,6 +244,7 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "corruption.restart_positions",
         "parallel.data_parallel_size",
         "parallel.sequence_parallel",
+        "parallel.virtual_stages",
         "observe.wandb_entity",
     }
     for key, default in defaults.items():

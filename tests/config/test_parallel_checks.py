@@ -9,6 +9,42 @@ from tests.config.test_wrong_configurations import Case
 
 CASES = [
     Case(
+        "interleaving without stages",
+        ["experiment=tiny", "parallel.virtual_stages=2"],
+        message="ConfigError: parallel.virtual_stages = 2: expected 1 with "
+        "parallel.pipeline_parallel_size = 1; without stages there is nothing to interleave.\n"
+        "  Fix: leave it out, or choose parallel=pp2.",
+    ),
+    Case(
+        "chunks that do not divide a stage",
+        ["experiment=glm_large", "parallel=pp2", "parallel.virtual_stages=5"],
+        message="ConfigError: parallel.virtual_stages = 5: expected a divisor of the 12 layers of "
+        "each stage.\n"
+        "  Fix: choose 1, 2, 3, 4, 6 or 12.",
+    ),
+    Case(
+        "micro-batches that do not fill the groups of interleaving",
+        [
+            "experiment=glm_large",
+            "parallel=pp4",
+            "parallel.virtual_stages=2",
+            "batch.global_batch_size=96",
+            "batch.micro_batch_size=16",
+        ],
+        processes=8,
+        message="ConfigError: batch.micro_batch_size = 16: expected a number of micro-batches that "
+        "parallel.pipeline_parallel_size = 4 divides, because parallel.virtual_stages = 2 runs "
+        "them in groups of that many; now global_batch_size / (micro_batch_size x replicas) = "
+        "96 / (16 x 2) = 3.\n"
+        "  Fix: set batch.micro_batch_size=12, or parallel.virtual_stages=1.",
+    ),
+    Case(
+        "no virtual stage",
+        ["experiment=tiny", "parallel.virtual_stages=0"],
+        message="ConfigError: parallel.virtual_stages = 0: expected a whole number of at least 1.\n"
+        "  Fix: set parallel.virtual_stages=2, or leave it out to keep the group's value.",
+    ),
+    Case(
         "sequence parallelism without tensor parallelism",
         ["experiment=tiny", "parallel.sequence_parallel=true"],
         message="ConfigError: parallel.sequence_parallel = true: expected false with "

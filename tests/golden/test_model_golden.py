@@ -70,7 +70,7 @@ def check_model(file: Path, layouts: list[Layout]) -> None:
     for layout in layouts:
         stage = official_stage(state, num_attention_heads=heads, layout=layout)
         losses = run_schedule(
-            stage,
+            stage.chunks,
             [batch],
             loss_scales=[torch.tensor(1.0 / num_targets)],
             row_length=s,

@@ -47,5 +47,21 @@ def test_stages_hold_consecutive_layers() -> None:
     assert [list(layout.layers_of_stage(6, s)) for s in range(3)] == [[0, 1], [2, 3], [4, 5]]
 
 
+def test_rows_pass_through_every_stage_once_for_each_chunk() -> None:
+    layout = Layout(1, 2, 1, virtual_stages=2)
+
+    # 8 layers in 2 x 2 chunks of 2: first chunk of stages 0 and 1, then the second of both.
+    order = [
+        list(layout.layers_of_stage(8, stage, chunk=chunk)) for chunk in (0, 1) for stage in (0, 1)
+    ]
+    assert order == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+def test_interleaving_asks_for_whole_groups_of_micro_batches() -> None:
+    assert Layout(1, 4, 1, virtual_stages=2).micro_batch_multiple == 4
+    assert Layout(1, 4, 1).micro_batch_multiple == 1
+
+
 def test_a_layout_has_a_short_name() -> None:
     assert str(Layout(8, 4, 2)) == "tp8·pp4·dp2"
+    assert str(Layout(2, 2, 1, sequence_parallel=True, virtual_stages=2)) == "tp2·pp2·dp1·sp·vp2"

@@ -1,6 +1,6 @@
 """One tiny training job under any layout: what the layout grid and the resume tests compare."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import numpy as np
@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import Dtype, LossNormalization, ModelConfig, OptimizerConfig
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.chunks import build_stage
 from glm_dist.model.parameters import initialize
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
@@ -53,13 +53,19 @@ class Case:
     zero: int = 0
     micro_batch: int = 1
     sp: bool = False
+    vp: int = 1
+    layers: int = 4
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.tp, self.pp, self.dp, sequence_parallel=self.sp)
+        return Layout(self.tp, self.pp, self.dp, sequence_parallel=self.sp, virtual_stages=self.vp)
+
+    @property
+    def model(self) -> ModelConfig:
+        return replace(MODEL, num_layers=self.layers)
 
     def __str__(self) -> str:
-        return f"{self.layout} zero{self.zero} micro{self.micro_batch}"
+        return f"{self.layout} zero{self.zero} micro{self.micro_batch} layers{self.layers}"
 
 
 @dataclass(frozen=True)
@@ -118,15 +124,15 @@ def deepspeed_dictionary(case: Case) -> dict[str, object]:
 
 def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
     """The engine of this rank with the initial weights of seed 1."""
-    stage = GLMStage(
-        MODEL,
+    stage = build_stage(
+        case.model,
         vocab_size=VOCAB_SIZE,
         padded_vocab_size=PADDED_VOCAB_SIZE,
         dtype=Dtype.fp32,
         groups=groups,
         device=torch.device("cpu"),
     )
-    initialize(stage.places(), seed=1, init_std=MODEL.init_std, num_layers=MODEL.num_layers)
+    initialize(stage.places(), seed=1, init_std=MODEL.init_std, num_layers=case.layers)
     return TrainingEngine(
         stage, OPTIMIZER, deepspeed_config=deepspeed_dictionary(case), groups=groups
     )

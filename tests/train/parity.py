@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from tests.train.grid import GLOBAL_BATCH, MODEL, ROW_LENGTH, STEPS, VOCAB_SIZE
 from tests.train.test_layout_grid import TOLERANCE, cases_of, format_table, run_grid
-from tests.train.test_layout_options import SEQUENCE_PARALLEL
+from tests.train.test_layout_options import OPTIONS
 
 WORLD_SIZES = (1, 2, 4)
 
@@ -40,7 +40,7 @@ def main() -> None:
     rows = []
     for world_size in WORLD_SIZES:
         rows += run_grid(world_size, cases_of(world_size))
-        rows += run_grid(world_size, SEQUENCE_PARALLEL.get(world_size, []))
+        rows += run_grid(world_size, OPTIONS.get(world_size, []))
     print(
         TEXT.format(
             steps=STEPS,

@@ -56,6 +56,9 @@ def test_validation_losses_are_means_over_tokens_in_every_layout() -> None:
     cases = [
         Case(tp=2, micro_batch=4),
         Case(pp=2, micro_batch=2),
+        Case(pp=2, micro_batch=2, vp=2),
+        Case(pp=2, micro_batch=4, vp=2),
+        Case(tp=2, micro_batch=2, sp=True),
         Case(dp=2, zero=3, micro_batch=4),
         Case(dp=2, micro_batch=2),
     ]

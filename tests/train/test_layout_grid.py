@@ -40,9 +40,10 @@ def cases_of(world_size: int) -> list[Case]:
 
 
 @cache
-def one_process() -> Trace:
+def one_process(layers: int = 4) -> Trace:
     """The serial run: one process, no ZeRO, the whole batch in one micro-batch."""
-    traces: list[Trace] = run_ranks(train_cases, [Case(micro_batch=16)], world_size=1)[0]
+    case = Case(micro_batch=16, layers=layers)
+    traces: list[Trace] = run_ranks(train_cases, [case], world_size=1)[0]
     return traces[0]
 
 
@@ -59,7 +60,7 @@ def differences(found: Trace, expected: Trace) -> tuple[float, float, float]:
 def run_grid(world_size: int, cases: list[Case]) -> list[tuple[Case, tuple[float, float, float]]]:
     """Train cases of a world size in one group of processes and compare each with one process."""
     traces: list[Trace] = run_ranks(train_cases, cases, world_size=world_size, timeout=1800)[0]
-    return [(c, differences(t, one_process())) for c, t in zip(cases, traces, strict=True)]
+    return [(c, differences(t, one_process(c.layers))) for c, t in zip(cases, traces, strict=True)]
 
 
 def format_table(rows: list[tuple[Case, tuple[float, float, float]]]) -> str:

@@ -19,6 +19,21 @@ SEQUENCE_PARALLEL = {
     ],
 }
 
+INTERLEAVED = {
+    2: [
+        Case(pp=2, zero=0, micro_batch=4, vp=2),
+        Case(pp=2, zero=1, micro_batch=1, vp=2),
+    ],
+    4: [
+        Case(pp=4, zero=1, micro_batch=2, vp=2, layers=8),
+        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True, vp=2),
+        Case(pp=2, dp=2, zero=0, micro_batch=2, vp=2),
+    ],
+}
+
+OPTIONS = {size: SEQUENCE_PARALLEL[size] + INTERLEAVED[size] for size in (2, 4)}
+"""By number of processes."""
+
 
 def products_of(world_size: int) -> list[Case]:
     """Every option with every ZeRO stage and micro-batch that it allows."""
@@ -29,7 +44,26 @@ def products_of(world_size: int) -> list[Case]:
         )
         if tp * pp * dp == world_size and (zero < 2 or pp == 1)
     ]
-    return sequence_parallel
+    interleaved = [
+        Case(
+            tp=tp,
+            pp=pp,
+            dp=dp,
+            zero=zero,
+            micro_batch=micro_batch,
+            sp=sp,
+            vp=vp,
+            layers=pp * vp,
+        )
+        for (tp, pp, dp, vp), zero, micro_batch, sp in product(
+            [(1, 2, 1, 2), (1, 2, 1, 4), (1, 4, 1, 2), (2, 2, 1, 2), (1, 2, 2, 2)],
+            (0, 1),
+            MICRO_BATCHES,
+            (False, True),
+        )
+        if tp * pp * dp == world_size and (tp > 1 or not sp)
+    ]
+    return sequence_parallel + interleaved
 
 
 @pytest.mark.timeout(900)
@@ -37,7 +71,7 @@ def products_of(world_size: int) -> list[Case]:
 def test_no_option_changes_what_is_trained(
     world_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_grid(world_size, SEQUENCE_PARALLEL[world_size], capsys)
+    check_grid(world_size, OPTIONS[world_size], capsys)
 
 
 @pytest.mark.slow
