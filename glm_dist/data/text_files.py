@@ -1,6 +1,6 @@
 """Text files to documents: JSON lines, plain text and Parquet, compressed or not, in blocks.
 
-A block is a few megabytes of whole documents. Reading blocks is cheap and happens in one process,
+A block is a megabyte of whole documents. Reading blocks is cheap and happens in one process,
 in order; taking documents out of a block is the workers' part. Where blocks are cut depends on the
 file alone.
 """
@@ -14,12 +14,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from glm_dist.errors import DataError
 
-BLOCK_BYTES = 4 << 20
+if TYPE_CHECKING:
+    import pyarrow.parquet
+
+BLOCK_BYTES = 1 << 20
 """Text read at a time, uncompressed."""
+
+
+PARQUET_ROWS = 64
+"""Rows decoded at a time."""
 
 
 class TextUnit(Enum):
@@ -66,11 +73,11 @@ class Block:
     file: str
     kind: FileKind
     data: bytes
-    """Uncompressed text; empty for Parquet, whose rows the worker reads itself."""
+    """Uncompressed text; for Parquet, a line of JSON for each row."""
     first_line: int
     """Number of the first line (Parquet: row), from 1."""
     end: int
-    """Where the next block begins: bytes of uncompressed text, or row groups of Parquet."""
+    """Where the next block begins: bytes of uncompressed text, or rows of Parquet."""
     lines: int
     """Lines (Parquet: rows) in the block."""
     share: float
@@ -160,7 +167,7 @@ def read_blocks(
     """
     kind = kind_of(file)
     if kind is FileKind.parquet:
-        yield from _parquet_blocks(file, start=start, first_line=first_line)
+        yield from _parquet_blocks(file, options, start=start)
         return
     unit = options.text_unit if kind is FileKind.text else TextUnit.line
     size = max(1, file.stat().st_size)
@@ -294,38 +301,56 @@ def _read(stream: BinaryIO, file: Path, count: int) -> bytes:
         ) from error
 
 
-def _parquet_blocks(file: Path, *, start: int, first_line: int) -> Iterator[Block]:
+def _parquet_blocks(file: Path, options: TextOptions, *, start: int) -> Iterator[Block]:
+    """Cut a column into blocks of rows; each row becomes a line of JSON."""
     import pyarrow.parquet
 
     try:
-        metadata = pyarrow.parquet.read_metadata(file)
+        with pyarrow.parquet.ParquetFile(file) as table:
+            if options.text_key not in table.schema_arrow.names:
+                raise ValueError(f"no column {options.text_key!r}")
+            yield from _row_blocks(table, file, options, start=start)
     # pyarrow raises errors of its own C++ classes.
     except Exception as error:
         raise DataError(
             key=str(file),
             found=f"not readable ({error})",
-            expected="a Parquet file",
-            fix="fetch or write the file again",
+            expected=f"a Parquet file with a column {options.text_key!r}",
+            fix="fetch or write the file again, or set --text-key",
         ) from error
-    line = first_line
-    for group in range(start, metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        share = (group + 1) / metadata.num_row_groups
-        yield Block(str(file), FileKind.parquet, b"", line, group + 1, rows, share)
-        line += rows
+
+
+def _row_blocks(
+    table: "pyarrow.parquet.ParquetFile", file: Path, options: TextOptions, *, start: int
+) -> Iterator[Block]:
+    total = table.metadata.num_rows
+    sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+    row, group = 0, 0
+    while group < len(sizes) and row + sizes[group] <= start:
+        row, group = row + sizes[group], group + 1
+    lines: list[bytes] = []
+    size, first = 0, start
+    for batch in table.iter_batches(
+        batch_size=PARQUET_ROWS, row_groups=range(group, len(sizes)), columns=[options.text_key]
+    ):
+        for value in batch.column(0).to_pylist():
+            row += 1
+            if row <= start:
+                continue
+            lines.append(json.dumps(value if isinstance(value, str) else None).encode())
+            size += len(lines[-1])
+            if size >= BLOCK_BYTES or row == total:
+                data = b"\n".join(lines)
+                yield Block(
+                    str(file), FileKind.parquet, data, first + 1, row, row - first, row / total
+                )
+                lines, size, first = [], 0, row
 
 
 def _parquet_documents(block: Block, options: TextOptions) -> Iterator[str | BadLine]:
-    import pyarrow.parquet
-
-    with pyarrow.parquet.ParquetFile(block.file) as table:
-        if options.text_key not in table.schema_arrow.names:
-            yield BadLine(block.file, block.first_line, f"no column {options.text_key!r}")
-            return
-        column = table.read_row_group(block.end - 1, columns=[options.text_key]).column(0)
-    for number, value in enumerate(column, block.first_line):
-        text = value.as_py()
-        if isinstance(text, str):
-            yield text
-        else:
+    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
+        text = json.loads(line)
+        if text is None:
             yield BadLine(block.file, number, f"column {options.text_key!r} is no string")
+        else:
+            yield text

@@ -16,7 +16,7 @@ import numpy as np
 
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.indexed import token_type_for
-from glm_dist.data.text_files import BadLine, Block, FileKind, TextOptions, documents_of
+from glm_dist.data.text_files import BadLine, Block, TextOptions, documents_of
 from glm_dist.data.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.errors import DataError
 
@@ -115,13 +115,10 @@ def tokenise_block(block: Block, tokenizer: Tokenizer, options: TextOptions) -> 
     lengths = array("i")
     bad_lines = []
     blank = 0
-    digest = sha256(block.data)
     for document in documents_of(block, options):
         if isinstance(document, BadLine):
             bad_lines.append(document)
             continue
-        if block.kind is FileKind.parquet:
-            digest.update(document.encode("utf-8", "surrogatepass") + b"\0")
         body = tokenizer.encode_document(document)
         if not body:
             blank += 1
@@ -137,7 +134,7 @@ def tokenise_block(block: Block, tokenizer: Tokenizer, options: TextOptions) -> 
         num_tokens=len(ids),
         num_blank=blank,
         bad_lines=tuple(bad_lines),
-        text_hash=digest.hexdigest(),
+        text_hash=sha256(block.data).hexdigest(),
     )
 
 

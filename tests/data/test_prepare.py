@@ -160,14 +160,16 @@ class KillError(Exception):
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("after", [1, 2, 7, 19])
+@pytest.mark.parametrize("after", [1, 2, 7, 19, 32])
 def test_a_stopped_preparation_goes_on_where_it_was(
     tmp_path: Path, choice: TokenizerChoice, after: int
 ) -> None:
     files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(120, seed=n)) for n in range(2)]
     packed = tmp_path / "c.jsonl.gz"
     packed.write_bytes(gzip.compress(write_jsonl(tmp_path / "c.jsonl", texts(90)).read_bytes()))
-    files.append(packed)
+    table = pyarrow.table({"text": texts(90, seed=4)})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet", row_group_size=20)
+    files += [packed, tmp_path / "d.parquet"]
     run(files, tmp_path / "whole", choice)
     reports = 0
 
@@ -190,7 +192,7 @@ def test_a_stopped_preparation_goes_on_where_it_was(
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
     total = len(seen) + after
     assert seen, "nothing was left to do"
-    assert total <= 45  # about 20 kB in each of two files and 15 kB, in blocks of 2 kB
+    assert total <= 50  # about 20 kB in each of two files and 15 kB in two, in blocks of 2 kB
     assert not (tmp_path / "cut.partial").exists()
 
 
@@ -334,6 +336,24 @@ def test_line_numbers_go_on_over_blocks(tmp_path: Path, choice: TokenizerChoice)
     outcome = run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
 
     assert [bad.line for bad in outcome.bad_lines] == [151]
+
+
+def test_rows_of_parquet_without_text_are_told(tmp_path: Path, choice: TokenizerChoice) -> None:
+    table = pyarrow.table({"text": ["w10", None, "w11"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    outcome = run([tmp_path / "a.parquet"], tmp_path / "corpus", choice)
+
+    assert [(bad.line, bad.reason) for bad in outcome.bad_lines] == [
+        (2, "column 'text' is no string")
+    ]
+    assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 11]
+
+
+def test_a_missing_column_is_named(tmp_path: Path, choice: TokenizerChoice) -> None:
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["w10"]}), tmp_path / "a.parquet")
+
+    with pytest.raises(DataError, match="no column 'text'"):
+        run([tmp_path / "a.parquet"], tmp_path / "corpus", choice)
 
 
 def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerChoice) -> None:
