@@ -25,22 +25,10 @@ def check_parallel(config: RunConfig, *, replicas: int | None) -> None:
 
 
 def _check_stages(config: RunConfig) -> None:
-    pp, layers = config.parallel.pipeline_parallel_size, config.model.num_layers
-    if layers % pp:
-        raise ConfigError(
-            key="parallel.pipeline_parallel_size",
-            found=pp,
-            expected=f"a divisor of model.num_layers = {layers}",
-            fix=f"choose {either(divisors(layers))}",
-        )
-
-
-def _check_interleaving(config: RunConfig, *, replicas: int | None) -> None:
+    """Check that every chunk of every stage gets layers, and every layer a chunk."""
     parallel, layers = config.parallel, config.model.num_layers
     pp, chunks = parallel.pipeline_parallel_size, parallel.virtual_stages
-    if chunks == 1:
-        return
-    if pp == 1:
+    if chunks > 1 and pp == 1:
         raise ConfigError(
             key="parallel.virtual_stages",
             found=chunks,
@@ -48,15 +36,70 @@ def _check_interleaving(config: RunConfig, *, replicas: int | None) -> None:
             "to interleave",
             fix="leave it out, or choose parallel=pp2",
         )
+    if parallel.stage_layers:
+        _check_listed_layers(parallel.stage_layers, layers, stages=pp, chunks=chunks)
+        return
+    uneven = f", or list the layers: parallel.stage_layers={_proposed_layers(layers, pp, chunks)}"
+    if layers < pp * chunks:
+        uneven = ""
+    if layers % pp:
+        raise ConfigError(
+            key="parallel.pipeline_parallel_size",
+            found=pp,
+            expected=f"a divisor of model.num_layers = {layers}",
+            fix=f"choose {either(divisors(layers))}{uneven}",
+        )
     if layers // pp % chunks:
         raise ConfigError(
             key="parallel.virtual_stages",
             found=chunks,
             expected=f"a divisor of the {layers // pp} layers of each stage",
-            fix=f"choose {either(divisors(layers // pp))}",
+            fix=f"choose {either(divisors(layers // pp))}{uneven}",
         )
+
+
+def _check_listed_layers(listed: list[int], layers: int, *, stages: int, chunks: int) -> None:
+    number = stages * chunks
+    if len(listed) != number and chunks > 1:
+        problem = f"{stages} stages x {chunks} chunks = {number} numbers, one for each chunk"
+    elif len(listed) != number:
+        problem = f"{number} number{'s' if number > 1 else ''}, one for each stage"
+    elif min(listed) < 1:
+        problem = "at least 1 layer in each"
+    elif sum(listed) != layers:
+        problem = f"numbers that add up to model.num_layers = {layers}, not to {sum(listed)}"
+    else:
+        return
+    proposal = "[]" if layers < number else _proposed_layers(layers, stages, chunks)
+    raise ConfigError(
+        key="parallel.stage_layers",
+        found=_as_typed(listed),
+        expected=problem,
+        fix=f"set parallel.stage_layers={proposal}",
+    )
+
+
+def _proposed_layers(layers: int, stages: int, chunks: int) -> str:
+    """A split in which embedding and head weigh in: what is left over goes to them last."""
+    number = stages * chunks
+    least, left = divmod(layers, number)
+    by_room = sorted(
+        range(number),
+        key=lambda place: (place == number - 1, place == 0, place % stages == stages - 1, place),
+    )
+    longer = by_room[:left]
+    return _as_typed([least + (place in longer) for place in range(number)])
+
+
+def _as_typed(numbers: list[int]) -> str:
+    return f"[{','.join(map(str, numbers))}]"
+
+
+def _check_interleaving(config: RunConfig, *, replicas: int | None) -> None:
+    """Check that the micro-batches fill the groups in which interleaved stages run them."""
+    pp, chunks = config.parallel.pipeline_parallel_size, config.parallel.virtual_stages
     rows, micro = config.batch.global_batch_size, config.batch.micro_batch_size
-    if replicas is None or rows // replicas // micro % pp == 0:
+    if chunks == 1 or replicas is None or rows // replicas // micro % pp == 0:
         return
     share = rows // replicas
     fitting = [size for size in divisors(share) if share // size % pp == 0 and size <= micro]

@@ -7,7 +7,7 @@ fields are in ``checks.py``, the named alternatives in ``choices.py``, the secti
 ``text.py``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -93,7 +93,7 @@ class ParallelConfig(Section):
     tensor_parallel_size: int = bounded(1, at_least=1)
     """Processes that share each layer; must divide the heads."""
     pipeline_parallel_size: int = bounded(1, at_least=1)
-    """Stages the layers are cut into; must divide the layers."""
+    """Stages the layers are cut into; must divide them, unless stage_layers says otherwise."""
     data_parallel_size: int | None = None
     """Replicas; unset fills the started processes."""
     sequence_parallel: bool = False
@@ -102,6 +102,10 @@ class ParallelConfig(Section):
     virtual_stages: int = bounded(2, at_least=1, default=1)
     """Chunks of layers on each pipeline process, which take turns: a shorter bubble for more
     traffic between stages. Micro-batches must divide by the number of stages."""
+    stage_layers: list[int] = field(default_factory=list)
+    """Layers of each stage (with virtual_stages: of each chunk, in the order in which rows pass);
+    empty divides them evenly. The last stage also has the head, which costs about as much as
+    vocab_size x share of targets / (12 hidden_size) layers."""
 
 
 @dataclass

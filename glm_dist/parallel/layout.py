@@ -28,6 +28,8 @@ class Layout:
     """Whether tensor ranks cut the rows where they do not cut the layers."""
     virtual_stages: int = 1
     """Chunks of layers on each pipeline rank; more than one shortens the pipeline's bubble."""
+    stage_layers: tuple[int, ...] = ()
+    """Layers of each chunk in the order in which rows pass; () divides them evenly."""
 
     @property
     def world_size(self) -> int:
@@ -84,13 +86,15 @@ class Layout:
         Rows pass through chunk 0 of every stage, then through chunk 1 of every stage, and so on.
 
         Args:
-            num_layers: Layers of the whole model, divisible by the number of chunks of all stages.
+            num_layers: Layers of the whole model; without ``stage_layers`` the chunks divide them.
             stage: Pipeline coordinate.
             chunk: Which of the stage's virtual stages.
         """
-        per_chunk = num_layers // (self.pipeline_parallel_size * self.virtual_stages)
+        num_chunks = self.pipeline_parallel_size * self.virtual_stages
+        counts = self.stage_layers or (num_layers // num_chunks,) * num_chunks
         place = chunk * self.pipeline_parallel_size + stage
-        return range(place * per_chunk, (place + 1) * per_chunk)
+        first = sum(counts[:place])
+        return range(first, first + counts[place])
 
     def __str__(self) -> str:
         """Short form such as tp2·pp2·dp1, with what else is on."""
@@ -100,6 +104,8 @@ class Layout:
             parts.append("sp")
         if self.virtual_stages > 1:
             parts.append(f"vp{self.virtual_stages}")
+        if self.stage_layers:
+            parts.append("+".join(map(str, self.stage_layers)))
         return "·".join(parts)
 
     def _sharing(self, rank: int, key: Callable[[Coordinates], object]) -> list[int]:

@@ -67,6 +67,7 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         data_parallel_size=config.data_parallel_size(launch.world_size),
         sequence_parallel=config.parallel.sequence_parallel,
         virtual_stages=config.parallel.virtual_stages,
+        stage_layers=tuple(config.parallel.stage_layers),
     )
     groups = build_groups(layout, COLLECTIVE_TIMEOUT)
     attempt = _open_folder(config, launch, layout)

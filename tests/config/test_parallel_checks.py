@@ -20,7 +20,47 @@ CASES = [
         ["experiment=glm_large", "parallel=pp2", "parallel.virtual_stages=5"],
         message="ConfigError: parallel.virtual_stages = 5: expected a divisor of the 12 layers of "
         "each stage.\n"
-        "  Fix: choose 1, 2, 3, 4, 6 or 12.",
+        "  Fix: choose 1, 2, 3, 4, 6 or 12, or list the layers: "
+        "parallel.stage_layers=[2,2,3,2,3,2,3,2,3,2].",
+    ),
+    Case(
+        "more stages than layers",
+        ["experiment=tiny", "model.num_layers=2", "parallel=pp4"],
+        message="ConfigError: parallel.pipeline_parallel_size = 4: expected a divisor of "
+        "model.num_layers = 2.\n"
+        "  Fix: choose 1 or 2.",
+    ),
+    Case(
+        "layers listed for too few stages",
+        ["experiment=glm_large", "parallel=pp4", "parallel.stage_layers=[12,12]"],
+        message="ConfigError: parallel.stage_layers = [12,12]: expected 4 numbers, one for each "
+        "stage.\n"
+        "  Fix: set parallel.stage_layers=[6,6,6,6].",
+    ),
+    Case(
+        "listed layers that do not add up",
+        ["experiment=glm_large", "parallel=pp2", "parallel.stage_layers=[13,12]"],
+        message="ConfigError: parallel.stage_layers = [13,12]: expected numbers that add up to "
+        "model.num_layers = 24, not to 25.\n"
+        "  Fix: set parallel.stage_layers=[12,12].",
+    ),
+    Case(
+        "a stage without layers",
+        ["experiment=glm_large", "parallel=pp2", "parallel.stage_layers=[24,0]"],
+        message="ConfigError: parallel.stage_layers = [24,0]: expected at least 1 layer in each.\n"
+        "  Fix: set parallel.stage_layers=[12,12].",
+    ),
+    Case(
+        "layers listed for stages instead of chunks",
+        [
+            "experiment=glm_large",
+            "parallel=pp2",
+            "parallel.virtual_stages=2",
+            "parallel.stage_layers=[12,12]",
+        ],
+        message="ConfigError: parallel.stage_layers = [12,12]: expected 2 stages x 2 chunks = 4 "
+        "numbers, one for each chunk.\n"
+        "  Fix: set parallel.stage_layers=[6,6,6,6].",
     ),
     Case(
         "micro-batches that do not fill the groups of interleaving",

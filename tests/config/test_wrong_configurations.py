@@ -261,7 +261,8 @@ CASES = [
         ["experiment=glm_large", "parallel.pipeline_parallel_size=5"],
         message="ConfigError: parallel.pipeline_parallel_size = 5: expected a divisor of "
         "model.num_layers = 24.\n"
-        "  Fix: choose 1, 2, 3, 4, 6, 8, 12 or 24.",
+        "  Fix: choose 1, 2, 3, 4, 6, 8, 12 or 24, or list the layers: "
+        "parallel.stage_layers=[5,5,5,5,4].",
     ),
     Case(
         "dropout of one",

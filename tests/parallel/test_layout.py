@@ -57,6 +57,15 @@ def test_rows_pass_through_every_stage_once_for_each_chunk() -> None:
     assert order == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
+def test_listed_layers_follow_each_other_through_the_chunks() -> None:
+    layout = Layout(1, 2, 1, virtual_stages=2, stage_layers=(1, 3, 2, 1))
+
+    order = [
+        list(layout.layers_of_stage(7, stage, chunk=chunk)) for chunk in (0, 1) for stage in (0, 1)
+    ]
+    assert order == [[0], [1, 2, 3], [4, 5], [6]]
+
+
 def test_interleaving_asks_for_whole_groups_of_micro_batches() -> None:
     assert Layout(1, 4, 1, virtual_stages=2).micro_batch_multiple == 4
     assert Layout(1, 4, 1).micro_batch_multiple == 1

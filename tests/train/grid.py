@@ -55,10 +55,18 @@ class Case:
     sp: bool = False
     vp: int = 1
     layers: int = 4
+    split: tuple[int, ...] = ()
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.tp, self.pp, self.dp, sequence_parallel=self.sp, virtual_stages=self.vp)
+        return Layout(
+            self.tp,
+            self.pp,
+            self.dp,
+            sequence_parallel=self.sp,
+            virtual_stages=self.vp,
+            stage_layers=self.split,
+        )
 
     @property
     def model(self) -> ModelConfig:

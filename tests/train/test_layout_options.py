@@ -31,7 +31,15 @@ INTERLEAVED = {
     ],
 }
 
-OPTIONS = {size: SEQUENCE_PARALLEL[size] + INTERLEAVED[size] for size in (2, 4)}
+UNEVEN = {
+    2: [
+        Case(pp=2, zero=1, micro_batch=2, layers=6, split=(4, 2)),
+        Case(pp=2, zero=0, micro_batch=2, vp=2, layers=6, split=(1, 2, 2, 1)),
+    ],
+    4: [Case(pp=4, zero=1, micro_batch=2, layers=6, split=(1, 2, 2, 1))],
+}
+
+OPTIONS = {size: SEQUENCE_PARALLEL[size] + INTERLEAVED[size] + UNEVEN[size] for size in (2, 4)}
 """By number of processes."""
 
 
