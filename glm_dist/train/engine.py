@@ -34,7 +34,7 @@ if not torch.cuda.is_available():
 import deepspeed
 
 # Training never calls this op, yet DeepSpeed (0.19) compiles it at every first start on CPU: that
-# needs a compiler, and a start killed meanwhile leaves a lock on which all later ones wait in silence.
+# needs a compiler, and a start killed meanwhile leaves a lock on which later ones wait in silence.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
