@@ -231,6 +231,8 @@ def _json_document(file: str, number: int, line: bytes, key: str) -> str | BadLi
     text = record[key]
     if not isinstance(text, str):
         return BadLine(file, number, f"field {key!r} is no string")
+    if text.isascii():
+        return text
     # JSON can spell half of a surrogate pair, which is no character.
     return text.encode("utf-8", "replace").decode("utf-8")
 

@@ -2,7 +2,6 @@
 
 import os
 import threading
-from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -110,28 +109,26 @@ def tokenise_block(block: Block, tokenizer: Tokenizer, options: TextOptions) -> 
         tokenizer: Vocabulary.
         options: How documents are taken out.
     """
-    special = tokenizer.special
-    ids = array("H" if token_type_for(tokenizer.vocab_size) == np.uint16 else "i")
-    lengths = array("i")
+    token_type = token_type_for(tokenizer.vocab_size)
+    ids: list[bytes] = []
+    lengths: list[int] = []
     bad_lines = []
     blank = 0
     for document in documents_of(block, options):
         if isinstance(document, BadLine):
             bad_lines.append(document)
             continue
-        body = tokenizer.encode_document(document)
-        if not body:
+        stored = tokenizer.store_document(document, token_type)
+        if len(stored):
+            ids.append(stored.tobytes())
+            lengths.append(len(stored))
+        else:
             blank += 1
-            continue
-        ids.append(special.cls)
-        ids.extend(body)
-        ids.append(special.eos)
-        lengths.append(len(body) + 2)
     return TokenBlock(
-        ids=ids.tobytes(),
-        lengths=lengths.tobytes(),
+        ids=b"".join(ids),
+        lengths=np.array(lengths, np.int32).tobytes(),
         num_documents=len(lengths),
-        num_tokens=len(ids),
+        num_tokens=sum(lengths),
         num_blank=blank,
         bad_lines=tuple(bad_lines),
         text_hash=sha256(block.data).hexdigest(),

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +92,22 @@ class Tokenizer:
     def encode_document(self, text: str) -> list[int]:
         """Encode corpus text, where the names of special tokens are ordinary words."""
         return self._codec.encode(text) if text.strip() else []
+
+    def store_document(
+        self, text: str, token_type: "np.dtype[np.integer[Any]]"
+    ) -> NDArray[np.integer[Any]]:
+        """Encode corpus text as it is stored, opened by [CLS] and closed; empty for no text.
+
+        Args:
+            text: A document.
+            token_type: Type of the stored ids.
+        """
+        body = self._codec.encode_array(text) if text.strip() else np.zeros(0, np.int32)
+        if len(body) == 0:
+            return np.zeros(0, token_type)
+        ids = np.empty(len(body) + 2, token_type)
+        ids[0], ids[1:-1], ids[-1] = self.special.cls, body, self.special.eos
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; special ids print their names, ids beyond the vocabulary ``<|number|>``."""

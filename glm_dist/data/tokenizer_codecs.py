@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import sentencepiece
 import tokenizers
+from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from glm_dist.errors import DataError
@@ -25,6 +27,9 @@ class Codec(Protocol):
 
     def encode(self, text: str) -> list[int]:
         """Encode; special tokens' names in the text are ordinary text."""
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Encode as an array, without a list in between where the library can."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode ids below ``size``."""
@@ -59,7 +64,15 @@ class SentencePieceCodec:
 
     def encode(self, text: str) -> list[int]:
         """Encode; see ``Codec``."""
-        return list(self._processor.encode(text))
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Encode as an array; see ``Codec``."""
+        if hasattr(self._processor, "EncodeAsNumpy"):  # since SentencePiece 0.2.2
+            array: NDArray[np.int32] = self._processor.EncodeAsNumpy(text)
+            return array
+        return np.array(self.encode(text), np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; the model's own control ids (<s>, </s>) print as nothing."""
@@ -93,7 +106,13 @@ class HuggingFaceCodec:
 
     def encode(self, text: str) -> list[int]:
         """Encode; see ``Codec``."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_array(self, text: str) -> NDArray[np.int32]:
+        """Encode as an array; see ``Codec``."""
+        ids = self.encode(text)
+        return np.fromiter(ids, np.int32, len(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; see ``Codec``."""
