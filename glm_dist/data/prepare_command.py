@@ -9,6 +9,7 @@ nothing.
 
 import argparse
 import os
+import time
 
 from rich.console import Console
 from rich.progress import (
@@ -22,10 +23,13 @@ from rich.progress import (
 
 from glm_dist.data.prepare import Prepared, prepare
 from glm_dist.data.prepare import Progress as State
-from glm_dist.data.text_files import TextOptions, TextUnit
+from glm_dist.data.text_files import TextOptions, TextUnit, expand_inputs
 from glm_dist.data.tokenizer_choice import add_tokenizer_arguments, choose_tokenizer
 
 SHOWN_BAD_LINES = 10
+SECONDS_BETWEEN_LINES = 30.0
+"""Progress where there is no terminal to draw a bar on."""
+BYTES_WORTH_A_WORKER = 8_000_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers",
         type=int,
-        default=os.cpu_count() or 1,
-        help="processes that tokenise (default: one for each core, %(default)s)",
+        help="processes that tokenise (default: one for each core, fewer for little text)",
     )
     parser.add_argument(
         "--text-key", default="text", help="JSON field or Parquet column (default: text)"
@@ -74,23 +77,34 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with bar:
         task = bar.add_task("", total=None, state="starting")
+        told = time.monotonic()
 
         def report(state: State) -> None:
-            documents = f"{state.documents:,} documents, {state.tokens:,} tokens"
-            bar.update(task, total=state.total_bytes, completed=state.done_bytes, state=documents)
+            nonlocal told
+            counts = f"{state.documents:,} documents, {state.tokens:,} tokens"
+            bar.update(task, total=state.total_bytes, completed=state.done_bytes, state=counts)
+            if bar.disable and time.monotonic() - told > SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                console.print(f"{state.done_bytes / state.total_bytes:.1%} done: {counts}")
 
         prepared = prepare(
             arguments.inputs,
             arguments.output,
             tokenizer=choose_tokenizer(arguments),
             options=TextOptions(arguments.text_key, TextUnit(arguments.text_unit)),
-            num_workers=arguments.workers,
+            num_workers=arguments.workers or _workers_for(arguments.inputs),
             max_bad_lines=arguments.max_bad_lines,
             overwrite=arguments.overwrite,
             report=report,
         )
     _tell(prepared, arguments.output, console)
     return 0
+
+
+def _workers_for(inputs: list[str]) -> int:
+    """One for each core, but none that would take longer to start than to finish."""
+    size = sum(file.stat().st_size for file in expand_inputs(inputs))
+    return max(1, min(os.cpu_count() or 1, size // BYTES_WORTH_A_WORKER))
 
 
 def _tell(prepared: Prepared, output: str, console: Console) -> None:

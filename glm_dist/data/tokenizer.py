@@ -113,26 +113,27 @@ class Tokenizer:
         """Decode; special ids print their names, ids beyond the vocabulary ``<|number|>``."""
         pieces: list[str] = []
         run: list[int] = []
-        for number in ids:
-            name = self._specials.names.get(number)
-            if name is None and not 0 <= number < self._codec.size:
-                name = f"<|{number}|>"
-            if name is None:
+        for number in [*ids, None]:
+            if number is not None and self._is_ordinary(number):
                 run.append(number)
                 continue
-            pieces += [self._codec.decode(run), name] if run else [name]
-            run = []
-        if run:
-            pieces.append(self._codec.decode(run))
-        return "".join(pieces)
+            if run:
+                pieces.append(self._codec.decode(run, continues=bool(pieces)))
+                run = []
+            if number is not None:
+                pieces.append(self._specials.names.get(number, f"<|{number}|>"))
+        # WordPiece has no tokens for spaces; everything stands apart.
+        return ("" if self._specials.masks_eat_space else " ").join(pieces)
+
+    def _is_ordinary(self, number: int) -> bool:
+        return number not in self._specials.names and 0 <= number < self._codec.size
 
     def sentence_ends(self) -> NDArray[np.bool_]:
         """Tell for each of the ``v`` ids whether it ends a sentence."""
-        ends = np.zeros(self.vocab_size, np.bool_)
         marks = set(SENTENCE_END_MARKS)
-        for number in range(self._codec.size):
-            if number not in self._specials.names:
-                ends[number] = not marks.isdisjoint(self._codec.decode([number]))
+        ends = np.zeros(self.vocab_size, np.bool_)
+        ends[: self._codec.size] = [not marks.isdisjoint(text) for text in self._codec.texts()]
+        ends[list(self._specials.names)] = False
         return ends
 
 

@@ -31,8 +31,16 @@ class Codec(Protocol):
     def encode_array(self, text: str) -> NDArray[np.int32]:
         """Encode as an array, without a list in between where the library can."""
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Decode ids below ``size``."""
+    def decode(self, ids: Sequence[int], *, continues: bool) -> str:
+        """Decode ids below ``size``.
+
+        Args:
+            ids: At least one id.
+            continues: Whether text stands before, so that a leading space counts.
+        """
+
+    def texts(self) -> list[str]:
+        """Decode every id by itself."""
 
     def id_of(self, piece: str) -> int | None:
         """Find the id of a piece of the vocabulary."""
@@ -74,9 +82,17 @@ class SentencePieceCodec:
             return array
         return np.array(self.encode(text), np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, continues: bool) -> str:
         """Decode; the model's own control ids (<s>, </s>) print as nothing."""
-        return str(self._processor.decode(list(ids)))
+        text = str(self._processor.decode(list(ids)))
+        begins_word = str(self._processor.id_to_piece(ids[0])).startswith("▁")
+        # Models with a dummy prefix drop the first space of whatever they decode.
+        return f" {text}" if continues and begins_word and not text.startswith(" ") else text
+
+    def texts(self) -> list[str]:
+        """Decode every id by itself."""
+        texts: list[str] = self._processor.decode([[number] for number in range(self.size)])
+        return texts
 
     def id_of(self, piece: str) -> int | None:
         """Find the id of a piece."""
@@ -114,9 +130,15 @@ class HuggingFaceCodec:
         ids = self.encode(text)
         return np.fromiter(ids, np.int32, len(ids))
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int], *, continues: bool) -> str:
         """Decode; see ``Codec``."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def texts(self) -> list[str]:
+        """Decode every id by itself."""
+        ids = [[number] for number in range(self.size)]
+        texts: list[str] = self._tokenizer.decode_batch(ids, skip_special_tokens=False)
+        return texts
 
     def id_of(self, piece: str) -> int | None:
         """Find the id of a piece."""

@@ -199,6 +199,27 @@ def test_rows_do_not_depend_on_the_layout(
     assert total.hexdigest() == digest(source, steps * batch)
 
 
+@pytest.mark.parametrize("start_step", [1, 2, 5, 11, 17, 40, 63])
+def test_resumed_and_longer_runs_read_the_same_rows(folder: Path, start_step: int) -> None:
+    config = make_config(folder, {"news": str(folder / "news")}, row_length=128)
+    through = open_row_source(config)
+    config.run.steps *= 2
+    resumed = training_batches(
+        open_row_source(config),
+        start_step=start_step,
+        global_batch_size=4,
+        micro_batch_size=2,
+        replica=0,
+        num_replicas=1,
+        num_workers=0,
+        prefetch=1,
+    )
+    read = np.concatenate([micro_batch.tokens.numpy() for micro_batch in next(resumed)])
+    wanted = [through.row(4 * start_step + number).tokens for number in range(4)]
+
+    assert (read == np.stack(wanted)).all()
+
+
 def test_seeds_differ_and_the_same_seed_agrees(folder: Path) -> None:
     first = digest(open_source(folder, seed=1), 20)
 

@@ -137,6 +137,12 @@ def test_special_ids_print_their_names(trained: Tokenizer) -> None:
     assert trained.decode(trained.encode("our[sMASK] fathers")) == "our[sMASK] fathers"
 
 
+def test_word_pieces_stand_apart_from_special_tokens(bert_vocabulary: Path) -> None:
+    tokenizer = open_tokenizer(TokenizerKind.bert, str(bert_vocabulary))
+
+    assert tokenizer.decode(tokenizer.encode("a [MASK] bc.")) == "a [MASK] bc."
+
+
 def test_sentence_ends_know_chinese_marks(tmp_path: Path) -> None:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", "；", "你", "3.5", "!", ","]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))

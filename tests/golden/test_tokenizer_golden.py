@@ -96,6 +96,12 @@ def test_unfixed_chinese_scheme_shows_the_shared_id_as_the_mask() -> None:
     assert tokenizer.decode([50007]) == "[gMASK]"
 
 
+def test_chinese_model_keeps_the_space_behind_a_mask() -> None:
+    tokenizer = _open(TokenizerKind.chinese_sentencepiece, "*.model")
+
+    assert tokenizer.decode(tokenizer.encode("in the [MASK] house")) == "in the[MASK] house"
+
+
 @pytest.mark.parametrize("file", sorted(REFERENCE.glob("collator/*.json")), ids=lambda f: f.stem)
 def test_collator_files_name_the_same_special_ids(file: Path) -> None:
     content = json.loads(file.read_text())
