@@ -44,6 +44,7 @@ def check_config(
     _check_corpora(config.data)
     _check_shares(config)
     _check_positions(config)
+    _check_compile(config)
     _check_intervals(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
@@ -275,6 +276,16 @@ def _check_positions(config: RunConfig) -> None:
             expected=f"rows whose positions, here up to {needed}, fit the tables of "
             f"model.max_position_embeddings = {positions}",
             fix=f"set batch.row_length={fits} or less, or model.max_position_embeddings={needed}",
+        )
+
+
+def _check_compile(config: RunConfig) -> None:
+    if config.compile.enabled and config.zero.stage == 3:
+        raise ConfigError(
+            key="compile.enabled",
+            found="true",
+            expected="false with zero.stage = 3, whose hooks gather parameters inside each layer",
+            fix="choose zero=stage2, or compile=eager",
         )
 
 

@@ -143,6 +143,16 @@ class PrecisionConfig(Section):
 
 
 @dataclass
+class CompileConfig(Section):
+    """Fused kernels made at the start (conf/compile)."""
+
+    key: ClassVar[str] = "compile"
+
+    enabled: bool = MISSING
+    """Run each layer through torch.compile; needs a C++ compiler, on GPUs Triton."""
+
+
+@dataclass
 class OptimizerConfig(Section):
     """AdamW with decoupled weight decay (conf/optimizer)."""
 
@@ -261,6 +271,7 @@ class RunConfig:
     parallel: ParallelConfig = MISSING
     zero: ZeroConfig = MISSING
     precision: PrecisionConfig = MISSING
+    compile: CompileConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     lr_schedule: LRScheduleConfig = MISSING
     loss: LossConfig = MISSING

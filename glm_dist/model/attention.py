@@ -135,6 +135,8 @@ class PrefixAttention(torch.nn.Module):
         self.sequence_parallel = config.sequence_parallel
         self.cache: AttentionCache | None = None  # set while generating
 
+    # Compiled, it would be compiled anew for the prefixes of every micro-batch.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self,
         query: torch.Tensor,

@@ -24,6 +24,7 @@ from glm_dist.data.rows import MicroBatch
 from glm_dist.data.samples import RowSource, describe_differences, open_row_source
 from glm_dist.errors import CheckpointError
 from glm_dist.model.chunks import build_stage
+from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.run_folder import collect_provenance, open_run_folder
@@ -161,6 +162,8 @@ def _build_engine(
         init_std=config.model.init_std,
         num_layers=config.model.num_layers,
     )
+    if config.compile.enabled:
+        compile_layers(stage)
     return TrainingEngine(
         stage,
         config.optimizer,

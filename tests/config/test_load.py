@@ -245,6 +245,7 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "parallel.data_parallel_size",
         "parallel.sequence_parallel",
         "parallel.virtual_stages",
+        "observe.peak_tflops",
         "observe.wandb_entity",
     }
     for key, default in defaults.items():

@@ -429,6 +429,13 @@ CASES = [
         "  Fix: choose zero=stage1, or parallel.pipeline_parallel_size=1.",
     ),
     Case(
+        "compiled layers under ZeRO 3",
+        ["experiment=glm_large", "zero=stage3", "compile=fused"],
+        message="ConfigError: compile.enabled = true: expected false with zero.stage = 3, "
+        "whose hooks gather parameters inside each layer.\n"
+        "  Fix: choose zero=stage2, or compile=eager.",
+    ),
+    Case(
         "ZeRO stage 4",
         ["experiment=tiny", "zero.stage=4"],
         message="ConfigError: zero.stage = 4: expected a whole number from 0 to 3.\n"
