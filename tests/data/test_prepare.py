@@ -184,8 +184,9 @@ def test_a_stopped_preparation_goes_on_where_it_was(
     with pytest.raises(KillError):
         prepare(names, tmp_path / "cut", report=stop, **arguments)
     # What was written after the last journal must not count.
-    with (tmp_path / "cut.partial" / "tokens.bin").open("ab") as stream:
-        stream.write(b"left-over")
+    for name in ("tokens.bin", "lengths.bin"):
+        with (tmp_path / "cut.partial" / name).open("ab") as stream:
+            stream.write(b"left-over")
     seen: list[object] = []
     prepare(names, tmp_path / "cut", report=seen.append, **arguments)
 
