@@ -9,6 +9,7 @@ glm-dist data import-lazy wiki.lazy --output data/wiki --tokenizer ...
 """
 
 import argparse
+import os
 from pathlib import Path
 
 from rich.console import Console
@@ -61,7 +62,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry an action out. Returns 1 if a corpus is damaged."""
-    console = Console(soft_wrap=True)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=160)  # a file or a pipe has room for whole tables
     match arguments.action:
         case "validate":
             return _validate(arguments.corpora, console)

@@ -7,12 +7,13 @@ tokens in the order of the text, so the output does not depend on the number of 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from glm_dist.data.indexed import bin_path, idx_path
-from glm_dist.data.manifest import Manifest, read_manifest
-from glm_dist.data.prepare_journal import Journal, PartialCorpus, Source
-from glm_dist.data.text_files import BadLine, TextOptions, expand_inputs
+from glm_dist.data.manifest import Manifest, manifest_path, read_manifest
+from glm_dist.data.prepare_journal import Journal, PartialCorpus, Source, chain_hashes
+from glm_dist.data.text_files import BadLine, TextOptions, expand_inputs, read_blocks
 from glm_dist.data.tokenise import TokenizerChoice, tokenise_in_order
 from glm_dist.errors import DataError
 
@@ -74,7 +75,7 @@ def prepare(
         "text_unit": options.text_unit.value,
         "inputs": [[source.path, source.bytes] for source in sources],
     }
-    finished = _finished_before(output, identity, overwrite=overwrite)
+    finished = _finished_before(output, identity, options, overwrite=overwrite)
     if finished is not None:
         shutil.rmtree(f"{output}.partial", ignore_errors=True)  # a kill may have left it behind
         return Prepared(finished, bad_lines=(), was_complete=True)
@@ -97,21 +98,38 @@ def prepare(
 
 
 def _finished_before(
-    output: str | Path, identity: dict[str, object], *, overwrite: bool
+    output: str | Path, identity: dict[str, object], options: TextOptions, *, overwrite: bool
 ) -> Manifest | None:
     """Recognise the corpus of an earlier call."""
     manifest = None if overwrite else read_manifest(output)
     if manifest is None or not (bin_path(output).exists() and idx_path(output).exists()):
         return None
-    if manifest.options == identity:
-        return manifest
     changed = [name for name, value in identity.items() if manifest.options.get(name) != value]
+    changed = changed or _changed_sources(output, manifest, options)
+    if not changed:
+        return manifest
     raise DataError(
         key=str(output),
         found=f"a corpus that differs in {' and '.join(changed)}",
         expected="no corpus, or the one that this command makes",
         fix="choose another --output, or replace it with --overwrite",
     )
+
+
+def _changed_sources(output: str | Path, manifest: Manifest, options: TextOptions) -> list[str]:
+    """Name the inputs that were written after the corpus and hold other text than then."""
+    written_at = manifest_path(output).stat().st_mtime_ns
+    changed = []
+    for source in manifest.sources:
+        path = Path(str(source["path"]))
+        if path.stat().st_mtime_ns < written_at:
+            continue
+        digest = ""
+        for block in read_blocks(path, options):
+            digest = chain_hashes(digest, sha256(block.data).hexdigest())
+        if digest != source["sha256"]:
+            changed.append(f"the text of {path}")
+    return changed
 
 
 def _check_bad_lines(corpus: PartialCorpus, bad_lines: list[BadLine], *, most: int) -> None:

@@ -30,6 +30,11 @@ JOURNAL_SECONDS = 3.0
 """Work that a kill may cost."""
 
 
+def chain_hashes(before: str, block: str) -> str:
+    """Hash of a source after one more block, from the hash before and that of the block's text."""
+    return sha256((before + block).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Source:
     """One input file, and how much of it is done."""
@@ -61,7 +66,7 @@ class Source:
             blank=self.blank + tokens.num_blank,
             bad_lines=self.bad_lines + len(tokens.bad_lines),
             share=block.share,
-            sha256=sha256((self.sha256 + tokens.text_hash).encode()).hexdigest(),
+            sha256=chain_hashes(self.sha256, tokens.text_hash),
         )
 
 

@@ -290,6 +290,21 @@ def test_a_finished_corpus_is_left_alone(tmp_path: Path, choice: TokenizerChoice
     assert (tmp_path / "corpus.bin").stat().st_mtime_ns == before
 
 
+def test_a_touched_input_is_read_again_and_a_changed_one_is_told(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", ["w10 w11", "w12"])
+    run([file], tmp_path / "corpus", choice)
+    later = time.time() + 5
+    os.utime(file, (later, later))
+    assert run([file], tmp_path / "corpus", choice).was_complete
+    write_jsonl(file, ["w10 w11", "w13"])
+    os.utime(file, (later, later))
+
+    with pytest.raises(DataError, match=r"the text of .*a\.jsonl"):
+        run([file], tmp_path / "corpus", choice)
+
+
 def test_another_corpus_is_replaced_only_when_asked(
     tmp_path: Path, choice: TokenizerChoice
 ) -> None:
