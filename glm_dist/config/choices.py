@@ -35,6 +35,14 @@ class Dtype(Enum):
     fp16 = "fp16"
 
 
+class RecomputeMode(Enum):
+    """Which activations are computed again in backward instead of being kept."""
+
+    none = "none"
+    selective = "selective"
+    full = "full"
+
+
 class LRScheduleKind(Enum):
     """Shape of the learning rate after warm-up."""
 

@@ -3,7 +3,9 @@
 What is refused here would be wrong without an error, or hang, once processes run.
 """
 
-from glm_dist.config.schema import Dtype, RunConfig
+import math
+
+from glm_dist.config.schema import Dtype, RecomputeMode, RunConfig
 from glm_dist.config.wording import divisors, either, multiples
 from glm_dist.errors import ConfigError
 
@@ -19,6 +21,7 @@ def check_parallel(config: RunConfig, *, replicas: int | None) -> None:
         ConfigError: Two values contradict each other.
     """
     _check_stages(config)
+    _check_recompute(config)
     _check_interleaving(config, replicas=replicas)
     _check_sequence_parallel(config)
     _check_zero(config)
@@ -93,6 +96,28 @@ def _proposed_layers(layers: int, stages: int, chunks: int) -> str:
 
 def _as_typed(numbers: list[int]) -> str:
     return f"[{','.join(map(str, numbers))}]"
+
+
+def _check_recompute(config: RunConfig) -> None:
+    """Check that layers are computed again in equal segments; megatron-core runs over the end."""
+    parallel, segment = config.parallel, config.recompute.segment_layers
+    chunks = parallel.pipeline_parallel_size * parallel.virtual_stages
+    depths = parallel.stage_layers or [config.model.num_layers // chunks]
+    if segment > 1 and config.recompute.mode is not RecomputeMode.full:
+        raise ConfigError(
+            key="recompute.segment_layers",
+            found=segment,
+            expected=f"1 with recompute.mode = {config.recompute.mode.name}; only whole layers are "
+            "computed again in segments",
+            fix="leave it out, or choose recompute=full",
+        )
+    if math.gcd(*depths) % segment:
+        raise ConfigError(
+            key="recompute.segment_layers",
+            found=segment,
+            expected=f"a divisor of the layers of every stage, {either(sorted(set(depths)))}",
+            fix=f"choose {either(divisors(math.gcd(*depths)))}",
+        )
 
 
 def _check_interleaving(config: RunConfig, *, replicas: int | None) -> None:

@@ -15,6 +15,7 @@ from glm_dist.config.choices import Dtype as Dtype
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
 from glm_dist.config.choices import PretrainingTask as PretrainingTask
+from glm_dist.config.choices import RecomputeMode as RecomputeMode
 from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
@@ -122,6 +123,19 @@ class ZeroConfig(Section):
     """Parameter elements gathered in one collective. Official 10B: 5e8."""
     overlap_comm: bool = MISSING
     """Reduce gradients while backward runs; stages 2 and 3 only."""
+
+
+@dataclass
+class RecomputeConfig(Section):
+    """Activations that backward computes again instead of keeping them (conf/recompute)."""
+
+    key: ClassVar[str] = "recompute"
+
+    mode: RecomputeMode = RecomputeMode.none
+    """selective: attention's inside, the largest part for the least work; full: whole layers."""
+    segment_layers: int = bounded(1, at_least=1, default=1)
+    """full only: layers computed again from one kept input; must divide each stage's layers.
+    Official name: checkpoint-num-layers."""
 
 
 @dataclass
@@ -270,6 +284,7 @@ class RunConfig:
     batch: BatchConfig = MISSING
     parallel: ParallelConfig = MISSING
     zero: ZeroConfig = MISSING
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     precision: PrecisionConfig = MISSING
     compile: CompileConfig = MISSING
     optimizer: OptimizerConfig = MISSING

@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
 from glm_dist.model.attention import PrefixAttention
 from glm_dist.model.norm import layer_norm_class
 from glm_dist.parallel.layout import Layout
@@ -29,8 +29,21 @@ TORCH_DTYPES = {
 }
 
 
+RECOMPUTE: dict[RecomputeMode, dict[str, object]] = {
+    RecomputeMode.none: {},
+    RecomputeMode.selective: {"recompute_granularity": "selective"},
+    RecomputeMode.full: {"recompute_granularity": "full", "recompute_method": "uniform"},
+}
+"""What megatron-core calls the modes; its selective one means the core attention."""
+
+
 def transformer_config(
-    model: ModelConfig, dtype: Dtype, *, layout: Layout, device: torch.device
+    model: ModelConfig,
+    dtype: Dtype,
+    *,
+    layout: Layout,
+    device: torch.device,
+    recompute: RecomputeConfig,
 ) -> TransformerConfig:
     """megatron-core's configuration of the blocks.
 
@@ -39,9 +52,13 @@ def transformer_config(
         dtype: Number format of parameters and activations.
         layout: Degrees of parallelism.
         device: Where parameters are created.
+        recompute: Activations that are not kept.
     """
     torch_dtype = TORCH_DTYPES[dtype]
     interleaved = layout.virtual_stages > 1
+    recomputed = dict(RECOMPUTE[recompute.mode])
+    if recompute.mode is RecomputeMode.full:
+        recomputed["recompute_num_layers"] = recompute.segment_layers
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
@@ -78,6 +95,7 @@ def transformer_config(
         bias_dropout_fusion=False,
         # An overlapped send may still read the output that this would free.
         deallocate_pipeline_outputs=not interleaved,
+        **recomputed,
     )
 
 

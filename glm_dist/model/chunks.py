@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import ParameterPlace
 from glm_dist.parallel.groups import ParallelGroups
@@ -48,6 +48,7 @@ def build_stage(
     dtype: Dtype,
     groups: ParallelGroups,
     device: torch.device,
+    recompute: RecomputeConfig,
 ) -> GLMStage | GLMChunks:
     """Create this rank's part of the model; ``parameters.initialize`` gives it values.
 
@@ -58,6 +59,7 @@ def build_stage(
         dtype: Number format of parameters and activations.
         groups: This rank's process groups.
         device: Where parameters live.
+        recompute: Activations that are not kept.
     """
     chunks = [
         GLMStage(
@@ -67,6 +69,7 @@ def build_stage(
             dtype=dtype,
             groups=groups,
             device=device,
+            recompute=recompute,
             chunk=chunk,
         )
         for chunk in range(groups.layout.virtual_stages)

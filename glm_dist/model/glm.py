@@ -10,7 +10,7 @@ from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_block import TransformerBlock
 
-from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
@@ -35,6 +35,7 @@ class GLMStage(torch.nn.Module):
         dtype: Dtype,
         groups: ParallelGroups,
         device: torch.device,
+        recompute: RecomputeConfig | None = None,
         chunk: int = 0,
     ) -> None:
         """Create the stage's modules; ``parameters.initialize`` gives them values.
@@ -46,13 +47,20 @@ class GLMStage(torch.nn.Module):
             dtype: Number format of parameters and activations.
             groups: This rank's process groups.
             device: Where parameters live.
+            recompute: Activations that are not kept; None keeps all.
             chunk: Which of this rank's virtual stages.
         """
         super().__init__()
         layout, stage = groups.layout, groups.coordinates.pipeline
         if layout.sequence_parallel:
             prepare_process()
-        self.config = transformer_config(model, dtype, layout=layout, device=device)
+        self.config = transformer_config(
+            model,
+            dtype,
+            layout=layout,
+            device=device,
+            recompute=recompute or RecomputeConfig(),
+        )
         self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
         self.groups = groups
         self.vocab_size = vocab_size

@@ -9,12 +9,13 @@ from dataclasses import astuple
 import torch
 import torch.distributed as dist
 
-from glm_dist.config.schema import Dtype, RunConfig
+from glm_dist.config.schema import Dtype, RecomputeMode, RunConfig
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.attention import uses_mask
 from glm_dist.model.block import TORCH_DTYPES
 from glm_dist.observe.flops import (
     ModelShape,
+    Recompute,
     Work,
     convention_operations,
     executed_operations,
@@ -31,6 +32,12 @@ from glm_dist.observe.metrics import (
     USEFUL_TFLOPS,
 )
 from glm_dist.parallel.groups import ParallelGroups
+
+RECOMPUTED = {
+    RecomputeMode.none: Recompute.none,
+    RecomputeMode.selective: Recompute.attention,
+    RecomputeMode.full: Recompute.layers,
+}
 
 
 def model_shape(config: RunConfig) -> ModelShape:
@@ -81,6 +88,7 @@ class Efficiency:
         """
         dtype = config.precision.dtype
         self._shape = model_shape(config)
+        self._recompute = RECOMPUTED[config.recompute.mode]
         self._groups = groups
         self._device = device
         self._uses_mask = uses_mask(
@@ -125,7 +133,12 @@ class Efficiency:
             TARGET_SHARE: work.targets / work.positions,
         }
         if self._peak is not None:
-            executed = executed_operations(self._shape, work, fused_attention=not self._uses_mask)
+            executed = executed_operations(
+                self._shape,
+                work,
+                recompute=self._recompute,
+                fused_attention=not self._uses_mask,
+            )
             convention = convention_operations(self._shape, work)
             metrics |= {
                 MFU: useful / self._peak,

@@ -155,6 +155,7 @@ def _build_engine(
         dtype=config.precision.dtype,
         groups=groups,
         device=device,
+        recompute=config.recompute,
     )
     initialize(
         stage.places(),

@@ -31,6 +31,7 @@ FREE_KEYS: tuple[str, ...] = (
     "run.steps",
     "parallel.",
     "zero.",
+    "recompute.",
     "data.num_workers",
     "data.prefetch",
     "evaluation.",

@@ -246,6 +246,8 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "parallel.sequence_parallel",
         "parallel.virtual_stages",
         "observe.peak_tflops",
+        "recompute.mode",
+        "recompute.segment_layers",
         "observe.wandb_entity",
     }
     for key, default in defaults.items():

@@ -79,6 +79,33 @@ CASES = [
         "  Fix: set batch.micro_batch_size=12, or parallel.virtual_stages=1.",
     ),
     Case(
+        "segments that do not divide a stage",
+        ["experiment=glm_large", "parallel=pp2", "recompute=full", "recompute.segment_layers=5"],
+        message="ConfigError: recompute.segment_layers = 5: expected a divisor of the layers of "
+        "every stage, 12.\n"
+        "  Fix: choose 1, 2, 3, 4, 6 or 12.",
+    ),
+    Case(
+        "segments that do not divide unequal stages",
+        [
+            "experiment=glm_large",
+            "parallel=pp2",
+            "parallel.stage_layers=[15,9]",
+            "recompute=full",
+            "recompute.segment_layers=5",
+        ],
+        message="ConfigError: recompute.segment_layers = 5: expected a divisor of the layers of "
+        "every stage, 9 or 15.\n"
+        "  Fix: choose 1 or 3.",
+    ),
+    Case(
+        "segments of attention",
+        ["experiment=tiny", "recompute=selective", "recompute.segment_layers=2"],
+        message="ConfigError: recompute.segment_layers = 2: expected 1 with recompute.mode = "
+        "selective; only whole layers are computed again in segments.\n"
+        "  Fix: leave it out, or choose recompute=full.",
+    ),
+    Case(
         "no virtual stage",
         ["experiment=tiny", "parallel.virtual_stages=0"],
         message="ConfigError: parallel.virtual_stages = 0: expected a whole number of at least 1.\n"

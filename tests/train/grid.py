@@ -1,13 +1,20 @@
 """One tiny training job under any layout: what the layout grid and the resume tests compare."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from glm_dist.config.schema import Dtype, LossNormalization, ModelConfig, OptimizerConfig
+from glm_dist.config.schema import (
+    Dtype,
+    LossNormalization,
+    ModelConfig,
+    OptimizerConfig,
+    RecomputeConfig,
+    RecomputeMode,
+)
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.chunks import build_stage
 from glm_dist.model.parameters import initialize
@@ -56,6 +63,9 @@ class Case:
     vp: int = 1
     layers: int = 4
     split: tuple[int, ...] = ()
+    recompute: str = "none"
+    segment: int = 1
+    dropout: float = 0.0
 
     @property
     def layout(self) -> Layout:
@@ -70,10 +80,26 @@ class Case:
 
     @property
     def model(self) -> ModelConfig:
-        return replace(MODEL, num_layers=self.layers)
+        return replace(
+            MODEL,
+            num_layers=self.layers,
+            hidden_dropout=self.dropout,
+            attention_dropout=self.dropout,
+        )
+
+    @property
+    def options(self) -> str:
+        """Every field that is not as usual and not seen in the layout's name."""
+        shown = [
+            f"{each.name} {getattr(self, each.name)}"
+            for each in fields(self)
+            if each.name in ("layers", "recompute", "segment", "dropout")
+            and getattr(self, each.name) != each.default
+        ]
+        return ", ".join(shown)
 
     def __str__(self) -> str:
-        return f"{self.layout} zero{self.zero} micro{self.micro_batch} layers{self.layers}"
+        return f"{self.layout} zero{self.zero} micro{self.micro_batch} {self.options}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -139,6 +165,7 @@ def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
         dtype=Dtype.fp32,
         groups=groups,
         device=torch.device("cpu"),
+        recompute=RecomputeConfig(RecomputeMode[case.recompute], case.segment),
     )
     initialize(stage.places(), seed=1, init_std=MODEL.init_std, num_layers=case.layers)
     return TrainingEngine(

@@ -70,8 +70,9 @@ def format_table(rows: list[tuple[Case, tuple[float, float, float]]]) -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for case, (loss, norm, weights) in rows:
+        layout = ", ".join(filter(None, (str(case.layout), case.options)))
         lines.append(
-            f"| {case.layout} | {case.zero} | {case.micro_batch} "
+            f"| {layout} | {case.zero} | {case.micro_batch} "
             f"| {loss:.1e} | {norm:.1e} | {weights:.1e} |"
         )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 The default run holds one case of each kind; the products are slow.
 """
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -39,7 +40,21 @@ UNEVEN = {
     4: [Case(pp=4, zero=1, micro_batch=2, layers=6, split=(1, 2, 2, 1))],
 }
 
-OPTIONS = {size: SEQUENCE_PARALLEL[size] + INTERLEAVED[size] + UNEVEN[size] for size in (2, 4)}
+RECOMPUTED = {
+    2: [
+        Case(tp=2, zero=3, micro_batch=2, recompute="full"),
+        Case(dp=2, zero=2, micro_batch=2, recompute="full", segment=2),
+        Case(dp=2, zero=3, micro_batch=2, recompute="selective"),
+    ],
+    4: [
+        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True, recompute="full"),
+        Case(tp=2, pp=2, zero=0, micro_batch=2, sp=True, vp=2, recompute="selective"),
+        Case(tp=2, dp=2, zero=2, micro_batch=2, sp=True, recompute="full", segment=4),
+    ],
+}
+
+KINDS = (SEQUENCE_PARALLEL, INTERLEAVED, UNEVEN, RECOMPUTED)
+OPTIONS = {size: [case for kind in KINDS for case in kind[size]] for size in (2, 4)}
 """By number of processes."""
 
 
@@ -71,7 +86,13 @@ def products_of(world_size: int) -> list[Case]:
         )
         if tp * pp * dp == world_size and (tp > 1 or not sp)
     ]
-    return sequence_parallel + interleaved
+    recomputed = [
+        replace(case, recompute=mode, segment=segment)
+        for case in sequence_parallel + interleaved
+        for mode, segment in (("selective", 1), ("full", 1), ("full", 2))
+        if case.micro_batch == 2 and case.layers // (case.pp * case.vp) % segment == 0
+    ]
+    return sequence_parallel + interleaved + recomputed
 
 
 @pytest.mark.timeout(900)
