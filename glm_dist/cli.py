@@ -10,10 +10,11 @@ import inspect
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
@@ -160,7 +161,7 @@ class TrainCommand:
             if launch.local_rank == 0:
                 raise
             return EXIT_USER_ERROR  # the ranks of a node see the same files
-        job = importlib.import_module("glm_dist.train.job")
+        job = _load("glm_dist.train.job")
         try:
             status: int = job.run(config, launch)
         except GlmDistError as error:
@@ -173,7 +174,14 @@ class TrainCommand:
 
 
 def _module(name: str) -> Command:
-    return cast(Command, importlib.import_module(name))
+    return cast(Command, _load(name))
+
+
+def _load(name: str) -> Any:
+    # Optional here as well; which norm and attention a run got is in its log.
+    missing = "Transformer Engine and Apex are not installed"
+    warnings.filterwarnings("ignore", message=missing, category=UserWarning)
+    return importlib.import_module(name)
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:

@@ -75,6 +75,8 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         CheckpointError: A checkpoint could not be written.
     """
     config, groups = run.config, run.engine.groups
+    if first_step >= config.run.steps:
+        log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     throughput = Throughput(
         first_step=first_step,
         last_step=config.run.steps,
