@@ -34,7 +34,8 @@ class RowGenerators:
             seed: Seed of the run, 0 to 2**64 - 1.
             purpose: What the draws are for.
         """
-        self._bits = Philox(key=[seed, int(purpose)])
+        # An explicit type: a list with a number beyond 2**63 would become floats.
+        self._bits = Philox(key=np.array([seed, int(purpose)], np.uint64))
         self._state = self._bits.state
         self._generator = Generator(self._bits)
 

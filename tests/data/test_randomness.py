@@ -58,4 +58,8 @@ def test_bounded_draws_are_uniform() -> None:
 
 @pytest.mark.parametrize("seed", [0, 2**64 - 1])
 def test_any_seed_of_64_bits_will_do(seed: int) -> None:
-    assert 0 <= RowGenerators(seed, Purpose.SURVEY).at(corpus=0, epoch=0, slot=0).random() < 1
+    draw = RowGenerators(seed, Purpose.SURVEY).at(corpus=0, epoch=0, slot=0).random()
+    near = RowGenerators(seed ^ 1, Purpose.SURVEY).at(corpus=0, epoch=0, slot=0).random()
+
+    assert 0 <= draw < 1
+    assert draw != near
