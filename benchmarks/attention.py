@@ -1,0 +1,94 @@
+"""Prefix attention against one call with a dense mask, forward and backward.
+
+CPU in fp32; on a GPU in bf16, against torch's fused attention with a dense mask and against
+flex_attention with the mask as a function.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from benchmarks.harness import Report, machine, options, paired, parse
+from benchmarks.problems import device
+from glm_dist.model.attention import prefix_attention
+from glm_dist.model.attention_plan import plan_attention
+
+ROWS, HEADS, HEAD_SIZE = 4, 12, 64  # GLM-Base
+SHARES = (0.25, 0.82)  # a document row; a row of short spans
+LENGTHS = (512, 1024)
+
+
+def dense_mask(row_length: int, prefixes: Sequence[int]) -> torch.Tensor:
+    """Who sees whom [b, 1, s, s]; made once, outside the measured time."""
+    place = torch.arange(row_length, device=device())
+    causal = place[None, :] <= place[:, None]
+    return torch.stack([causal | (place[None, :] < prefix) for prefix in prefixes])[:, None]
+
+
+def flex(prefixes: Sequence[int], row_length: int) -> Callable[..., torch.Tensor]:
+    """flex_attention, compiled for this mask."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    limits = torch.tensor(prefixes, device=device())
+    block_mask = create_block_mask(
+        lambda b, h, q, k: (k <= q) | (k < limits[b]),
+        len(prefixes),
+        None,
+        row_length,
+        row_length,
+        device=device().type,
+    )
+    compiled = torch.compile(flex_attention)
+    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
+
+
+def contestants(row_length: int, share: float, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+    """Ways to compute the same thing from the same projection [s, b, a, 3 d]."""
+    prefixes = [int(share * row_length) + i for i in range(-2, ROWS - 2)]
+    mixed = torch.randn(row_length, ROWS, HEADS, 3 * HEAD_SIZE, device=device(), dtype=dtype)
+    mixed.requires_grad_()
+    weight = torch.randn(row_length, ROWS, HEADS, HEAD_SIZE, device=device(), dtype=dtype)
+    weight = weight.permute(1, 2, 0, 3)
+    plan = plan_attention(prefixes, row_length=row_length, device=device())
+    mask = dense_mask(row_length, prefixes)
+
+    def run(attend: Callable[..., torch.Tensor]) -> Callable[[], None]:
+        def work() -> None:
+            parts = [x.permute(1, 2, 0, 3) for x in mixed.split(HEAD_SIZE, dim=3)]
+            attend(*parts).backward(weight)
+            mixed.grad = None
+
+        return work
+
+    ways = {
+        "prefix": run(lambda q, k, v: prefix_attention(q, k, v, plan=plan, dropout=0.0)),
+        "dense mask": run(lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask)),
+    }
+    if device().type == "cuda":
+        ways["flex_attention"] = run(flex(prefixes, row_length))
+    return ways
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parsed = parse(options(__doc__, rounds=30), arguments)
+    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+    report = Report(
+        "attention", f"Prefix attention, {ROWS} rows, {HEADS} heads of {HEAD_SIZE}", machine()
+    )
+    for row_length in LENGTHS:
+        for share in SHARES:
+            torch.manual_seed(0)
+            timings = paired(contestants(row_length, share, dtype), rounds=parsed.rounds, warmup=3)
+            row = {"positions": row_length, "prefix": f"{share:.0%}"}
+            for name, timing in timings.items():
+                row[f"{name}, ms"] = 1e3 * timing.median
+            for name, timing in list(timings.items())[1:]:
+                row[f"prefix / {name}"] = timings["prefix"].relative_to(timing)
+            report.rows.append(row)
+    report.notes.append("Forward and backward; a ratio is the median over turns, below 1 faster.")
+    report.save(parsed.output)
+
+
+if __name__ == "__main__":
+    main()
