@@ -55,11 +55,7 @@ class GLMStage(torch.nn.Module):
         if layout.sequence_parallel:
             prepare_process()
         self.config = transformer_config(
-            model,
-            dtype,
-            layout=layout,
-            device=device,
-            recompute=recompute or RecomputeConfig(),
+            model, dtype, layout=layout, device=device, recompute=recompute or RecomputeConfig()
         )
         self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
         self.groups = groups
@@ -79,16 +75,7 @@ class GLMStage(torch.nn.Module):
                 device=device,
             )
         elif self.is_last:
-            # The last stage needs the word table too; gradients of the two copies are summed.
-            self.head = VocabParallelEmbedding(
-                padded_vocab_size,
-                model.hidden_size,
-                init_method=keep_weight,
-                config=self.config,
-                tp_group=groups.tensor,
-            )
-            # DeepSpeed must count the copy's gradient once in the norm.
-            self.head.weight.ds_pipe_replicated = True
+            self.head = self._tied_copy(padded_vocab_size)
         self.decoder = TransformerBlock(
             self.config,
             block_spec(len(layers), device),
@@ -98,6 +85,19 @@ class GLMStage(torch.nn.Module):
         )
         self.to(device)
         mark_for_norm(self.places())
+
+    def _tied_copy(self, padded_vocab_size: int) -> VocabParallelEmbedding:
+        """The last stage's own word table; its gradient and the first stage's are summed."""
+        head = VocabParallelEmbedding(
+            padded_vocab_size,
+            self.config.hidden_size,
+            init_method=keep_weight,
+            config=self.config,
+            tp_group=self.groups.tensor,
+        )
+        # DeepSpeed must count the copy's gradient once in the norm.
+        head.weight.ds_pipe_replicated = True
+        return head
 
     def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
         """Take the previous stage's hidden states [s, b, h]; called by megatron's schedules."""

@@ -127,6 +127,11 @@ def can_use_flash(dtype: torch.dtype, *, head_size: int) -> bool:
     return dtype in FLASH_DTYPES and head_size <= LARGEST_HEAD
 
 
+def _permuted(x: torch.Tensor, order: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = _Permute.apply(x, order, places)  # type: ignore[no-untyped-call]
+    return out
+
+
 def varlen_attention(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -149,15 +154,9 @@ def varlen_attention(
     Returns:
         [s, b, a, d].
     """
-    shape = query.shape
-
-    def permuted(x: torch.Tensor, order: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        out: torch.Tensor = _Permute.apply(x, order, places)  # type: ignore[no-untyped-call]
-        return out
-
-    queries = permuted(query.flatten(0, 1), plan.query_order, plan.query_places)  # [s * b, a, d]
-    keys = permuted(key.flatten(0, 1), plan.key_order, plan.key_places)
-    values = permuted(value.flatten(0, 1), plan.key_order, plan.key_places)
+    queries = _permuted(query.flatten(0, 1), plan.query_order, plan.query_places)  # [s * b, a, d]
+    keys = _permuted(key.flatten(0, 1), plan.key_order, plan.key_places)
+    values = _permuted(value.flatten(0, 1), plan.key_order, plan.key_places)
     parts = []
     if plan.longest_part_a > 0:
         parts.append(
@@ -188,4 +187,4 @@ def varlen_attention(
             )
         )
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return permuted(out, plan.query_places, plan.query_order).view(shape)
+    return _permuted(out, plan.query_places, plan.query_order).view(query.shape)
