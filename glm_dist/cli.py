@@ -185,15 +185,15 @@ def _load(name: str) -> Any:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse, with overrides allowed on both sides of options.
+    """Parse, with overrides and texts allowed on both sides of options.
 
     Raises:
         ConfigError: An option does not exist.
     """
-    parsed, rest = parser.parse_known_args(arguments)
-    if "overrides" in parsed:
-        parsed.overrides += [argument for argument in rest if not argument.startswith("-")]
-        rest = [argument for argument in rest if argument.startswith("-")]
+    try:
+        parsed, rest = parser.parse_known_intermixed_args(arguments)
+    except TypeError:  # how argparse says that the parser has sub-commands of its own
+        parsed, rest = parser.parse_known_args(arguments)
     if rest:
         raise ConfigError(
             key="command line",
