@@ -5,6 +5,7 @@ megatron-core 0.16 names the CUDA device in a few places on our path. Where no C
 replacements would send real work to the wrong device.
 """
 
+import logging
 import types
 
 import torch
@@ -50,6 +51,8 @@ def enable_cpu() -> None:
     )
     for module, name, replacement in replacements:
         setattr(module, name, replacement)
+    # Its dropout stream is the CPU's generator here; it warns of that at every attention layer.
+    logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
 
 
 def _get_rng_state(
