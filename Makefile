@@ -127,8 +127,8 @@ docs: $(ENVIRONMENT) ## write docs/config.md anew from the schema
 parity: $(ENVIRONMENT) ## measure docs/parity.md anew: every layout against one process
 	@OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.train.parity > docs/parity.md
 
-bench: $(ENVIRONMENT) ## run the benchmarks; they print what they measure
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: $(ENVIRONMENT) ## measure speed and memory; tables go to benchmarks/results
+	@PYTHONWARNINGS=ignore $(BIN)/python -m benchmarks $(BENCHMARKS)
 
 docker: ## build the image for clusters
 	docker build -f docker/Dockerfile -t glm-dist .

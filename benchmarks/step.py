@@ -106,6 +106,7 @@ def run_config(
             f"batch.global_batch_size={micro_batches * rows}",
             f"batch.micro_batch_size={rows}",
             f"batch.row_length={row_length}",
+            f"model.max_position_embeddings={row_length}",
             "evaluation.interval=0",
             "checkpoint.interval=0",
             "observe.log_interval=1",
