@@ -1,4 +1,4 @@
-"""All benchmarks, or those named: ``python -m benchmarks [name …]``; each in a process of its own."""
+"""All benchmarks, or those named: ``python -m benchmarks [name …]``, each in its own process."""
 
 import subprocess
 import sys

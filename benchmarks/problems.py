@@ -51,6 +51,7 @@ def model_config(name: str, *, positions: int, dropout: float) -> ModelConfig:
             "experiment=tiny",
             f"model={name}",
             f"model.max_position_embeddings={positions}",
+            f"batch.row_length={positions}",
             f"model.hidden_dropout={dropout}",
             f"model.attention_dropout={dropout}",
             "run.name=benchmark",
