@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.config.schema import OptimizerConfig
+from glm_dist.errors import TrainingError
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.chunks import GLMChunks
 from glm_dist.model.glm import GLMStage
@@ -32,6 +33,7 @@ from glm_dist.parallel.sequence import (
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 import deepspeed
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
 # Training never calls this op, yet DeepSpeed (0.19) compiles it at every first start on CPU: that
 # needs a compiler, and a start killed meanwhile leaves a lock on which later ones wait in silence.
@@ -128,6 +130,8 @@ class TrainingEngine:
         )[0]
         if self.zero_stage > 0:
             self.stage.config.grad_scale_func = self._deepspeed.optimizer.scale_if_loss
+        if self.has_loss_scale:
+            self.optimizer.loss_scaler.raise_error_at_min_scale = False  # step() says it in words
 
     @property
     def optimizer(self) -> Any:
@@ -187,25 +191,27 @@ class TrainingEngine:
         )
         self._sum_shared_gradients()
         engine.set_gradient_accumulation_boundary(True)
-        if self.zero_stage == 0:
-            engine.allreduce_gradients()
-        else:
-            engine.optimizer.reduce_gradients(pipeline_parallel=True)
+        engine.allreduce_gradients()
         return losses
 
     def _sum_shared_gradients(self) -> None:
         """Complete what one rank of a replica knows only a part of, before replicas average it."""
         tied = self.stage.tied_weight
         if tied is not None and self.groups.layout.pipeline_parallel_size > 1:
-            dist.all_reduce(tied.grad, group=self.groups.embedding)
-        sum_gradients(
-            [
-                place.parameter.grad
-                for place in self.places
-                if has_partial_gradient(place.parameter) and place.parameter.grad is not None
-            ],
-            self.groups.tensor,
-        )
+            dist.all_reduce(self._gradient(tied), group=self.groups.embedding)
+        partial = [p.parameter for p in self.places if has_partial_gradient(p.parameter)]
+        sum_gradients([self._gradient(parameter) for parameter in partial], self.groups.tensor)
+
+    def _gradient(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Where ZeRO 0 and 1 add up micro-batches; in fp32 whatever the model's format."""
+        held: Any = parameter
+        if isinstance(self.optimizer, BF16_Optimizer):
+            gradient: torch.Tensor = held._hp_grad
+        elif self.zero_stage == 0:
+            gradient = held.grad
+        else:
+            gradient = self.optimizer.get_gradient_for_reduction(held)
+        return gradient
 
     def step(self, learning_rate: float) -> torch.Tensor:
         """Clip and update.
@@ -215,14 +221,34 @@ class TrainingEngine:
 
         Returns:
             Global gradient norm before clipping [].
+
+        Raises:
+            TrainingError: On every rank: gradients overflow fp16 at the smallest loss scale.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         norm = self._clip_without_zero() if self.zero_stage == 0 else None
+        may_shrink = self._may_shrink_loss_scale()
         self._deepspeed.step()
+        if self.has_loss_scale and not may_shrink and not self._deepspeed.was_step_applied():
+            raise TrainingError(
+                key="precision.min_loss_scale",
+                found=f"gradients that overflow at {self.optimizer.loss_scaler.cur_scale}",
+                expected="finite gradients at the smallest loss scale",
+                fix="continue from the last checkpoint in a new run with a lower "
+                "optimizer.learning_rate, a longer warm-up or precision=bf16",
+            )
         if norm is None:
             norm = torch.as_tensor(self._deepspeed.get_global_grad_norm())
         return norm
+
+    def _may_shrink_loss_scale(self) -> bool:
+        """Whether an overflow in this step still has an answer; not at the smallest scale."""
+        if not self.has_loss_scale:
+            return True
+        scaler = self.optimizer.loss_scaler
+        patient = scaler.delayed_shift > 1 and scaler.cur_hysteresis > 1
+        return bool(patient or scaler.cur_scale > scaler.min_scale)
 
     @torch.no_grad()
     def _clip_without_zero(self) -> torch.Tensor:

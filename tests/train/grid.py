@@ -1,5 +1,6 @@
 """One tiny training job under any layout: what the layout grid and the resume tests compare."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 
@@ -66,6 +67,8 @@ class Case:
     recompute: str = "none"
     segment: int = 1
     dropout: float = 0.0
+    dtype: str = "fp32"
+    min_scale: int = 1
 
     @property
     def layout(self) -> Layout:
@@ -93,7 +96,7 @@ class Case:
         shown = [
             f"{each.name} {getattr(self, each.name)}"
             for each in fields(self)
-            if each.name in ("layers", "recompute", "segment", "dropout")
+            if each.name in ("layers", "recompute", "segment", "dropout", "dtype")
             and getattr(self, each.name) != each.default
         ]
         return ", ".join(shown)
@@ -145,12 +148,36 @@ def micro_batches_of(rows: list[Row], case: Case, replica: int) -> list[MicroBat
 
 
 def deepspeed_dictionary(case: Case) -> dict[str, object]:
-    """What train.deepspeed_config would make for this case in fp32."""
-    return {
+    """What train.deepspeed_config would make for this case, with small buckets."""
+    formats: dict[str, dict[str, object]] = {
+        "fp32": {},
+        "bf16": {"bf16": {"enabled": True, "immediate_grad_update": True}},
+        "fp16": {
+            "fp16": {
+                "enabled": True,
+                "loss_scale": 0,
+                "initial_scale_power": 8,
+                "loss_scale_window": 1000,
+                "hysteresis": 1,
+                "min_loss_scale": case.min_scale,
+            }
+        },
+    }
+    if case.dtype != "fp32":
+        formats[case.dtype] |= {
+            "communication_data_type": "fp32",
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
+    return formats[case.dtype] | {
         "train_micro_batch_size_per_gpu": case.micro_batch,
         "gradient_accumulation_steps": GLOBAL_BATCH // case.dp // case.micro_batch,
         "gradient_clipping": OPTIMIZER.gradient_clipping,
-        "zero_optimization": {"stage": case.zero},
+        "zero_optimization": {
+            "stage": case.zero,
+            "reduce_bucket_size": 20_000,
+            "allgather_bucket_size": 20_000,
+            "overlap_comm": case.zero >= 2,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -158,11 +185,16 @@ def deepspeed_dictionary(case: Case) -> dict[str, object]:
 
 def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
     """The engine of this rank with the initial weights of seed 1."""
+    if case.dtype == "fp16":
+        # DeepSpeed denies fp16 on CPUs because it is slow there; torch computes it all the same.
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
     stage = build_stage(
         case.model,
         vocab_size=VOCAB_SIZE,
         padded_vocab_size=PADDED_VOCAB_SIZE,
-        dtype=Dtype.fp32,
+        dtype=Dtype[case.dtype],
         groups=groups,
         device=torch.device("cpu"),
         recompute=RecomputeConfig(RecomputeMode[case.recompute], case.segment),
@@ -173,7 +205,9 @@ def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
     )
 
 
-def run_steps(engine: TrainingEngine, case: Case, steps: range) -> tuple[list[float], list[float]]:
+def run_steps(
+    engine: TrainingEngine, case: Case, steps: Iterable[int]
+) -> tuple[list[float], list[float]]:
     """Train; losses and norms of the steps, equal on all ranks."""
     groups = engine.groups
     losses, norms = [], []
@@ -202,7 +236,7 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
         [p.parameter for p in engine.places], enabled=engine.zero_stage == 3
     ):
         for place in engine.places:
-            value = place.parameter.detach().numpy().copy()
+            value = place.parameter.detach().float().numpy().copy()
             pieces.append((place.name, place.global_shape, place.offset, value))
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, pieces)

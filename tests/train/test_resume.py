@@ -50,14 +50,34 @@ def resume(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
     return traces
 
 
-def cases_of(world_size: int) -> list[Case]:
-    """Every layout of a world size under every ZeRO stage it allows."""
+def cases_of(world_size: int, zeros: tuple[int, ...]) -> list[Case]:
+    """Every layout of a world size under those ZeRO stages that it allows."""
     return [
-        Case(tp=tp, pp=pp, dp=dp, zero=zero, micro_batch=2)
+        Case(tp=tp, pp=pp, dp=dp, zero=zero, micro_batch=4)
         for tp, pp, dp in LAYOUTS[world_size]
-        for zero in (0, 1, 2, 3)
+        for zero in zeros
         if zero < 2 or pp == 1
     ]
+
+
+SPECIAL = {
+    1: [],
+    2: [
+        Case(dp=2, zero=2, micro_batch=4),
+        Case(dp=2, zero=3, micro_batch=4),
+        Case(tp=2, zero=1, micro_batch=4, sp=True),
+        Case(pp=2, zero=1, micro_batch=4, vp=2),
+        Case(dp=2, zero=1, micro_batch=4, dtype="bf16"),
+        Case(pp=2, zero=1, micro_batch=4, dtype="bf16", vp=2),
+        Case(dp=2, zero=2, micro_batch=4, dtype="fp16"),
+        Case(tp=2, zero=1, micro_batch=4, dtype="fp16", sp=True),
+    ],
+    4: [Case(tp=2, dp=2, zero=3, micro_batch=4), Case(dp=4, zero=3, micro_batch=4)],
+}
+"""What the default run adds to every layout under ZeRO 0 and 1."""
+
+SOURCES = [Case(tp=2, pp=2, zero=1, micro_batch=4), Case(dp=4, zero=3, micro_batch=4)]
+"""Checkpoints that the default run resumes in other layouts."""
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +87,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @cache
-def uninterrupted(world_size: int, folder: Path) -> dict[Case, Trace]:
-    """Every case of a world size without a stop; leaves their checkpoints behind."""
-    cases = cases_of(world_size)
-    traces = run_ranks(save_and_go_on, cases, folder, world_size=world_size, timeout=600)[0]
+def uninterrupted(world_size: int, cases: tuple[Case, ...], folder: Path) -> dict[Case, Trace]:
+    """Cases of a world size without a stop; leaves their checkpoints behind."""
+    traces = run_ranks(save_and_go_on, cases, folder, world_size=world_size, timeout=1800)[0]
     return dict(zip(cases, traces, strict=True))
+
+
+def default_run(world_size: int, folder: Path) -> dict[Case, Trace]:
+    """The cases of the default run without a stop."""
+    cases = (*cases_of(world_size, (0, 1)), *SPECIAL[world_size])
+    return uninterrupted(world_size, cases, folder)
 
 
 def assert_equal_bits(found: Trace, expected: Trace, what: str) -> None:
@@ -85,18 +110,17 @@ def assert_equal_bits(found: Trace, expected: Trace, what: str) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_resuming_in_the_same_layout_changes_no_bit(world_size: int, folder: Path) -> None:
-    whole = uninterrupted(world_size, folder)
+    whole = default_run(world_size, folder)
     pairs = [(case, case) for case in whole]
-    resumed = run_ranks(resume, pairs, folder, world_size=world_size, timeout=600)[0]
+    resumed = run_ranks(resume, pairs, folder, world_size=world_size, timeout=900)[0]
     for case, trace in zip(whole, resumed, strict=True):
         assert_equal_bits(trace, whole[case], str(case))
 
 
-def check_pairs(world_size: int, sources: list[Case], targets: list[Case], folder: Path) -> None:
-    """Resume every source in every target of one world size and compare with one process."""
-    expected = uninterrupted(1, folder)[Case(micro_batch=2)]
-    pairs = [(source, target) for source in sources for target in targets]
-    resumed = run_ranks(resume, pairs, folder, world_size=world_size, timeout=1500)[0]
+def check_pairs(world_size: int, pairs: list[tuple[Case, Case]], folder: Path) -> None:
+    """Resume each pair's source in its target and compare with one process."""
+    expected = default_run(1, folder)[Case(micro_batch=4)]
+    resumed = run_ranks(resume, pairs, folder, world_size=world_size, timeout=3600)[0]
     wrong = [
         f"{source} -> {target}: {differences(trace, expected)}"
         for (source, target), trace in zip(pairs, resumed, strict=True)
@@ -108,20 +132,64 @@ def check_pairs(world_size: int, sources: list[Case], targets: list[Case], folde
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_one_checkpoint_resumes_in_every_layout(world_size: int, folder: Path) -> None:
-    uninterrupted(4, folder)
-    sources = [Case(tp=2, pp=2, zero=1, micro_batch=2), Case(dp=4, zero=3, micro_batch=2)]
-    check_pairs(world_size, sources, cases_of(world_size), folder)
+    default_run(4, folder)
+    targets = cases_of(world_size, (0, 1, 3))
+    # The sources take turns, so that each meets every kind of target once.
+    pairs = [(SOURCES[i % 2], target) for i, target in enumerate(targets)]
+    check_pairs(world_size, pairs, folder)
 
 
-@pytest.mark.timeout(1500)
-def test_the_checkpoint_of_every_layout_resumes_in_one_process(folder: Path) -> None:
-    sources = [case for world in (1, 2, 4) for case in uninterrupted(world, folder)]
-    check_pairs(1, sources, [Case(zero=1, micro_batch=2)], folder)
+def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
+    """Move each source's checkpoint through the other case's layout and home, then go on."""
+    enable_cpu()
+    traces = []
+    for source, other in pairs:
+        place = folder_of(folder, source)
+        for case in (other, source):
+            engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+            info = find_checkpoint(place)
+            assert info is not None
+            restore_state(engine, info)
+            place = folder_of(folder, source) / f"through_{case.layout}_{case.zero}"
+            save_state(engine, place, step=STOP, extra={}, keep_last=1)
+        losses, norms = run_steps(engine, source, range(STOP, END))
+        traces.append(Trace(losses, norms, whole_weights(engine)))
+    return traces
+
+
+@pytest.mark.timeout(900)
+def test_a_detour_through_another_layout_changes_no_bit(folder: Path) -> None:
+    whole = default_run(2, folder)
+    pairs = [
+        (
+            Case(tp=2, zero=1, micro_batch=4, sp=True),
+            Case(pp=2, zero=1, micro_batch=4, vp=2),
+        ),
+        (
+            Case(pp=2, zero=1, micro_batch=4, dtype="bf16", vp=2),
+            Case(dp=2, zero=3, micro_batch=4, dtype="bf16"),
+        ),
+        (
+            Case(tp=2, zero=1, micro_batch=4, dtype="fp16", sp=True),
+            Case(dp=2, zero=2, micro_batch=4, dtype="fp16"),
+        ),
+        (Case(dp=2, zero=2, micro_batch=4), Case(pp=2, zero=0, micro_batch=4)),
+    ]
+
+    back = run_ranks(there_and_back, pairs, folder, world_size=2, timeout=600)[0]
+
+    for (source, other), trace in zip(pairs, back, strict=True):
+        assert_equal_bits(trace, whole[source], f"{source} -> {other}")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_checkpoint_resumes_in_every_layout(world_size: int, folder: Path) -> None:
-    sources = [case for world in (1, 2, 4) for case in uninterrupted(world, folder)]
-    check_pairs(world_size, sources, cases_of(world_size), folder)
+    sources = [
+        case
+        for size in (1, 2, 4)
+        for case in uninterrupted(size, tuple(cases_of(size, (0, 1, 2, 3))), folder)
+    ]
+    targets = cases_of(world_size, (0, 1, 2, 3))
+    check_pairs(world_size, [(source, t) for source in sources for t in targets], folder)

@@ -1,0 +1,183 @@
+"""Half precision: the trend of single precision, overflows met together, exact resume."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from glm_dist.checkpoint.load import find_checkpoint
+from glm_dist.errors import TrainingError
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.groups import build_groups
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.state import LOSS_SCALER_FIELDS, restore_state, save_state
+from tests.ranks import run_ranks
+from tests.train.grid import Case, build_engine, run_steps, whole_weights
+
+TREND_STEPS = 20
+TREND = [0, 1] * (TREND_STEPS // 2)
+"""Two batches over and over, so that the loss falls."""
+
+LAYOUTS = [
+    Case(tp=2, zero=1, micro_batch=4, sp=True),
+    Case(pp=2, zero=1, micro_batch=4, vp=2),
+    Case(dp=2, zero=1, micro_batch=4),
+    Case(dp=2, zero=2, micro_batch=4),
+    Case(dp=2, zero=3, micro_batch=8),
+]
+
+
+def cases_of(dtype: str) -> list[Case]:
+    """Every layout in a number format."""
+    return [replace(case, dtype=dtype) for case in LAYOUTS]
+
+
+def start(case: Case) -> TrainingEngine:
+    """A fresh engine of this rank."""
+    return build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+
+
+def trend(cases: list[Case]) -> list[list[float]]:
+    """Losses of all steps, case after case."""
+    enable_cpu()
+    losses = []
+    for case in cases:
+        engine = start(case)
+        losses.append(run_steps(engine, case, TREND)[0])
+        whole_weights(engine)  # asserts that every copy of a weight is the same
+    return losses
+
+
+@cache
+def single_precision() -> list[float]:
+    """The trend in fp32 in one process."""
+    losses: list[float] = run_ranks(trend, [Case(micro_batch=16)], world_size=1)[0][0]
+    return losses
+
+
+def test_the_trend_falls() -> None:
+    losses = single_precision()
+
+    assert losses[0] - losses[-1] > 0.1
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_half_precision_follows_the_trend_of_single_precision(dtype: str) -> None:
+    expected = single_precision()
+    cases = cases_of(dtype)
+
+    for case, losses in zip(
+        cases, run_ranks(trend, cases, world_size=2, timeout=900)[0], strict=True
+    ):
+        assert losses == pytest.approx(expected, rel=1e-3), case
+
+
+def poison(engine: TrainingEngine) -> Callable[[], None]:
+    """Let one weight of the last rank alone have an infinite gradient; returns the antidote."""
+    if dist.get_rank() < dist.get_world_size() - 1:
+        return lambda: None
+    weight = next(p.parameter for p in engine.places if p.name.endswith("linear_fc1.weight"))
+    return weight.register_hook(lambda gradient: gradient * float("inf")).remove
+
+
+def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    """Whether two models are the same to the bit."""
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def overflow(cases: list[Case]) -> list[tuple[float, int, bool, bool]]:
+    """Norm and skipped steps of an overflow; whether weights stayed then and moved afterwards."""
+    enable_cpu()
+    answers = []
+    for case in cases:
+        engine = start(case)
+        run_steps(engine, case, [0])
+        before = whole_weights(engine)
+        heal = poison(engine)
+        norm = run_steps(engine, case, [1])[1][0]
+        heal()
+        after = whole_weights(engine)
+        skipped = engine.skipped_steps
+        run_steps(engine, case, [2])
+        moved = not equal(after, whole_weights(engine))
+        answers.append((norm, skipped, equal(before, after), moved))
+    return answers
+
+
+@pytest.mark.timeout(600)
+def test_an_overflow_on_one_rank_is_skipped_by_all() -> None:
+    cases = [*cases_of("fp16"), Case(tp=2, zero=1, micro_batch=4, dtype="bf16")]
+
+    for of_rank in run_ranks(overflow, cases, world_size=2, timeout=600):
+        assert dict(zip(map(str, cases), of_rank, strict=True)) == {
+            str(case): (float("inf"), 1, True, True) for case in cases
+        }
+
+
+def overflow_at_smallest_scale(case: Case) -> str:
+    """What is said when the loss scale cannot shrink any more."""
+    enable_cpu()
+    engine = start(case)
+    poison(engine)
+    with pytest.raises(TrainingError) as caught:
+        run_steps(engine, case, [0])
+    return str(caught.value)
+
+
+def test_an_overflow_at_the_smallest_scale_ends_the_run_everywhere() -> None:
+    case = Case(pp=2, zero=1, micro_batch=4, dtype="fp16", min_scale=256)
+
+    first, second = run_ranks(overflow_at_smallest_scale, case, world_size=2)
+
+    assert first == second
+    assert first.startswith(
+        "precision.min_loss_scale = gradients that overflow at 256: expected finite gradients at "
+        "the smallest loss scale."
+    )
+
+
+def scaler_fields(engine: TrainingEngine) -> dict[str, float]:
+    """The dynamic loss scale and its memory."""
+    return {name: getattr(engine.optimizer.loss_scaler, name) for name in LOSS_SCALER_FIELDS}
+
+
+def save_after_overflow(case: Case, folder: Path) -> tuple[dict[str, float], int]:
+    """Train, overflow, train, save; the scaler and the updates made."""
+    enable_cpu()
+    engine = start(case)
+    run_steps(engine, case, [0])
+    heal = poison(engine)
+    run_steps(engine, case, [1])
+    heal()
+    run_steps(engine, case, [2])
+    save_state(engine, folder, step=3, extra={}, keep_last=1)
+    return scaler_fields(engine), engine.skipped_steps
+
+
+def resume_scaler(case: Case, folder: Path) -> tuple[dict[str, float], int]:
+    """The scaler of a fresh engine that continues from the checkpoint."""
+    enable_cpu()
+    engine = start(case)
+    info = find_checkpoint(folder)
+    assert info is not None
+    restore_state(engine, info)
+    return scaler_fields(engine), engine.skipped_steps
+
+
+def test_the_loss_scale_survives_in_any_layout(tmp_path: Path) -> None:
+    saved = run_ranks(
+        save_after_overflow, Case(pp=2, zero=1, micro_batch=4, dtype="fp16"), tmp_path, world_size=2
+    )
+    resumed = run_ranks(
+        resume_scaler, Case(dp=2, zero=3, micro_batch=4, dtype="fp16"), tmp_path, world_size=2
+    )
+
+    # It began at 2**8 and one overflow, at the second of three steps, halved it.
+    fields = {"cur_scale": 128.0, "cur_iter": 3, "last_overflow_iter": 1, "cur_hysteresis": 1}
+    assert saved == resumed == [(fields, 1)] * 2
