@@ -63,7 +63,14 @@ def _owned(
         start = data_rank * parameter.ds_tensor.ds_numel
         if start >= parameter.ds_numel:
             return None, 0
-        return optimizer.get_local_fp32_param(parameter, None if kind == "model" else kind), start
+        # Not get_local_fp32_param: where the state is offloaded that is a copy on the device, and
+        # what a checkpoint writes into it is lost (DeepSpeed 0.19).
+        fragment, _ = optimizer._get_fp32_opt_state_partition(
+            parameter,
+            release_swap_buffers=True,
+            optim_state_key=None if kind == "model" else kind,
+        )
+        return fragment, start
     mapping = parameter._hp_mapping
     if mapping is None:
         return None, 0

@@ -35,6 +35,13 @@ class Dtype(Enum):
     fp16 = "fp16"
 
 
+class Offload(Enum):
+    """Where ZeRO keeps this process's share of the optimizer."""
+
+    none = "none"
+    cpu = "cpu"
+
+
 class RecomputeMode(Enum):
     """Which activations are computed again in backward instead of being kept."""
 

@@ -5,7 +5,7 @@ What is refused here would be wrong without an error, or hang, once processes ru
 
 import math
 
-from glm_dist.config.schema import Dtype, RecomputeMode, RunConfig
+from glm_dist.config.schema import Dtype, Offload, RecomputeMode, RunConfig
 from glm_dist.config.wording import divisors, either, multiples
 from glm_dist.errors import ConfigError
 
@@ -189,4 +189,11 @@ def _check_zero(config: RunConfig) -> None:
             expected=f"false with zero.stage = {stage}; its gradients are reduced once, after the "
             "last backward",
             fix="set zero.overlap_comm=false, or choose zero=stage2",
+        )
+    if stage == 0 and config.zero.offload_optimizer is not Offload.none:
+        raise ConfigError(
+            key="zero.offload_optimizer",
+            found=config.zero.offload_optimizer.name,
+            expected="none with zero.stage = 0; it is ZeRO that moves the optimizer",
+            fix="choose zero=stage1, which shards nothing over one replica, or leave it out",
         )

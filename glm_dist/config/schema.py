@@ -14,6 +14,7 @@ from typing import ClassVar
 from glm_dist.config.choices import Dtype as Dtype
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
+from glm_dist.config.choices import Offload as Offload
 from glm_dist.config.choices import PretrainingTask as PretrainingTask
 from glm_dist.config.choices import RecomputeMode as RecomputeMode
 from glm_dist.config.choices import Resume as Resume
@@ -123,6 +124,9 @@ class ZeroConfig(Section):
     """Parameter elements gathered in one collective. Official 10B: 5e8."""
     overlap_comm: bool = MISSING
     """Reduce gradients while backward runs; stages 2 and 3 only."""
+    offload_optimizer: Offload = Offload.none
+    """cpu: master weights and moments (12 bytes a parameter / replicas) stay in the host's memory,
+    and the update runs there; not with stage 0."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ Only what this project uses: ZeRO, number formats, clipping. Optimizer, learning
 logging stay ours. Keys follow DeepSpeed 0.19.8. No DeepSpeed here.
 """
 
-from glm_dist.config.schema import Dtype, PrecisionConfig, RunConfig, ZeroConfig
+from glm_dist.config.schema import Dtype, Offload, PrecisionConfig, RunConfig, ZeroConfig
 
 Json = bool | int | float | str | dict[str, "Json"]
 
@@ -27,11 +27,15 @@ def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Json]:
         "steps_per_print": NEVER,
         "zero_allow_untested_optimizer": True,  # torch's AdamW, where it expects its own Adam
         "zero_optimization": _zero(config.zero),
+        **_offload_terms(config.zero),
         **_precision(config.precision),
     }
 
 
 def _zero(zero: ZeroConfig) -> dict[str, Json]:
+    offload: dict[str, Json] = {}
+    if zero.offload_optimizer is not Offload.none:
+        offload = {"offload_optimizer": {"device": zero.offload_optimizer.name}}
     return {
         "stage": zero.stage,
         "reduce_bucket_size": zero.reduce_bucket_size,
@@ -39,7 +43,16 @@ def _zero(zero: ZeroConfig) -> dict[str, Json]:
         "overlap_comm": zero.overlap_comm,
         "reduce_scatter": True,
         "contiguous_gradients": True,
+        **offload,
     }
+
+
+def _offload_terms(zero: ZeroConfig) -> dict[str, Json]:
+    """What DeepSpeed asks for before it offloads an optimizer that is not its own."""
+    if zero.offload_optimizer is Offload.none:
+        return {}
+    # torch's fused AdamW has a vectorised CPU kernel, and its numbers are those of the GPU's path.
+    return {"zero_force_ds_cpu_optimizer": False}
 
 
 def _precision(precision: PrecisionConfig) -> dict[str, Json]:

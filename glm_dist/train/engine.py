@@ -9,8 +9,10 @@ Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of 
 loss scales; nothing else divides.
 """
 
+import io
 import os
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -115,19 +117,21 @@ class TrainingEngine:
         if self.zero_stage == 3 and stage.tied_weight is not None:
             # The head reads the table outside the embedding's own forward.
             deepspeed.zero.register_external_parameter(stage, stage.tied_weight)
-        self._deepspeed: Any = deepspeed.initialize(
-            model=stage,
-            optimizer=torch.optim.AdamW(
-                param_groups(self.places, weight_decay=optimizer.weight_decay),
-                lr=optimizer.learning_rate,
-                betas=(optimizer.beta1, optimizer.beta2),
-                eps=optimizer.epsilon,
-                fused=True,
-            ),
-            mpu=_ModelParallelUnit(groups),
-            config=config,
-            dist_init_required=False,
-        )[0]
+        # BF16_Optimizer (0.19) prints memory statistics while it is built; failures still raise.
+        with redirect_stdout(io.StringIO()):
+            self._deepspeed: Any = deepspeed.initialize(
+                model=stage,
+                optimizer=torch.optim.AdamW(
+                    param_groups(self.places, weight_decay=optimizer.weight_decay),
+                    lr=optimizer.learning_rate,
+                    betas=(optimizer.beta1, optimizer.beta2),
+                    eps=optimizer.epsilon,
+                    fused=True,
+                ),
+                mpu=_ModelParallelUnit(groups),
+                config=config,
+                dist_init_required=False,
+            )[0]
         if self.zero_stage > 0:
             self.stage.config.grad_scale_func = self._deepspeed.optimizer.scale_if_loss
         if self.has_loss_scale:
@@ -230,6 +234,8 @@ class TrainingEngine:
         norm = self._clip_without_zero() if self.zero_stage == 0 else None
         may_shrink = self._may_shrink_loss_scale()
         self._deepspeed.step()
+        if not self._deepspeed.was_step_applied():
+            self._forget_overflow()
         if self.has_loss_scale and not may_shrink and not self._deepspeed.was_step_applied():
             raise TrainingError(
                 key="precision.min_loss_scale",
@@ -241,6 +247,16 @@ class TrainingEngine:
         if norm is None:
             norm = torch.as_tensor(self._deepspeed.get_global_grad_norm())
         return norm
+
+    def _forget_overflow(self) -> None:
+        """Drop a sum that overflowed; DeepSpeed 0.19 does so only if it is not offloaded.
+
+        Kept, it would be added to, and every later step would overflow as well.
+        """
+        if self.zero_stage in (1, 2) and not isinstance(self.optimizer, BF16_Optimizer):
+            self.optimizer.averaged_gradients.update(
+                dict.fromkeys(self.optimizer.averaged_gradients)
+            )
 
     def _may_shrink_loss_scale(self) -> bool:
         """Whether an overflow in this step still has an answer; not at the smallest scale."""

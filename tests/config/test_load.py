@@ -246,6 +246,7 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "parallel.sequence_parallel",
         "parallel.virtual_stages",
         "observe.peak_tflops",
+        "zero.offload_optimizer",
         "recompute.mode",
         "recompute.segment_layers",
         "observe.wandb_entity",

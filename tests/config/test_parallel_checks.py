@@ -106,6 +106,19 @@ CASES = [
         "  Fix: leave it out, or choose recompute=full.",
     ),
     Case(
+        "offload without ZeRO",
+        ["experiment=tiny", "zero=stage0", "zero.offload_optimizer=cpu"],
+        message="ConfigError: zero.offload_optimizer = cpu: expected none with zero.stage = 0; it "
+        "is ZeRO that moves the optimizer.\n"
+        "  Fix: choose zero=stage1, which shards nothing over one replica, or leave it out.",
+    ),
+    Case(
+        "offload to a disk",
+        ["experiment=tiny", "zero.offload_optimizer=nvme"],
+        message="ConfigError: zero.offload_optimizer = nvme: expected one of none, cpu.\n"
+        "  Fix: set zero.offload_optimizer=none, or leave it out to keep the group's value.",
+    ),
+    Case(
         "no virtual stage",
         ["experiment=tiny", "parallel.virtual_stages=0"],
         message="ConfigError: parallel.virtual_stages = 0: expected a whole number of at least 1.\n"

@@ -69,6 +69,7 @@ class Case:
     dropout: float = 0.0
     dtype: str = "fp32"
     min_scale: int = 1
+    offload: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -96,7 +97,7 @@ class Case:
         shown = [
             f"{each.name} {getattr(self, each.name)}"
             for each in fields(self)
-            if each.name in ("layers", "recompute", "segment", "dropout", "dtype")
+            if each.name in ("layers", "recompute", "segment", "dropout", "dtype", "offload")
             and getattr(self, each.name) != each.default
         ]
         return ", ".join(shown)
@@ -177,7 +178,9 @@ def deepspeed_dictionary(case: Case) -> dict[str, object]:
             "reduce_bucket_size": 20_000,
             "allgather_bucket_size": 20_000,
             "overlap_comm": case.zero >= 2,
+            **({"offload_optimizer": {"device": "cpu"}} if case.offload else {}),
         },
+        "zero_force_ds_cpu_optimizer": False,
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }

@@ -52,6 +52,18 @@ def test_values_of_the_sections_arrive() -> None:
     assert (fp16["loss_scale_window"], fp16["hysteresis"], fp16["min_loss_scale"]) == (77, 3, 8)
 
 
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_the_optimizer_is_offloaded_on_request(stage: str) -> None:
+    config = load_config(
+        ["experiment=glm_large", f"zero={stage}", "zero.offload_optimizer=cpu", "precision=bf16"]
+    )
+    generated = deepspeed_config(config, world_size=64)
+    zero = generated["zero_optimization"]
+    assert isinstance(zero, dict)
+    assert zero["offload_optimizer"] == {"device": "cpu"}
+    assert generated["zero_force_ds_cpu_optimizer"] is False
+
+
 def test_deepspeed_accepts_every_golden_file() -> None:
     # Its own parser, in a process of its own: importing DeepSpeed takes seconds.
     check = (

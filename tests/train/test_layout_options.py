@@ -4,11 +4,15 @@ The default run holds one case of each kind; the products are slow.
 """
 
 from dataclasses import replace
+from datetime import timedelta
 from itertools import product
 
 import pytest
 
-from tests.train.grid import Case
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.groups import build_groups
+from tests.ranks import run_ranks
+from tests.train.grid import Case, build_engine
 from tests.train.test_layout_grid import MICRO_BATCHES, check_grid
 
 SEQUENCE_PARALLEL = {
@@ -53,7 +57,15 @@ RECOMPUTED = {
     ],
 }
 
-KINDS = (SEQUENCE_PARALLEL, INTERLEAVED, UNEVEN, RECOMPUTED)
+OFFLOADED = {
+    2: [
+        *(Case(dp=2, zero=zero, micro_batch=4, offload=True) for zero in (1, 2, 3)),
+        Case(pp=2, zero=1, micro_batch=4, vp=2, offload=True),
+    ],
+    4: [Case(tp=2, dp=2, zero=3, micro_batch=4, sp=True, offload=True)],
+}
+
+KINDS = (SEQUENCE_PARALLEL, INTERLEAVED, UNEVEN, RECOMPUTED, OFFLOADED)
 OPTIONS = {size: [case for kind in KINDS for case in kind[size]] for size in (2, 4)}
 """By number of processes."""
 
@@ -92,7 +104,12 @@ def products_of(world_size: int) -> list[Case]:
         for mode, segment in (("selective", 1), ("full", 1), ("full", 2))
         if case.micro_batch == 2 and case.layers // (case.pp * case.vp) % segment == 0
     ]
-    return sequence_parallel + interleaved + recomputed
+    offloaded = [
+        replace(case, offload=True)
+        for case in sequence_parallel + interleaved
+        if case.zero > 0 and case.micro_batch == 4
+    ]
+    return sequence_parallel + interleaved + recomputed + offloaded
 
 
 @pytest.mark.timeout(900)
@@ -110,3 +127,20 @@ def test_no_product_of_options_changes_what_is_trained(
     world_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_grid(world_size, products_of(world_size), capsys)
+
+
+def offloads(cases: list[Case]) -> list[bool]:
+    """Whether DeepSpeed's optimizer takes its path through the host's memory."""
+    enable_cpu()
+    answers = []
+    for case in cases:
+        engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+        optimizer = engine.optimizer
+        answers.append(getattr(optimizer, "cpu_offload", False) or optimizer.offload_optimizer)
+    return answers
+
+
+def test_offloaded_cases_are_offloaded() -> None:
+    cases = [Case(zero=zero, offload=True) for zero in (1, 2, 3)]
+
+    assert run_ranks(offloads, cases, world_size=1)[0] == [True, True, True]

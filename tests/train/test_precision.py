@@ -29,6 +29,8 @@ LAYOUTS = [
     Case(dp=2, zero=1, micro_batch=4),
     Case(dp=2, zero=2, micro_batch=4),
     Case(dp=2, zero=3, micro_batch=8),
+    Case(dp=2, zero=1, micro_batch=4, offload=True),
+    Case(dp=2, zero=2, micro_batch=4, offload=True),
 ]
 
 

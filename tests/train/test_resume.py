@@ -67,6 +67,8 @@ SPECIAL = {
         Case(dp=2, zero=3, micro_batch=4),
         Case(tp=2, zero=1, micro_batch=4, sp=True),
         Case(pp=2, zero=1, micro_batch=4, vp=2),
+        Case(dp=2, zero=3, micro_batch=4, offload=True),
+        Case(dp=2, zero=1, micro_batch=4, dtype="bf16", offload=True),
         Case(dp=2, zero=1, micro_batch=4, dtype="bf16"),
         Case(pp=2, zero=1, micro_batch=4, dtype="bf16", vp=2),
         Case(dp=2, zero=2, micro_batch=4, dtype="fp16"),
@@ -174,6 +176,10 @@ def test_a_detour_through_another_layout_changes_no_bit(folder: Path) -> None:
             Case(dp=2, zero=2, micro_batch=4, dtype="fp16"),
         ),
         (Case(dp=2, zero=2, micro_batch=4), Case(pp=2, zero=0, micro_batch=4)),
+        (
+            Case(dp=2, zero=3, micro_batch=4, offload=True),
+            Case(pp=2, zero=1, micro_batch=4, offload=True),
+        ),
     ]
 
     back = run_ranks(there_and_back, pairs, folder, world_size=2, timeout=600)[0]
