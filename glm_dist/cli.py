@@ -101,7 +101,7 @@ def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
         prog: How the command is called in its help.
     """
     command = TrainCommand() if name == "train" else _module(COMMANDS[name].module)
-    parser = argparse.ArgumentParser(
+    parser = _CommandParser(
         prog=prog,
         description=inspect.getdoc(command),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -173,6 +173,24 @@ class TrainCommand:
         return status
 
 
+class _CommandParser(argparse.ArgumentParser):
+    """Takes overrides and texts on both sides of options, in sub-commands as well."""
+
+    _mixed = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse as ``ArgumentParser`` does, options and positional arguments in any order."""
+        if self._mixed:
+            return super().parse_known_args(args, namespace)
+        self._mixed = True  # argparse's own way of mixing comes back to this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        except TypeError:  # how it says that this parser has sub-commands; those mix
+            return super().parse_known_args(args, namespace)
+        finally:
+            self._mixed = False
+
+
 def _module(name: str) -> Command:
     return cast(Command, _load(name))
 
@@ -185,15 +203,12 @@ def _load(name: str) -> Any:
 
 
 def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """Parse, with overrides and texts allowed on both sides of options.
+    """Parse what was typed.
 
     Raises:
         ConfigError: An option does not exist.
     """
-    try:
-        parsed, rest = parser.parse_known_intermixed_args(arguments)
-    except TypeError:  # how argparse says that the parser has sub-commands of its own
-        parsed, rest = parser.parse_known_args(arguments)
+    parsed, rest = parser.parse_known_args(arguments)
     if rest:
         raise ConfigError(
             key="command line",

@@ -254,7 +254,7 @@ def test_every_imported_library_is_declared() -> None:
 def test_tests_mirror_the_package() -> None:
     folders = {p.parent.name for p in (ROOT / PACKAGE).glob("*/*.py")}
     tested = {p.parent.name for p in (ROOT / "tests").glob("*/test_*.py")}
-    beside_the_package = {"golden", "launchers", "docs"}
+    beside_the_package = {"golden", "launchers", "docs", "benchmarks"}
 
     assert tested - folders <= beside_the_package
     assert not folders - tested, f"packages without a test: {sorted(folders - tested)}"
