@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -218,6 +219,44 @@ def test_resumed_and_longer_runs_read_the_same_rows(folder: Path, start_step: in
     wanted = [through.row(4 * start_step + number).tokens for number in range(4)]
 
     assert (read == np.stack(wanted)).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_replicas", [1, 2, 4])
+@pytest.mark.parametrize("micro_batch_size", [1, 2, 4])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_two_thousand_rows_survive_seven_resumes_of_a_longer_run(
+    folder: Path, num_replicas: int, micro_batch_size: int, num_workers: int
+) -> None:
+    config = make_config(folder, {n: str(folder / n) for n in ("news", "books")}, row_length=128)
+    wanted = digest(open_row_source(config), 2000)
+    config.run.steps *= 2
+    seed = 100 * num_replicas + 10 * micro_batch_size + num_workers
+    cuts = np.random.default_rng(seed).choice(np.arange(1, 125), 7, replace=False)
+    total = hashlib.sha256()
+    for start, end in pairwise([0, *sorted(int(cut) for cut in cuts), 125]):
+        source = open_row_source(config)
+        readers = [
+            training_batches(
+                source,
+                start_step=start,
+                global_batch_size=16,
+                micro_batch_size=micro_batch_size,
+                replica=replica,
+                num_replicas=num_replicas,
+                num_workers=num_workers,
+                prefetch=2,
+            )
+            for replica in range(num_replicas)
+        ]
+        for _ in range(start, end):
+            for micro_batch in (m for reader in readers for m in next(reader)):
+                for tokens, targets in zip(micro_batch.tokens, micro_batch.targets, strict=True):
+                    _update(total, tokens.numpy(), targets.numpy())
+        for reader in readers:
+            reader.close()
+
+    assert total.hexdigest() == wanted
 
 
 def test_seeds_differ_and_the_same_seed_agrees(folder: Path) -> None:
