@@ -9,7 +9,7 @@ import torch
 
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
@@ -70,7 +70,12 @@ def shape_of(model: ModelConfig, vocab_size: int = VOCAB_SIZE) -> ModelShape:
 
 
 def glm(
-    model: ModelConfig, groups: ParallelGroups, *, dtype: Dtype, device: torch.device
+    model: ModelConfig,
+    groups: ParallelGroups,
+    *,
+    dtype: Dtype,
+    device: torch.device,
+    recompute: RecomputeConfig | None = None,
 ) -> GLMStage:
     """The whole model with its first weights, in training mode."""
     stage = GLMStage(
@@ -80,6 +85,7 @@ def glm(
         dtype=dtype,
         groups=groups,
         device=device,
+        recompute=recompute,
     )
     initialize(stage.places(), seed=1, init_std=model.init_std, num_layers=model.num_layers)
     stage.train()
