@@ -21,11 +21,11 @@ from glm_dist.data.tokenise import TokenizerChoice
 from glm_dist.data.tokenizer_training import train_sentencepiece
 
 ROUNDS = 3
-DOCUMENTS = 25_000
+DOCUMENTS = 100_000
 
 
 def texts() -> list[str]:
-    """Sentences of made-up words with natural frequencies, about 60 MB."""
+    """Sentences of made-up words with natural frequencies, about 240 MB."""
     rng = np.random.default_rng(0)
     letters, weights = list("etaoinshrdlucmfwypvbgk"), np.linspace(2, 0.2, 22)
     words = [
