@@ -13,9 +13,9 @@ import numpy as np
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.blend import Blend, make_blend
+from glm_dist.data.corpus import open_corpus
 from glm_dist.data.corpus_rows import CorpusRows, RowAddress, survey_windows
-from glm_dist.data.indexed import IndexedTokens, open_indexed
-from glm_dist.data.manifest import read_manifest
+from glm_dist.data.indexed import IndexedTokens
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
 from glm_dist.data.rows import Row
 from glm_dist.data.splits import TokenStream, split_documents
@@ -148,8 +148,7 @@ def open_row_source(config: RunConfig) -> RowSource:
     corpora = []
     identity: dict[str, object] = {}
     for name, corpus in config.data.corpora.items():
-        indexed = open_indexed(corpus.prefix)
-        _check_manifest(name, corpus.prefix, indexed, tokenizer)
+        indexed = open_corpus(name, corpus.prefix, tokenizer=tokenizer)
         split = split_documents(
             indexed.num_documents,
             validation_share=config.data.validation_share,
@@ -188,27 +187,6 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         size=tokenizer.vocab_size,
         ends_sentence=tokenizer.sentence_ends(),
     )
-
-
-def _check_manifest(name: str, prefix: str, indexed: IndexedTokens, tokenizer: Tokenizer) -> None:
-    manifest = read_manifest(prefix)
-    if manifest is None:
-        return
-    if manifest.tokens != indexed.num_tokens or manifest.documents != indexed.num_documents:
-        raise DataError(
-            key=f"data.corpora.{name}.prefix",
-            found=f"{indexed.num_tokens} tokens in {indexed.num_documents} documents",
-            expected=f"{manifest.tokens} tokens in {manifest.documents} documents, as its"
-            " manifest says",
-            fix="run `glm-dist prepare` for this corpus again",
-        )
-    if manifest.tokenizer != tokenizer.fingerprint:
-        raise DataError(
-            key=f"data.corpora.{name}.prefix",
-            found=f"a corpus made with tokenizer {manifest.tokenizer}",
-            expected=f"one made with the run's tokenizer, {tokenizer.fingerprint}",
-            fix="choose the tokenizer the corpus was prepared with, or prepare it again",
-        )
 
 
 def corpus_fingerprint(corpus: IndexedTokens) -> dict[str, object]:

@@ -12,11 +12,10 @@ from pathlib import Path
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import DataConfig, LossNormalization, Resume, RunConfig
-from glm_dist.data.indexed import open_indexed
-from glm_dist.data.manifest import read_manifest
+from glm_dist.data.corpus import open_corpus
 from glm_dist.data.splits import split_documents
 from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
-from glm_dist.errors import CheckpointError, ConfigError, DataError
+from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.observe.run_folder import CONFIG_FILE
 
 CHECKPOINTS = "checkpoints"
@@ -117,16 +116,7 @@ def check_run_folder(config: RunConfig) -> int | None:
 
 
 def _check_corpus(data: DataConfig, name: str, *, tokenizer: Tokenizer) -> CorpusFacts:
-    prefix = data.corpora[name].prefix
-    corpus = open_indexed(prefix)
-    manifest = read_manifest(prefix)
-    if manifest is not None and manifest.tokenizer != tokenizer.fingerprint:
-        raise DataError(
-            key=f"data.corpora.{name}.prefix",
-            found=prefix,
-            expected="a corpus prepared with the run's tokenizer; its manifest names another",
-            fix="choose the tokenizer it was prepared with, or run `glm-dist prepare` again",
-        )
+    corpus = open_corpus(name, data.corpora[name].prefix, tokenizer=tokenizer)
     split_documents(
         corpus.num_documents,
         validation_share=data.validation_share,

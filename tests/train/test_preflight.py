@@ -10,6 +10,7 @@ from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.indexed import open_indexed
 from glm_dist.data.manifest import Manifest, write_manifest
+from glm_dist.data.tokenizer import load_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.train.preflight import CorpusFacts, check_files, check_run_folder
 from tests.data.corpora import make_documents, write_corpus, write_vocabulary
@@ -188,8 +189,8 @@ CASES = [
     Case(
         "corpus of another tokenizer",
         other_tokenizer,
-        "DataError: data.corpora.text.prefix = {folder}/text: expected a corpus prepared with the "
-        "run's tokenizer; its manifest names another.\n"
+        "DataError: data.corpora.text.prefix = {folder}/text, prepared with the tokenizer another: "
+        "expected a corpus prepared with the run's, {tokenizer}.\n"
         "  Fix: choose the tokenizer it was prepared with, or run `glm-dist prepare` again.",
     ),
     Case(
@@ -236,13 +237,19 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_spoilt_file_is_answered_with_one_exact_message(case: Case, tmp_path: Path) -> None:
     config = config_for(tmp_path, *case.more)
+    fingerprint = load_tokenizer(config_for(tmp_path).tokenizer).fingerprint
     lengths = [len(document) for document in make_documents(20)]
     # 1000 bytes hold 500 tokens of two bytes: they end inside the first sequence beyond them.
     inside = next(i for i in range(20) if sum(lengths[: i + 1]) > 500)
     case.spoil(tmp_path)
     with pytest.raises(GlmDistError) as caught:
         check_files(config)
-    expected = case.message.format(folder=tmp_path, sequence=inside, bytes=2 * sum(lengths))
+    expected = case.message.format(
+        folder=tmp_path,
+        sequence=inside,
+        bytes=2 * sum(lengths),
+        tokenizer=fingerprint,
+    )
     assert f"{type(caught.value).__name__}: {caught.value}" == expected
 
 
