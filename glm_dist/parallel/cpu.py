@@ -15,7 +15,6 @@ from megatron.core.tensor_parallel import random as megatron_random
 
 from glm_dist.errors import LaunchError
 
-
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Of glibc's mallopt(3)."""
 
