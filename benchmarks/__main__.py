@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-CPU = ("rows", "prepare", "attention", "step", "memory", "layouts")
+CPU = ("rows", "prepare", "attention", "step", "memory", "layouts", "option_costs")
 GPU = ("attention", "gpu")
 
 

@@ -74,7 +74,7 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     attempt = _open_folder(config, launch, layout)
     setup_logging(launch.rank, config.run_dir, console=console)
     source = open_row_source(config)
-    engine = _build_engine(config, groups, device=device, world_size=launch.world_size)
+    engine = build_engine(config, groups, device=device, world_size=launch.world_size)
     quiet_libraries()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     first_step = _resume(config, engine, identity)
@@ -145,9 +145,17 @@ def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -
     )
 
 
-def _build_engine(
+def build_engine(
     config: RunConfig, groups: ParallelGroups, *, device: torch.device, world_size: int
 ) -> TrainingEngine:
+    """This rank's model with its first weights, and its optimizer. Collective over all ranks.
+
+    Args:
+        config: Checked configuration.
+        groups: This rank's process groups.
+        device: Where the model lives.
+        world_size: Processes of the whole job.
+    """
     stage = build_stage(
         config.model,
         vocab_size=config.tokenizer.vocab_size,
