@@ -9,7 +9,7 @@ import torch
 
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
+from glm_dist.config.schema import Activation, Dtype, ModelConfig, RecomputeConfig
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
@@ -65,7 +65,8 @@ def shape_of(model: ModelConfig, vocab_size: int = VOCAB_SIZE) -> ModelShape:
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         vocab_size=vocab_size,
-        ffn_hidden_size=4 * model.hidden_size,
+        ffn_hidden_size=model.mlp_size,
+        gated_ffn=model.activation is Activation.geglu,
     )
 
 

@@ -10,7 +10,7 @@ Letters: ``global`` is the whole tensor, ``local`` this rank's row-major part of
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.distributed.checkpoint.metadata import (
@@ -20,16 +20,10 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 
+from glm_dist.model.parameters import RowPiece as RowPiece
+
 Box: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """Offsets and sizes along each dim."""
-
-
-class RowPiece(NamedTuple):
-    """Consecutive local rows (dim 0) and where they lie in the global tensor."""
-
-    local_start: int
-    global_start: int
-    num_rows: int
 
 
 def boxes_of_flat_range(shape: Sequence[int], start: int, end: int) -> list[Box]:

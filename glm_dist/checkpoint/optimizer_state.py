@@ -45,6 +45,7 @@ def training_fragments(
                 offset=place.offset,
                 local_shape=place.local_shape,
                 start=start,
+                rows=place.rows or None,
                 # The last stage's copy of the word table is cut at other places than the first's.
                 is_saved=not getattr(place.parameter, "ds_pipe_replicated", False),
             )

@@ -14,6 +14,7 @@ from glm_dist.config.schema import (
     CorruptionConfig,
     DataConfig,
     Dtype,
+    ModelConfig,
     PretrainingTask,
     RunConfig,
     TokenizerKind,
@@ -41,6 +42,7 @@ def check_config(
     """
     _check_names(config)
     _check_model(config)
+    _check_architecture(config.model, tensor_parallel_size=config.parallel.tensor_parallel_size)
     _check_corpora(config.data)
     _check_shares(config)
     _check_positions(config)
@@ -150,6 +152,28 @@ def _check_model(config: RunConfig) -> None:
             found="false",
             expected=f"true for tokenizer.kind = {tokenizer.kind.name}, which has one id scheme",
             fix="leave it out, or choose tokenizer=chinese_unfixed",
+        )
+
+
+def _check_architecture(model: ModelConfig, *, tensor_parallel_size: int) -> None:
+    """Check the options beyond the plain block."""
+    size, tp = model.ffn_hidden_size, tensor_parallel_size
+    if size is not None and size < 1:
+        raise ConfigError(
+            key="model.ffn_hidden_size",
+            found=size,
+            expected="a whole number of at least 1, or null for 4 x model.hidden_size",
+            fix="set model.ffn_hidden_size=null",
+        )
+    if size is not None and size % tp:
+        below, above = multiples(size, tp)
+        raise ConfigError(
+            key="model.ffn_hidden_size",
+            found=size,
+            expected=f"a multiple of parallel.tensor_parallel_size = {tp}, whose processes share "
+            "the MLP",
+            fix=f"set model.ffn_hidden_size={either([below, above] if below else [above])}, or "
+            "parallel.tensor_parallel_size=1",
         )
 
 

@@ -27,6 +27,13 @@ class PretrainingTask(Enum):
     unilm = "unilm"
 
 
+class Activation(Enum):
+    """What the MLP does between its projections."""
+
+    gelu = "gelu"
+    geglu = "geglu"
+
+
 class Dtype(Enum):
     """Number format of weights and activations during a step."""
 

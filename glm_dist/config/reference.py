@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from glm_dist.config import schema
+from glm_dist.config import architecture, schema
 from glm_dist.config import text as text_sections
 from glm_dist.config.keys import bounds_of, describe_type, field_types
 from glm_dist.config.schema import CorpusConfig, RunConfig
@@ -34,7 +34,9 @@ def config_reference(config_dir: Path) -> str:
     Args:
         config_dir: The folder conf/.
     """
-    meanings = _meanings(inspect.getsource(schema)) | _meanings(inspect.getsource(text_sections))
+    meanings: dict[str, str] = {}
+    for module in (schema, architecture, text_sections):
+        meanings |= _meanings(inspect.getsource(module))
     lines = [HEAD, "## Keys"]
     for name, kind in field_types(RunConfig).items():
         if dataclasses.is_dataclass(kind) and isinstance(kind, type):

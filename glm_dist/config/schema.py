@@ -3,14 +3,16 @@
 Values live in ``conf/``; a field has a default here only where the default means "off". A field
 without a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
 Ranges stand beside the fields and are checked when a section is built; rules that involve several
-fields are in ``checks.py``, the named alternatives in ``choices.py``, the sections about text in
-``text.py``.
+fields are in ``checks.py``, the named alternatives in ``choices.py``, the sections about the
+model in ``architecture.py``, those about text in ``text.py``.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from glm_dist.config.architecture import ModelConfig as ModelConfig
+from glm_dist.config.choices import Activation as Activation
 from glm_dist.config.choices import Dtype as Dtype
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
@@ -46,30 +48,6 @@ class RunSection(Section):
     """Seeds initialisation, dropout and data; same seed, same run."""
     steps: int = bounded(200_000, at_least=1)
     """Optimizer updates to reach; a resumed run stops at the same number."""
-
-
-@dataclass
-class ModelConfig(Section):
-    """Architecture of the Transformer (conf/model)."""
-
-    key: ClassVar[str] = "model"
-
-    num_layers: int = bounded(24, at_least=1)
-    """L: Transformer layers of the whole model."""
-    hidden_size: int = bounded(1024, at_least=1)
-    """h: width of the residual stream; the MLP is 4 h wide."""
-    num_attention_heads: int = bounded(16, at_least=1)
-    """a: heads of h / a each. Published GLMs have heads of 64."""
-    max_position_embeddings: int = bounded(512, at_least=1)
-    """P: both position tables have P + 1 rows, as the official model's."""
-    hidden_dropout: float = bounded(0.1, at_least=0, below=1)
-    """After embedding, attention output and MLP output. GLM pretrains with 0.1."""
-    attention_dropout: float = bounded(0.1, at_least=0, below=1)
-    """On attention probabilities. GLM pretrains with 0.1."""
-    layernorm_epsilon: float = bounded(1e-5, above=0)
-    """GLM uses 1e-5 everywhere."""
-    init_std: float = bounded(0.02, above=0)
-    """Normal initialisation; output projections are divided by sqrt(2 * num_layers). GLM: 0.02."""
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """How many parameters a configuration has, by arithmetic; the model is not built.
 
-L layers, h hidden size, P positions, V padded vocabulary.
+L layers, h hidden size, f MLP size, P positions, V padded vocabulary.
 """
 
-from glm_dist.config.schema import ModelConfig
+from glm_dist.config.schema import Activation, ModelConfig
 
 
 def embedding_parameters(model: ModelConfig, padded_vocab_size: int) -> int:
@@ -18,16 +18,17 @@ def embedding_parameters(model: ModelConfig, padded_vocab_size: int) -> int:
 
 
 def layer_parameters(model: ModelConfig) -> int:
-    """Parameters of one layer: 12 h² of matrices, 13 h of biases and LayerNorms."""
-    h = model.hidden_size
+    """Parameters of one layer; 12 h² of matrices and 13 h of vectors where the MLP is plain 4 h."""
+    h, f = model.hidden_size, model.mlp_size
+    inputs = 2 if model.activation is Activation.geglu else 1
     attention = 3 * h * h + 3 * h + h * h + h
-    mlp = 4 * h * h + 4 * h + 4 * h * h + h
+    mlp = inputs * (h * f + f) + f * h + h
     layernorms = 4 * h
     return attention + mlp + layernorms
 
 
 def count_parameters(model: ModelConfig, padded_vocab_size: int) -> int:
-    """Parameters of the whole model: V h + 2 (P + 1) h + L (12 h² + 13 h) + 2 h.
+    """Parameters of the whole model; V h + 2 (P + 1) h + L (12 h² + 13 h) + 2 h without options.
 
     Args:
         model: Architecture.

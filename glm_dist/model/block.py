@@ -5,6 +5,7 @@ Only the core attention and, without fused kernels, the norm are ours.
 """
 
 from functools import partial
+from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -17,7 +18,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
+from glm_dist.config.schema import (
+    Activation,
+    Dtype,
+    ModelConfig,
+    RecomputeConfig,
+    RecomputeMode,
+)
 from glm_dist.model.attention import PrefixAttention
 from glm_dist.model.norm import layer_norm_class
 from glm_dist.parallel.layout import Layout
@@ -28,6 +35,10 @@ TORCH_DTYPES = {
     Dtype.fp16: torch.float16,
 }
 
+ACTIVATIONS = {
+    Activation.gelu: partial(torch.nn.functional.gelu, approximate="tanh"),
+    Activation.geglu: torch.nn.functional.gelu,
+}
 
 RECOMPUTE: dict[RecomputeMode, dict[str, object]] = {
     RecomputeMode.none: {},
@@ -56,18 +67,16 @@ def transformer_config(
     """
     torch_dtype = TORCH_DTYPES[dtype]
     interleaved = layout.virtual_stages > 1
-    recomputed = dict(RECOMPUTE[recompute.mode])
-    if recompute.mode is RecomputeMode.full:
-        recomputed["recompute_num_layers"] = recompute.segment_layers
     return TransformerConfig(
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         num_attention_heads=model.num_attention_heads,
-        ffn_hidden_size=4 * model.hidden_size,
+        ffn_hidden_size=model.mlp_size,
         hidden_dropout=model.hidden_dropout,
         attention_dropout=model.attention_dropout,
         layernorm_epsilon=model.layernorm_epsilon,
-        activation_func=partial(torch.nn.functional.gelu, approximate="tanh"),
+        activation_func=ACTIVATIONS[model.activation],
+        gated_linear_unit=model.activation is Activation.geglu,
         params_dtype=torch_dtype,
         pipeline_dtype=torch_dtype,
         bf16=dtype is Dtype.bf16,
@@ -95,8 +104,15 @@ def transformer_config(
         bias_dropout_fusion=False,
         # An overlapped send may still read the output that this would free.
         deallocate_pipeline_outputs=not interleaved,
-        **recomputed,
+        **_recompute_settings(recompute),
     )
+
+
+def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
+    settings = dict(RECOMPUTE[recompute.mode])
+    if recompute.mode is RecomputeMode.full:
+        settings["recompute_num_layers"] = recompute.segment_layers
+    return settings
 
 
 def block_spec(num_layers: int, device: torch.device) -> TransformerBlockSubmodules:

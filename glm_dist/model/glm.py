@@ -157,6 +157,7 @@ class GLMStage(torch.nn.Module):
                 parameter,
                 tensor_rank=self.groups.coordinates.tensor,
                 tensor_size=self.groups.layout.tensor_parallel_size,
+                gated=self.config.gated_linear_unit,
             )
             for name, parameter in self._global_names()
         ]

@@ -7,6 +7,7 @@ conversion all read it; nothing else knows how the model is cut.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -26,6 +27,17 @@ TENSOR_PARALLEL_DIMS = {
 RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 """Weights that write to the residual stream; they start smaller by sqrt(2 * num_layers)."""
 
+GATE_AND_VALUE = ("linear_fc1.weight", "linear_fc1.bias")
+"""Input projection of a GeGLU: rows of the gate, then of the value; each is split over ranks."""
+
+
+class RowPiece(NamedTuple):
+    """Consecutive local rows (dim 0) and where they lie in the whole parameter."""
+
+    local_start: int
+    global_start: int
+    num_rows: int
+
 
 @dataclass(frozen=True)
 class ParameterPlace:
@@ -41,6 +53,9 @@ class ParameterPlace:
     """Where the slice begins in the whole parameter."""
     tensor_dim: int | None
     """Dim that is split over tensor-parallel ranks."""
+    rows: tuple[RowPiece, ...] = ()
+    """Where the slice's rows lie if they do not follow each other in the whole; then ``offset`` is
+    not used. Empty: one piece."""
 
     @property
     def is_bias_or_norm(self) -> bool:
@@ -49,7 +64,12 @@ class ParameterPlace:
 
 
 def place_parameter(
-    name: str, parameter: torch.nn.Parameter, *, tensor_rank: int, tensor_size: int
+    name: str,
+    parameter: torch.nn.Parameter,
+    *,
+    tensor_rank: int,
+    tensor_size: int,
+    gated: bool = False,
 ) -> ParameterPlace:
     """Find out what part of the whole model's parameter a rank holds.
 
@@ -58,6 +78,7 @@ def place_parameter(
         parameter: This rank's slice.
         tensor_rank: Place in the tensor-parallel group.
         tensor_size: Size of that group.
+        gated: Whether the MLP is a GeGLU, each rank of which has rows of the gate and of the value.
     """
     shape = tuple(parameter.shape)
     dim = next((d for end, d in TENSOR_PARALLEL_DIMS.items() if name.endswith(end)), None)
@@ -65,6 +86,11 @@ def place_parameter(
     if dim is not None:
         global_shape[dim] *= tensor_size
         offset[dim] = tensor_rank * shape[dim]
+    rows: tuple[RowPiece, ...] = ()
+    if gated and tensor_size > 1 and name.endswith(GATE_AND_VALUE):
+        half = shape[0] // 2
+        gate = RowPiece(0, tensor_rank * half, half)
+        rows = (gate, RowPiece(half, (tensor_size + tensor_rank) * half, half))
     return ParameterPlace(
         name=name,
         parameter=parameter,
@@ -72,6 +98,7 @@ def place_parameter(
         global_shape=tuple(global_shape),
         offset=tuple(offset),
         tensor_dim=dim,
+        rows=rows,
     )
 
 
@@ -89,8 +116,10 @@ def cut(place: ParameterPlace, whole: torch.Tensor) -> torch.Tensor:
         whole: Tensor of the parameter's global shape.
 
     Returns:
-        A view of the parameter's local shape.
+        The parameter's local shape; a view unless its rows lie apart.
     """
+    if place.rows:
+        return torch.cat([whole.narrow(0, part.global_start, part.num_rows) for part in place.rows])
     return whole[
         tuple(slice(o, o + n) for o, n in zip(place.offset, place.local_shape, strict=True))
     ]

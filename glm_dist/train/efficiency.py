@@ -9,7 +9,7 @@ from dataclasses import astuple
 import torch
 import torch.distributed as dist
 
-from glm_dist.config.schema import Dtype, RecomputeMode, RunConfig
+from glm_dist.config.schema import Activation, Dtype, RecomputeMode, RunConfig
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.attention import uses_mask
 from glm_dist.model.block import TORCH_DTYPES
@@ -47,7 +47,8 @@ def model_shape(config: RunConfig) -> ModelShape:
         num_layers=model.num_layers,
         hidden_size=model.hidden_size,
         vocab_size=config.tokenizer.vocab_size,
-        ffn_hidden_size=4 * model.hidden_size,
+        ffn_hidden_size=model.mlp_size,
+        gated_ffn=model.activation is Activation.geglu,
     )
 
 
@@ -95,7 +96,7 @@ class Efficiency:
             device,
             TORCH_DTYPES[dtype],
             dropout=config.model.attention_dropout,
-            head_size=config.model.hidden_size // config.model.num_attention_heads,
+            head_size=config.model.head_size,
         )
         self._peak = peak_tflops(
             torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

@@ -9,6 +9,20 @@ from tests.config.test_wrong_configurations import Case
 
 CASES = [
     Case(
+        "MLP that does not divide",
+        ["experiment=tiny", "parallel=tp4", "model.ffn_hidden_size=250"],
+        message="ConfigError: model.ffn_hidden_size = 250: expected a multiple of "
+        "parallel.tensor_parallel_size = 4, whose processes share the MLP.\n"
+        "  Fix: set model.ffn_hidden_size=248 or 252, or parallel.tensor_parallel_size=1.",
+    ),
+    Case(
+        "MLP without width",
+        ["experiment=tiny", "model.ffn_hidden_size=0"],
+        message="ConfigError: model.ffn_hidden_size = 0: expected a whole number of at least 1, "
+        "or null for 4 x model.hidden_size.\n"
+        "  Fix: set model.ffn_hidden_size=null.",
+    ),
+    Case(
         "interleaving without stages",
         ["experiment=tiny", "parallel.virtual_stages=2"],
         message="ConfigError: parallel.virtual_stages = 2: expected 1 with "

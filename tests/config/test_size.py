@@ -1,7 +1,7 @@
 import pytest
 
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import ModelConfig
+from glm_dist.config.schema import Activation, ModelConfig
 from glm_dist.config.size import count_parameters
 
 # Exact counts of the official models, in the order of glm.md 2.1.
@@ -32,6 +32,21 @@ def test_internal_roberta_model_has_the_published_number_of_parameters() -> None
         num_layers=24, hidden_size=1152, num_attention_heads=18, max_position_embeddings=1024
     )
     assert count_parameters(model, 50304) == 442_879_488
+
+
+def test_geglu_has_two_input_projections_of_any_width() -> None:
+    model = ModelConfig(
+        num_layers=3,
+        hidden_size=8,
+        num_attention_heads=2,
+        max_position_embeddings=9,
+        ffn_hidden_size=20,
+        activation=Activation.geglu,
+    )
+    # embeddings: 128 words and 2 x 10 positions of 8; a layer: attention 4 (64 + 8), MLP
+    # 2 (8 x 20 + 20) + 20 x 8 + 8, norms 2 x 16; final norm 16
+    layer = 4 * 72 + 2 * 180 + 168 + 32
+    assert count_parameters(model, 128) == (128 + 20) * 8 + 3 * layer + 16
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """One tiny training job under any layout: what the layout grid and the resume tests compare."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.config.schema import (
+    Activation,
     Dtype,
     LossNormalization,
     ModelConfig,
@@ -18,7 +19,7 @@ from glm_dist.config.schema import (
 )
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.chunks import build_stage
-from glm_dist.model.parameters import initialize
+from glm_dist.model.parameters import ParameterPlace, initialize
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
@@ -41,6 +42,11 @@ MODEL = ModelConfig(
     layernorm_epsilon=1e-5,
     init_std=0.02,
 )
+ARCHITECTURE: dict[str, dict[str, object]] = {
+    "geglu": {"activation": Activation.geglu, "ffn_hidden_size": 44},
+}
+"""What GLM-130B has and earlier models have not."""
+
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
     beta1=0.9,
@@ -70,6 +76,8 @@ class Case:
     dtype: str = "fp32"
     min_scale: int = 1
     offload: bool = False
+    architecture: tuple[str, ...] = ()
+    """Names of ARCHITECTURE."""
 
     @property
     def layout(self) -> Layout:
@@ -84,11 +92,15 @@ class Case:
 
     @property
     def model(self) -> ModelConfig:
+        changes = {
+            key: value for name in self.architecture for key, value in ARCHITECTURE[name].items()
+        }
         return replace(
             MODEL,
             num_layers=self.layers,
             hidden_dropout=self.dropout,
             attention_dropout=self.dropout,
+            **changes,
         )
 
     @property
@@ -100,7 +112,7 @@ class Case:
             if each.name in ("layers", "recompute", "segment", "dropout", "dtype", "offload")
             and getattr(self, each.name) != each.default
         ]
-        return ", ".join(shown)
+        return ", ".join([*shown, *self.architecture])
 
     def __str__(self) -> str:
         return f"{self.layout} zero{self.zero} micro{self.micro_batch} {self.options}".rstrip()
@@ -230,6 +242,20 @@ def run_steps(
     return losses, norms
 
 
+def parts_of(
+    engine: TrainingEngine, place: ParameterPlace, value: np.ndarray
+) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+    """Where a rank's slice lies in the whole: a GeGLU's two halves are cut each for itself."""
+    gated = engine.stage.config.gated_linear_unit and "linear_fc1" in place.name
+    if not gated:
+        yield place.offset, value
+        return
+    gate, factor = np.split(value, 2)
+    start = engine.groups.coordinates.tensor * len(gate)
+    for first, part in ((0, gate), (place.global_shape[0] // 2, factor)):
+        yield (first + start, *(0,) * (value.ndim - 1)), part
+
+
 def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
     """Every parameter put together on every rank, without the checkpoint's code."""
     import deepspeed
@@ -240,7 +266,8 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
     ):
         for place in engine.places:
             value = place.parameter.detach().float().numpy().copy()
-            pieces.append((place.name, place.global_shape, place.offset, value))
+            for offset, part in parts_of(engine, place, value):
+                pieces.append((place.name, place.global_shape, offset, part))
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, pieces)
     whole: dict[str, np.ndarray] = {}
@@ -255,10 +282,10 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
     return whole
 
 
-def initial_weights() -> dict[str, np.ndarray]:
-    """The model that every case starts from; one process."""
+def initial_weights(case: Case) -> dict[str, np.ndarray]:
+    """The model that a case starts from."""
     enable_cpu()
-    return whole_weights(build_engine(Case(), build_groups(Layout(), timedelta(seconds=60))))
+    return whole_weights(build_engine(case, build_groups(case.layout, timedelta(seconds=60))))
 
 
 def train_cases(cases: list[Case]) -> list[Trace]:

@@ -15,13 +15,20 @@ HEADS = 4
 EPSILON = 1e-5
 
 
-def loss_sum(weights: dict[str, torch.Tensor], rows: list[Row], *, vocab_size: int) -> torch.Tensor:
+def loss_sum(
+    weights: dict[str, torch.Tensor],
+    rows: list[Row],
+    *,
+    vocab_size: int,
+    options: frozenset[str] = frozenset(),
+) -> torch.Tensor:
     """Summed cross entropy of the rows, each computed alone under a dense mask.
 
     Args:
         weights: Whole parameters by global name.
         rows: Any number of rows.
         vocab_size: Tokens that exist; later rows of the table are padding.
+        options: Names of ``grid.ARCHITECTURE``.
     """
     table = weights["embedding.word_embeddings.weight"][:vocab_size]
     total = torch.zeros(())
@@ -37,7 +44,7 @@ def loss_sum(weights: dict[str, torch.Tensor], rows: list[Row], *, vocab_size: i
         visible = (place[None] <= place[:, None]) | (place[None] < row.prefix_length)
         layer = 0
         while f"decoder.layers.{layer}.input_layernorm.weight" in weights:
-            hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible)
+            hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible, options)
             layer += 1
         logits = _norm(weights, "decoder.final_layernorm", hidden) @ table.t()
         mask = torch.from_numpy(row.loss_mask)
@@ -57,7 +64,11 @@ def _linear(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -
 
 
 def _block(
-    weights: dict[str, torch.Tensor], layer: str, hidden: torch.Tensor, visible: torch.Tensor
+    weights: dict[str, torch.Tensor],
+    layer: str,
+    hidden: torch.Tensor,
+    visible: torch.Tensor,
+    options: frozenset[str],
 ) -> torch.Tensor:
     length, size = hidden.shape
     fused = _linear(
@@ -73,7 +84,12 @@ def _block(
     inner = _linear(
         weights, f"{layer}mlp.linear_fc1", _norm(weights, f"{layer}pre_mlp_layernorm", hidden)
     )
-    inner = 0.5 * inner * (1 + torch.tanh(math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)))
+    if "geglu" in options:
+        gate, value = inner[:, : inner.size(1) // 2], inner[:, inner.size(1) // 2 :]
+        inner = 0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value
+    else:
+        cubic = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner**3)
+        inner = 0.5 * inner * (1 + torch.tanh(cubic))
     return hidden + _linear(weights, f"{layer}mlp.linear_fc2", inner)
 
 
@@ -87,6 +103,7 @@ def train(
     epsilon: float,
     weight_decay: float,
     clip: float,
+    options: frozenset[str] = frozenset(),
 ) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
     """AdamW written out, one batch a step.
 
@@ -99,7 +116,7 @@ def train(
     losses, norms = [], []
     for step, rows in enumerate(batches, start=1):
         targets = sum(int(row.loss_mask.sum()) for row in rows)
-        loss = loss_sum(weights, rows, vocab_size=vocab_size) / targets
+        loss = loss_sum(weights, rows, vocab_size=vocab_size, options=options) / targets
         gradients = dict(
             zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
         )

@@ -21,8 +21,9 @@ from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.rng import seed_step
-from glm_dist.train.efficiency import Efficiency, micro_batch_work
+from glm_dist.train.efficiency import Efficiency, micro_batch_work, model_shape
 from tests.ranks import run_ranks
+from tests.train.grid import ARCHITECTURE
 
 VOCAB_SIZE = 251
 ROW_LENGTH = 24
@@ -77,7 +78,7 @@ FLASH_COUNTS = {
 }
 
 
-def counted_by_torch(dropout: float) -> int:
+def counted_by_torch(dropout: float, options: dict[str, object]) -> int:
     """Operations of forward and backward of ROWS, counted operator by operator."""
     enable_cpu()
     groups = build_groups(Layout(), timedelta(seconds=60))
@@ -90,6 +91,7 @@ def counted_by_torch(dropout: float) -> int:
         attention_dropout=dropout,
         layernorm_epsilon=1e-5,
         init_std=0.02,
+        **options,
     )
     stage = GLMStage(
         model,
@@ -110,10 +112,22 @@ def counted_by_torch(dropout: float) -> int:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_executed_operations_are_those_torch_counts(dropout: float) -> None:
-    (counted,) = run_ranks(counted_by_torch, dropout, world_size=1)
+    (counted,) = run_ranks(counted_by_torch, dropout, {}, world_size=1)
     work = micro_batch_work(MicroBatch.stack(ROWS), uses_mask=dropout > 0)
 
     assert executed_operations(SHAPE, work, fused_attention=dropout == 0) == counted
+
+
+def test_executed_operations_of_the_options_are_those_torch_counts() -> None:
+    options = {key: value for each in ARCHITECTURE.values() for key, value in each.items()}
+    (counted,) = run_ranks(counted_by_torch, 0.0, options, world_size=1)
+    overrides = [f"model.{key}={getattr(value, 'name', value)}" for key, value in options.items()]
+    sizes = ["model.num_layers=2", "model.hidden_size=32", f"tokenizer.vocab_size={VOCAB_SIZE}"]
+    shape = model_shape(load_config(["experiment=tiny", *sizes, *overrides]))
+    work = micro_batch_work(MicroBatch.stack(ROWS), uses_mask=False)
+
+    assert shape.ffn_hidden_size == 44
+    assert executed_operations(shape, work) == counted
 
 
 def test_useful_pairs_are_those_of_the_mask_over_real_tokens() -> None:

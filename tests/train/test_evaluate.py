@@ -46,7 +46,7 @@ def losses(cases: list[Case]) -> list[dict[str, float]]:
 def test_validation_losses_are_means_over_tokens_in_every_layout() -> None:
     weights = {
         name: torch.from_numpy(value)
-        for name, value in run_ranks(initial_weights, world_size=1)[0].items()
+        for name, value in run_ranks(initial_weights, Case(), world_size=1)[0].items()
     }
     expected = {}
     for objective in ("span", "document"):

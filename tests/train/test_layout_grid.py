@@ -8,6 +8,7 @@ import pytest
 from tests.ranks import run_ranks
 from tests.train import plain
 from tests.train.grid import (
+    ARCHITECTURE,
     OPTIMIZER,
     STEPS,
     VOCAB_SIZE,
@@ -40,9 +41,9 @@ def cases_of(world_size: int) -> list[Case]:
 
 
 @cache
-def one_process(layers: int = 4) -> Trace:
+def one_process(layers: int = 4, architecture: tuple[str, ...] = ()) -> Trace:
     """The serial run: one process, no ZeRO, the whole batch in one micro-batch."""
-    case = Case(micro_batch=16, layers=layers)
+    case = Case(micro_batch=16, layers=layers, architecture=architecture)
     traces: list[Trace] = run_ranks(train_cases, [case], world_size=1)[0]
     return traces[0]
 
@@ -60,7 +61,10 @@ def differences(found: Trace, expected: Trace) -> tuple[float, float, float]:
 def run_grid(world_size: int, cases: list[Case]) -> list[tuple[Case, tuple[float, float, float]]]:
     """Train cases of a world size in one group of processes and compare each with one process."""
     traces: list[Trace] = run_ranks(train_cases, cases, world_size=world_size, timeout=1800)[0]
-    return [(c, differences(t, one_process(c.layers))) for c, t in zip(cases, traces, strict=True)]
+    return [
+        (case, differences(trace, one_process(case.layers, case.architecture)))
+        for case, trace in zip(cases, traces, strict=True)
+    ]
 
 
 def format_table(rows: list[tuple[Case, tuple[float, float, float]]]) -> str:
@@ -87,9 +91,12 @@ def check_grid(world_size: int, cases: list[Case], capsys: pytest.CaptureFixture
     assert not wrong, "\n".join(wrong)
 
 
-def test_one_process_trains_the_model_of_plain_torch() -> None:
+@pytest.mark.parametrize(
+    "architecture", [(), *((name,) for name in ARCHITECTURE), tuple(ARCHITECTURE)]
+)
+def test_one_process_trains_the_model_of_plain_torch(architecture: tuple[str, ...]) -> None:
     losses, norms, weights = plain.train(
-        run_ranks(initial_weights, world_size=1)[0],
+        run_ranks(initial_weights, Case(architecture=architecture), world_size=1)[0],
         [rows_of_step(step) for step in range(STEPS)],
         vocab_size=VOCAB_SIZE,
         learning_rate=OPTIMIZER.learning_rate,
@@ -97,9 +104,10 @@ def test_one_process_trains_the_model_of_plain_torch() -> None:
         epsilon=OPTIMIZER.epsilon,
         weight_decay=OPTIMIZER.weight_decay,
         clip=OPTIMIZER.gradient_clipping,
+        options=frozenset(architecture),
     )
 
-    found = differences(one_process(), Trace(losses, norms, weights))
+    found = differences(one_process(architecture=architecture), Trace(losses, norms, weights))
 
     assert max(found) <= TOLERANCE, found
 

@@ -7,12 +7,13 @@ from dataclasses import replace
 from datetime import timedelta
 from itertools import product
 
+import numpy as np
 import pytest
 
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from tests.ranks import run_ranks
-from tests.train.grid import Case, build_engine
+from tests.train.grid import ARCHITECTURE, Case, build_engine, initial_weights
 from tests.train.test_layout_grid import MICRO_BATCHES, check_grid
 
 SEQUENCE_PARALLEL = {
@@ -65,7 +66,24 @@ OFFLOADED = {
     4: [Case(tp=2, dp=2, zero=3, micro_batch=4, sp=True, offload=True)],
 }
 
-KINDS = (SEQUENCE_PARALLEL, INTERLEAVED, UNEVEN, RECOMPUTED, OFFLOADED)
+ALL = tuple(ARCHITECTURE)
+
+GLM_130B = {
+    2: [
+        Case(tp=2, zero=0, micro_batch=2, architecture=ALL),
+        Case(tp=2, zero=1, micro_batch=2, sp=True, architecture=ALL),
+        Case(tp=2, zero=3, micro_batch=4, recompute="full", architecture=ALL),
+        Case(pp=2, zero=1, micro_batch=2, architecture=ALL),
+        Case(pp=2, zero=0, micro_batch=2, vp=2, recompute="selective", architecture=ALL),
+    ],
+    4: [
+        Case(tp=4, zero=1, micro_batch=2, architecture=ALL),
+        Case(tp=2, pp=2, zero=1, micro_batch=2, architecture=ALL),
+        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True, recompute="full", architecture=ALL),
+    ],
+}
+
+KINDS = (SEQUENCE_PARALLEL, INTERLEAVED, UNEVEN, RECOMPUTED, OFFLOADED, GLM_130B)
 OPTIONS = {size: [case for kind in KINDS for case in kind[size]] for size in (2, 4)}
 """By number of processes."""
 
@@ -118,6 +136,15 @@ def test_no_option_changes_what_is_trained(
     world_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_grid(world_size, OPTIONS[world_size], capsys)
+
+
+def test_options_of_the_architecture_start_from_the_same_weights_in_every_layout() -> None:
+    (whole,) = run_ranks(initial_weights, Case(architecture=ALL), world_size=1)
+    for case in (Case(tp=4, architecture=ALL), Case(tp=2, pp=2, architecture=ALL)):
+        found = run_ranks(initial_weights, case, world_size=4)[0]
+        assert found.keys() == whole.keys()
+        for name, weights in whole.items():
+            assert np.array_equal(found[name], weights), name
 
 
 @pytest.mark.slow

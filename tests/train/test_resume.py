@@ -12,10 +12,11 @@ from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.train.state import restore_state, save_state
 from tests.ranks import run_ranks
-from tests.train.grid import Case, Trace, build_engine, run_steps, whole_weights
+from tests.train.grid import ARCHITECTURE, Case, Trace, build_engine, run_steps, whole_weights
 from tests.train.test_layout_grid import LAYOUTS, TOLERANCE, differences
 
 STOP, END = 5, 10
+ALL = tuple(ARCHITECTURE)
 
 
 def folder_of(folder: Path, case: Case) -> Path:
@@ -119,9 +120,19 @@ def test_resuming_in_the_same_layout_changes_no_bit(world_size: int, folder: Pat
         assert_equal_bits(trace, whole[case], str(case))
 
 
-def check_pairs(world_size: int, pairs: list[tuple[Case, Case]], folder: Path) -> None:
+def check_pairs(
+    world_size: int,
+    pairs: list[tuple[Case, Case]],
+    folder: Path,
+    *,
+    architecture: tuple[str, ...] = (),
+) -> None:
     """Resume each pair's source in its target and compare with one process."""
-    expected = default_run(1, folder)[Case(micro_batch=4)]
+    serial = Case(micro_batch=4, architecture=architecture)
+    if architecture:
+        expected = uninterrupted(1, (serial,), folder)[serial]
+    else:
+        expected = default_run(1, folder)[serial]
     resumed = run_ranks(resume, pairs, folder, world_size=world_size, timeout=3600)[0]
     wrong = [
         f"{source} -> {target}: {differences(trace, expected)}"
@@ -139,6 +150,21 @@ def test_one_checkpoint_resumes_in_every_layout(world_size: int, folder: Path) -
     # The sources take turns, so that each meets every kind of target once.
     pairs = [(SOURCES[i % 2], target) for i, target in enumerate(targets)]
     check_pairs(world_size, pairs, folder)
+
+
+@pytest.mark.timeout(900)
+def test_options_of_the_architecture_resume_in_other_layouts(folder: Path) -> None:
+    cut = Case(tp=2, zero=1, micro_batch=4, sp=True, architecture=ALL)
+    stages = Case(pp=2, zero=1, micro_batch=4, architecture=ALL)
+    sharded = Case(tp=2, zero=3, micro_batch=4, architecture=ALL)
+    serial = Case(micro_batch=4, architecture=ALL)
+    whole = uninterrupted(2, (cut, stages, sharded), folder)
+
+    check_pairs(1, [(cut, serial), (sharded, serial)], folder, architecture=ALL)
+    pairs = [(serial, cut), (cut, stages), (stages, sharded), (sharded, cut)]
+    check_pairs(2, pairs, folder, architecture=ALL)
+    (trace,) = run_ranks(there_and_back, [(cut, stages)], folder, world_size=2, timeout=600)[0]
+    assert_equal_bits(trace, whole[cut], "there and back")
 
 
 def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:

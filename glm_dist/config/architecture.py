@@ -1,0 +1,49 @@
+"""What the Transformer looks like: its sizes, and the options beyond the first GLMs.
+
+An option without a value in ``conf/model`` is off; what may not be combined is in ``checks.py``.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from glm_dist.config.choices import Activation
+from glm_dist.config.rules import Section, bounded
+
+
+@dataclass
+class ModelConfig(Section):
+    """Architecture of the Transformer (conf/model)."""
+
+    key: ClassVar[str] = "model"
+
+    num_layers: int = bounded(24, at_least=1)
+    """L: Transformer layers of the whole model."""
+    hidden_size: int = bounded(1024, at_least=1)
+    """h: width of the residual stream."""
+    num_attention_heads: int = bounded(16, at_least=1)
+    """a: heads of h / a each. Published GLMs have heads of 64, GLM-130B of 128."""
+    max_position_embeddings: int = bounded(512, at_least=1)
+    """P: both position tables have P + 1 rows, as the official model's."""
+    hidden_dropout: float = bounded(0.1, at_least=0, below=1)
+    """After embedding, attention output and MLP output. GLM pretrains with 0.1."""
+    attention_dropout: float = bounded(0.1, at_least=0, below=1)
+    """On attention probabilities. GLM pretrains with 0.1."""
+    layernorm_epsilon: float = bounded(1e-5, above=0)
+    """GLM uses 1e-5 everywhere."""
+    init_std: float = bounded(0.02, above=0)
+    """Normal initialisation; output projections are divided by sqrt(2 * num_layers). GLM: 0.02."""
+    ffn_hidden_size: int | None = None
+    """f: width of the MLP; unset: 4 h, as in every GLM but GLM-130B, which has 8/3 h."""
+    activation: Activation = Activation.gelu
+    """gelu: tanh approximation, as official; geglu: GELU(gate) x value, two input projections, with
+    the exact GELU of GLM-130B."""
+
+    @property
+    def mlp_size(self) -> int:
+        """Width of the MLP, f."""
+        return 4 * self.hidden_size if self.ffn_hidden_size is None else self.ffn_hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Width of one attention head, d."""
+        return self.hidden_size // self.num_attention_heads
