@@ -88,7 +88,7 @@ def glm(
         device=device,
         recompute=recompute,
     )
-    initialize(stage.places(), seed=1, init_std=model.init_std, num_layers=model.num_layers)
+    initialize(stage.places(), model, seed=1)
     stage.train()
     return stage
 

@@ -6,7 +6,7 @@ An option without a value in ``conf/model`` is off; what may not be combined is 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glm_dist.config.choices import Activation
+from glm_dist.config.choices import Activation, Residual
 from glm_dist.config.rules import Section, bounded
 
 
@@ -31,12 +31,15 @@ class ModelConfig(Section):
     layernorm_epsilon: float = bounded(1e-5, above=0)
     """GLM uses 1e-5 everywhere."""
     init_std: float = bounded(0.02, above=0)
-    """Normal initialisation; output projections are divided by sqrt(2 * num_layers). GLM: 0.02."""
+    """Normal initialisation; output projections (with deep_norm also the MLP's input and the
+    values) are divided by sqrt(2 * num_layers). GLM: 0.02."""
     ffn_hidden_size: int | None = None
     """f: width of the MLP; unset: 4 h, as in every GLM but GLM-130B, which has 8/3 h."""
     activation: Activation = Activation.gelu
     """gelu: tanh approximation, as official; geglu: GELU(gate) x value, two input projections, with
     the exact GELU of GLM-130B."""
+    residual: Residual = Residual.pre_norm
+    """pre_norm: official; deep_norm: LN(sqrt(2 L) x + f(x)), as in GLM-130B."""
 
     @property
     def mlp_size(self) -> int:

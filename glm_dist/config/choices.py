@@ -57,6 +57,13 @@ class RecomputeMode(Enum):
     full = "full"
 
 
+class Residual(Enum):
+    """Where a layer's norms stand, and what its outputs are added to."""
+
+    pre_norm = "pre_norm"
+    deep_norm = "deep_norm"
+
+
 class LRScheduleKind(Enum):
     """Shape of the learning rate after warm-up."""
 

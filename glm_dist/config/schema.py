@@ -19,6 +19,7 @@ from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
 from glm_dist.config.choices import Offload as Offload
 from glm_dist.config.choices import PretrainingTask as PretrainingTask
 from glm_dist.config.choices import RecomputeMode as RecomputeMode
+from glm_dist.config.choices import Residual as Residual
 from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode

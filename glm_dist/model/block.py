@@ -1,7 +1,8 @@
 """GLM's Transformer block as a megatron-core configuration and module spec.
 
-Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1).
-Only the core attention and, without fused kernels, the norm are ours.
+Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1),
+and GLM-130B's options in their stead. Only the core attention, the layer with DeepNorm and, without
+fused kernels, the norm are ours.
 """
 
 from functools import partial
@@ -24,8 +25,10 @@ from glm_dist.config.schema import (
     ModelConfig,
     RecomputeConfig,
     RecomputeMode,
+    Residual,
 )
 from glm_dist.model.attention import PrefixAttention
+from glm_dist.model.deep_norm import DeepNormLayer
 from glm_dist.model.norm import layer_norm_class
 from glm_dist.parallel.layout import Layout
 
@@ -115,16 +118,19 @@ def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
     return settings
 
 
-def block_spec(num_layers: int, device: torch.device) -> TransformerBlockSubmodules:
+def block_spec(
+    num_layers: int, residual: Residual, *, device: torch.device
+) -> TransformerBlockSubmodules:
     """The layers of one pipeline stage.
 
     Args:
         num_layers: Layers on this stage.
+        residual: Kind of layer.
         device: Chooses the norm's implementation.
     """
     norm = layer_norm_class(device)
     layer = ModuleSpec(
-        module=TransformerLayer,
+        module=DeepNormLayer if residual is Residual.deep_norm else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(

@@ -78,7 +78,7 @@ class GLMStage(torch.nn.Module):
             self.head = self._tied_copy(padded_vocab_size)
         self.decoder = TransformerBlock(
             self.config,
-            block_spec(len(layers), device),
+            block_spec(len(layers), model.residual, device=device),
             pre_process=self.is_first,
             post_process=self.is_last,
             pg_collection=groups.collection(),

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from glm_dist.config.schema import ModelConfig, Residual
 from glm_dist.parallel.rng import derive_seed
 
 TENSOR_PARALLEL_DIMS = {
@@ -26,6 +27,10 @@ TENSOR_PARALLEL_DIMS = {
 
 RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
 """Weights that write to the residual stream; they start smaller by sqrt(2 * num_layers)."""
+
+VALUE_PATH = (*RESIDUAL_OUTPUTS, "linear_fc1.weight")
+"""What DeepNorm starts smaller by the same factor, beside the values of ``linear_qkv.weight``
+(arXiv 2203.00555, figure 2)."""
 
 GATE_AND_VALUE = ("linear_fc1.weight", "linear_fc1.bias")
 """Input projection of a GeGLU: rows of the gate, then of the value; each is split over ranks."""
@@ -126,9 +131,7 @@ def cut(place: ParameterPlace, whole: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def initialize(
-    places: list[ParameterPlace], *, seed: int, init_std: float, num_layers: int
-) -> None:
+def initialize(places: list[ParameterPlace], model: ModelConfig, *, seed: int) -> None:
     """Draw the official initialisation (GLM 4f61ed7): normal weights, zero biases, unit norms.
 
     Each whole parameter is drawn from a generator seeded by its name and cut afterwards, so no
@@ -137,11 +140,12 @@ def initialize(
 
     Args:
         places: Parameters of this rank.
+        model: Architecture; its ``init_std`` is divided by sqrt(2 * num_layers) where a block
+            writes to the residual stream, with DeepNorm on all of the path of values.
         seed: Seed of the run.
-        init_std: Standard deviation; divided by sqrt(2 * num_layers) where a block writes to the
-            residual stream.
-        num_layers: Layers of the whole model.
     """
+    smaller = 1 / math.sqrt(2 * model.num_layers)
+    is_deep_norm = model.residual is Residual.deep_norm
     for place in places:
         parameter = place.parameter
         if place.name.endswith("bias"):
@@ -149,11 +153,14 @@ def initialize(
         elif place.is_bias_or_norm:
             parameter.fill_(1.0)
         else:
-            std = init_std
-            if place.name.endswith(RESIDUAL_OUTPUTS):
-                std /= math.sqrt(2 * num_layers)
+            std = model.init_std
+            if place.name.endswith(VALUE_PATH if is_deep_norm else RESIDUAL_OUTPUTS):
+                std *= smaller
             generator = torch.Generator(parameter.device)
             generator.manual_seed(derive_seed("initialize", seed, place.name))
             whole = torch.empty(place.global_shape, dtype=torch.float32, device=parameter.device)
             whole.normal_(0.0, std, generator=generator)
+            if is_deep_norm and place.name.endswith("linear_qkv.weight"):
+                # Rows [a, 3, d]: query, key and value of one head stand together.
+                whole.view(model.num_attention_heads, 3, -1)[:, 2] *= smaller
             parameter.copy_(cut(place, whole))

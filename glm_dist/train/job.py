@@ -165,12 +165,7 @@ def build_engine(
         device=device,
         recompute=config.recompute,
     )
-    initialize(
-        stage.places(),
-        seed=config.run.seed,
-        init_std=config.model.init_std,
-        num_layers=config.model.num_layers,
-    )
+    initialize(stage.places(), config.model, seed=config.run.seed)
     if config.compile.enabled:
         compile_layers(stage)
     return TrainingEngine(

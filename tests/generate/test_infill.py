@@ -46,7 +46,7 @@ def model() -> GLMStage:
         groups=build_groups(Layout(), timedelta(seconds=60)),
         device=torch.device("cpu"),
     )
-    initialize(stage.places(), seed=3, init_std=MODEL.init_std, num_layers=MODEL.num_layers)
+    initialize(stage.places(), MODEL, seed=3)
     return stage.eval()
 
 

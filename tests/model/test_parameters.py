@@ -1,13 +1,14 @@
 """Initialisation and places do not depend on how the model is cut."""
 
 import math
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
 import pytest
 import torch
 
-from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.config.schema import Dtype, ModelConfig, Residual
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
 from glm_dist.parallel.cpu import enable_cpu
@@ -27,13 +28,15 @@ MODEL = ModelConfig(
 )
 
 
-def initial_pieces(layouts: list[Layout], seed: int) -> list[list[tuple[str, tuple, np.ndarray]]]:
+def initial_pieces(
+    layouts: list[Layout], seed: int, model: ModelConfig = MODEL
+) -> list[list[tuple[str, tuple, np.ndarray]]]:
     """Name, offset and value of every parameter this rank holds, for each layout."""
     enable_cpu()
     found = []
     for layout in layouts:
         stage = GLMStage(
-            MODEL,
+            model,
             vocab_size=251,
             padded_vocab_size=256,
             dtype=Dtype.fp32,
@@ -41,7 +44,7 @@ def initial_pieces(layouts: list[Layout], seed: int) -> list[list[tuple[str, tup
             device=torch.device("cpu"),
         )
         places = stage.places()
-        initialize(places, seed=seed, init_std=MODEL.init_std, num_layers=MODEL.num_layers)
+        initialize(places, model, seed=seed)
         found.append([(p.name, p.offset, p.parameter.detach().numpy().copy()) for p in places])
     return found
 
@@ -84,6 +87,33 @@ def test_weights_have_the_official_spread(model: dict[str, np.ndarray]) -> None:
     )
     assert not model["decoder.layers.2.self_attention.linear_qkv.bias"].any()
     assert (model["decoder.final_layernorm.weight"] == 1.0).all()
+
+
+def test_deep_norm_makes_the_path_of_values_start_smaller() -> None:
+    model = replace(MODEL, residual=Residual.deep_norm)
+    pieces = run_ranks(initial_pieces, [Layout()], 1, model, world_size=1)[0][0]
+    weights = {name: value for name, _, value in pieces}
+    smaller = 0.02 / math.sqrt(2 * 4)
+    query, key, value = (
+        np.stack(
+            [  # 4 heads of 8: rows 24 i + 8 n are head i's
+                weights[f"decoder.layers.{layer}.self_attention.linear_qkv.weight"][
+                    24 * head + 8 * n : 24 * head + 8 * (n + 1)
+                ]
+                for layer in range(4)
+                for head in range(4)
+            ]
+        )
+        for n in range(3)
+    )
+
+    assert query.std() == pytest.approx(0.02, rel=0.05)
+    assert key.std() == pytest.approx(0.02, rel=0.05)
+    assert value.std() == pytest.approx(smaller, rel=0.05)
+    for name in ("self_attention.linear_proj", "mlp.linear_fc1", "mlp.linear_fc2"):
+        found = weights[f"decoder.layers.1.{name}.weight"].std()
+        assert found == pytest.approx(smaller, rel=0.06), name
+    assert weights["embedding.word_embeddings.weight"].std() == pytest.approx(0.02, rel=0.03)
 
 
 def test_parameters_are_as_many_as_the_formula_says(model: dict[str, np.ndarray]) -> None:

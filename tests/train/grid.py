@@ -16,6 +16,7 @@ from glm_dist.config.schema import (
     OptimizerConfig,
     RecomputeConfig,
     RecomputeMode,
+    Residual,
 )
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.chunks import build_stage
@@ -44,6 +45,7 @@ MODEL = ModelConfig(
 )
 ARCHITECTURE: dict[str, dict[str, object]] = {
     "geglu": {"activation": Activation.geglu, "ffn_hidden_size": 44},
+    "deep_norm": {"residual": Residual.deep_norm},
 }
 """What GLM-130B has and earlier models have not."""
 
@@ -214,7 +216,7 @@ def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
         device=torch.device("cpu"),
         recompute=RecomputeConfig(RecomputeMode[case.recompute], case.segment),
     )
-    initialize(stage.places(), seed=1, init_std=MODEL.init_std, num_layers=case.layers)
+    initialize(stage.places(), case.model, seed=1)
     return TrainingEngine(
         stage, OPTIMIZER, deepspeed_config=deepspeed_dictionary(case), groups=groups
     )

@@ -71,19 +71,20 @@ def _block(
     options: frozenset[str],
 ) -> torch.Tensor:
     length, size = hidden.shape
-    fused = _linear(
-        weights,
-        f"{layer}self_attention.linear_qkv",
-        _norm(weights, f"{layer}input_layernorm", hidden),
-    )
+    normed = _norm(weights, f"{layer}input_layernorm", hidden)
+    if "deep_norm" in options:
+        layers = sum(name.endswith("input_layernorm.weight") for name in weights)
+        hidden = math.sqrt(2 * layers) * normed
+    fused = _linear(weights, f"{layer}self_attention.linear_qkv", normed)
     query, key, value = fused.view(length, HEADS, 3, size // HEADS).unbind(2)  # [s, a, d]
     scores = torch.einsum("iad,jad->aij", query, key) / math.sqrt(size // HEADS)
     attention = scores.masked_fill(~visible, -math.inf).softmax(-1)
     context = torch.einsum("aij,jad->iad", attention, value).reshape(length, size)
     hidden = hidden + _linear(weights, f"{layer}self_attention.linear_proj", context)
-    inner = _linear(
-        weights, f"{layer}mlp.linear_fc1", _norm(weights, f"{layer}pre_mlp_layernorm", hidden)
-    )
+    normed = _norm(weights, f"{layer}pre_mlp_layernorm", hidden)
+    if "deep_norm" in options:
+        hidden = math.sqrt(2 * layers) * normed
+    inner = _linear(weights, f"{layer}mlp.linear_fc1", normed)
     if "geglu" in options:
         gate, value = inner[:, : inner.size(1) // 2], inner[:, inner.size(1) // 2 :]
         inner = 0.5 * gate * (1 + torch.erf(gate / math.sqrt(2))) * value
