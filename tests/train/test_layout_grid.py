@@ -91,9 +91,10 @@ def check_grid(world_size: int, cases: list[Case], capsys: pytest.CaptureFixture
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "architecture", [(), *((name,) for name in ARCHITECTURE), tuple(ARCHITECTURE)]
-)
+ARCHITECTURES = [(), *((name,) for name in ARCHITECTURE), tuple(ARCHITECTURE)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda names: "+".join(names) or "none")
 def test_one_process_trains_the_model_of_plain_torch(architecture: tuple[str, ...]) -> None:
     losses, norms, weights = plain.train(
         run_ranks(initial_weights, Case(architecture=architecture), world_size=1)[0],
