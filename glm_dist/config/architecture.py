@@ -6,7 +6,7 @@ An option without a value in ``conf/model`` is off; what may not be combined is 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from glm_dist.config.choices import Activation, Residual
+from glm_dist.config.choices import Activation, PositionEncoding, Residual
 from glm_dist.config.rules import Section, bounded
 
 
@@ -23,7 +23,7 @@ class ModelConfig(Section):
     num_attention_heads: int = bounded(16, at_least=1)
     """a: heads of h / a each. Published GLMs have heads of 64, GLM-130B of 128."""
     max_position_embeddings: int = bounded(512, at_least=1)
-    """P: both position tables have P + 1 rows, as the official model's."""
+    """P: largest position; learned tables have P + 1 rows, as the official model's."""
     hidden_dropout: float = bounded(0.1, at_least=0, below=1)
     """After embedding, attention output and MLP output. GLM pretrains with 0.1."""
     attention_dropout: float = bounded(0.1, at_least=0, below=1)
@@ -38,6 +38,9 @@ class ModelConfig(Section):
     activation: Activation = Activation.gelu
     """gelu: tanh approximation, as official; geglu: GELU(gate) x value, two input projections, with
     the exact GELU of GLM-130B."""
+    position_encoding: PositionEncoding = PositionEncoding.learned
+    """learned: a table for each of the two positions, as official; rotary_2d: no tables, half of
+    each head is turned by the position, half by the block position, as in ChatGLM-6B."""
     residual: Residual = Residual.pre_norm
     """pre_norm: official; deep_norm: LN(sqrt(2 L) x + f(x)), as in GLM-130B."""
 

@@ -15,6 +15,7 @@ from glm_dist.config.schema import (
     DataConfig,
     Dtype,
     ModelConfig,
+    PositionEncoding,
     PretrainingTask,
     RunConfig,
     TokenizerKind,
@@ -175,6 +176,17 @@ def _check_architecture(model: ModelConfig, *, tensor_parallel_size: int) -> Non
             fix=f"set model.ffn_hidden_size={either([below, above] if below else [above])}, or "
             "parallel.tensor_parallel_size=1",
         )
+    if model.position_encoding is PositionEncoding.rotary_2d and model.head_size % 4:
+        below, above = multiples(model.head_size, 4)
+        sizes = [width * model.num_attention_heads for width in (below, above) if width]
+        raise ConfigError(
+            key="model.position_encoding",
+            found="rotary_2d",
+            expected="heads of a multiple of 4 dims, two pairs or more to turn; model.hidden_size "
+            f"/ num_attention_heads = {model.hidden_size} / {model.num_attention_heads} = "
+            f"{model.head_size}",
+            fix=f"set model.hidden_size={either(sizes)}, or model.position_encoding=learned",
+        )
 
 
 def _check_corpora(data: DataConfig) -> None:
@@ -288,6 +300,7 @@ def _check_shares(config: RunConfig) -> None:
 def _check_positions(config: RunConfig) -> None:
     rows, positions = config.batch.row_length, config.model.max_position_embeddings
     needed = positions_needed(config.corruption, rows)
+    is_learned = config.model.position_encoding is PositionEncoding.learned
     if needed > positions:
         fits = next(
             length
@@ -297,7 +310,8 @@ def _check_positions(config: RunConfig) -> None:
         raise ConfigError(
             key="batch.row_length",
             found=rows,
-            expected=f"rows whose positions, here up to {needed}, fit the tables of "
+            expected=f"rows whose positions, here up to {needed}, fit "
+            f"{'the tables of ' if is_learned else ''}"
             f"model.max_position_embeddings = {positions}",
             fix=f"set batch.row_length={fits} or less, or model.max_position_embeddings={needed}",
         )

@@ -57,6 +57,13 @@ class RecomputeMode(Enum):
     full = "full"
 
 
+class PositionEncoding(Enum):
+    """How attention learns of the two positions of a token."""
+
+    learned = "learned"
+    rotary_2d = "rotary_2d"
+
+
 class Residual(Enum):
     """Where a layer's norms stand, and what its outputs are added to."""
 

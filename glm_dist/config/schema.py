@@ -17,6 +17,7 @@ from glm_dist.config.choices import Dtype as Dtype
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
 from glm_dist.config.choices import Offload as Offload
+from glm_dist.config.choices import PositionEncoding as PositionEncoding
 from glm_dist.config.choices import PretrainingTask as PretrainingTask
 from glm_dist.config.choices import RecomputeMode as RecomputeMode
 from glm_dist.config.choices import Residual as Residual

@@ -3,17 +3,19 @@
 L layers, h hidden size, f MLP size, P positions, V padded vocabulary.
 """
 
-from glm_dist.config.schema import Activation, ModelConfig
+from glm_dist.config.schema import Activation, ModelConfig, PositionEncoding
 
 
 def embedding_parameters(model: ModelConfig, padded_vocab_size: int) -> int:
-    """Parameters of the word table (tied with the head) and of both position tables.
+    """Parameters of the word table (tied with the head) and of learned positions.
 
     Args:
         model: Architecture.
         padded_vocab_size: Rows of the word table, V.
     """
-    rows = padded_vocab_size + 2 * (model.max_position_embeddings + 1)
+    rows = padded_vocab_size
+    if model.position_encoding is PositionEncoding.learned:
+        rows += 2 * (model.max_position_embeddings + 1)
     return rows * model.hidden_size
 
 

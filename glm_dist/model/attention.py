@@ -24,6 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
 from glm_dist.model.attention_plan import AttentionPlan, Stretch
+from glm_dist.model.rotary import rotate
 from glm_dist.model.split_attention import split_attention
 from glm_dist.model.varlen_attention import can_use_flash, varlen_attention
 from glm_dist.parallel.rng import get_cuda_rng_tracker
@@ -156,7 +157,7 @@ class PrefixAttention(torch.nn.Module):
             attention_mask: Unused; there is no mask tensor.
             attn_mask_type: Unused; the mask is always GLM's.
             attention_bias: Unused.
-            packed_seq_params: Where the rows' segments are.
+            packed_seq_params: Where the rows' segments are, and how positions turn heads.
 
         Returns:
             [s, b, h/t].
@@ -170,6 +171,9 @@ class PrefixAttention(torch.nn.Module):
         stream: AbstractContextManager[None] = (
             get_cuda_rng_tracker().fork() if forks else nullcontext()
         )
+        rotation = packed_seq_params.rotation
+        if rotation is not None:
+            query, key = rotate(query, rotation), rotate(key, rotation)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a/t, s, d]
         if self.cache is not None:
             key, value = self.cache.extend(key, value)

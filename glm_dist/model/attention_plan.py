@@ -18,6 +18,7 @@ from typing import ClassVar
 import torch
 
 from glm_dist.data.rows import Segment
+from glm_dist.model.rotary import Rotation
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class AttentionPlan:
     stretches: tuple[Stretch, ...]
     variable_length: VariableLength | None
     """Only where the device has such kernels."""
+    rotation: Rotation | None = None
+    """Angles of rotary positions; None where positions are learned."""
 
 
 def plan_attention(

@@ -1,4 +1,7 @@
-"""Input of the first stage: word + position + block-position embedding (GLM 2.1, figure 2)."""
+"""Input of the first stage: word + position + block-position embedding (GLM 2.1, figure 2).
+
+With rotary positions it is the word embedding alone.
+"""
 
 from contextlib import nullcontext
 
@@ -17,14 +20,14 @@ def keep_weight(weight: torch.Tensor) -> torch.Tensor:
 
 
 class GLMEmbedding(torch.nn.Module):
-    """Sum of three learned tables; the word table is split over the vocabulary."""
+    """Sum of up to three learned tables; the word table is split over the vocabulary."""
 
     def __init__(
         self,
         config: TransformerConfig,
         *,
         padded_vocab_size: int,
-        max_position_embeddings: int,
+        max_position_embeddings: int | None,
         tensor_group: dist.ProcessGroup,
         device: torch.device,
     ) -> None:
@@ -33,12 +36,13 @@ class GLMEmbedding(torch.nn.Module):
         Args:
             config: megatron-core's configuration.
             padded_vocab_size: Rows of the word table over all tensor-parallel ranks.
-            max_position_embeddings: P; both position tables have P + 1 rows, as official.
+            max_position_embeddings: P; both position tables have P + 1 rows, as official. None for
+                no such tables.
             tensor_group: Ranks that share the word table.
             device: Where the tables live.
         """
         super().__init__()
-        rows, hidden = max_position_embeddings + 1, config.hidden_size
+        hidden = config.hidden_size
         self.word_embeddings = VocabParallelEmbedding(
             padded_vocab_size,
             hidden,
@@ -47,16 +51,18 @@ class GLMEmbedding(torch.nn.Module):
             config=config,
             tp_group=tensor_group,
         )
-        self.position_embeddings = torch.nn.Embedding(
-            rows, hidden, dtype=config.params_dtype, device=device
-        )
-        self.block_position_embeddings = torch.nn.Embedding(
-            rows, hidden, dtype=config.params_dtype, device=device
-        )
+        self.position_embeddings: torch.nn.Embedding | None = None
+        self.block_position_embeddings: torch.nn.Embedding | None = None
+        if max_position_embeddings is not None:
+            rows = max_position_embeddings + 1
+            self.position_embeddings, self.block_position_embeddings = (
+                torch.nn.Embedding(rows, hidden, dtype=config.params_dtype, device=device)
+                for _ in range(2)
+            )
+            if config.sequence_parallel:
+                mark_partial(self.position_embeddings.weight, self.block_position_embeddings.weight)
         self.dropout = torch.nn.Dropout(config.hidden_dropout)
         self.sequence_parallel = config.sequence_parallel
-        if config.sequence_parallel:
-            mark_partial(self.position_embeddings.weight, self.block_position_embeddings.weight)
 
     def forward(
         self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
@@ -73,10 +79,18 @@ class GLMEmbedding(torch.nn.Module):
         """
         if self.sequence_parallel:
             return self._embed_part(tokens, positions, block_positions)
-        embedded = self.word_embeddings(tokens) + self.position_embeddings(positions)  # [b, s, h]
-        embedded = embedded + self.block_position_embeddings(block_positions)
+        embedded = self._add_positions(self.word_embeddings(tokens), positions, block_positions)
         hidden: torch.Tensor = self.dropout(embedded.transpose(0, 1).contiguous())  # [s, b, h]
         return hidden
+
+    def _add_positions(
+        self, embedded: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
+    ) -> torch.Tensor:
+        if self.position_embeddings is None or self.block_position_embeddings is None:
+            return embedded
+        embedded = embedded + self.position_embeddings(positions)
+        summed: torch.Tensor = embedded + self.block_position_embeddings(block_positions)
+        return summed
 
     def _embed_part(
         self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
@@ -85,8 +99,7 @@ class GLMEmbedding(torch.nn.Module):
             local_rows(ids.t(), self.word_embeddings.tp_group)  # [b, s] -> [s/t, b]
             for ids in (positions, block_positions)
         )
-        embedded = self.word_embeddings(tokens) + self.position_embeddings(positions)  # [s/t, b, h]
-        embedded = embedded + self.block_position_embeddings(block_positions)
+        embedded = self._add_positions(self.word_embeddings(tokens), positions, block_positions)
         # Ranks hold different places, so their masks differ.
         with get_cuda_rng_tracker().fork() if self.dropout.p > 0.0 else nullcontext():
             hidden: torch.Tensor = self.dropout(embedded)

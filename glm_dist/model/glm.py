@@ -4,18 +4,20 @@ Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_block import TransformerBlock
 
-from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
+from glm_dist.config.schema import Dtype, ModelConfig, PositionEncoding, RecomputeConfig
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.loss import head_logits, head_loss
 from glm_dist.model.parameters import ParameterPlace, mark_for_norm, place_parameter
+from glm_dist.model.rotary import plan_rotation
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import gather_targets, prepare_process
 
@@ -64,16 +66,13 @@ class GLMStage(torch.nn.Module):
         self.first_layer = layers.start
         self.is_first = groups.is_first_stage and chunk == 0
         self.is_last = groups.is_last_stage and chunk == layout.virtual_stages - 1
+        self.head_size_to_rotate: int | None = None
+        if model.position_encoding is PositionEncoding.rotary_2d:
+            self.head_size_to_rotate = model.head_size
         self.embedding: GLMEmbedding | None = None
         self.head: VocabParallelEmbedding | None = None
         if self.is_first:
-            self.embedding = GLMEmbedding(
-                self.config,
-                padded_vocab_size=padded_vocab_size,
-                max_position_embeddings=model.max_position_embeddings,
-                tensor_group=groups.tensor,
-                device=device,
-            )
+            self.embedding = self._first_tables(model, padded_vocab_size, device=device)
         elif self.is_last:
             self.head = self._tied_copy(padded_vocab_size)
         self.decoder = TransformerBlock(
@@ -85,6 +84,18 @@ class GLMStage(torch.nn.Module):
         )
         self.to(device)
         mark_for_norm(self.places())
+
+    def _first_tables(
+        self, model: ModelConfig, padded_vocab_size: int, *, device: torch.device
+    ) -> GLMEmbedding:
+        is_learned = model.position_encoding is PositionEncoding.learned
+        return GLMEmbedding(
+            self.config,
+            padded_vocab_size=padded_vocab_size,
+            max_position_embeddings=model.max_position_embeddings if is_learned else None,
+            tensor_group=self.groups.tensor,
+            device=device,
+        )
 
     def _tied_copy(self, padded_vocab_size: int) -> VocabParallelEmbedding:
         """The last stage's own word table; its gradient and the first stage's are summed."""
@@ -124,7 +135,13 @@ class GLMStage(torch.nn.Module):
         embedded = None
         if self.embedding is not None:
             embedded = self.embedding(batch.tokens, batch.positions, batch.block_positions)
-        hidden: torch.Tensor = self.decoder(embedded, None, packed_seq_params=batch.attention)
+        plan = batch.attention
+        if self.head_size_to_rotate is not None:
+            rotation = plan_rotation(
+                batch.positions, batch.block_positions, head_size=self.head_size_to_rotate
+            )
+            plan = replace(plan, rotation=rotation)
+        hidden: torch.Tensor = self.decoder(embedded, None, packed_seq_params=plan)
         return hidden
 
     def forward(self, batch: StageBatch) -> torch.Tensor:

@@ -105,7 +105,8 @@ def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path
             "config_version: 1\nmodel: {depth: 3}",
             "model.depth = unknown: expected a key of model: activation, attention_dropout, "
             "ffn_hidden_size, hidden_dropout, hidden_size, init_std, layernorm_epsilon, "
-            "max_position_embeddings, num_attention_heads, num_layers, residual.\n"
+            "max_position_embeddings, num_attention_heads, num_layers, "
+            "position_encoding, residual.\n"
             "  Fix: see docs/config.md for all keys.",
         ),
         (
@@ -235,6 +236,7 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "tokenizer.sentinel_pairs",
         "model.ffn_hidden_size",
         "model.activation",
+        "model.position_encoding",
         "model.residual",
         "corruption.block_mask_prob",
         "corruption.short_share",

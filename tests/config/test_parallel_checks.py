@@ -16,6 +16,18 @@ CASES = [
         "  Fix: set model.ffn_hidden_size=248 or 252, or parallel.tensor_parallel_size=1.",
     ),
     Case(
+        "rotary positions and heads of 6",
+        [
+            "experiment=tiny",
+            "model.hidden_size=24",
+            "model.num_attention_heads=4",
+            "model.position_encoding=rotary_2d",
+        ],
+        message="ConfigError: model.position_encoding = rotary_2d: expected heads of a multiple of "
+        "4 dims, two pairs or more to turn; model.hidden_size / num_attention_heads = 24 / 4 = 6.\n"
+        "  Fix: set model.hidden_size=16 or 32, or model.position_encoding=learned.",
+    ),
+    Case(
         "MLP without width",
         ["experiment=tiny", "model.ffn_hidden_size=0"],
         message="ConfigError: model.ffn_hidden_size = 0: expected a whole number of at least 1, "

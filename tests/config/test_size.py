@@ -1,7 +1,7 @@
 import pytest
 
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import Activation, ModelConfig
+from glm_dist.config.schema import Activation, ModelConfig, PositionEncoding
 from glm_dist.config.size import count_parameters
 
 # Exact counts of the official models, in the order of glm.md 2.1.
@@ -32,6 +32,18 @@ def test_internal_roberta_model_has_the_published_number_of_parameters() -> None
         num_layers=24, hidden_size=1152, num_attention_heads=18, max_position_embeddings=1024
     )
     assert count_parameters(model, 50304) == 442_879_488
+
+
+def test_rotary_positions_have_no_tables() -> None:
+    model = ModelConfig(
+        num_layers=3,
+        hidden_size=8,
+        num_attention_heads=2,
+        max_position_embeddings=9,
+        position_encoding=PositionEncoding.rotary_2d,
+    )
+    # 128 words of 8, three layers of 12 x 64 + 13 x 8, final norm 16
+    assert count_parameters(model, 128) == 128 * 8 + 3 * (768 + 104) + 16
 
 
 def test_geglu_has_two_input_projections_of_any_width() -> None:

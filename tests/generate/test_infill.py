@@ -1,5 +1,6 @@
 """Filling blanks, against whole forward passes without a cache."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -17,6 +18,7 @@ from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from tests.ranks import run_ranks
+from tests.train.grid import ARCHITECTURE
 
 SPECIAL = SpecialTokens(
     pad=0, eos=0, cls=1, mask=2, gmask=3, smask=4, sop=5, eop=6, unk=7, sep=8, block_mask=9
@@ -35,11 +37,11 @@ MODEL = ModelConfig(
 CONTEXT = [1, 20, 21, 2, 22, 3, 23, 4]
 
 
-def model() -> GLMStage:
+def model(options: dict[str, object] | None = None) -> GLMStage:
     """A random whole model in one process."""
     enable_cpu()
     stage = GLMStage(
-        MODEL,
+        replace(MODEL, **(options or {})),
         vocab_size=100,
         padded_vocab_size=128,
         dtype=Dtype.fp32,
@@ -86,8 +88,8 @@ def without_cache(stage: GLMStage) -> list[list[int]]:
     return answers
 
 
-def check_cache() -> None:
-    stage = model()
+def check_cache(options: dict[str, object]) -> None:
+    stage = model(options)
     blanks = fill(stage)
     assert [b.mask_index for b in blanks] == [3, 5, 7]
     assert [b.tokens for b in blanks] == without_cache(stage)
@@ -114,8 +116,10 @@ def check_length() -> None:
     assert all(len(blank.tokens) <= 6 for blank in blanks), "block positions end at 7"
 
 
-def test_cached_answers_equal_uncached_ones() -> None:
-    run_ranks(check_cache, world_size=1)
+@pytest.mark.parametrize("architecture", [(), ("rotary_2d",), tuple(ARCHITECTURE)])
+def test_cached_answers_equal_uncached_ones(architecture: tuple[str, ...]) -> None:
+    options = {key: value for name in architecture for key, value in ARCHITECTURE[name].items()}
+    run_ranks(check_cache, options, world_size=1)
 
 
 def test_draws_repeat_and_contain_text_only() -> None:

@@ -14,6 +14,7 @@ from glm_dist.config.schema import (
     LossNormalization,
     ModelConfig,
     OptimizerConfig,
+    PositionEncoding,
     RecomputeConfig,
     RecomputeMode,
     Residual,
@@ -45,6 +46,7 @@ MODEL = ModelConfig(
 )
 ARCHITECTURE: dict[str, dict[str, object]] = {
     "geglu": {"activation": Activation.geglu, "ffn_hidden_size": 44},
+    "rotary_2d": {"position_encoding": PositionEncoding.rotary_2d},
     "deep_norm": {"residual": Residual.deep_norm},
 }
 """What GLM-130B has and earlier models have not."""

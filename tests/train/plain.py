@@ -33,18 +33,16 @@ def loss_sum(
     table = weights["embedding.word_embeddings.weight"][:vocab_size]
     total = torch.zeros(())
     for row in rows:
-        hidden = (
-            table[torch.from_numpy(row.tokens)]
-            + weights["embedding.position_embeddings.weight"][torch.from_numpy(row.positions)]
-            + weights["embedding.block_position_embeddings.weight"][
-                torch.from_numpy(row.block_positions)
-            ]
-        )  # [s, h]
+        hidden = table[torch.from_numpy(row.tokens)]  # [s, h]
+        places = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
+        if "rotary_2d" not in options:
+            for name, ids in zip(("position", "block_position"), places, strict=True):
+                hidden = hidden + weights[f"embedding.{name}_embeddings.weight"][ids]
         place = torch.arange(len(row.tokens))
         visible = (place[None] <= place[:, None]) | (place[None] < row.prefix_length)
         layer = 0
         while f"decoder.layers.{layer}.input_layernorm.weight" in weights:
-            hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible, options)
+            hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible, options, places)
             layer += 1
         logits = _norm(weights, "decoder.final_layernorm", hidden) @ table.t()
         mask = torch.from_numpy(row.loss_mask)
@@ -63,12 +61,25 @@ def _linear(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -
     return hidden @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
 
 
+def _turned(heads: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
+    """Each half of a head [s, a, d] as complex numbers, times e^(i angle)."""
+    halves = []
+    for half, ids in zip(heads.chunk(2, dim=2), places, strict=True):
+        real, imaginary = half.chunk(2, dim=2)
+        pairs = torch.arange(real.size(2))
+        angle = ids[:, None, None] / 10000 ** (2 * pairs / half.size(2))
+        turned = torch.complex(real, imaginary) * torch.polar(torch.ones_like(angle), angle)
+        halves += [turned.real, turned.imag]
+    return torch.cat(halves, dim=2)
+
+
 def _block(
     weights: dict[str, torch.Tensor],
     layer: str,
     hidden: torch.Tensor,
     visible: torch.Tensor,
     options: frozenset[str],
+    places: list[torch.Tensor],
 ) -> torch.Tensor:
     length, size = hidden.shape
     normed = _norm(weights, f"{layer}input_layernorm", hidden)
@@ -77,6 +88,8 @@ def _block(
         hidden = math.sqrt(2 * layers) * normed
     fused = _linear(weights, f"{layer}self_attention.linear_qkv", normed)
     query, key, value = fused.view(length, HEADS, 3, size // HEADS).unbind(2)  # [s, a, d]
+    if "rotary_2d" in options:
+        query, key = _turned(query, places), _turned(key, places)
     scores = torch.einsum("iad,jad->aij", query, key) / math.sqrt(size // HEADS)
     attention = scores.masked_fill(~visible, -math.inf).softmax(-1)
     context = torch.einsum("aij,jad->iad", attention, value).reshape(length, size)
