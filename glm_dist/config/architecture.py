@@ -33,6 +33,9 @@ class ModelConfig(Section):
     init_std: float = bounded(0.02, above=0)
     """Normal initialisation; output projections (with deep_norm also the MLP's input and the
     values) are divided by sqrt(2 * num_layers). GLM: 0.02."""
+    embedding_gradient_share: float = bounded(0.1, above=0, at_most=1, default=1.0)
+    """Share of the gradient that word embeddings let through to their table; the head's use of the
+    table is not touched. 1: all of it; GLM-130B: 0.1, against spikes of the loss."""
     ffn_hidden_size: int | None = None
     """f: width of the MLP; unset: 4 h, as in every GLM but GLM-130B, which has 8/3 h."""
     activation: Activation = Activation.gelu

@@ -4,6 +4,7 @@ With rotary positions it is the word embedding alone.
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
@@ -19,6 +20,32 @@ def keep_weight(weight: torch.Tensor) -> torch.Tensor:
     return weight
 
 
+class _ShrinkGradient(torch.autograd.Function):
+    """The identity forwards; e a + detach(e) (1 - a) without its rounding and its memory."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, share: float) -> torch.Tensor:
+        ctx.share = share
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return grad * ctx.share, None
+
+
+def shrink_gradient(tensor: torch.Tensor, share: float) -> torch.Tensor:
+    """The same values, whose gradient goes on as a share of itself (arXiv 2210.02414, section 3).
+
+    Args:
+        tensor: Any shape.
+        share: Above 0 and at most 1; 1 changes nothing.
+    """
+    if share == 1.0:
+        return tensor
+    shrunk: torch.Tensor = _ShrinkGradient.apply(tensor, share)  # type: ignore[no-untyped-call]
+    return shrunk
+
+
 class GLMEmbedding(torch.nn.Module):
     """Sum of up to three learned tables; the word table is split over the vocabulary."""
 
@@ -28,6 +55,7 @@ class GLMEmbedding(torch.nn.Module):
         *,
         padded_vocab_size: int,
         max_position_embeddings: int | None,
+        gradient_share: float,
         tensor_group: dist.ProcessGroup,
         device: torch.device,
     ) -> None:
@@ -38,6 +66,7 @@ class GLMEmbedding(torch.nn.Module):
             padded_vocab_size: Rows of the word table over all tensor-parallel ranks.
             max_position_embeddings: P; both position tables have P + 1 rows, as official. None for
                 no such tables.
+            gradient_share: Share of the gradient that reaches the word table from here.
             tensor_group: Ranks that share the word table.
             device: Where the tables live.
         """
@@ -61,6 +90,7 @@ class GLMEmbedding(torch.nn.Module):
             )
             if config.sequence_parallel:
                 mark_partial(self.position_embeddings.weight, self.block_position_embeddings.weight)
+        self.gradient_share = gradient_share
         self.dropout = torch.nn.Dropout(config.hidden_dropout)
         self.sequence_parallel = config.sequence_parallel
 
@@ -79,13 +109,14 @@ class GLMEmbedding(torch.nn.Module):
         """
         if self.sequence_parallel:
             return self._embed_part(tokens, positions, block_positions)
-        embedded = self._add_positions(self.word_embeddings(tokens), positions, block_positions)
+        embedded = self._sum(tokens, positions, block_positions)
         hidden: torch.Tensor = self.dropout(embedded.transpose(0, 1).contiguous())  # [s, b, h]
         return hidden
 
-    def _add_positions(
-        self, embedded: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
+    def _sum(
+        self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
     ) -> torch.Tensor:
+        embedded = shrink_gradient(self.word_embeddings(tokens), self.gradient_share)
         if self.position_embeddings is None or self.block_position_embeddings is None:
             return embedded
         embedded = embedded + self.position_embeddings(positions)
@@ -99,7 +130,7 @@ class GLMEmbedding(torch.nn.Module):
             local_rows(ids.t(), self.word_embeddings.tp_group)  # [b, s] -> [s/t, b]
             for ids in (positions, block_positions)
         )
-        embedded = self._add_positions(self.word_embeddings(tokens), positions, block_positions)
+        embedded = self._sum(tokens, positions, block_positions)
         # Ranks hold different places, so their masks differ.
         with get_cuda_rng_tracker().fork() if self.dropout.p > 0.0 else nullcontext():
             hidden: torch.Tensor = self.dropout(embedded)

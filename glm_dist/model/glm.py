@@ -93,6 +93,7 @@ class GLMStage(torch.nn.Module):
             self.config,
             padded_vocab_size=padded_vocab_size,
             max_position_embeddings=model.max_position_embeddings if is_learned else None,
+            gradient_share=model.embedding_gradient_share,
             tensor_group=self.groups.tensor,
             device=device,
         )

@@ -104,7 +104,7 @@ def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path
         (
             "config_version: 1\nmodel: {depth: 3}",
             "model.depth = unknown: expected a key of model: activation, attention_dropout, "
-            "ffn_hidden_size, hidden_dropout, hidden_size, init_std, layernorm_epsilon, "
+            "embedding_gradient_share, ffn_hidden_size, hidden_dropout, hidden_size, init_std, layernorm_epsilon, "
             "max_position_embeddings, num_attention_heads, num_layers, "
             "position_encoding, residual.\n"
             "  Fix: see docs/config.md for all keys.",
@@ -237,6 +237,7 @@ def test_no_key_has_a_value_in_code_and_the_same_in_yaml() -> None:
         "model.ffn_hidden_size",
         "model.activation",
         "model.position_encoding",
+        "model.embedding_gradient_share",
         "model.residual",
         "corruption.block_mask_prob",
         "corruption.short_share",

@@ -45,9 +45,9 @@ CASES = [
         "unknown key in a section",
         ["experiment=tiny", "model.num_layer=3"],
         message="ConfigError: model.num_layer = unknown: expected a key of model: "
-        "activation, attention_dropout, ffn_hidden_size, hidden_dropout, hidden_size, init_std, "
-        "layernorm_epsilon, max_position_embeddings, num_attention_heads, num_layers, "
-        "position_encoding, residual.\n"
+        "activation, attention_dropout, embedding_gradient_share, ffn_hidden_size, hidden_dropout, "
+        "hidden_size, init_std, layernorm_epsilon, max_position_embeddings, "
+        "num_attention_heads, num_layers, position_encoding, residual.\n"
         "  Fix: did you mean model.num_layers.",
     ),
     Case(

@@ -47,6 +47,7 @@ MODEL = ModelConfig(
 ARCHITECTURE: dict[str, dict[str, object]] = {
     "geglu": {"activation": Activation.geglu, "ffn_hidden_size": 44},
     "rotary_2d": {"position_encoding": PositionEncoding.rotary_2d},
+    "shrink": {"embedding_gradient_share": 0.1},
     "deep_norm": {"residual": Residual.deep_norm},
 }
 """What GLM-130B has and earlier models have not."""

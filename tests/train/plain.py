@@ -34,6 +34,8 @@ def loss_sum(
     total = torch.zeros(())
     for row in rows:
         hidden = table[torch.from_numpy(row.tokens)]  # [s, h]
+        if "shrink" in options:
+            hidden = 0.1 * hidden + 0.9 * hidden.detach()
         places = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
         if "rotary_2d" not in options:
             for name, ids in zip(("position", "block_position"), places, strict=True):
