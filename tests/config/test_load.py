@@ -40,6 +40,7 @@ WORLD_SIZES = {
     "glm_2b": 64,
     "glm_10b": 256,
     "glm_10b_chinese": 256,
+    "glm_130b": 768,
 }
 """Processes each experiment is made for."""
 
@@ -63,8 +64,8 @@ def test_experiment_composes_for_its_world_size(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_option_composes(group: str, option: str) -> None:
-    # Layouts need a model they divide, long rows one with large position tables.
-    host = "glm_10b" if group in ("parallel", "batch") else "tiny"
+    # Layouts need a model they divide, long rows one with as many positions.
+    host = {"parallel": "glm_10b", "batch": "glm_130b"}.get(group, "tiny")
     overrides = [] if group == "experiment" else [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
@@ -104,8 +105,8 @@ def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path
         (
             "config_version: 1\nmodel: {depth: 3}",
             "model.depth = unknown: expected a key of model: activation, attention_dropout, "
-            "embedding_gradient_share, ffn_hidden_size, hidden_dropout, hidden_size, init_std, layernorm_epsilon, "
-            "max_position_embeddings, num_attention_heads, num_layers, "
+            "embedding_gradient_share, ffn_hidden_size, hidden_dropout, hidden_size, init_std, "
+            "layernorm_epsilon, max_position_embeddings, num_attention_heads, num_layers, "
             "position_encoding, residual.\n"
             "  Fix: see docs/config.md for all keys.",
         ),

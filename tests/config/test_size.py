@@ -34,6 +34,16 @@ def test_internal_roberta_model_has_the_published_number_of_parameters() -> None
     assert count_parameters(model, 50304) == 442_879_488
 
 
+def test_glm_130b_has_about_130_billion_parameters() -> None:
+    config = load_config(["experiment=glm_130b"])
+    found = count_parameters(config.model, config.padded_vocab_size)
+    h, f, layers, vocab = 12_288, 32_768, 70, 150_528
+    # query, key, value, output with biases; gate, value, output of the MLP; two norms
+    layer = 4 * (h * h + h) + 2 * (h * f + f) + f * h + h + 2 * 2 * h
+    assert found == vocab * h + layers * layer + 2 * h == 128_697_794_560
+    assert found == pytest.approx(130e9, rel=0.015)
+
+
 def test_rotary_positions_have_no_tables() -> None:
     model = ModelConfig(
         num_layers=3,

@@ -24,15 +24,15 @@ CASES = [
         "unknown experiment",
         ["experiment=glm_lage"],
         message="ConfigError: experiment = glm_lage: expected one of glm_10b, "
-        "glm_10b_chinese, glm_2b, glm_410m, glm_515m, glm_base, glm_doc, glm_large, "
+        "glm_10b_chinese, glm_130b, glm_2b, glm_410m, glm_515m, glm_base, glm_doc, glm_large, "
         "glm_large_chinese, glm_roberta, glm_sent, quickstart, tiny.\n"
         "  Fix: did you mean experiment=glm_large.",
     ),
     Case(
         "unknown group option",
         ["experiment=tiny", "model=huge"],
-        message="ConfigError: model = huge: expected one of 10b, 2b, 410m, 515m, base, large, "
-        "large_chinese, quickstart, tiny.\n"
+        message="ConfigError: model = huge: expected one of 10b, 130b, 2b, 410m, 515m, base, "
+        "large, large_chinese, quickstart, tiny.\n"
         "  Fix: choose one of them.",
     ),
     Case(
@@ -188,7 +188,7 @@ CASES = [
     Case(
         "a group without option",
         ["model=null"],
-        message="ConfigError: model = nothing: expected one of 10b, 2b, 410m, 515m, base, "
+        message="ConfigError: model = nothing: expected one of 10b, 130b, 2b, 410m, 515m, base, "
         "large, large_chinese, quickstart, tiny.\n"
         "  Fix: choose one of them.",
     ),

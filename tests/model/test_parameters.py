@@ -11,10 +11,12 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig, Residual
 from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
+from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from tests.ranks import run_ranks
+from tests.train.grid import ARCHITECTURE
 
 MODEL = ModelConfig(
     num_layers=4,
@@ -127,3 +129,35 @@ def test_parameters_and_seeds_draw_differently(model: dict[str, np.ndarray]) -> 
     first = model["decoder.layers.0.mlp.linear_fc1.weight"]
     assert not np.array_equal(first, model["decoder.layers.1.mlp.linear_fc1.weight"])
     assert not np.array_equal(first, whole(2)["decoder.layers.0.mlp.linear_fc1.weight"])
+
+
+def decayed_names(model: ModelConfig) -> set[str]:
+    """Names of the parameters that decay."""
+    enable_cpu()
+    stage = GLMStage(
+        model,
+        vocab_size=251,
+        padded_vocab_size=256,
+        dtype=Dtype.fp32,
+        groups=build_groups(Layout(), timedelta(seconds=60)),
+        device=torch.device("cpu"),
+    )
+    decayed = {id(p) for p in param_groups(stage.places(), weight_decay=0.1)[0]["params"]}
+    return {place.name for place in stage.places() if id(place.parameter) in decayed}
+
+
+def test_matrices_of_the_options_decay_and_nothing_else() -> None:
+    options = {key: value for each in ARCHITECTURE.values() for key, value in each.items()}
+    (found,) = run_ranks(decayed_names, replace(MODEL, **options), world_size=1)
+
+    matrices = {
+        f"decoder.layers.{layer}.{name}.weight"
+        for layer in range(4)
+        for name in (
+            "self_attention.linear_qkv",
+            "self_attention.linear_proj",
+            "mlp.linear_fc1",
+            "mlp.linear_fc2",
+        )
+    }
+    assert found == matrices | {"embedding.word_embeddings.weight"}
