@@ -25,7 +25,7 @@ LAYERS = (
     ("model",),
     ("checkpoint",),
     ("train",),
-    ("tasks", "generate", "convert", "plan"),
+    ("generate", "convert"),
     ("cli",),
 )
 

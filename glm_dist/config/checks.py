@@ -46,6 +46,7 @@ def check_config(
     _check_architecture(config.model, tensor_parallel_size=config.parallel.tensor_parallel_size)
     _check_corpora(config.data)
     _check_shares(config)
+    _check_sentinels(config)
     _check_positions(config)
     _check_compile(config)
     _check_intervals(config)
@@ -294,6 +295,20 @@ def _check_shares(config: RunConfig) -> None:
             found=f"{total:g}",
             expected="1",
             fix="choose corruption=glm_mixed, or set all three",
+        )
+
+
+def _check_sentinels(config: RunConfig) -> None:
+    corruption, tokenizer = config.corruption, config.tokenizer
+    uses = corruption.sentinels or corruption.task is PretrainingTask.span_corruption
+    if uses and tokenizer.sentinel_pairs == 0:
+        raise ConfigError(
+            key="tokenizer.sentinel_pairs",
+            found=0,
+            expected="a pair for each blank a row may have; corruption.sentinels and "
+            "corruption.task=span_corruption need them",
+            fix="set tokenizer.sentinel_pairs=100 and "
+            f"tokenizer.vocab_size={tokenizer.vocab_size + 200}",
         )
 
 

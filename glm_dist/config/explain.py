@@ -128,6 +128,8 @@ def _explain_one(
             fix=f"refer to ${{{guess}}}" if guess else "see docs/config.md for all keys",
         )
     if kind in ("ConfigKeyError", "ConfigAttributeError") and key:
+        if key == "experiment" or key.startswith("experiment."):
+            return _no_package_line(source, typed)
         return unknown_key(key, list(leaf_keys()))
     if kind == "ValidationError" and type_of(key) is not None:
         return _wrong_type(key, cause, typed.get(key))
@@ -165,6 +167,15 @@ def _missing_option(text: str, source: str) -> ConfigError:
         found=wanted.group(1) if wanted else text.splitlines()[0],
         expected="an option that exists in its group folder",
         fix="correct the defaults list that names it",
+    )
+
+
+def _no_package_line(source: str, typed: Mapping[str, str]) -> ConfigError:
+    return ConfigError(
+        key=f"{source}/experiment/{typed.get('experiment', '<name>')}.yaml",
+        found="values under the key experiment",
+        expected="values of the whole configuration",
+        fix="make `# @package _global_` the file's first line",
     )
 
 

@@ -45,6 +45,13 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
         ConfigError: A key, option or value is unknown, missing, out of range or contradictory.
     """
     folder = default_config_dir() if config_dir is None else config_dir
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(
+            key="--config-dir",
+            found=folder,
+            expected="a folder like conf/, with config.yaml and the groups",
+            fix="copy conf/ and change the copy, or leave the option out",
+        )
     groups = config_groups(folder)
     parsed = [_parse(text) for text in overrides]
     texts = _checked_overrides(parsed, groups)

@@ -116,7 +116,8 @@ class RecomputeConfig(Section):
     key: ClassVar[str] = "recompute"
 
     mode: RecomputeMode = RecomputeMode.none
-    """selective: attention's inside, the largest part for the least work; full: whole layers."""
+    """selective: attention's inside, of use where scores are kept (see docs/performance.md);
+    full: whole layers."""
     segment_layers: int = bounded(1, at_least=1, default=1)
     """full only: layers computed again from one kept input; must divide each stage's layers.
     Official name: checkpoint-num-layers."""

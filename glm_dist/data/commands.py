@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from glm_dist.config.arguments import whole_number
 from glm_dist.config.load import load_config
 from glm_dist.data.indexed import open_indexed
 from glm_dist.data.lazy_import import import_lazy
@@ -42,15 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     stats.add_argument("corpora", nargs="+", help="prefixes, without .bin")
     inspect = actions.add_parser("inspect", help="show training rows of a configuration")
     inspect.add_argument("overrides", nargs="*", metavar="key=value")
-    inspect.add_argument("--row", type=int, default=0, help="first row to show (default: 0)")
-    inspect.add_argument("--rows", type=int, default=1, help="rows to show (default: 1)")
+    inspect.add_argument(
+        "--row", type=whole_number(at_least=0), default=0, help="first row to show (default: 0)"
+    )
+    inspect.add_argument(
+        "--rows", type=whole_number(at_least=1), default=1, help="rows to show (default: 1)"
+    )
     inspect.add_argument("--objective", help="only rows of this objective")
     inspect.add_argument("--validation", action="store_true", help="held-out rows")
     inspect.add_argument("--no-mask", action="store_true", help="without the attention mask")
     blend = actions.add_parser("blend", help="what a run reads of each corpus")
     blend.add_argument("overrides", nargs="*", metavar="key=value")
-    blend.add_argument("--rows", type=int, help="training rows (default: those of the run)")
-    blend.add_argument("--sample", type=int, default=500, help="rows to build and measure")
+    blend.add_argument(
+        "--rows", type=whole_number(at_least=1), help="training rows (default: those of the run)"
+    )
+    blend.add_argument(
+        "--sample", type=whole_number(at_least=1), default=500, help="rows to build and measure"
+    )
     merge = actions.add_parser("merge", help="join corpora of one tokenizer")
     merge.add_argument("corpora", nargs="+", help="prefixes, in order")
     merge.add_argument("--output", required=True, help="prefix to write")

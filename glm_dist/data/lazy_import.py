@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from glm_dist.data.hashing import block_hashes, file_hash
 from glm_dist.data.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.manifest import Manifest, write_manifest
+from glm_dist.data.output_folder import make_output_folder
 from glm_dist.data.tokenizer import Tokenizer
 from glm_dist.errors import DataError
 
@@ -36,7 +37,7 @@ def import_lazy(folder: Path, output: str | Path, tokenizer: Tokenizer) -> Manif
     """
     token_type = token_type_for(tokenizer.vocab_size)
     lengths = []
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output)
     aside = Path(f"{output}.bin.tmp")
     with aside.open("wb") as stream:
         for document in _documents(folder):

@@ -17,6 +17,7 @@ from glm_dist.data.indexed import (
     write_index,
 )
 from glm_dist.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from glm_dist.data.output_folder import make_output_folder
 from glm_dist.errors import DataError
 
 
@@ -44,7 +45,7 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
                 expected="no file of that name",
                 fix="choose another --output, or remove it",
             )
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(output)
     tokens, index = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx"))
     with tokens.open("wb") as target:
         for corpus in corpora:

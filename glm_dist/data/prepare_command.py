@@ -21,6 +21,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from glm_dist.config.arguments import whole_number
 from glm_dist.data.prepare import Prepared, prepare
 from glm_dist.data.prepare import Progress as State
 from glm_dist.data.text_files import TextOptions, TextUnit, expand_inputs
@@ -39,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_tokenizer_arguments(parser)
     parser.add_argument(
         "--workers",
-        type=int,
+        type=whole_number(at_least=1),
         help="processes that tokenise (default: one for each core, fewer for little text)",
     )
     parser.add_argument(
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-bad-lines",
-        type=int,
+        type=whole_number(at_least=0),
         default=100,
         help="lines without a document that are skipped and reported (default: 100)",
     )

@@ -22,6 +22,7 @@ import numpy as np
 from glm_dist.data.hashing import HASH_BLOCK_BYTES, file_hash
 from glm_dist.data.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.manifest import Manifest, manifest_path, write_manifest
+from glm_dist.data.output_folder import make_output_folder
 from glm_dist.data.text_files import Block, TextOptions, read_blocks
 from glm_dist.data.tokenise import TokenBlock
 from glm_dist.errors import DataError
@@ -126,7 +127,8 @@ class PartialCorpus:
         Raises:
             DataError: Another process prepares the same corpus.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_output_folder(self.prefix)
+        self.folder.mkdir(exist_ok=True)
         with (self.folder / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

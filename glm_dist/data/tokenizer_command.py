@@ -107,7 +107,7 @@ def _show(tokenizer: Tokenizer, console: Console) -> None:
     console.print(f"fingerprint: {tokenizer.fingerprint}", highlight=False, soft_wrap=True)
     table = Table("role", "id", "written as")
     for role, number in vars(tokenizer.special).items():
-        if number < tokenizer.vocab_size:
+        if role != "sentinel_pairs" and 0 <= number < tokenizer.vocab_size:
             table.add_row(role, str(number), escape(tokenizer.decode([number])))
     console.print(table)
 

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import sentencepiece
 
+from glm_dist.data.output_folder import make_output_folder
 from glm_dist.errors import DataError
 
 NUM_SPECIAL_TOKENS = 8
 """End of text, [CLS], [SEP], [MASK], start and end of piece, [gMASK], [sMASK]."""
+
+NUM_BYTES = 256
+"""Pieces for single bytes, of which rare characters are made."""
 
 LONGEST_SENTENCE = 4000
 """Bytes of one training example; longer paragraphs are cut."""
@@ -47,7 +51,10 @@ def train_sentencepiece(
     Raises:
         DataError: The text is too small for the vocabulary, or an option is out of range.
     """
+    _check_size(vocab_size)
+    make_output_folder(output)
     sample = sample_paragraphs(documents, max_sample_bytes)
+    _check_sample(sample)
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -69,17 +76,44 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, OSError, ValueError) as error:
-        raise DataError(
-            key="vocab_size",
-            found=vocab_size,
-            expected=f"a size that {_size(sample)} bytes of text can fill ({error})",
-            fix="give more text, or a smaller --vocab-size",
-        ) from error
-    output.parent.mkdir(parents=True, exist_ok=True)
+        raise _cannot_learn(vocab_size, _size(sample), error) from error
     aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
     aside.write_bytes(model.getvalue())
     aside.replace(output)
     return _size(sample)
+
+
+def _check_size(vocab_size: int) -> None:
+    smallest = NUM_SPECIAL_TOKENS + NUM_BYTES + 1
+    if vocab_size < smallest:
+        raise DataError(
+            key="--vocab-size",
+            found=vocab_size,
+            expected=f"at least {smallest}: {NUM_SPECIAL_TOKENS} special tokens, {NUM_BYTES} bytes"
+            " and a piece",
+            fix="choose a larger --vocab-size; real runs take 30000 to 50000",
+        )
+
+
+def _check_sample(sample: list[str]) -> None:
+    if not sample:
+        raise DataError(
+            key="text",
+            found="none",
+            expected="documents to learn a vocabulary from",
+            fix="check the files and --text-key",
+        )
+
+
+def _cannot_learn(vocab_size: int, sample_bytes: int, error: Exception) -> DataError:
+    if "required_chars" in str(error):
+        expected = f"a size that holds every character of {sample_bytes} bytes of text"
+        fix = "choose a larger --vocab-size"
+    else:
+        reason = str(error).rpartition("] ")[2].strip().rstrip(".")  # without the place in its code
+        expected = f"a size that {sample_bytes} bytes of text can fill ({reason})"
+        fix = "give more text, or a smaller --vocab-size"
+    return DataError(key="--vocab-size", found=vocab_size, expected=expected, fix=fix)
 
 
 def sample_paragraphs(documents: Iterable[str], max_bytes: int) -> list[str]:

@@ -6,6 +6,7 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
+from glm_dist.config.arguments import whole_number
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.data.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer import Tokenizer
@@ -25,19 +26,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts with [MASK], [sMASK] or [gMASK] where the model shall write; "
         "without any, lines of standard input",
     )
-    parser.add_argument("--step", type=int, help="checkpoint to use (default: the newest)")
+    parser.add_argument(
+        "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
+    )
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument(
         "--temperature", type=float, default=0.9, help="divides the logits (default: %(default)s)"
     )
     parser.add_argument(
-        "--top-k", type=int, default=40, help="draw from the k likeliest; 0: all (%(default)s)"
+        "--top-k",
+        type=whole_number(at_least=0),
+        default=40,
+        help="draw from the k likeliest; 0: all (%(default)s)",
     )
     parser.add_argument(
         "--top-p", type=float, default=1.0, help="draw from the likeliest reaching p (%(default)s)"
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=64, help="longest answer of a blank (%(default)s)"
+        "--max-tokens",
+        type=whole_number(at_least=1),
+        default=64,
+        help="longest answer of a blank (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
 

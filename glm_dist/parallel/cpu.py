@@ -2,7 +2,7 @@
 
 megatron-core 0.16 names the CUDA device in a few places on our path. Where no CUDA device exists,
 ``enable_cpu`` replaces exactly those names; where one exists it refuses, because then the
-replacements would send real work to the wrong device.
+replacements would send real work to the wrong device. It also has the C library keep freed memory.
 """
 
 import ctypes

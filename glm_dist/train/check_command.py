@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from glm_dist.config.arguments import whole_number
 from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
@@ -23,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
     parser.add_argument(
-        "--processes", type=int, help="processes of the job (default: one replica's)"
+        "--processes",
+        type=whole_number(at_least=1),
+        help="processes of the job (default: one replica's)",
     )
     parser.add_argument(
         "--no-files", action="store_true", help="leave out tokenizer, data and run folder"
@@ -46,7 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     check_config(config, world_size=world_size)
     files = None if arguments.no_files else check_files(config)
     lines = [*_describe(config, world_size), *_describe_files(config, files)]
-    lines += _launch_commands(arguments.overrides, world_size)
+    typed = list(arguments.overrides)
+    if arguments.config_dir is not None:
+        typed += ["--config-dir", str(arguments.config_dir)]
+    lines += _launch_commands(typed, world_size)
     sys.stdout.write("".join(f"{title:<12}{text}\n" for title, text in lines))
     return 0
 
@@ -91,9 +97,9 @@ def _describe_files(config: RunConfig, files: Preflight | None) -> list[tuple[st
     return [*lines, ("run folder", f"{config.run_dir} ({begins})")]
 
 
-def _launch_commands(overrides: list[str], world_size: int) -> list[tuple[str, str]]:
+def _launch_commands(arguments: list[str], world_size: int) -> list[tuple[str, str]]:
     """Commands that start the job; the first title only, so that they read as one block."""
-    typed = shlex.join(overrides)
+    typed = shlex.join(arguments)
     nodes = -(-world_size // PROCESSES_PER_NODE)
     each = world_size if nodes == 1 else PROCESSES_PER_NODE
     commands = [f"srun --nodes={nodes} --ntasks={world_size} python train.py {typed}"]

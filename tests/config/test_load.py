@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -314,3 +315,16 @@ def copy_of_conf(folder: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(file.read_text())
     return copy
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config-dir = .*: expected a folder like conf/"):
+        load_config(["experiment=tiny"], config_dir=tmp_path)
+
+
+def test_an_experiment_without_its_package_line_is_told(tmp_path: Path) -> None:
+    shutil.copytree(CONF, tmp_path / "conf")
+    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("run:\n  name: mine\n")
+
+    with pytest.raises(ConfigError, match=r"experiment/mine\.yaml.*\n.*# @package _global_"):
+        load_config(["experiment=mine"], config_dir=tmp_path / "conf")

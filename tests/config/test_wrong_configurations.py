@@ -29,6 +29,13 @@ CASES = [
         "  Fix: did you mean experiment=glm_large.",
     ),
     Case(
+        "no sentinels for a task that needs them",
+        ["experiment=tiny", "corruption.task=span_corruption"],
+        message="ConfigError: tokenizer.sentinel_pairs = 0: expected a pair for each blank a row "
+        "may have; corruption.sentinels and corruption.task=span_corruption need them.\n"
+        "  Fix: set tokenizer.sentinel_pairs=100 and tokenizer.vocab_size=8200.",
+    ),
+    Case(
         "unknown group option",
         ["experiment=tiny", "model=huge"],
         message="ConfigError: model = huge: expected one of 10b, 130b, 2b, 410m, 515m, base, "

@@ -117,6 +117,21 @@ def test_a_vocabulary_too_large_for_the_text_is_refused(tmp_path: Path) -> None:
         train_sentencepiece([TEXT], tmp_path / "a.model", vocab_size=9000)
 
 
+@pytest.mark.parametrize(
+    ("text", "vocab_size", "answer"),
+    [
+        ("", 300, "text = none"),
+        (TEXT, 264, "at least 265"),
+        (TEXT, 270, "a larger --vocab-size"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_learnt_is_answered(
+    tmp_path: Path, text: str, vocab_size: int, answer: str
+) -> None:
+    with pytest.raises(DataError, match=answer):
+        train_sentencepiece([text], tmp_path / "a.model", vocab_size=vocab_size)
+
+
 def test_sample_is_bounded_and_spread_over_the_whole_corpus() -> None:
     documents = [f"{number:06d} " * 10 + "\n" for number in range(20_000)]
     sample = sample_paragraphs(documents, 200_000)
