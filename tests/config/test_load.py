@@ -1,5 +1,4 @@
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -323,8 +322,8 @@ def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_experiment_without_its_package_line_is_told(tmp_path: Path) -> None:
-    shutil.copytree(CONF, tmp_path / "conf")
-    (tmp_path / "conf" / "experiment" / "mine.yaml").write_text("run:\n  name: mine\n")
+    conf = copy_of_conf(tmp_path)
+    (conf / "experiment" / "mine.yaml").write_text("run:\n  name: mine\n")
 
     with pytest.raises(ConfigError, match=r"experiment/mine\.yaml.*\n.*# @package _global_"):
-        load_config(["experiment=mine"], config_dir=tmp_path / "conf")
+        load_config(["experiment=mine"], config_dir=conf)
