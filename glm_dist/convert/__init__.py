@@ -1,1 +1,1 @@
-"""Other formats of GLM checkpoints, in and out."""
+"""Other formats of GLM checkpoints, read."""

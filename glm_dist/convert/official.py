@@ -1,4 +1,4 @@
-"""Parameter names and layouts of the official GLM code (THUDM/GLM at 4f61ed7), to ours and back.
+"""Parameter names and layouts of the official GLM code (THUDM/GLM at 4f61ed7), to ours.
 
 Two differences matter. Ours are megatron-core's names. And the official fused projection stacks
 [Q | K | V], each h rows in head order, while megatron-core keeps the three of one head together:

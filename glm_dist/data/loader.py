@@ -5,7 +5,9 @@ contiguous share and cuts it into micro-batches in order. Workers change when a 
 built, never what is in it. There is no end of data.
 """
 
-import time
+import atexit
+import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +15,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from glm_dist.config.launch import STOP_SIGNALS
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.errors import GlmDistError
 
@@ -63,8 +66,6 @@ class TrainingBatches:
         """
         self._micro_batches = micro_batches
         self._per_step = per_step
-        self.seconds_waited = 0.0
-        """Time that ``next`` has taken so far, in seconds."""
 
     def __iter__(self) -> "TrainingBatches":
         return self
@@ -75,14 +76,12 @@ class TrainingBatches:
         Raises:
             GlmDistError: Whatever stopped a worker, as it was raised there.
         """
-        started = time.perf_counter()
         step = []
         for _ in range(self._per_step):
             item = next(self._micro_batches)
             if isinstance(item, _Failure):
                 raise item.error
             step.append(item)
-        self.seconds_waited += time.perf_counter() - started
         return step
 
     def close(self) -> None:
@@ -130,8 +129,25 @@ def training_batches(
         # Without its own generator the loader draws from the global one, and dropout would depend
         # on the number of workers.
         generator=torch.Generator(),
+        worker_init_fn=_ignore_stop_signals,
     )
-    return TrainingBatches(iter(loader), per_step=plan.micro_batches_per_step)
+    batches = TrainingBatches(iter(loader), per_step=plan.micro_batches_per_step)
+    # At exit multiprocessing ends children by TERM, which these ignore, and waits for them. What is
+    # registered later runs earlier.
+    atexit.register(_close, weakref.ref(batches))
+    return batches
+
+
+def _close(batches: weakref.ref[TrainingBatches]) -> None:
+    alive = batches()
+    if alive is not None:
+        alive.close()
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Leave it to the rank, which has a step to finish: launchers signal all its descendants."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @dataclass(frozen=True)

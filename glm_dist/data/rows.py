@@ -101,10 +101,6 @@ class MicroBatch:
             segments=tuple(row.segments for row in rows) if any(r.segments for r in rows) else (),
         )
 
-    def to(self, device: torch.device) -> "MicroBatch":
-        """Copy the tensors to a device; from pinned memory without waiting."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
     def pin_memory(self) -> "MicroBatch":
         """Copy the tensors to page-locked memory; torch's loader calls this."""
         return self._map(torch.Tensor.pin_memory)

@@ -1,7 +1,8 @@
 """Filling every blank of a text, left to right (official interactive generation, GLM 4f61ed7).
 
 The context is read once in both directions. Each blank then starts from [sop] at its mask token's
-position and grows token by token; later blanks see the answers of earlier ones.
+position and grows token by token; later blanks see the answers of earlier ones. Of an answer that
+``max_tokens`` cuts they do not see the last token, which is never read, as in the official code.
 """
 
 from collections.abc import Sequence

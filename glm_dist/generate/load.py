@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import (
     CheckpointInfo,
@@ -78,7 +79,7 @@ def load_trained(run_dir: Path, *, step: int | None, device: torch.device) -> Tr
 def _checkpoint(run_dir: Path, step: int | None) -> CheckpointInfo:
     checkpoints = run_dir / "checkpoints"
     if step is not None:
-        return read_checkpoint(checkpoints / f"step_{step:07d}")
+        return read_checkpoint(checkpoints / step_name(step))
     info = find_checkpoint(checkpoints)
     if info is None:
         raise CheckpointError(

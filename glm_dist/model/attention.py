@@ -7,7 +7,7 @@ computes them.
 - CPU: fused calls that are merged (``split_attention.py``). Against one call with a dense mask it
   computes p s + b (b + 1) / 2 of s * s pairs; measured in docs/performance.md.
 - GPU in 16 bits: variable-length flash calls (``varlen_attention.py``).
-- Else (dropout on a CPU, fp32 on a GPU, the cache of generation on a GPU): torch's own choice for
+- Else (dropout on a CPU, fp32 or an old GPU, the cache of generation there): torch's choice for
   each segment, where Part B alone has a mask, [b, s] for b of its s places.
 
 Padding lies after Part B and is therefore invisible to real tokens.
@@ -41,7 +41,7 @@ def uses_mask(device: torch.device, dtype: torch.dtype, *, dropout: float, head_
     """Whether training computes pairs of Part B that it then drops, for want of a kernel."""
     if device.type == "cpu":
         return dropout > 0.0
-    return not can_use_flash(dtype, head_size=head_size)
+    return not can_use_flash(device, dtype, head_size=head_size)
 
 
 def prefix_attention(

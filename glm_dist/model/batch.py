@@ -55,6 +55,8 @@ class StageBatch:
         ids = micro_batch.targets.t().reshape(-1)[index]
 
         def to_device(tensor: torch.Tensor) -> torch.Tensor:
+            if device.type == "cuda" and not tensor.is_pinned():
+                tensor = tensor.pin_memory()  # else the copy waits for the step before
             return tensor.to(device, non_blocking=True)
 
         return cls(

@@ -100,6 +100,7 @@ def transformer_config(
         # mixed them up in megatron-core 0.16 (wrong gradients, no error), overlapped ones do not.
         batch_p2p_comm=device.type == "cuda" and not interleaved,
         overlap_p2p_comm=interleaved,
+        batch_p2p_sync=False,  # stops the device after each message, for versions before torch 2
         # DeepSpeed owns the gradient buffers that this fusion would write to.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,

@@ -70,10 +70,16 @@ class _HeadLoss(torch.autograd.Function):
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients
         return (
-            hidden_gradient.mul_(scale.to(hidden_gradient.dtype)),
-            weight_gradient.mul_(scale.to(weight_gradient.dtype)).to(ctx.weight_dtype),
+            _scaled(hidden_gradient, scale),
+            _scaled(weight_gradient, scale).to(ctx.weight_dtype),
             *(None,) * 5,
         )
+
+
+def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Multiply, in place where no rounding is lost; the scale itself may not fit into 16 bits."""
+    wide = _sum_dtype(gradient.dtype)
+    return gradient.to(wide).mul_(scale.to(wide)).to(gradient.dtype)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -96,6 +96,7 @@ def place_parameter(
         half = shape[0] // 2
         gate = RowPiece(0, tensor_rank * half, half)
         rows = (gate, RowPiece(half, (tensor_size + tensor_rank) * half, half))
+        offset[0] = 0
     return ParameterPlace(
         name=name,
         parameter=parameter,

@@ -27,6 +27,9 @@ except ImportError:
 FLASH_DTYPES = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
 """Head size that flash kernels are built for."""
+HEAD_DIVISOR = 8
+AMPERE = (8, 0)
+"""First compute capability with flash kernels."""
 
 Kernel: TypeAlias = Callable[..., torch.Tensor]
 """(query [n, a, d], key [m, a, d], value [m, a, d], query_borders, key_borders, longest_query,
@@ -122,9 +125,11 @@ def _torch_varlen(
     return call(*arguments, window_size=(-1, 0) if causal else (-1, -1))
 
 
-def can_use_flash(dtype: torch.dtype, *, head_size: int) -> bool:
-    """Whether the kernels take such tensors [..., d]; fp32 needs another way."""
-    return dtype in FLASH_DTYPES and head_size <= LARGEST_HEAD
+def can_use_flash(device: torch.device, dtype: torch.dtype, *, head_size: int) -> bool:
+    """Whether the kernels take such tensors [..., d]; fp32 and GPUs before Ampere do not."""
+    if dtype not in FLASH_DTYPES or head_size > LARGEST_HEAD or head_size % HEAD_DIVISOR:
+        return False
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE
 
 
 def _permuted(x: torch.Tensor, order: torch.Tensor, places: torch.Tensor) -> torch.Tensor:

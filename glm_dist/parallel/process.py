@@ -25,6 +25,8 @@ def start_process(launch: LaunchEnvironment, timeout: timedelta) -> torch.device
         device = torch.device("cuda", launch.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl"
+        # DeepSpeed takes its device from here, and a task that sees one GPU only calls it 0.
+        os.environ["LOCAL_RANK"] = str(device.index)
     else:
         enable_cpu()
         device, backend = torch.device("cpu"), "gloo"

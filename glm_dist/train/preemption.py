@@ -12,9 +12,9 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-log = logging.getLogger(__name__)
+from glm_dist.config.launch import STOP_SIGNALS
 
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+log = logging.getLogger(__name__)
 
 EXIT_STOPPED = 75
 """Exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL)."""

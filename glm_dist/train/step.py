@@ -49,15 +49,19 @@ def loss_scales(
     Returns:
         Scales [] per micro-batch, and the targets [] of the whole step.
     """
-    counts = torch.tensor([b.target_ids.numel() for b in batches], dtype=torch.float64)
-    total = counts.sum().to(device)
+    counts = [b.target_ids.numel() for b in batches]
+    total = _scalar(sum(counts), device)
     dist.all_reduce(total, group=groups.data)
     replicas = groups.layout.data_parallel_size
     if normalize_by is LossNormalization.global_tokens:
         scale = replicas / total.clamp(min=1.0)
         return [scale] * len(batches), total
-    scales = 1.0 / (counts.clamp(min=1.0) * len(batches))
-    return list(scales.to(device)), total
+    return [_scalar(1.0 / (max(n, 1) * len(batches)), device) for n in counts], total
+
+
+def _scalar(value: float, device: torch.device) -> torch.Tensor:
+    """A number [] in fp64; made on the device, as a copy to it would wait for the last step."""
+    return torch.full((), value, dtype=torch.float64, device=device)
 
 
 def train_step(

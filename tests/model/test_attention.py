@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glm_dist.data.rows import Segment
 from glm_dist.model.attention import prefix_attention
 from glm_dist.model.attention_plan import AttentionPlan, plan_attention, plan_variable_length
-from glm_dist.model.varlen_attention import varlen_attention
+from glm_dist.model.varlen_attention import can_use_flash, varlen_attention
 from tests.model.masks import dense_attention, dense_mask
 
 CPU = torch.device("cpu")
@@ -235,3 +235,29 @@ def test_no_tensor_has_the_row_length_twice() -> None:
 
     assert (3, 2, 37, 8) in shapes.seen
     assert not [shape for shape in shapes.seen if shape.count(37) > 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "fits"),
+    [
+        (torch.bfloat16, 64, True),
+        (torch.float16, 256, True),
+        (torch.float16, 60, False),
+        (torch.bfloat16, 264, False),
+        (torch.float32, 64, False),
+    ],
+)
+def test_flash_kernels_take_16_bits_and_heads_of_eights(
+    dtype: torch.dtype, head_size: int, fits: bool
+) -> None:
+    assert can_use_flash(CPU, dtype, head_size=head_size) is fits
+
+
+def test_flash_kernels_begin_with_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    answers = []
+    for capability in ((7, 0), (7, 5), (8, 0), (9, 0)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        answers.append(can_use_flash(device, torch.float16, head_size=64))
+
+    assert answers == [False, False, True, True]

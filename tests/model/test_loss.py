@@ -114,8 +114,26 @@ def check_16_bits() -> None:
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, rtol=2e-2, atol=2e-2)
 
 
+def check_scale() -> None:
+    """A factor that bf16 cannot hold (it knows 1 and 1.0078) reaches both gradients in full."""
+    hidden, weight, ids = (x.bfloat16() if x.is_floating_point() else x for x in inputs())
+    gradients = []
+    for factor in (1.0, 1.003):
+        leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+        loss = head_loss(*leaves, ids, vocab_size=VOCAB, group=dist.group.WORLD)
+        (loss * factor).backward()
+        gradients.append([leaf.grad.double() for leaf in leaves])
+    for plain, scaled in zip(*gradients, strict=True):
+        ratio = float((scaled.flatten() @ plain.flatten()) / plain.square().sum())
+        assert ratio == pytest.approx(1.003, abs=2e-4)
+
+
 def test_16_bits_are_summed_in_32() -> None:
     run_ranks(check_16_bits, world_size=1)
+
+
+def test_the_scale_of_the_loss_is_not_rounded_to_16_bits() -> None:
+    run_ranks(check_scale, world_size=1)
 
 
 def peak_bytes(num_targets: int, vocab_size: int, chunk_elements: int) -> int:
