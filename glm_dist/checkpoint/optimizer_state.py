@@ -24,7 +24,7 @@ def training_fragments(
     Args:
         places: Parameters of this rank.
         optimizer: DeepSpeed's wrapper, or torch's AdamW at stage 0; it has made a step, or
-            ``prepare_for_load`` was called.
+            ``prepare_for_load`` or ``ensure_moments`` was called.
         zero_stage: 0 to 3.
         data_rank: Place among the replicas.
 
@@ -113,6 +113,19 @@ def prepare_for_load(optimizer: Any, *, zero_stage: int, update: int) -> None:
             "exp_avg": torch.zeros_like(master),
             "exp_avg_sq": torch.zeros_like(master),
         }
+
+
+def ensure_moments(optimizer: Any, *, zero_stage: int) -> None:
+    """Create the moments of an optimizer that has made no update; leave others as they are.
+
+    AdamW creates them in its first update (DeepSpeed 0.19.8, too), which fp16 overflows put off.
+
+    Args:
+        optimizer: DeepSpeed's wrapper, or torch's AdamW at stage 0.
+        zero_stage: 0 to 3.
+    """
+    if not _adamw(optimizer, zero_stage).state:
+        prepare_for_load(optimizer, zero_stage=zero_stage, update=0)
 
 
 def publish_weights(optimizer: Any, *, zero_stage: int) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from glm_dist.checkpoint.load import CheckpointInfo, load_tensors
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.optimizer_state import (
+    ensure_moments,
     prepare_for_load,
     publish_weights,
     training_fragments,
@@ -45,6 +46,7 @@ def save_state(
     Raises:
         CheckpointError: On every rank, if any rank could not write.
     """
+    ensure_moments(engine.optimizer, zero_stage=engine.zero_stage)
     return save_checkpoint(
         directory,
         step=step,

@@ -162,6 +162,36 @@ def save_after_overflow(case: Case, folder: Path) -> tuple[dict[str, float], int
     return scaler_fields(engine), engine.skipped_steps
 
 
+def stop_before_the_first_update(cases: list[Case], folder: Path) -> list[tuple[bool, bool]]:
+    """Overflow, save, go on; whether weights then moved, and equal those of a resumed engine."""
+    enable_cpu()
+    answers = []
+    for i, case in enumerate(cases):
+        engine = start(case)
+        heal = poison(engine)
+        run_steps(engine, case, [0])
+        heal()
+        save_state(engine, folder / str(i), step=1, extra={}, keep_last=1)
+        before = whole_weights(engine)
+        run_steps(engine, case, [1])
+        after = whole_weights(engine)
+        resumed = start(case)
+        info = find_checkpoint(folder / str(i))
+        assert info is not None
+        assert restore_state(resumed, info) == 1
+        run_steps(resumed, case, [1])
+        answers.append((not equal(before, after), equal(after, whole_weights(resumed))))
+    return answers
+
+
+def test_a_run_that_only_overflowed_so_far_can_be_saved_and_resumed(tmp_path: Path) -> None:
+    cases = [Case(zero=zero, micro_batch=16, dtype="fp16") for zero in (1, 2, 3)]
+
+    (answers,) = run_ranks(stop_before_the_first_update, cases, tmp_path, world_size=1)
+
+    assert answers == [(True, True)] * 3
+
+
 def resume_scaler(case: Case, folder: Path) -> tuple[dict[str, float], int]:
     """The scaler of a fresh engine that continues from the checkpoint."""
     enable_cpu()
