@@ -148,6 +148,11 @@ class TrainingEngine:
         return bool(self._deepspeed.fp16_enabled())
 
     @property
+    def loss_scale(self) -> float | None:
+        """Factor of the next step's loss in backward; None where there is none (fp32, bf16)."""
+        return float(self.optimizer.loss_scaler.cur_scale) if self.has_loss_scale else None
+
+    @property
     def skipped_steps(self) -> int:
         """Updates dropped because fp16 gradients overflowed."""
         return int(self._deepspeed.skipped_steps)
@@ -227,7 +232,8 @@ class TrainingEngine:
             Global gradient norm before clipping [].
 
         Raises:
-            TrainingError: On every rank: gradients overflow fp16 at the smallest loss scale.
+            TrainingError: On every rank: the update was dropped and a loss scale cannot mend it.
+                Without ZeRO nothing is dropped, and the caller must look at the norm.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -236,7 +242,26 @@ class TrainingEngine:
         self._deepspeed.step()
         if not self._deepspeed.was_step_applied():
             self._forget_overflow()
-        if self.has_loss_scale and not may_shrink and not self._deepspeed.was_step_applied():
+            self._check_mendable(may_shrink=may_shrink)
+        if norm is None:
+            norm = torch.as_tensor(self._deepspeed.get_global_grad_norm())
+        return norm
+
+    def _check_mendable(self, *, may_shrink: bool) -> None:
+        """Go on after a dropped update only if a smaller loss scale may mend it.
+
+        Raises:
+            TrainingError: On every rank, as DeepSpeed agrees on what is dropped.
+        """
+        if not self.has_loss_scale:
+            raise TrainingError(
+                key="gradient norm",
+                found="infinite or undefined",
+                expected="a finite number",
+                fix="continue from the last checkpoint in a new run with a lower "
+                "optimizer.learning_rate or a longer warm-up",
+            )
+        if not may_shrink:
             raise TrainingError(
                 key="precision.min_loss_scale",
                 found=f"gradients that overflow at {self.optimizer.loss_scaler.cur_scale}",
@@ -244,9 +269,6 @@ class TrainingEngine:
                 fix="continue from the last checkpoint in a new run with a lower "
                 "optimizer.learning_rate, a longer warm-up or precision=bf16",
             )
-        if norm is None:
-            norm = torch.as_tensor(self._deepspeed.get_global_grad_norm())
-        return norm
 
     def _forget_overflow(self) -> None:
         """Drop a sum that overflowed; DeepSpeed 0.19 does so only if it is not offloaded.

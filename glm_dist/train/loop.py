@@ -21,8 +21,10 @@ from glm_dist.errors import TrainingError
 from glm_dist.observe.metrics import (
     GRAD_NORM,
     LEARNING_RATE,
+    LOSS_SCALE,
     PEAK_MEMORY,
     SECONDS_PER_STEP,
+    SKIPPED_STEPS,
     TRAIN_LOSS,
     VALID_LOSS,
 )
@@ -71,7 +73,7 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         Whether the run is finished; if not, its newest checkpoint is of the last step done.
 
     Raises:
-        TrainingError: The loss or the gradient norm is no longer a finite number.
+        TrainingError: The loss or a gradient norm is not finite; no checkpoint was written since.
         CheckpointError: A checkpoint could not be written.
     """
     config, groups = run.config, run.engine.groups
@@ -115,7 +117,7 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
                 run.sink.write(step, _validation_record(run))
         if _due(step, config.checkpoint.interval, at_once=is_last or stops):
             with throughput.paused():
-                _save(run, step)
+                _save(run, step, unrecorded=results)
         if stops and not is_last:
             return False
     return True
@@ -128,28 +130,46 @@ def _due(step: int, interval: int, *, at_once: bool) -> bool:
 def _training_record(
     run: TrainingRun, results: Sequence[StepResult], *, step: int
 ) -> dict[str, float]:
-    """Loss since the last record and the last norm; the loop's only host-device synchronisation.
+    """Loss since the last record, the last norm, and what fp16 does about overflows.
 
     Raises:
-        TrainingError: On every rank, as the numbers are the same everywhere.
+        TrainingError: See ``_checked_loss``.
+    """
+    record = {
+        TRAIN_LOSS: _checked_loss(run, results, step=step),
+        GRAD_NORM: float(results[-1].grad_norm),
+        SKIPPED_STEPS: float(run.engine.skipped_steps),
+    }
+    if run.engine.loss_scale is not None:
+        record[LOSS_SCALE] = run.engine.loss_scale
+    if run.device.type == "cuda":
+        record[PEAK_MEMORY] = torch.cuda.max_memory_allocated(run.device) / 2**30
+    return record
+
+
+def _checked_loss(run: TrainingRun, results: Sequence[StepResult], *, step: int) -> float:
+    """Mean loss of the last steps; the loop's only host-device synchronisation.
+
+    Raises:
+        TrainingError: On every rank, as the numbers are the same everywhere: the loss or any of
+            the gradient norms is not finite.
     """
     loss_sum = torch.stack([result.loss_share for result in results]).sum()
     dist.all_reduce(loss_sum, group=run.engine.groups.world)
-    loss, norm = float(loss_sum) / len(results), float(results[-1].grad_norm)
+    norms = [result.grad_norm.to(run.device, torch.float64) for result in results]
+    loss, norm = float(loss_sum) / len(results), float(torch.stack(norms).max())
     # fp16 answers an overflow with an infinite norm, no update and a smaller scale: all is well.
     overflowed = run.engine.has_loss_scale and math.isinf(norm) and math.isfinite(loss)
     if not (math.isfinite(loss) and math.isfinite(norm)) and not overflowed:
+        first = step - len(results) + 1
         raise TrainingError(
-            key=f"step {step}",
+            key=f"step {step}" if first == step else f"steps {first} to {step}",
             found=f"loss {loss}, gradient norm {norm}",
             expected="finite numbers",
             fix="continue from the last checkpoint in a new run with a lower "
             "optimizer.learning_rate, a longer warm-up or precision=bf16",
         )
-    record = {TRAIN_LOSS: loss, GRAD_NORM: norm}
-    if run.device.type == "cuda":
-        record[PEAK_MEMORY] = torch.cuda.max_memory_allocated(run.device) / 2**30
-    return record
+    return loss
 
 
 def _validation_record(run: TrainingRun) -> dict[str, float]:
@@ -164,7 +184,9 @@ def _validation_record(run: TrainingRun) -> dict[str, float]:
     return {f"{VALID_LOSS}{name}": loss for name, loss in losses.items()}
 
 
-def _save(run: TrainingRun, step: int) -> None:
+def _save(run: TrainingRun, step: int, *, unrecorded: Sequence[StepResult]) -> None:
+    if unrecorded:
+        _checked_loss(run, unrecorded, step=step)
     started = time.monotonic()
     path = save_state(
         run.engine,

@@ -114,12 +114,37 @@ def overflow(cases: list[Case]) -> list[tuple[float, int, bool, bool]]:
 
 @pytest.mark.timeout(600)
 def test_an_overflow_on_one_rank_is_skipped_by_all() -> None:
-    cases = [*cases_of("fp16"), Case(tp=2, zero=1, micro_batch=4, dtype="bf16")]
+    cases = cases_of("fp16")
 
     for of_rank in run_ranks(overflow, cases, world_size=2, timeout=600):
         assert dict(zip(map(str, cases), of_rank, strict=True)) == {
             str(case): (float("inf"), 1, True, True) for case in cases
         }
+
+
+def overflow_without_a_scale(cases: list[Case]) -> list[str]:
+    """What is said when the second step has an infinite gradient."""
+    enable_cpu()
+    messages = []
+    for case in cases:
+        engine = start(case)
+        run_steps(engine, case, [0])
+        poison(engine)
+        with pytest.raises(TrainingError) as caught:
+            run_steps(engine, case, [1])
+        messages.append(str(caught.value))
+    return messages
+
+
+@pytest.mark.timeout(600)
+def test_an_infinite_gradient_ends_a_run_without_loss_scale_everywhere() -> None:
+    fp32 = [Case(dp=2, zero=zero, micro_batch=8) for zero in (1, 2, 3)]
+    cases = [*cases_of("bf16"), *fp32]
+
+    answers = run_ranks(overflow_without_a_scale, cases, world_size=2, timeout=600)
+
+    for message in (*answers[0], *answers[1]):
+        assert message.startswith("gradient norm = infinite or undefined: expected a finite number")
 
 
 def overflow_at_smallest_scale(case: Case) -> str:

@@ -1,0 +1,132 @@
+"""When the loop records, judges and saves: one process, with a step that goes wrong."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from glm_dist.config.load import load_config
+from glm_dist.data.loader import training_batches
+from glm_dist.data.rows import MicroBatch
+from glm_dist.data.samples import open_row_source
+from glm_dist.errors import TrainingError
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.groups import build_groups
+from glm_dist.parallel.layout import Layout
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.job import build_engine
+from glm_dist.train.loop import TrainingRun, train
+from glm_dist.train.preemption import StopRequest
+from tests.ranks import run_ranks
+from tests.train.jobs import make_files
+from tests.train.test_precision import poison
+
+
+@dataclass
+class Records:
+    """A sink that keeps what it is given."""
+
+    by_step: dict[int, dict[str, float]] = field(default_factory=dict)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.by_step.setdefault(step, {}).update(values)
+
+    def event(self, step: int, name: str, values: Mapping[str, object]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def poisoned(
+    batches: Iterator[Sequence[MicroBatch]], engine: TrainingEngine, *, step: int
+) -> Iterator[Sequence[MicroBatch]]:
+    """The same rows; in one step a weight has an infinite gradient."""
+    for number, batch in enumerate(batches, start=1):
+        heal = poison(engine) if number == step else lambda: None
+        yield batch
+        heal()
+
+
+def train_poisoned(
+    overrides: list[str], step: int
+) -> tuple[dict[int, dict[str, float]], list[str], str]:
+    """Records by step, checkpoints, and how the run ended."""
+    enable_cpu()
+    config = load_config([*overrides, "run.name=poisoned"])
+    if config.precision.dtype.name == "fp16":
+        from deepspeed.accelerator import get_accelerator
+
+        get_accelerator().is_fp16_supported = lambda: True
+    groups = build_groups(Layout(1, 1, 1), timedelta(seconds=60))
+    device = torch.device("cpu")
+    engine = build_engine(config, groups, device=device, world_size=1)
+    source = open_row_source(config)
+    batches = training_batches(
+        source,
+        start_step=0,
+        global_batch_size=config.batch.global_batch_size,
+        micro_batch_size=config.batch.micro_batch_size,
+        replica=0,
+        num_replicas=1,
+        num_workers=0,
+        prefetch=config.data.prefetch,
+    )
+    sink = Records()
+    run = TrainingRun(
+        config=config,
+        engine=engine,
+        batches=poisoned(batches, engine, step=step),
+        validation_row=source.validation_row,
+        objectives=source.objectives,
+        stop_request=StopRequest(),
+        sink=sink,
+        checkpoints=config.run_dir / "checkpoints",
+        identity={},
+        device=device,
+    )
+    end = "finished"
+    try:
+        train(run, first_step=0)
+    except TrainingError as error:
+        end = str(error)
+    return sink.by_step, sorted(p.name for p in run.checkpoints.glob("step_*")), end
+
+
+def test_no_checkpoint_is_written_after_a_gradient_that_was_not_finite(tmp_path: Path) -> None:
+    overrides = [
+        *make_files(tmp_path),
+        "zero=stage0",
+        "run.steps=6",
+        "evaluation.interval=0",
+        "checkpoint.interval=2",
+        "observe.log_interval=100",
+    ]
+
+    ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 3, world_size=1)
+
+    # Records are of step 1 and, never reached, 6: only the save of step 4 can notice step 3.
+    assert list(records) == [1]
+    assert checkpoints == ["step_0000002"]
+    assert end.startswith("steps 2 to 4 = loss ")
+
+
+def test_dropped_updates_and_the_loss_scale_are_recorded(tmp_path: Path) -> None:
+    overrides = [
+        *make_files(tmp_path),
+        "precision=fp16",
+        "precision.initial_loss_scale_power=8",
+        "precision.loss_scale_hysteresis=1",
+        "zero=stage1",
+        "evaluation.interval=0",
+    ]
+
+    ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 2, world_size=1)
+
+    assert end == "finished"
+    assert checkpoints == ["step_0000002", "step_0000004"]
+    assert [records[step]["train/skipped_steps"] for step in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    # An overflow halves 2**8.
+    assert [records[step]["train/loss_scale"] for step in (1, 2, 3, 4)] == [256, 128, 128, 128]
