@@ -79,8 +79,9 @@ launch() {
 }
 
 # Warned by USR1 of the time limit, the tasks save and end with 75: the run is not finished, so the
-# job goes back into the queue. TERM is someone's will (scancel, preemption, requeue): the tasks
-# save as well, and SLURM knows what is next.
+# job goes back into the queue; a run that saves nothing (checkpoint=none) ends with 130 and does
+# not, as it would start from the beginning each time. TERM is someone's will (scancel, preemption,
+# requeue): the tasks save as well, and SLURM knows what is next.
 run_and_requeue() {
   local status=0 terminated=0
   trap 'terminated=1' TERM # and wait for srun, instead of leaving the tasks behind

@@ -35,7 +35,7 @@ from glm_dist.parallel.process import start_process
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import TrainingRun, train
-from glm_dist.train.preemption import EXIT_STOPPED, StopRequest
+from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
 from glm_dist.train.preflight import CHECKPOINTS
 from glm_dist.train.state import restore_state
 
@@ -53,7 +53,7 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         launch: Who this process is.
 
     Returns:
-        Exit status: 0 finished, 75 asked to stop and saved.
+        Exit status: 0 finished, 75 asked to stop and saved, 130 asked to stop and not saved.
 
     Raises:
         GlmDistError: On every rank, with one message.
@@ -103,7 +103,18 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         sink.close()
     dist.barrier()
     dist.destroy_process_group()
-    return 0 if is_finished else EXIT_STOPPED
+    return 0 if is_finished else _stopped_status(config, launch)
+
+
+def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
+    """Whether starting the run again would bring it further."""
+    if config.checkpoint.interval > 0:
+        return EXIT_STOPPED
+    if launch.rank == 0:
+        log.warning(
+            "stopped without a checkpoint, as checkpoint.interval=0; status=%d", EXIT_UNSAVED
+        )
+    return EXIT_UNSAVED
 
 
 def _batches(

@@ -70,7 +70,8 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         first_step: Steps already done.
 
     Returns:
-        Whether the run is finished; if not, its newest checkpoint is of the last step done.
+        Whether the run is finished; if not, its newest checkpoint is of the last step done, unless
+        checkpoint.interval is 0.
 
     Raises:
         TrainingError: The loss or a gradient norm is not finite; no checkpoint was written since.

@@ -19,6 +19,12 @@ log = logging.getLogger(__name__)
 EXIT_STOPPED = 75
 """Exit status of a run that was asked to stop and saved: start it again (EX_TEMPFAIL)."""
 
+EXIT_UNSAVED = 130
+"""Exit status of a run that was asked to stop and saves nothing: it would begin where it began.
+
+A shell says the same of a program that Ctrl-C ended; no launcher starts such a one again.
+"""
+
 
 class StopRequest:
     """Remembers that this process was asked to stop, and asks the others."""

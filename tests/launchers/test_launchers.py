@@ -192,10 +192,11 @@ def test_threads_follow_the_cores_of_a_task_and_a_sites_value_stays(repository: 
         ({"TASK_STATUS": "75"}, True),
         ({"TASK_STATUS": "75", "AUTO_REQUEUE": "0"}, False),
         ({"TASK_STATUS": "75", "TERMINATE_BATCH_SHELL": "1"}, False),
+        ({"TASK_STATUS": "130"}, False),
         ({"TASK_STATUS": "143"}, False),
         ({"TASK_STATUS": "0"}, False),
     ],
-    ids=["stopped and saved", "not wanted", "cancelled", "killed", "finished"],
+    ids=["stopped and saved", "not wanted", "cancelled", "not saved", "killed", "finished"],
 )
 def test_only_a_run_that_was_warned_and_saved_goes_back_into_the_queue(
     repository: Path, environ: dict[str, str], requeued: bool

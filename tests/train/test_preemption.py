@@ -70,6 +70,28 @@ def test_once_agreed_a_rank_lives_to_end_with_its_own_status() -> None:
     assert run_ranks(_ask_and_agree, world_size=1) == [(False, True, True)]
 
 
+@pytest.mark.timeout(200)
+def test_a_stopped_run_that_saves_nothing_does_not_ask_to_be_started_again(tmp_path: Path) -> None:
+    arguments = [*make_files(tmp_path), f"run.steps={STEPS}", "checkpoint=none", "run.name=trial"]
+    job = subprocess.Popen(
+        [sys.executable, "train.py", *(a for a in arguments if "checkpoint." not in a)],
+        cwd=ROOT,
+        env=clean_environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_step(tmp_path / "runs" / "trial", 3)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=120)
+
+    assert max(losses_of(tmp_path / "runs" / "trial")) < STEPS, "over before it could be stopped"
+    assert not (tmp_path / "runs" / "trial" / "checkpoints").exists()
+    assert job.returncode == 130, err[-2000:]
+    assert re.findall(r"WARNING .*(stopped without a checkpoint.*)", err) == [
+        "stopped without a checkpoint, as checkpoint.interval=0; status=130"
+    ]
+
+
 @pytest.mark.timeout(400)
 def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path: Path) -> None:
     overrides = make_files(tmp_path)
