@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from glm_dist.checkpoint.agreement import Ranks
+from glm_dist.checkpoint.folders import list_steps
 from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.launch import LaunchEnvironment
@@ -191,22 +193,43 @@ def _resume(config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Js
     """Continue from the newest complete checkpoint, if the run may; the steps done.
 
     Raises:
-        CheckpointError: The checkpoint was trained on other data, or there must be one and is not.
+        CheckpointError: The checkpoint was trained on other data, there are some and none is
+            complete, or there must be one and is not.
     """
     if config.checkpoint.resume is Resume.never:
         return 0
-    info = find_checkpoint(config.run_dir / CHECKPOINTS)
+    folder = config.run_dir / CHECKPOINTS
+    info = find_checkpoint(folder)
     if info is None:
+        Ranks(None).on_first(
+            "see whether the run is new", str(folder), lambda: _check_is_new(folder)
+        )
         if config.checkpoint.resume is Resume.must:
             raise CheckpointError(
                 key="checkpoint.resume",
                 found="must, without a complete checkpoint",
-                expected=f"a complete checkpoint in {config.run_dir / CHECKPOINTS}",
+                expected=f"a complete checkpoint in {folder}",
                 fix="begin anew with checkpoint.resume=auto, or restore the checkpoint's files",
             )
         return 0
     _check_data(info, identity)
     return restore_state(engine, info)
+
+
+def _check_is_new(folder: Path) -> None:
+    """Refuse to begin at step 0 beside checkpoints that nobody could read: that hides a loss.
+
+    Raises:
+        CheckpointError: There are folders of steps.
+    """
+    steps = list_steps(folder)
+    if steps:
+        raise CheckpointError(
+            key=str(folder),
+            found=f"{len(steps)} checkpoint(s), none usable",
+            expected="at least one as it was written, to continue from; the log says what is wrong",
+            fix="restore the files, or begin another run with run.name=...",
+        )
 
 
 def _check_data(info: CheckpointInfo, identity: Mapping[str, Json]) -> None:

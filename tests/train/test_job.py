@@ -97,6 +97,19 @@ def test_a_finished_run_is_left_as_it_is(
     assert {p: p.stat().st_mtime_ns for p in (runs / "python" / "checkpoints").rglob("*")} == before
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: Path) -> None:
+    overrides = make_files(tmp_path)
+    folder = tmp_path / "runs" / "lost" / "checkpoints"
+    (folder / "step_0000010").mkdir(parents=True)
+
+    results = with_srun([*overrides, "run.name=lost", "parallel=tp2"], PROCESSES)
+
+    assert [result.returncode for result in results] == [2, 2], results[0].stderr
+    assert f"CheckpointError: {folder} = 1 checkpoint(s), none usable: " in results[0].stderr
+    assert "skipped damaged checkpoint" in results[0].stderr
+    assert [path.name for path in folder.iterdir()] == ["step_0000010"]
+
+
 def test_other_data_under_a_checkpoint_is_refused(
     job: tuple[Path, list[str]], serial: dict[str, np.ndarray], tmp_path: Path
 ) -> None:
