@@ -50,9 +50,9 @@ class Manifest:
     """Everything a reader may ask about a checkpoint before opening its tensors."""
 
     step: int
-    """Optimizer updates done."""
+    """Optimizer steps done, skipped fp16 updates included."""
     layout: dict[str, int]
-    """Sizes of the process axes that wrote it; ranks find their own state only under equal ones."""
+    """Sizes of the process axes that wrote it, for the record: any layout reads it."""
     extra: dict[str, Json]
     """State of the run that is the same on every rank (rows consumed, data fingerprint, ...)."""
     tensors: dict[str, TensorRecord]

@@ -57,7 +57,7 @@ def save_checkpoint(
 
     Args:
         directory: The run's checkpoints folder, on a file system that every rank sees.
-        step: Optimizer updates done.
+        step: Optimizer steps done, skipped fp16 updates included.
         tensors: Fragments (or whole tensors, the same on every rank that has them) by global name.
             Ranks may hold different names; together they hold every element of each.
         extra: State of the run that is the same on every rank; rank 0's is kept.

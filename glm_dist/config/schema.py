@@ -49,7 +49,7 @@ class RunSection(Section):
     seed: int = bounded(1234, at_least=0)
     """Seeds initialisation, dropout and data; same seed, same run."""
     steps: int = bounded(200_000, at_least=1)
-    """Optimizer updates to reach; a resumed run stops at the same number."""
+    """Steps to reach, skipped fp16 updates included; a resumed run stops at the same number."""
 
 
 @dataclass
@@ -182,7 +182,7 @@ class LRScheduleConfig(Section):
     warmup_share: float = bounded(0.05, at_least=0, below=1)
     """Share of decay_steps spent in linear warm-up, 0 to 1."""
     decay_steps: int = bounded(160_000, at_least=1)
-    """Steps after which the rate stays at its floor."""
+    """Applied updates after which the rate stays at its floor; skipped ones do not count."""
     decay_to_ratio: float = bounded(0.05, at_least=0, at_most=1)
     """Floor as a share of the peak, 0 to 1."""
 

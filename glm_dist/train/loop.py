@@ -91,7 +91,7 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         seed_step(config.run.seed, done, coordinates=groups.coordinates)
         with throughput.waiting("data"):
             micro_batches = next(run.batches)
-        rate = learning_rate(config.lr_schedule, config.optimizer.learning_rate, done)
+        rate = _rate(run, done)
         results.append(
             train_step(
                 run.engine,
@@ -122,6 +122,13 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         if stops and not is_last:
             return False
     return True
+
+
+def _rate(run: TrainingRun, done: int) -> float:
+    """Learning rate after ``done`` steps: like the official one, it follows applied updates."""
+    config = run.config
+    updates = done - run.engine.skipped_steps
+    return learning_rate(config.lr_schedule, config.optimizer.learning_rate, updates)
 
 
 def _due(step: int, interval: int, *, at_once: bool) -> bool:

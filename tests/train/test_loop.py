@@ -113,7 +113,7 @@ def test_no_checkpoint_is_written_after_a_gradient_that_was_not_finite(tmp_path:
     assert end.startswith("steps 2 to 4 = loss ")
 
 
-def test_dropped_updates_and_the_loss_scale_are_recorded(tmp_path: Path) -> None:
+def test_dropped_updates_are_recorded_and_do_not_advance_the_rate(tmp_path: Path) -> None:
     overrides = [
         *make_files(tmp_path),
         "precision=fp16",
@@ -130,3 +130,6 @@ def test_dropped_updates_and_the_loss_scale_are_recorded(tmp_path: Path) -> None
     assert [records[step]["train/skipped_steps"] for step in (1, 2, 3, 4)] == [0, 1, 1, 1]
     # An overflow halves 2**8.
     assert [records[step]["train/loss_scale"] for step in (1, 2, 3, 4)] == [256, 128, 128, 128]
+    # Warm-up to 1e-3 in 0.2 * 10 = 2 updates; before steps 1 to 4 there were 0, 1, 1 and 2.
+    rates = [records[step]["train/learning_rate"] for step in (1, 2, 3, 4)]
+    assert rates == [0.0, 5e-4, 5e-4, 1e-3]
