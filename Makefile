@@ -122,10 +122,12 @@ config: $(ENVIRONMENT) ## print the resolved configuration of EXPERIMENT=glm_lar
 	@$(BIN)/glm-dist config experiment=$(EXPERIMENT)
 
 docs: $(ENVIRONMENT) ## write docs/config.md anew from the schema
-	@$(BIN)/glm-dist config --reference > docs/config.md
+	@$(BIN)/glm-dist config --reference > docs/config.md.new
+	@mv docs/config.md.new docs/config.md
 
 parity: $(ENVIRONMENT) ## measure docs/parity.md anew: every layout against one process
-	@OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.train.parity > docs/parity.md
+	@OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.train.parity > docs/parity.md.new
+	@mv docs/parity.md.new docs/parity.md
 
 bench: $(ENVIRONMENT) ## measure speed and memory; tables go to benchmarks/results
 	@PYTHONWARNINGS=ignore $(BIN)/python -m benchmarks $(BENCHMARKS)
