@@ -114,10 +114,10 @@ class Case:
         shown = [
             f"{each.name} {getattr(self, each.name)}"
             for each in fields(self)
-            if each.name in ("layers", "recompute", "segment", "dropout", "dtype", "offload")
+            if each.name in ("layers", "recompute", "segment", "dropout", "dtype")
             and getattr(self, each.name) != each.default
         ]
-        return ", ".join([*shown, *self.architecture])
+        return ", ".join([*shown, *(["offload"] if self.offload else []), *self.architecture])
 
     def __str__(self) -> str:
         return f"{self.layout} zero{self.zero} micro{self.micro_batch} {self.options}".rstrip()
