@@ -3,29 +3,33 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from functools import cache
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from glm_dist.config.load import load_config
 from glm_dist.config.schema import (
     Activation,
     Dtype,
     LossNormalization,
     ModelConfig,
+    Offload,
     OptimizerConfig,
     PositionEncoding,
     RecomputeConfig,
     RecomputeMode,
     Residual,
+    RunConfig,
 )
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.model.chunks import build_stage
-from glm_dist.model.parameters import ParameterPlace, initialize
+from glm_dist.model.parameters import ParameterPlace
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.rng import seed_step
+from glm_dist.train import job
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
 
@@ -33,7 +37,6 @@ STEPS = 3
 GLOBAL_BATCH = 16
 ROW_LENGTH = 24
 VOCAB_SIZE = 251  # prime: no tensor-parallel size divides it
-PADDED_VOCAB_SIZE = 256
 MODEL = ModelConfig(
     num_layers=4,
     hidden_size=32,
@@ -165,63 +168,57 @@ def micro_batches_of(rows: list[Row], case: Case, replica: int) -> list[MicroBat
     ]
 
 
-def deepspeed_dictionary(case: Case) -> dict[str, object]:
-    """What train.deepspeed_config would make for this case, with small buckets."""
-    formats: dict[str, dict[str, object]] = {
-        "fp32": {},
-        "bf16": {"bf16": {"enabled": True, "immediate_grad_update": True}},
-        "fp16": {
-            "fp16": {
-                "enabled": True,
-                "loss_scale": 0,
-                "initial_scale_power": 8,
-                "loss_scale_window": 1000,
-                "hysteresis": 1,
-                "min_loss_scale": case.min_scale,
-            }
-        },
-    }
-    if case.dtype != "fp32":
-        formats[case.dtype] |= {
-            "communication_data_type": "fp32",
-            "data_types": {"grad_accum_dtype": "fp32"},
-        }
-    return formats[case.dtype] | {
-        "train_micro_batch_size_per_gpu": case.micro_batch,
-        "gradient_accumulation_steps": GLOBAL_BATCH // case.dp // case.micro_batch,
-        "gradient_clipping": OPTIMIZER.gradient_clipping,
-        "zero_optimization": {
-            "stage": case.zero,
-            "reduce_bucket_size": 20_000,
-            "allgather_bucket_size": 20_000,
-            "overlap_comm": case.zero >= 2,
-            **({"offload_optimizer": {"device": "cpu"}} if case.offload else {}),
-        },
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
+@cache
+def base_config() -> RunConfig:
+    """What no case changes."""
+    return load_config(["experiment=tiny", "run.seed=1"])
+
+
+def run_config(case: Case) -> RunConfig:
+    """The configuration of a case: buckets of which the model fills several, a small loss scale."""
+    base = base_config()
+    return replace(
+        base,
+        model=case.model,
+        tokenizer=replace(base.tokenizer, vocab_size=VOCAB_SIZE),
+        batch=replace(
+            base.batch, global_batch_size=GLOBAL_BATCH, micro_batch_size=case.micro_batch
+        ),
+        optimizer=OPTIMIZER,
+        parallel=replace(
+            base.parallel, tensor_parallel_size=case.tp, pipeline_parallel_size=case.pp
+        ),
+        zero=replace(
+            base.zero,
+            stage=case.zero,
+            reduce_bucket_size=20_000,
+            allgather_bucket_size=20_000,
+            overlap_comm=case.zero >= 2,
+            offload_optimizer=Offload.cpu if case.offload else Offload.none,
+        ),
+        precision=replace(
+            base.precision,
+            dtype=Dtype[case.dtype],
+            initial_loss_scale_power=8,
+            loss_scale_hysteresis=1,
+            min_loss_scale=case.min_scale,
+        ),
+        recompute=RecomputeConfig(RecomputeMode[case.recompute], case.segment),
+    )
 
 
 def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
-    """The engine of this rank with the initial weights of seed 1."""
+    """The engine of this rank as a job makes it, with the initial weights of seed 1."""
     if case.dtype == "fp16":
         # DeepSpeed denies fp16 on CPUs because it is slow there; torch computes it all the same.
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
-    stage = build_stage(
-        case.model,
-        vocab_size=VOCAB_SIZE,
-        padded_vocab_size=PADDED_VOCAB_SIZE,
-        dtype=Dtype[case.dtype],
-        groups=groups,
+    return job.build_engine(
+        run_config(case),
+        groups,
         device=torch.device("cpu"),
-        recompute=RecomputeConfig(RecomputeMode[case.recompute], case.segment),
-    )
-    initialize(stage.places(), case.model, seed=1)
-    return TrainingEngine(
-        stage, OPTIMIZER, deepspeed_config=deepspeed_dictionary(case), groups=groups
+        world_size=groups.layout.world_size,
     )
 
 
