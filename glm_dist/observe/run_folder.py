@@ -2,28 +2,33 @@
 
 ``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
 ``metrics.jsonl``, ``log/``, ``checkpoints/``. An attempt is one start of the run; resuming is the
-next attempt in the same folder.
+next attempt in the same folder. ``lock`` keeps a second job out while one is at work.
 """
 
+import errno
+import fcntl
 import importlib.metadata
 import json
 import logging
 import os
 import platform
+import socket
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import glm_dist
-from glm_dist.errors import ConfigError
+from glm_dist.errors import ConfigError, LaunchError
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
 PROVENANCE_FILE = "provenance.json"
+LOCK_FILE = "lock"
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
 """Whose versions decide what a run computes, beside our own."""
@@ -56,6 +61,9 @@ class RunFolder:
     path: Path
     attempt: int
     """Starts of this run so far, this one included."""
+    lock: IO[str] | None = field(repr=False)
+    """Keeps other jobs out until it is closed, or its process ends in whatever way; None where the
+    file system knows no locks."""
 
 
 def collect_provenance(
@@ -111,9 +119,11 @@ def open_run_folder(
 
     Raises:
         ConfigError: The folder cannot be created or written.
+        LaunchError: Another job is at work in it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock = _lock(path / LOCK_FILE)
         attempts = _read_attempts(path / PROVENANCE_FILE)
         _keep_older_config(path, config, attempt=len(attempts))
         _replace(path / CONFIG_FILE, config)
@@ -127,7 +137,38 @@ def open_run_folder(
             expected="a place where this user can create the run's folder",
             fix="make it writable, or point paths.runs elsewhere",
         ) from error
-    return RunFolder(path=path, attempt=len(attempts))
+    return RunFolder(path=path, attempt=len(attempts), lock=lock)
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Take the folder for this process: each of two jobs would remove what the other is saving.
+
+    Of POSIX's kind, which also holds between nodes and which forked workers do not inherit.
+
+    Raises:
+        LaunchError: Another process has it.
+        OSError: The file cannot be written.
+    """
+    lock = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        holder = lock.read().strip()
+        lock.close()
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            log.warning("could not lock the run folder path=%s reason=%s", path, error)
+            return None
+        raise LaunchError(
+            key=str(path.parent),
+            found=f"a run folder in which another job is at work ({holder or 'unknown'})",
+            expected="one job at a time",
+            fix="wait until it has ended, stop it, or choose another run.name",
+        ) from error
+    lock.truncate(0)
+    lock.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
+    lock.flush()
+    return lock
 
 
 def _read_attempts(path: Path) -> list[dict[str, object]]:

@@ -29,7 +29,7 @@ from glm_dist.model.chunks import build_stage
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.observe.log import quiet_libraries, setup_logging
-from glm_dist.observe.run_folder import collect_provenance, open_run_folder
+from glm_dist.observe.run_folder import RunFolder, collect_provenance, open_run_folder
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
@@ -73,17 +73,20 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         stage_layers=tuple(config.parallel.stage_layers),
     )
     groups = build_groups(layout, COLLECTIVE_TIMEOUT)
-    attempt = _open_folder(config, launch, layout)
-    setup_logging(launch.rank, config.run_dir, console=console)
-    source = open_row_source(config)
+    ranks = Ranks(None)
+    folder = _open_folder(config, launch, layout)
+    with ranks.together("open its log file", str(config.run_dir)):
+        setup_logging(launch.rank, config.run_dir, console=console)
+    with ranks.together("open the corpora", "data.corpora"):
+        source = open_row_source(config)
     engine = build_engine(config, groups, device=device, world_size=launch.world_size)
     quiet_libraries()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     first_step = _resume(config, engine, identity)
-    if launch.rank == 0:
-        _announce(config, engine, first_step=first_step, seconds=time.monotonic() - started)
     sink = SinkGroup()
-    if launch.rank == 0:
+    if folder is not None:
+        _announce(config, engine, first_step=first_step, seconds=time.monotonic() - started)
+        attempt = folder.attempt
         sink = open_sinks(
             config, attempt=attempt, first_step=first_step, console=console, environ=os.environ
         )
@@ -134,28 +137,31 @@ def _batches(
     )
 
 
-def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -> int:
-    """Create or continue the run folder on rank 0; the attempt's number, on every rank."""
+def _open_folder(
+    config: RunConfig, launch: LaunchEnvironment, layout: Layout
+) -> RunFolder | None:
+    """Create or continue the run folder on rank 0, which keeps it; None on the others."""
     ranks = Ranks(None)
     hosts = ranks.gather(socket.gethostname())
-    return ranks.on_first(
-        "open the run folder",
-        str(config.run_dir),
-        lambda: (
-            open_run_folder(
-                config.run_dir,
-                config=dump_config(config),
-                overrides=sys.argv[1:],
-                provenance=collect_provenance(
-                    hosts=hosts,
-                    world_size=launch.world_size,
-                    layout=layout.sizes(),
-                    command=sys.argv,
-                    launcher=launch.launcher,
-                ),
-            ).attempt
-        ),
-    )
+    opened: list[RunFolder] = []
+
+    def open_here() -> None:
+        folder = open_run_folder(
+            config.run_dir,
+            config=dump_config(config),
+            overrides=sys.argv[1:],
+            provenance=collect_provenance(
+                hosts=hosts,
+                world_size=launch.world_size,
+                layout=layout.sizes(),
+                command=sys.argv,
+                launcher=launch.launcher,
+            ),
+        )
+        opened.append(folder)
+
+    ranks.on_first("open the run folder", str(config.run_dir), open_here)
+    return opened[0] if opened else None
 
 
 def build_engine(

@@ -1,6 +1,10 @@
 """A run folder says what ran, counts attempts, and keeps what an attempt changed."""
 
 import json
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +13,7 @@ import pytest
 import torch
 
 import glm_dist
-from glm_dist.errors import ConfigError
+from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.observe.run_folder import Provenance, collect_provenance, open_run_folder
 
 
@@ -32,7 +36,7 @@ def test_a_new_run_folder_has_configuration_overrides_and_provenance(tmp_path: P
         tmp_path / "runs" / "a", config="x: 1\n", overrides=["a=1", "b=2"], provenance=provenance()
     )
     assert opened.attempt == 1
-    assert names(opened.path) == ["config.yaml", "overrides.txt", "provenance.json"]
+    assert names(opened.path) == ["config.yaml", "lock", "overrides.txt", "provenance.json"]
     assert (opened.path / "config.yaml").read_text() == "x: 1\n"
     assert (opened.path / "overrides.txt").read_text() == "a=1\nb=2\n"
     (attempt,) = json.loads((opened.path / "provenance.json").read_text())["attempts"]
@@ -69,6 +73,36 @@ def test_a_place_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> Non
         open_run_folder(tmp_path / "runs" / "a", config="", overrides=[], provenance=provenance())
     assert caught.value.key == "paths.runs"
     assert "Not a directory" in str(caught.value)
+
+
+def hold_folder(folder: Path, opened: "multiprocessing.synchronize.Event") -> None:
+    """Be a job at work, until killed."""
+    kept = open_run_folder(folder, config="x: 1\n", overrides=[], provenance=provenance())
+    opened.set()
+    signal.pause()
+    assert kept
+
+
+def test_a_second_job_stays_out_until_the_first_has_ended_in_whatever_way(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    opened = context.Event()
+    first = context.Process(target=hold_folder, args=(tmp_path, opened))
+    first.start()
+    try:
+        assert opened.wait(60)
+        with pytest.raises(LaunchError, match="another job is at work") as caught:
+            open_run_folder(tmp_path, config="x: 2\n", overrides=[], provenance=provenance())
+        assert f"process {first.pid}" in str(caught.value)
+        assert (tmp_path / "config.yaml").read_text() == "x: 1\n"
+        assert first.pid is not None
+        os.kill(first.pid, signal.SIGKILL)
+    finally:
+        first.kill()
+        first.join()
+
+    second = open_run_folder(tmp_path, config="x: 2\n", overrides=[], provenance=provenance())
+
+    assert second.attempt == 2
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"attempts": 3}', "{"], ids=repr)
