@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.errors import TrainingError
+from glm_dist.errors import GlmDistError, TrainingError
 from glm_dist.observe.metrics import (
     GRAD_NORM,
     LEARNING_RATE,
@@ -31,6 +32,7 @@ from glm_dist.observe.metrics import (
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.observe.throughput import Throughput
 from glm_dist.optim.lr_schedule import learning_rate
+from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.efficiency import Efficiency
 from glm_dist.train.engine import TrainingEngine
@@ -89,7 +91,7 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
     results: list[StepResult] = []
     for done in range(first_step, config.run.steps):
         seed_step(config.run.seed, done, coordinates=groups.coordinates)
-        with throughput.waiting("data"):
+        with throughput.waiting("data"), _told(groups):
             micro_batches = next(run.batches)
         rate = _rate(run, done)
         results.append(
@@ -114,7 +116,7 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
             run.sink.write(step, record | speed | efficiency.take(seconds))
             results.clear()
         if not stops and _due(step, config.evaluation.interval, at_once=is_last):
-            with throughput.paused():
+            with throughput.paused(), _told(groups):
                 run.sink.write(step, _validation_record(run))
         if _due(step, config.checkpoint.interval, at_once=is_last or stops):
             with throughput.paused():
@@ -122,6 +124,21 @@ def train(run: TrainingRun, *, first_step: int) -> bool:
         if stops and not is_last:
             return False
     return True
+
+
+@contextmanager
+def _told(groups: ParallelGroups) -> Iterator[None]:
+    """Have a replica that cannot read its rows say so: it fails alone.
+
+    The others only see that it left, and rank 0 speaks for all where all raise the same.
+    """
+    try:
+        yield
+    except GlmDistError as error:
+        place = groups.coordinates
+        if groups.rank > 0 and place.tensor == place.pipeline == 0:
+            log.error("%s: %s", type(error).__name__, error)
+        raise
 
 
 def _rate(run: TrainingRun, done: int) -> float:

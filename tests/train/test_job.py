@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from glm_dist.checkpoint.load import load_tensors, read_checkpoint
+from glm_dist.config.load import load_config
+from glm_dist.data.samples import RowSource, open_row_source
+from glm_dist.errors import DataError
 from glm_dist.observe.history import final_records, read_records
 from tests.train.jobs import make_files, with_deepspeed, with_python, with_srun, with_torchrun
 
@@ -126,3 +129,42 @@ def test_other_data_under_a_checkpoint_is_refused(
     assert "CheckpointError" in result.stderr
     assert "other data" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def spoil_a_row_of_the_second_replica(overrides: list[str]) -> None:
+    """Write an unknown id where, of the first two steps' rows, only the last replica's read it."""
+    config = load_config([*overrides, "run.name=spoiled"])
+    prefix = next(iter(config.data.corpora.values())).prefix
+    tokens = np.memmap(f"{prefix}.bin", dtype=np.uint16, mode="r+")
+    for place in range(0, len(tokens), 20):
+        kept, tokens[place] = tokens[place], 60_000
+        try:
+            source = open_row_source(config)
+        except DataError:  # a window that is looked at when the corpus is opened
+            tokens[place] = kept
+            continue
+        spoiled = [index for index in range(8) if not is_readable(source, index)]
+        if spoiled and set(spoiled) <= {6, 7}:
+            return
+        tokens[place] = kept
+    raise AssertionError("no such place")
+
+
+def is_readable(source: RowSource, index: int) -> bool:
+    """Whether a row can be built."""
+    try:
+        source.row(index)
+    except DataError:
+        return False
+    return True
+
+
+def test_a_replica_that_cannot_read_its_rows_says_so(tmp_path: Path) -> None:
+    overrides = make_files(tmp_path)
+    spoil_a_row_of_the_second_replica(overrides)
+
+    results = with_srun([*overrides, "run.name=spoiled"], PROCESSES)
+
+    assert results[0].returncode != 0
+    assert results[1].returncode == 2
+    assert "DataError: data.corpora.text.prefix = a corpus with token id 60000" in results[1].stderr
