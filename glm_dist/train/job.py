@@ -137,9 +137,7 @@ def _batches(
     )
 
 
-def _open_folder(
-    config: RunConfig, launch: LaunchEnvironment, layout: Layout
-) -> RunFolder | None:
+def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -> RunFolder | None:
     """Create or continue the run folder on rank 0, which keeps it; None on the others."""
     ranks = Ranks(None)
     hosts = ranks.gather(socket.gethostname())
