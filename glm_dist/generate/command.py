@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -77,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     device = start_process(launch, timedelta(minutes=10))
     trained = load_trained(arguments.run, step=arguments.step, device=device)
-    for text in arguments.text or (line.rstrip("\n") for line in sys.stdin):
+    for text in arguments.text or lines_of_input():
         sys.stdout.write(
             complete(
                 trained,
@@ -90,6 +91,28 @@ def run(arguments: argparse.Namespace) -> int:
         )
         sys.stdout.flush()
     return 0
+
+
+def lines_of_input() -> Iterator[str]:
+    """Lines of standard input.
+
+    Raises:
+        DataError: They are not in the encoding of the locale.
+    """
+    try:
+        for line in sys.stdin:
+            yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise _undecodable(str(error)) from error
+
+
+def _undecodable(found: str) -> DataError:
+    return DataError(
+        key="text",
+        found=found,
+        expected="text in UTF-8",
+        fix="convert it, for example with iconv -t UTF-8",
+    )
 
 
 def complete(
@@ -148,6 +171,8 @@ def not_text(special: SpecialTokens, vocab_size: int) -> list[int]:
 def context_of(tokenizer: Tokenizer, text: str) -> list[int]:
     """Part A of a text: [CLS], its tokens, and the end token unless it ends in an open tail."""
     special = tokenizer.special
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _undecodable(ascii(text))  # bytes that Python could not decode
     if not special.has_task_masks:
         for name in ("[gMASK]", "[sMASK]"):
             if name in text:

@@ -50,7 +50,7 @@ def fill_blanks(
         max_tokens: Longest answer per blank.
         max_position: Largest position id the model knows (P).
         banned: Token ids that are never drawn; the official code bans none.
-        seed: Of the draws.
+        seed: Of the draws; any whole number, counted modulo 2^64.
 
     Returns:
         The blanks in text order.
@@ -68,7 +68,7 @@ def fill_blanks(
     masks = {special.mask, special.gmask, special.smask}
     stops = {special.eop, special.eos}
     never = sorted(set(banned) - stops)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**64)
     length = min(max_tokens, max_position - 1)  # block positions 1 … length + 1 must exist
     blanks = []
     with cached_attention(stage):

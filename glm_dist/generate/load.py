@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from glm_dist.checkpoint.folders import step_name
+from glm_dist.checkpoint.folders import list_steps, step_name
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import (
     CheckpointInfo,
@@ -79,7 +79,16 @@ def load_trained(run_dir: Path, *, step: int | None, device: torch.device) -> Tr
 def _checkpoint(run_dir: Path, step: int | None) -> CheckpointInfo:
     checkpoints = run_dir / "checkpoints"
     if step is not None:
-        return read_checkpoint(checkpoints / step_name(step))
+        path = checkpoints / step_name(step)
+        if not path.exists():
+            steps = ", ".join(str(number) for number, _ in list_steps(checkpoints))
+            raise CheckpointError(
+                key="--step",
+                found=step,
+                expected=f"the step of a checkpoint in {checkpoints}: {steps or 'there is none'}",
+                fix="name another step, or leave --step out for the newest",
+            )
+        return read_checkpoint(path)
     info = find_checkpoint(checkpoints)
     if info is None:
         raise CheckpointError(

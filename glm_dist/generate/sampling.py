@@ -1,5 +1,6 @@
 """Choosing the next token from logits: greedy, or temperature with top-k and top-p."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Sampling:
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
         for key, value, ok, expected in (
-            ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
+            ("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "0 or more"),
             ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "more than 0 and at most 1"),
         ):
@@ -49,7 +50,8 @@ def next_token(
     """
     if sampling.temperature == 0.0:
         return int(logits.argmax())
-    scaled = logits / sampling.temperature
+    # No temperature is too small: the largest becomes 0, and what leaves fp32 below is never drawn.
+    scaled = ((logits - logits.max()).double() / sampling.temperature).float()
     if sampling.top_k > 0:
         kept = scaled.topk(min(sampling.top_k, scaled.numel()))
         scaled = torch.full_like(scaled, float("-inf")).scatter(0, kept.indices, kept.values)

@@ -1,11 +1,13 @@
 """Texts in, texts out."""
 
+import io
+
 import pytest
 
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import DataError
-from glm_dist.generate.command import context_of, not_text, render
+from glm_dist.generate.command import context_of, lines_of_input, not_text, render
 from glm_dist.generate.infill import Blank
 from tests.data.corpora import CLS, EOS, GMASK, MASK, SOP, VOCAB_SIZE, write_vocabulary
 
@@ -30,6 +32,24 @@ def test_a_context_is_closed_unless_it_ends_in_an_open_tail(tokenizer: Tokenizer
 
 def test_a_text_without_a_blank_is_continued(tokenizer: Tokenizer) -> None:
     assert context_of(tokenizer, "w10 w11") == [CLS, 10, 11, GMASK]
+
+
+def test_bytes_that_are_no_text_are_refused(tokenizer: Tokenizer) -> None:
+    text = b"w10 \xff [MASK]".decode(errors="surrogateescape")  # as arguments arrive
+
+    with pytest.raises(DataError, match="UTF-8"):
+        context_of(tokenizer, text)
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_a_stream_that_is_no_text_is_refused(
+    errors: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(b"w10\n\xff\xfe\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", stream)
+
+    with pytest.raises(DataError, match="UTF-8"):
+        [context_of(tokenizer, line) for line in lines_of_input()]
 
 
 def test_answers_stand_in_brackets_where_the_blanks_were(tokenizer: Tokenizer) -> None:

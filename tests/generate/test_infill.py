@@ -101,6 +101,7 @@ def check_draws() -> None:
     sampling = Sampling(temperature=1.5, top_k=0)
     drawn = [fill(stage, sampling, seed=seed) for seed in range(20)]
     assert fill(stage, sampling, seed=4) == drawn[4]
+    assert fill(stage, sampling, seed=2**64 + 4) == drawn[4]
     assert any(drawn[0] != other for other in drawn)
     for blanks in drawn:
         for blank in blanks:

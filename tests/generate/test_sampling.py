@@ -1,5 +1,7 @@
 """Which tokens can be drawn."""
 
+import math
+
 import pytest
 import torch
 
@@ -38,6 +40,11 @@ def test_the_likeliest_is_always_kept() -> None:
     assert drawn(Sampling(temperature=1.0, top_k=0, top_p=0.01)) == {1}
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-46, 5e-324])
+def test_the_smaller_the_temperature_the_nearer_to_greedy(temperature: float) -> None:
+    assert drawn(Sampling(temperature=temperature, top_k=0)) == {1}
+
+
 def test_the_same_seed_draws_the_same() -> None:
     sampling = Sampling(temperature=1.0, top_k=0)
     first, second = (
@@ -48,7 +55,16 @@ def test_the_same_seed_draws_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str
+    "numbers",
+    [
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"temperature": math.nan},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
+    ids=str,
 )
 def test_numbers_without_meaning_are_refused(numbers: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(numbers)).replace('_', '-')}"):
