@@ -188,10 +188,14 @@ def _read_attempts(path: Path) -> list[dict[str, object]]:
 
 def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     current = path / CONFIG_FILE
-    if not current.exists() or current.read_text(encoding="utf-8") == config:
+    if not current.exists():
+        return
+    earlier = current.read_text(encoding="utf-8")
+    if earlier == config:
         return
     older = path / f"config.attempt_{attempt}.yaml"
-    os.replace(current, older)
+    # A copy: were it moved and the new one not written, nothing would say what the run is.
+    _replace(older, earlier)
     log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
 
 

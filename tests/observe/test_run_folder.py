@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -65,6 +66,18 @@ def test_resuming_is_the_next_attempt_and_keeps_a_configuration_that_changed(
     assert (tmp_path / "config.yaml").read_text() == "x: 2\n"
     assert (tmp_path / "config.attempt_2.yaml").read_text() == "x: 1\n"
     assert "config.attempt_1.yaml" not in names(tmp_path)
+
+
+def test_a_configuration_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    open_run_folder(tmp_path, config="x: 1\n", overrides=[], provenance=provenance())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="File too large"):
+            open_run_folder(tmp_path, config="x: 2\n" * 400, overrides=[], provenance=provenance())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "config.yaml").read_text() == "x: 1\n"
 
 
 def test_a_place_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> None:
