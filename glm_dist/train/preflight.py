@@ -93,6 +93,8 @@ def check_run_folder(config: RunConfig) -> int | None:
     """
     _check_writable(config.run_dir)
     folder = config.run_dir / CHECKPOINTS
+    if config.checkpoint.interval > 0:
+        _check_writable(folder)  # the first save may be hours away
     steps = list_steps(folder)
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(

@@ -42,6 +42,7 @@ def config_for(folder: Path, *more: str) -> RunConfig:
 def write_run(folder: Path, *more: str, steps: tuple[int, ...] = (10,)) -> None:
     """A run folder as an earlier job leaves it."""
     run = folder / "runs" / "tiny"
+    run.mkdir(parents=True)
     for step in steps:
         (run / "checkpoints" / f"step_{step:07d}").mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config_for(folder, *more)))
@@ -105,6 +106,11 @@ def two_documents(folder: Path) -> None:
 
 def runs_is_a_file(folder: Path) -> None:
     (folder / "runs").write_text("")
+
+
+def checkpoints_is_a_file(folder: Path) -> None:
+    write_run(folder, steps=())
+    (folder / "runs" / "tiny" / "checkpoints").write_text("")
 
 
 def earlier_run(folder: Path) -> None:
@@ -200,6 +206,13 @@ CASES = [
         "validation and 1 for testing.\n"
         "  Fix: cut the text into more documents, or set data.validation_share=0 data.test_share=0 "
         "evaluation=none.",
+    ),
+    Case(
+        "checkpoints that cannot be written",
+        checkpoints_is_a_file,
+        "ConfigError: paths.runs = {folder}/runs/tiny/checkpoints (Not a directory): expected a "
+        "place where this user can create the run's folder.\n"
+        "  Fix: make it writable, or point paths.runs elsewhere.",
     ),
     Case(
         "run folder below a file",
