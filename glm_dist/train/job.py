@@ -64,14 +64,7 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
     device = start_process(launch, COLLECTIVE_TIMEOUT)
-    layout = Layout(
-        tensor_parallel_size=config.parallel.tensor_parallel_size,
-        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
-        data_parallel_size=config.data_parallel_size(launch.world_size),
-        sequence_parallel=config.parallel.sequence_parallel,
-        virtual_stages=config.parallel.virtual_stages,
-        stage_layers=tuple(config.parallel.stage_layers),
-    )
+    layout = _layout(config, launch.world_size)
     groups = build_groups(layout, COLLECTIVE_TIMEOUT)
     ranks = Ranks(None)
     folder = _open_folder(config, launch, layout)
@@ -109,6 +102,17 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0 if is_finished else _stopped_status(config, launch)
+
+
+def _layout(config: RunConfig, world_size: int) -> Layout:
+    return Layout(
+        tensor_parallel_size=config.parallel.tensor_parallel_size,
+        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
+        data_parallel_size=config.data_parallel_size(world_size),
+        sequence_parallel=config.parallel.sequence_parallel,
+        virtual_stages=config.parallel.virtual_stages,
+        stage_layers=tuple(config.parallel.stage_layers),
+    )
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
