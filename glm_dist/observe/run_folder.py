@@ -163,7 +163,8 @@ def _lock(path: Path) -> IO[str] | None:
             key=str(path.parent),
             found=f"a run folder in which another job is at work ({holder or 'unknown'})",
             expected="one job at a time",
-            fix="wait until it has ended, stop it, or choose another run.name",
+            fix="wait until it has ended, stop it, or choose another run.name; if its host is gone "
+            f"and the file system still holds the lock, remove {path}",
         ) from error
     lock.truncate(0)
     lock.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
