@@ -68,6 +68,7 @@ def prepare(
             or ``output`` holds another corpus.
     """
     sources = tuple(Source(str(file), file.stat().st_size) for file in expand_inputs(inputs))
+    _check_inputs_stay(sources, output)
     opened = tokenizer.open()
     identity: dict[str, object] = {
         "tokenizer": opened.fingerprint,
@@ -83,6 +84,7 @@ def prepare(
     bad_lines: list[BadLine] = []
     with corpus.opened():
         if not corpus.journal.is_complete:
+            _check_bad_lines(corpus, bad_lines, most=max_bad_lines)  # of the call that stopped
             blocks = corpus.pending_blocks(options)
             for block, tokens in tokenise_in_order(
                 blocks, tokenizer, options, num_workers=num_workers
@@ -102,6 +104,9 @@ def _finished_before(
 ) -> Manifest | None:
     """Recognise the corpus of an earlier call."""
     manifest = None if overwrite else read_manifest(output)
+    began = Path(f"{output}.partial", "journal.json").exists()
+    if manifest is None and not overwrite and not began:
+        _refuse_to_replace(output)
     if manifest is None or not (bin_path(output).exists() and idx_path(output).exists()):
         return None
     changed = [name for name, value in identity.items() if manifest.options.get(name) != value]
@@ -114,6 +119,31 @@ def _finished_before(
         expected="no corpus, or the one that this command makes",
         fix="choose another --output, or replace it with --overwrite",
     )
+
+
+def _refuse_to_replace(output: str | Path) -> None:
+    """Leave alone what another tool wrote: it has no manifest that tells how to make it again."""
+    for file in (bin_path(output), idx_path(output)):
+        if file.exists():
+            raise DataError(
+                key=str(file),
+                found="there already, without a manifest",
+                expected="no corpus, or the one that this command makes",
+                fix="choose another --output, or replace it with --overwrite",
+            )
+
+
+def _check_inputs_stay(sources: Sequence[Source], output: str | Path) -> None:
+    """The manifest <output>.json must not take the place of a text."""
+    taken = manifest_path(output).absolute()
+    for source in sources:
+        if Path(source.path).absolute() == taken:
+            raise DataError(
+                key="--output",
+                found=f"{output}, whose manifest would replace the input {source.path}",
+                expected="a prefix whose .json is no input",
+                fix="choose another --output, in another folder than the text",
+            )
 
 
 def _changed_sources(output: str | Path, manifest: Manifest, options: TextOptions) -> list[str]:
@@ -139,10 +169,10 @@ def _check_bad_lines(corpus: PartialCorpus, bad_lines: list[BadLine], *, most: i
         shown = "; ".join(str(line) for line in bad_lines[:5])
         raise DataError(
             key="--max-bad-lines",
-            found=f"{count} lines without a document, such as {shown}",
+            found=f"{count} lines without a document{f', such as {shown}' if shown else ''}",
             expected=f"at most {most}",
-            fix="mend the files, or allow more with --max-bad-lines; the same command goes on"
-            " where it stopped",
+            fix="allow more with --max-bad-lines, which goes on where it stopped; or mend the"
+            f" files, remove {corpus.folder} and begin again",
         )
 
 

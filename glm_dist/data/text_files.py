@@ -9,6 +9,7 @@ import glob
 import gzip
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from glm_dist.data.zstd_frames import ZstdFrames
 from glm_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     for name in inputs:
         path = Path(name)
         if path.is_dir():
-            found = [each for each in sorted(path.rglob("*")) if _kind_or_none(each)]
+            found = [each for each in sorted(path.rglob("*")) if _is_text(each)]
         elif path.exists():
             found = [path]
         else:
@@ -126,6 +128,7 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         files.update(dict.fromkeys(found))
     for file in files:
         kind_of(file)
+        _check_readable(file)
     return list(files)
 
 
@@ -144,6 +147,20 @@ def kind_of(file: Path) -> FileKind:
             fix="rename or convert the file",
         )
     return kind
+
+
+def _is_text(file: Path) -> bool:
+    return _kind_or_none(file) is not None and not file.is_dir()
+
+
+def _check_readable(file: Path) -> None:
+    if not (file.is_file() and os.access(file, os.R_OK)):
+        raise DataError(
+            key=str(file),
+            found="no file that can be read",
+            expected="a text file",
+            fix="check the link or the permissions, or leave it out",
+        )
 
 
 def _kind_or_none(file: Path) -> FileKind | None:
@@ -269,8 +286,7 @@ def _decompressed(raw: BinaryIO, file: Path) -> BinaryIO:
     if file.suffix == ".zst":
         import zstandard
 
-        decompressor = zstandard.ZstdDecompressor()
-        return cast(BinaryIO, decompressor.stream_reader(raw, read_across_frames=True))
+        return cast(BinaryIO, io.BufferedReader(ZstdFrames(raw, zstandard.ZstdDecompressor())))
     return raw
 
 

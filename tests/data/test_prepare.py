@@ -372,10 +372,39 @@ def test_a_missing_column_is_named(tmp_path: Path, choice: TokenizerChoice) -> N
         run([tmp_path / "a.parquet"], tmp_path / "corpus", choice)
 
 
+def test_a_corpus_of_another_tool_is_not_replaced_unasked(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(10))
+    (tmp_path / "corpus.bin").write_bytes(b"theirs")
+
+    with pytest.raises(DataError, match="without a manifest"):
+        run([file], tmp_path / "corpus", choice)
+    assert (tmp_path / "corpus.bin").read_bytes() == b"theirs"
+
+
+def test_the_manifest_never_replaces_an_input(tmp_path: Path, choice: TokenizerChoice) -> None:
+    file = write_jsonl(tmp_path / "a.json", ["w10"])
+
+    with pytest.raises(DataError, match="would replace the input"):
+        run([file], tmp_path / "a", choice, overwrite=True)
+    assert file.read_text() == '{"text": "w10"}\n'
+
+
+def test_frames_of_zstandard_are_read_end_to_end(tmp_path: Path, choice: TokenizerChoice) -> None:
+    frames = [zstandard.compress(b'{"text": "w%d"}\n' % n) for n in (10, 11, 12)]
+    (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
+    run([tmp_path / "a.jsonl.zst"], tmp_path / "corpus", choice)
+
+    assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 11, 12]
+
+
 def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerChoice) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "w10"}\nno\nno\n')
 
     with pytest.raises(DataError, match=r"2 lines.*a\.jsonl:2: not JSON"):
+        run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=1)
+    with pytest.raises(DataError, match="2 lines without a document: expected at most 1"):
         run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=1)
     assert not (tmp_path / "corpus.bin").exists()
     run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=2)
@@ -404,10 +433,15 @@ def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerChoice) 
         ("a.jsonl.gz", b"\x1f\x8b broken", "not readable"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "w10"}\n' * 500)[:-20], "not readable"),
         ("a.jsonl.zst", b"broken", "not readable"),
+        (
+            "a.jsonl.zst",
+            zstandard.compress(b"".join(b'{"text": "w%d"}\n' % n for n in range(9000)))[:-999],
+            "ends inside a frame",
+        ),
         ("a.parquet", b"broken", "Parquet"),
         ("a.pdf", b"", "suffix '.pdf'"),
     ],
-    ids=["gzip", "gzip-cut-short", "zstandard", "parquet", "unknown"],
+    ids=["gzip", "gzip-cut-short", "zstandard", "zstandard-cut-short", "parquet", "unknown"],
 )
 def test_damaged_files_are_named(
     tmp_path: Path, choice: TokenizerChoice, name: str, content: bytes, message: str
@@ -422,6 +456,19 @@ def test_damaged_files_are_named(
 def test_missing_inputs_are_named(tmp_path: Path, choice: TokenizerChoice) -> None:
     with pytest.raises(DataError, match="nothing-here"):
         run([tmp_path / "nothing-here-*.jsonl"], tmp_path / "corpus", choice)
+
+
+def test_a_link_to_nothing_is_named_and_a_folder_is_no_file(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    (tmp_path / "text" / "folder.txt").mkdir(parents=True)
+    write_jsonl(tmp_path / "text" / "a.jsonl", ["w10"])
+    run([tmp_path / "text"], tmp_path / "corpus", choice)
+    assert len(documents_in(tmp_path / "corpus")) == 1
+
+    (tmp_path / "text" / "b.txt").symlink_to("nothing")
+    with pytest.raises(DataError, match=r"b\.txt = no file that can be read"):
+        run([tmp_path / "text"], tmp_path / "other", choice)
 
 
 def test_folders_and_patterns_are_sorted_and_read_once(
