@@ -4,6 +4,7 @@ The range of each single value is checked where the sections are built (``rules.
 """
 
 import math
+from bisect import bisect_right
 
 from glm_dist.config.parallel_checks import check_parallel
 from glm_dist.config.rules import name_problem
@@ -317,11 +318,11 @@ def _check_positions(config: RunConfig) -> None:
     needed = positions_needed(config.corruption, rows)
     is_learned = config.model.position_encoding is PositionEncoding.learned
     if needed > positions:
-        fits = next(
-            length
-            for length in range(rows, 0, -1)
-            if positions_needed(config.corruption, length) <= positions
+        lengths = range(min(rows, 4 * positions + 4))  # ratios below 1 allow less than 3 times
+        fits = bisect_right(
+            lengths, positions, key=lambda length: positions_needed(config.corruption, length)
         )
+        fits -= 1
         raise ConfigError(
             key="batch.row_length",
             found=rows,
@@ -380,7 +381,7 @@ def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:
     smaller = ""
     if replicas is None or rows % replicas == 0:
         share = rows // (replicas or 1)
-        fitting = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
+        fitting = next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
         smaller = f", or batch.micro_batch_size={fitting}"
     product = f"micro_batch_size x replicas = {micro} x {replicas} = {unit}"
     raise ConfigError(

@@ -21,6 +21,13 @@ class Case:
 
 CASES = [
     Case(
+        "rows beyond any table",
+        ["experiment=tiny", "batch.row_length=100000000000"],
+        message="ConfigError: batch.row_length = 100000000000: expected rows whose positions, here "
+        "up to 99999999999, fit the tables of model.max_position_embeddings = 160.\n"
+        "  Fix: set batch.row_length=161 or less, or model.max_position_embeddings=99999999999.",
+    ),
+    Case(
         "unknown experiment",
         ["experiment=glm_lage"],
         message="ConfigError: experiment = glm_lage: expected one of glm_10b, "
