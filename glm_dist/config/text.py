@@ -94,7 +94,7 @@ class CorruptionConfig(Section):
     """Share of rows with the document objective [gpt-prob]; the three add up to 1."""
     span_mask_ratio: float = bounded(0.15, above=0, below=1)
     """Share of tokens masked by spans, 0 to 1. GLM: 0.15."""
-    span_mean_length: float = bounded(3.0, above=0)
+    span_mean_length: float = bounded(3.0, above=0, at_most=39)
     """Poisson mean of span lengths, in tokens. GLM: 3."""
     sentence_mask_ratio: float = bounded(0.15, above=0, below=1)
     """Share of tokens masked by whole sentences, 0 to 1. GLM: 0.15."""

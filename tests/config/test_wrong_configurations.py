@@ -21,6 +21,13 @@ class Case:
 
 CASES = [
     Case(
+        "spans longer than any that is drawn",
+        ["experiment=tiny", "corruption.span_mean_length=1000"],
+        message="ConfigError: corruption.span_mean_length = 1000.0: expected a number above 0 and "
+        "of at most 39.\n"
+        "  Fix: set corruption.span_mean_length=3.0, or leave it out to keep the group's value.",
+    ),
+    Case(
         "rows beyond any table",
         ["experiment=tiny", "batch.row_length=100000000000"],
         message="ConfigError: batch.row_length = 100000000000: expected rows whose positions, here "
