@@ -17,7 +17,7 @@ class ZstdFrames(io.RawIOBase):
         """Read from where the file stands, with a decompressor of the library."""
         self._raw, self._library = raw, library
         self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._ready = b""
+        self._ready = memoryview(b"")  # a view, as text may be a thousand times its frame
 
     def readable(self) -> bool:
         """Whether bytes can be read."""
@@ -33,7 +33,7 @@ class ZstdFrames(io.RawIOBase):
                     raise EOFError("the file ends inside a frame")
                 return 0
             self._frame = self._frame or self._library.decompressobj()
-            self._ready, rest = self._frame.decompress(data), b""
+            self._ready, rest = memoryview(self._frame.decompress(data)), b""
             if self._frame.eof:
                 rest, self._frame = self._frame.unused_data, None
                 if self._ready and rest:
