@@ -174,10 +174,10 @@ PEAKS_16_BIT = (
     # number with sparsity are halved. The first pattern found in the device's name counts.
     (r"GB200", 2500.0),
     (r"B200", 2250.0),
+    (r"H[18]00 PCIe", 756.0),
     (r"H200 NVL", 835.0),
     (r"H(200|800|100 80GB HBM|100 SXM)|GH200", 989.4),
     (r"H100 NVL", 835.0),
-    (r"H100 PCIe", 756.0),
     (r"H20\b", 148.0),
     (r"A[18]00\b", 312.0),
     (r"A40\b", 149.7),

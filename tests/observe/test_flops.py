@@ -118,6 +118,7 @@ def test_a_gated_mlp_has_three_matrices() -> None:
     [
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H800 PCIe", 756.0),
         ("NVIDIA H100 NVL", 835.0),
         ("NVIDIA H200", 989.4),
         ("NVIDIA H20", 148.0),
