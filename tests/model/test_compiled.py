@@ -1,7 +1,6 @@
 """Compiled layers against the same layers run operator by operator."""
 
 import shutil
-from datetime import timedelta
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch._dynamo.utils import counters
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
 from glm_dist.parallel.cpu import enable_cpu
-from glm_dist.parallel.groups import build_groups
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, micro_batches_of, rows_of_step
 
@@ -35,7 +33,7 @@ def compare(tensor_parallel_size: int) -> int:
     """Compare this rank's compiled stage with itself before; how many graphs were compiled."""
     enable_cpu()
     case = Case(tp=tensor_parallel_size, micro_batch=2)
-    engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+    engine = build_engine(case)
     stage = engine.stage
     batches = [
         StageBatch.from_micro_batch(m, torch.device("cpu"))

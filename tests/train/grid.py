@@ -207,7 +207,13 @@ def run_config(case: Case) -> RunConfig:
     )
 
 
-def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
+@cache
+def groups_of(layout: Layout) -> ParallelGroups:
+    """This rank's groups, made once: every group keeps threads until its process ends."""
+    return build_groups(layout, timedelta(seconds=60))
+
+
+def build_engine(case: Case) -> TrainingEngine:
     """The engine of this rank as a job makes it, with the initial weights of seed 1."""
     if case.dtype == "fp16":
         # DeepSpeed denies fp16 on CPUs because it is slow there; torch computes it all the same.
@@ -216,9 +222,9 @@ def build_engine(case: Case, groups: ParallelGroups) -> TrainingEngine:
         get_accelerator().is_fp16_supported = lambda: True
     return job.build_engine(
         run_config(case),
-        groups,
+        groups_of(case.layout),
         device=torch.device("cpu"),
-        world_size=groups.layout.world_size,
+        world_size=case.layout.world_size,
     )
 
 
@@ -287,7 +293,7 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
 def initial_weights(case: Case) -> dict[str, np.ndarray]:
     """The model that a case starts from."""
     enable_cpu()
-    return whole_weights(build_engine(case, build_groups(case.layout, timedelta(seconds=60))))
+    return whole_weights(build_engine(case))
 
 
 def train_cases(cases: list[Case]) -> list[Trace]:
@@ -295,8 +301,7 @@ def train_cases(cases: list[Case]) -> list[Trace]:
     enable_cpu()
     traces = []
     for case in cases:
-        groups = build_groups(case.layout, timedelta(seconds=60))
-        engine = build_engine(case, groups)
+        engine = build_engine(case)
         losses, norms = run_steps(engine, case, range(STEPS))
         traces.append(Trace(losses, norms, whole_weights(engine)))
     return traces

@@ -1,13 +1,10 @@
 """Validation losses: the same numbers in any layout and with any micro-batch."""
 
-from datetime import timedelta
-
 import pytest
 import torch
 
 from glm_dist.data.rows import Row
 from glm_dist.parallel.cpu import enable_cpu
-from glm_dist.parallel.groups import build_groups
 from glm_dist.train.evaluate import validation_losses
 from tests.ranks import run_ranks
 from tests.train import plain
@@ -32,7 +29,7 @@ def losses(cases: list[Case]) -> list[dict[str, float]]:
     enable_cpu()
     return [
         validation_losses(
-            build_engine(case, build_groups(case.layout, timedelta(seconds=60))),
+            build_engine(case),
             row_of,
             objectives=("span", "document"),
             num_rows=NUM_ROWS,

@@ -4,14 +4,12 @@ The default run holds one case of each kind; the products are slow.
 """
 
 from dataclasses import replace
-from datetime import timedelta
 from itertools import product
 
 import numpy as np
 import pytest
 
 from glm_dist.parallel.cpu import enable_cpu
-from glm_dist.parallel.groups import build_groups
 from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE, Case, build_engine, initial_weights
 from tests.train.test_layout_grid import MICRO_BATCHES, check_grid
@@ -161,7 +159,7 @@ def offloads(cases: list[Case]) -> list[bool]:
     enable_cpu()
     answers = []
     for case in cases:
-        engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+        engine = build_engine(case)
         optimizer = engine.optimizer
         answers.append(getattr(optimizer, "cpu_offload", False) or optimizer.offload_optimizer)
     return answers

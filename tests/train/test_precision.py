@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +12,6 @@ import torch.distributed as dist
 from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.errors import TrainingError
 from glm_dist.parallel.cpu import enable_cpu
-from glm_dist.parallel.groups import build_groups
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.state import LOSS_SCALER_FIELDS, restore_state, save_state
 from tests.ranks import run_ranks
@@ -39,17 +37,12 @@ def cases_of(dtype: str) -> list[Case]:
     return [replace(case, dtype=dtype) for case in LAYOUTS]
 
 
-def start(case: Case) -> TrainingEngine:
-    """A fresh engine of this rank."""
-    return build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
-
-
 def trend(cases: list[Case]) -> list[list[float]]:
     """Losses of all steps, case after case."""
     enable_cpu()
     losses = []
     for case in cases:
-        engine = start(case)
+        engine = build_engine(case)
         losses.append(run_steps(engine, case, TREND)[0])
         whole_weights(engine)  # asserts that every copy of a weight is the same
     return losses
@@ -98,7 +91,7 @@ def overflow(cases: list[Case]) -> list[tuple[float, int, bool, bool]]:
     enable_cpu()
     answers = []
     for case in cases:
-        engine = start(case)
+        engine = build_engine(case)
         run_steps(engine, case, [0])
         before = whole_weights(engine)
         heal = poison(engine)
@@ -127,7 +120,7 @@ def overflow_without_a_scale(cases: list[Case]) -> list[str]:
     enable_cpu()
     messages = []
     for case in cases:
-        engine = start(case)
+        engine = build_engine(case)
         run_steps(engine, case, [0])
         poison(engine)
         with pytest.raises(TrainingError) as caught:
@@ -150,7 +143,7 @@ def test_an_infinite_gradient_ends_a_run_without_loss_scale_everywhere() -> None
 def overflow_at_smallest_scale(case: Case) -> str:
     """What is said when the loss scale cannot shrink any more."""
     enable_cpu()
-    engine = start(case)
+    engine = build_engine(case)
     poison(engine)
     with pytest.raises(TrainingError) as caught:
         run_steps(engine, case, [0])
@@ -177,7 +170,7 @@ def scaler_fields(engine: TrainingEngine) -> dict[str, float]:
 def save_after_overflow(case: Case, folder: Path) -> tuple[dict[str, float], int]:
     """Train, overflow, train, save; the scaler and the updates made."""
     enable_cpu()
-    engine = start(case)
+    engine = build_engine(case)
     run_steps(engine, case, [0])
     heal = poison(engine)
     run_steps(engine, case, [1])
@@ -192,7 +185,7 @@ def stop_before_the_first_update(cases: list[Case], folder: Path) -> list[tuple[
     enable_cpu()
     answers = []
     for i, case in enumerate(cases):
-        engine = start(case)
+        engine = build_engine(case)
         heal = poison(engine)
         run_steps(engine, case, [0])
         heal()
@@ -200,7 +193,7 @@ def stop_before_the_first_update(cases: list[Case], folder: Path) -> list[tuple[
         before = whole_weights(engine)
         run_steps(engine, case, [1])
         after = whole_weights(engine)
-        resumed = start(case)
+        resumed = build_engine(case)
         info = find_checkpoint(folder / str(i))
         assert info is not None
         assert restore_state(resumed, info) == 1
@@ -220,7 +213,7 @@ def test_a_run_that_only_overflowed_so_far_can_be_saved_and_resumed(tmp_path: Pa
 def resume_scaler(case: Case, folder: Path) -> tuple[dict[str, float], int]:
     """The scaler of a fresh engine that continues from the checkpoint."""
     enable_cpu()
-    engine = start(case)
+    engine = build_engine(case)
     info = find_checkpoint(folder)
     assert info is not None
     restore_state(engine, info)

@@ -1,7 +1,6 @@
 """What backward computes again: which modules, and with the dropout masks of the first time."""
 
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
 
 import pytest
@@ -10,7 +9,6 @@ from megatron.core.transformer.mlp import MLP
 
 from glm_dist.model.attention import PrefixAttention
 from glm_dist.parallel.cpu import enable_cpu
-from glm_dist.parallel.groups import build_groups
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, run_steps, train_cases
 from tests.train.test_layout_grid import differences
@@ -28,7 +26,7 @@ def forward_calls(cases: list[Case]) -> list[tuple[int, int]]:
     enable_cpu()
     counts = []
     for case in cases:
-        engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+        engine = build_engine(case)
         called: list[type] = []
         for module in engine.stage.modules():
             if isinstance(module, PrefixAttention | MLP):
@@ -75,7 +73,7 @@ def dropped(steps: int) -> list[torch.Tensor]:
     losses = []
     for dropout in (0.0, 0.2):
         case = Case(micro_batch=16, dropout=dropout)
-        engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+        engine = build_engine(case)
         losses.append(run_steps(engine, case, range(steps))[0])
     return losses
 

@@ -1,6 +1,5 @@
 """Stop at step 5 of 10 and go on: to the bit in the same layout, equally well in any other."""
 
-from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 
 from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.parallel.cpu import enable_cpu
-from glm_dist.parallel.groups import build_groups
 from glm_dist.train.state import restore_state, save_state
 from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE, Case, Trace, build_engine, run_steps, whole_weights
@@ -29,7 +27,7 @@ def save_and_go_on(cases: list[Case], folder: Path) -> list[Trace]:
     enable_cpu()
     traces = []
     for case in cases:
-        engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+        engine = build_engine(case)
         run_steps(engine, case, range(STOP))
         save_state(engine, folder_of(folder, case), step=STOP, extra={}, keep_last=1)
         losses, norms = run_steps(engine, case, range(STOP, END))
@@ -42,7 +40,7 @@ def resume(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
     enable_cpu()
     traces = []
     for source, case in pairs:
-        engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+        engine = build_engine(case)
         info = find_checkpoint(folder_of(folder, source))
         assert info is not None
         assert restore_state(engine, info) == STOP
@@ -174,7 +172,7 @@ def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
     for source, other in pairs:
         place = folder_of(folder, source)
         for case in (other, source):
-            engine = build_engine(case, build_groups(case.layout, timedelta(seconds=60)))
+            engine = build_engine(case)
             info = find_checkpoint(place)
             assert info is not None
             restore_state(engine, info)
