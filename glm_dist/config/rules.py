@@ -13,6 +13,9 @@ from glm_dist.errors import ConfigError
 
 MISSING: Any = "???"  # OmegaConf's mark; spelled out so that only load.py imports omegaconf
 
+LARGEST_WHOLE_NUMBER = 2**63 - 1
+"""What fits the 64 bits of seeds, row numbers and counters in arrays."""
+
 T = TypeVar("T")
 
 
@@ -29,7 +32,7 @@ class Bounds:
     def admit(self, value: int | float) -> bool:
         """Whether a value lies in the range; not-a-number and infinity never do."""
         return (
-            math.isfinite(value)
+            (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
@@ -109,12 +112,24 @@ class Section:
         for declared in fields(self):
             bounds = declared.metadata.get("bounds")
             value = getattr(self, declared.name)
+            key = f"{self.key}.{declared.name}"
+            for number in value if isinstance(value, list) else [value]:
+                _check_width(key, number)
             if bounds is None or value == MISSING or bounds.admit(value):
                 continue
-            key = f"{self.key}.{declared.name}"
             raise ConfigError(
                 key=key,
                 found=value,
                 expected=str(bounds),
                 fix=f"set {key}={bounds.example}, or leave it out to keep the group's value",
             )
+
+
+def _check_width(key: str, value: object) -> None:
+    if isinstance(value, int) and value > LARGEST_WHOLE_NUMBER:
+        raise ConfigError(
+            key=key,
+            found=value,
+            expected=f"a whole number of at most 2^63 - 1 = {LARGEST_WHOLE_NUMBER}",
+            fix=f"set a smaller {key}, or leave it out to keep the group's value",
+        )

@@ -24,7 +24,7 @@ from glm_dist.config.choices import Residual as Residual
 from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
-from glm_dist.config.rules import MISSING, Section, bounded
+from glm_dist.config.rules import LARGEST_WHOLE_NUMBER, MISSING, Section, bounded
 from glm_dist.config.text import CorpusConfig as CorpusConfig
 from glm_dist.config.text import CorruptionConfig as CorruptionConfig
 from glm_dist.config.text import DataConfig as DataConfig
@@ -46,7 +46,7 @@ class RunSection(Section):
 
     name: str = MISSING
     """Folder under paths.runs; chosen by the user or launcher, never from a clock."""
-    seed: int = bounded(1234, at_least=0)
+    seed: int = bounded(1234, at_least=0, at_most=LARGEST_WHOLE_NUMBER)
     """Seeds initialisation, dropout and data; same seed, same run."""
     steps: int = bounded(200_000, at_least=1)
     """Steps to reach, skipped fp16 updates included; a resumed run stops at the same number."""

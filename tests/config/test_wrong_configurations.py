@@ -249,8 +249,30 @@ CASES = [
     Case(
         "negative seed",
         ["experiment=tiny", "run.seed=-1"],
-        message="ConfigError: run.seed = -1: expected a whole number of at least 0.\n"
+        message="ConfigError: run.seed = -1: expected a whole number from 0 to "
+        "9223372036854775807.\n"
         "  Fix: set run.seed=1234, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "seed beyond 64 bits",
+        ["experiment=tiny", "run.seed=340282366920938463463374607431768211456000"],
+        message="ConfigError: run.seed = 340282366920938463463374607431768211456000: expected a "
+        "whole number of at most 2^63 - 1 = 9223372036854775807.\n"
+        "  Fix: set a smaller run.seed, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "number too long for a float",
+        ["experiment=tiny", f"run.steps=1{'0' * 400}"],
+        message=f"ConfigError: run.steps = 1{'0' * 400}: expected a whole number of at most "
+        "2^63 - 1 = 9223372036854775807.\n"
+        "  Fix: set a smaller run.steps, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "first row of a stage beyond 64 bits",
+        ["experiment=tiny", "data.stage_starts=[9223372036854775808]"],
+        message="ConfigError: data.stage_starts = 9223372036854775808: expected a whole number of "
+        "at most 2^63 - 1 = 9223372036854775807.\n"
+        "  Fix: set a smaller data.stage_starts, or leave it out to keep the group's value.",
     ),
     Case(
         "heads do not divide hidden size",
