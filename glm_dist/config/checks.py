@@ -380,8 +380,7 @@ def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:
     below, above = multiples(rows, unit)
     smaller = ""
     if replicas is None or rows % replicas == 0:
-        share = rows // (replicas or 1)
-        fitting = next(size for size in range(min(micro, share), 0, -1) if share % size == 0)
+        fitting = max(size for size in divisors(rows // (replicas or 1)) if size <= micro)
         smaller = f", or batch.micro_batch_size={fitting}"
     product = f"micro_batch_size x replicas = {micro} x {replicas} = {unit}"
     raise ConfigError(

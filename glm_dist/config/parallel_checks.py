@@ -9,6 +9,9 @@ from glm_dist.config.schema import Dtype, Offload, RecomputeMode, RunConfig
 from glm_dist.config.wording import divisors, either, multiples
 from glm_dist.errors import ConfigError
 
+LONGEST_PROPOSAL = 128
+"""Numbers of layers that a message lists at most; GLM-130B has 70 layers in all."""
+
 
 def check_parallel(config: RunConfig, *, replicas: int | None) -> None:
     """Check how layers, rows and optimizer state are cut.
@@ -42,9 +45,8 @@ def _check_stages(config: RunConfig) -> None:
     if parallel.stage_layers:
         _check_listed_layers(parallel.stage_layers, layers, stages=pp, chunks=chunks)
         return
-    uneven = f", or list the layers: parallel.stage_layers={_proposed_layers(layers, pp, chunks)}"
-    if layers < pp * chunks:
-        uneven = ""
+    proposal = _proposed_layers(layers, pp, chunks)
+    uneven = f", or list the layers: parallel.stage_layers={proposal}" if proposal else ""
     if layers % pp:
         raise ConfigError(
             key="parallel.pipeline_parallel_size",
@@ -73,7 +75,7 @@ def _check_listed_layers(listed: list[int], layers: int, *, stages: int, chunks:
         problem = f"numbers that add up to model.num_layers = {layers}, not to {sum(listed)}"
     else:
         return
-    proposal = "[]" if layers < number else _proposed_layers(layers, stages, chunks)
+    proposal = _proposed_layers(layers, stages, chunks) or "[]"
     raise ConfigError(
         key="parallel.stage_layers",
         found=_as_typed(listed),
@@ -83,8 +85,13 @@ def _check_listed_layers(listed: list[int], layers: int, *, stages: int, chunks:
 
 
 def _proposed_layers(layers: int, stages: int, chunks: int) -> str:
-    """A split in which embedding and head weigh in: what is left over goes to them last."""
+    """A split in which embedding and head weigh in: what is left over goes to them last.
+
+    Empty where there are fewer layers than chunks, or too many chunks to read.
+    """
     number = stages * chunks
+    if layers < number or number > LONGEST_PROPOSAL:
+        return ""
     least, left = divmod(layers, number)
     by_room = sorted(
         range(number),

@@ -1,6 +1,10 @@
 """Numbers that an error message can propose instead of a wrong one, and how it lists them."""
 
+import math
 from collections.abc import Sequence
+
+LARGEST_TRIED = 100_000
+"""Where the search for divisors ends; it is complete for numbers up to the square."""
 
 
 def multiples(number: int, unit: int) -> tuple[int, int]:
@@ -9,8 +13,14 @@ def multiples(number: int, unit: int) -> tuple[int, int]:
 
 
 def divisors(number: int) -> list[int]:
-    """Every divisor, rising."""
-    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+    """Divisors, rising: 1, the number itself and, up to 10^10, every other one.
+
+    A mistyped number may be of any size and is answered at once all the same, so of larger ones
+    those are missing that lie, with their cofactor, beyond ``LARGEST_TRIED``.
+    """
+    tried = range(1, min(math.isqrt(number), LARGEST_TRIED) + 1)
+    small = [candidate for candidate in tried if number % candidate == 0]
+    return sorted({*small, *(number // divisor for divisor in small)})
 
 
 def either(choices: Sequence[int]) -> str:

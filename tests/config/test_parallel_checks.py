@@ -57,6 +57,47 @@ CASES = [
         "  Fix: choose 1 or 2.",
     ),
     Case(
+        "stages beyond any memory",
+        ["experiment=tiny", "parallel.pipeline_parallel_size=99999999999"],
+        message="ConfigError: parallel.pipeline_parallel_size = 99999999999: expected a divisor of "
+        "model.num_layers = 4.\n"
+        "  Fix: choose 1, 2 or 4.",
+    ),
+    Case(
+        "chunks beyond any memory",
+        ["experiment=tiny", "parallel=pp2", "parallel.virtual_stages=99999999999"],
+        message="ConfigError: parallel.virtual_stages = 99999999999: expected a divisor of the 2 "
+        "layers of each stage.\n"
+        "  Fix: choose 1 or 2.",
+    ),
+    Case(
+        "more stages than anybody would list",
+        ["experiment=tiny", "model.num_layers=390", "parallel.pipeline_parallel_size=129"],
+        message="ConfigError: parallel.pipeline_parallel_size = 129: expected a divisor of "
+        "model.num_layers = 390.\n"
+        "  Fix: choose 1, 2, 3, 5, 6, 10, 13, 15, 26, 30, 39, 65, 78, 130, 195 or 390.",
+    ),
+    Case(
+        "a huge prime number of layers",
+        ["experiment=tiny", "parallel=pp2", "model.num_layers=1000000000039"],
+        message="ConfigError: parallel.pipeline_parallel_size = 2: expected a divisor of "
+        "model.num_layers = 1000000000039.\n"
+        "  Fix: choose 1 or 1000000000039, or list the layers: "
+        "parallel.stage_layers=[500000000020,500000000019].",
+    ),
+    Case(
+        "segments of a huge number of layers",
+        [
+            "experiment=tiny",
+            "model.num_layers=1000000000039",
+            "recompute=full",
+            "recompute.segment_layers=2",
+        ],
+        message="ConfigError: recompute.segment_layers = 2: expected a divisor of the layers of "
+        "every stage, 1000000000039.\n"
+        "  Fix: choose 1 or 1000000000039.",
+    ),
+    Case(
         "layers listed for too few stages",
         ["experiment=glm_large", "parallel=pp4", "parallel.stage_layers=[12,12]"],
         message="ConfigError: parallel.stage_layers = [12,12]: expected 4 numbers, one for each "

@@ -420,6 +420,18 @@ CASES = [
         "  Fix: set batch.global_batch_size=6 or 9, or batch.micro_batch_size=2.",
     ),
     Case(
+        "micro-batch and batch of huge sizes",
+        [
+            "experiment=tiny",
+            "batch.global_batch_size=1000000000039",
+            "batch.micro_batch_size=100000000000",
+        ],
+        message="ConfigError: batch.global_batch_size = 1000000000039: expected a multiple of "
+        "micro_batch_size = 100000000000.\n"
+        "  Fix: set batch.global_batch_size=1000000000000 or 1100000000000, or "
+        "batch.micro_batch_size=1.",
+    ),
+    Case(
         "batch does not divide over replicas",
         ["experiment=glm_large"],
         processes=48,
