@@ -61,6 +61,52 @@ def unknown_option(group: str, value: object, options: Sequence[str]) -> ConfigE
     )
 
 
+def unknown_corpus(key: str, corpora: Sequence[str]) -> ConfigError:
+    """A corpus to remove that is not there.
+
+    Args:
+        key: Key as typed, without its ~.
+        corpora: Names there are.
+    """
+    guess = nearest(key.rpartition(".")[2], corpora)
+    return ConfigError(
+        key=f"~{key}",
+        found="unknown",
+        expected=f"one of {', '.join(corpora)}" if corpora else "a corpus, but none is left",
+        fix=f"did you mean ~data.corpora.{guess}" if guess else "leave it out",
+    )
+
+
+def too_large(key: str) -> ConfigError:
+    """A whole number beyond everything that can be computed with.
+
+    Args:
+        key: Full key.
+    """
+    return ConfigError(
+        key=key,
+        found="a number of hundreds of digits",
+        expected="a number of at most 2^63 - 1",
+        fix=f"set {_example(key)}, or leave it out to keep the group's value",
+    )
+
+
+def wrong_type(key: str, *, found: object) -> ConfigError:
+    """A value of another type than the key's.
+
+    Args:
+        key: Full key of the schema.
+        found: Value as typed or read.
+    """
+    bounds = bounds_of(key)
+    return ConfigError(
+        key=key,
+        found="null" if found is None else found,
+        expected=str(bounds) if bounds else describe_type(type_of(key)),
+        fix=f"set {_example(key)}, or leave it out to keep the group's value",
+    )
+
+
 def missing_values(keys: Sequence[str]) -> ConfigError:
     """Values that nobody set.
 
@@ -88,13 +134,16 @@ def explain_composition(error: Exception, *, typed: Mapping[str, str], source: s
     """
     # OmegaConf raises with placeholders first and formats the message on the way out.
     chain = [cause for cause in _chain(error) if "$VALUE" not in str(cause)]
-    keys = [str(key) for key in (getattr(cause, "full_key", None) for cause in chain) if key]
+    found = (getattr(cause, "full_key", None) for cause in chain)
+    keys = [
+        re.sub(r"\[\d+\]", "", str(key)) for key in found if key
+    ]  # a list's key, not its item's
     for cause in chain:
         explained = _explain_one(cause, source, keys[0] if keys else "", typed)
         if explained is not None:
             return explained
     return ConfigError(
-        key=source,
+        key=keys[0] if keys else source,
         found=str(error).strip().splitlines()[0],
         expected="files that Hydra can compose",
         fix="correct the file or the override it names",
@@ -119,7 +168,9 @@ def _explain_one(
         return _unset_variable(variable.group(1))
     if kind.startswith("Interpolation"):
         wanted = re.search(r"[Ii]nterpolation key '([^']+)'", text)
-        name = wanted.group(1) if wanted else text.splitlines()[0]
+        if wanted is None:
+            return _unusable_reference(key, text, typed.get(key))
+        name = wanted.group(1)
         guess = nearest(name, leaf_keys())
         return ConfigError(
             key=key,
@@ -131,7 +182,8 @@ def _explain_one(
         if key == "experiment" or key.startswith("experiment."):
             return _no_package_line(source, typed)
         return unknown_key(key, list(leaf_keys()))
-    if kind == "ValidationError" and type_of(key) is not None:
+    mistyped = ("ValidationError", "ConfigTypeError", "MissingMandatoryValue")
+    if kind in mistyped and type_of(key) is not None:
         return _wrong_type(key, cause, typed.get(key))
     if kind == "MissingConfigException":
         return _missing_option(text, source)
@@ -146,18 +198,25 @@ def _explain_one(
     return None
 
 
-def _wrong_type(key: str, cause: BaseException, typed: str | None) -> ConfigError:
-    value = re.search(r"Value '(.*?)' of type|Invalid value '(.*?)'", str(cause), flags=re.S)
-    found: object = typed
-    if typed is None:
-        found = (value.group(1) or value.group(2)) if value else getattr(cause, "value", None)
-    bounds = bounds_of(key)
+def _unusable_reference(key: str, text: str, typed: str | None) -> ConfigError:
+    kind = type_of(key)
+    described = "a value" if kind is None else describe_type(kind)
     return ConfigError(
         key=key,
-        found="null" if found is None else found,
-        expected=str(bounds) if bounds else describe_type(type_of(key)),
+        found="a reference" if typed is None else typed,
+        expected=f"a reference to {described}; now: {text.splitlines()[0]}",
         fix=f"set {_example(key)}, or leave it out to keep the group's value",
     )
+
+
+def _wrong_type(key: str, cause: BaseException, typed: str | None) -> ConfigError:
+    if typed is not None:
+        return wrong_type(key, found=typed)
+    pattern = r"Value '(.*?)' of type|Invalid value '(.*?)'|\bvalue: ([^\n]*)"
+    value = re.search(pattern, str(cause), flags=re.S)
+    groups = value.groups() if value else ()
+    told = next((group for group in groups if group is not None), None)
+    return wrong_type(key, found=getattr(cause, "value", None) if told is None else told)
 
 
 def _missing_option(text: str, source: str) -> ConfigError:
@@ -197,8 +256,23 @@ def _example(key: str) -> str:
     members = list(getattr(kind, "__members__", ()))
     if members:
         return f"{key}={members[0]}"
-    values = {"run.name": "my_run", "paths.data": "data", "paths.runs": "runs"}
+    values = {
+        "run.name": "my_run",
+        "paths.data": "data",
+        "paths.runs": "runs",
+        "data.stage_starts": "[1000000]",
+        "parallel.stage_layers": "[]",
+    }
     if key.startswith("data.corpora"):
-        corpus = key.removesuffix(".prefix") if key.endswith(".prefix") else "data.corpora.<name>"
-        return f"{corpus}.prefix=<path without .bin>"
+        return _corpus_example(key)
     return f"{key}={values.get(key, 'true' if kind is bool else '...')}"
+
+
+def _corpus_example(key: str) -> str:
+    parts = key.split(".")
+    if parts[-1] == "weight":
+        return f"{key}=1"
+    if parts[-1] == "stage_weights":
+        return f"{key}=[1]"
+    name = parts[2] if len(parts) > 2 else "<name>"
+    return f"data.corpora.{name}.prefix=<path without .bin>"

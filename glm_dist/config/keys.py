@@ -60,6 +60,16 @@ def type_of(key: str) -> object | None:
     return kind
 
 
+def holds_keys(key: str) -> bool:
+    """Whether a key is a section, or names entries, rather than having a value.
+
+    Args:
+        key: Full key of an existing section or value.
+    """
+    kind = type_of(key)
+    return is_dataclass(kind) or typing.get_origin(kind) is dict
+
+
 def bounds_of(key: str) -> Bounds | None:
     """Declared range of a number, if it has one.
 

@@ -4,6 +4,7 @@ Hydra composes conf/, OmegaConf checks keys and types, the schema checks ranges 
 the rest. Whatever goes wrong leaves here as one ``ConfigError`` that names the full key. No torch.
 """
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from glm_dist.config.checks import check_config
@@ -23,10 +24,13 @@ from glm_dist.config.explain import (
     explain_composition,
     invalid_override,
     missing_values,
+    too_large,
+    unknown_corpus,
     unknown_key,
     unknown_option,
+    wrong_type,
 )
-from glm_dist.config.keys import leaf_keys, type_of
+from glm_dist.config.keys import holds_keys, leaf_keys, type_of
 from glm_dist.config.schema import CONFIG_VERSION, RunConfig
 from glm_dist.errors import ConfigError
 
@@ -60,6 +64,7 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
             composed = compose("config", overrides=texts)
         OmegaConf.set_struct(composed, False)  # the schema's types still refuse unknown keys
+        _remove_corpora(composed, parsed)
         composed = cast(DictConfig, OmegaConf.merge(composed, _corpus_values(parsed)))
         config = _typed(composed)
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
@@ -147,10 +152,12 @@ def _parse(text: str) -> Override:
             expected="an override of the form key=value",
             fix="write key=value, with quotes around special characters: 'key=\"a, b\"'",
         ) from error
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        raise too_large(text.partition("=")[0]) from error
 
 
 def _checked_overrides(overrides: Sequence[Override], groups: Groups) -> list[str]:
-    """The overrides as Hydra shall read them; values of corpora are left out and merged later.
+    """The overrides as Hydra shall read them; those of single corpora are left out for later.
 
     A group chosen twice takes the last choice, so that a user can overrule a launcher.
     """
@@ -163,10 +170,12 @@ def _checked_overrides(overrides: Sequence[Override], groups: Groups) -> list[st
             options[key] = _checked_option(override, groups[key])
         elif type_of(key) is None:
             raise unknown_key(key, [*groups, *leaf_keys()])
-        elif override.is_delete():
-            values.append(str(override.input_line))
-        elif not _is_corpus_value(key):
-            values.append(f"++{key}={_value_text(override)}")
+        elif not override.is_delete():
+            _check_value(key, override.value())
+            if not key.startswith("data.corpora."):
+                values.append(f"++{key}={_value_text(override)}")
+            elif _is_corpus(key) and not isinstance(override.value(), Mapping):
+                raise wrong_type(key, found=_value_text(override))
     chosen = [f"{group}={option}" for group, option in options.items() if option != "null"]
     return chosen + values
 
@@ -195,11 +204,31 @@ def _check_form(override: Override) -> None:
             expected="a corpus to remove, ~data.corpora.<name>; nothing else can be missing",
             fix=f"leave it out, or set another value with {key}=...",
         )
+    if override.is_delete() and override.value() is not None:
+        raise invalid_override(text, expected="no value after ~", fix=f"write ~{key}")
+
+
+def _check_value(key: str, value: object) -> None:
+    """Refuse what OmegaConf would take for nothing, or fail to convert without naming the key."""
+    if value == {} and holds_keys(key):
+        remove = "remove corpora one by one with ~data.corpora.<name>"
+        raise ConfigError(
+            key=key,
+            found="{}",
+            expected="keys to change or add; the others stay, so {} changes nothing",
+            fix=remove if key == "data.corpora" else "leave it out",
+        )
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_value(f"{key}.{name}", inner)
+    for element in value if isinstance(value, list) else [value]:
+        if isinstance(element, int) and abs(element) > sys.float_info.max:
+            raise too_large(key)
 
 
 def _checked_option(override: Override, options: Sequence[str]) -> str:
     group, value = override.key_or_group, override.value()
-    if value is None and group in ("experiment", "debug"):
+    if override.is_delete() or (value is None and group in ("experiment", "debug")):
         return "null"
     if str(value) not in options:
         raise unknown_option(group, "nothing" if value is None else value, options)
@@ -210,10 +239,6 @@ def _is_corpus(key: str) -> bool:
     return key.startswith("data.corpora.") and key.count(".") == 2
 
 
-def _is_corpus_value(key: str) -> bool:
-    return key.startswith("data.corpora.") and key.count(".") == 3
-
-
 def _corpus_values(overrides: Sequence[Override]) -> DictConfig:
     """Values typed for single corpora, known or new.
 
@@ -221,9 +246,21 @@ def _corpus_values(overrides: Sequence[Override]) -> DictConfig:
     """
     values = OmegaConf.create({})
     for override in overrides:
-        if _is_corpus_value(override.key_or_group) and not override.is_delete():
+        if override.key_or_group.startswith("data.corpora.") and not override.is_delete():
             OmegaConf.update(values, override.key_or_group, override.value())
     return values
+
+
+def _remove_corpora(composed: DictConfig, overrides: Sequence[Override]) -> None:
+    corpora = composed.data.corpora
+    for override in overrides:
+        key = override.key_or_group
+        if not (override.is_delete() and _is_corpus(key)):
+            continue
+        name = key.rpartition(".")[2]
+        if name not in corpora:
+            raise unknown_corpus(key, list(map(str, corpora)))
+        del corpora[name]
 
 
 def _value_text(override: Override) -> str:
@@ -252,8 +289,17 @@ def _missing_keys(section: DictConfig, *, prefix: str = "") -> Iterator[str]:
             value = section[name]
         except InterpolationToMissingValueError:
             continue  # the key it refers to is listed itself
+        if isinstance(value, ListConfig):
+            _check_elements(f"{prefix}{name}", value)
         if isinstance(value, DictConfig):
             yield from _missing_keys(value, prefix=f"{prefix}{name}.")
+
+
+def _check_elements(key: str, listed: ListConfig) -> None:
+    """Look elements up, so that an interpolation that fails names the key; refuse inner lists."""
+    for place in range(len(listed)):
+        if OmegaConf.is_missing(listed, place) or OmegaConf.is_config(listed[place]):
+            raise wrong_type(key, found=str(OmegaConf.to_container(listed)))
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

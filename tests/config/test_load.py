@@ -197,6 +197,12 @@ def test_corpora_are_added_changed_and_removed_by_name() -> None:
     }
 
 
+def test_a_corpus_is_added_in_one_go() -> None:
+    config = load_config(["experiment=tiny", "data.corpora.mine={prefix: /texts/mine}"])
+    assert list(config.data.corpora) == ["sotu", "shakespeare", "mine"]
+    assert config.data.corpora["mine"].prefix == "/texts/mine"
+
+
 def test_a_plus_before_a_known_key_does_no_harm() -> None:
     config = load_config(["+experiment=tiny", "+model.num_layers=6", "++run.steps=9"])
     assert (config.model.num_layers, config.run.steps) == (6, 9)

@@ -144,6 +144,80 @@ CASES = [
         "to keep the group's value.",
     ),
     Case(
+        "a number for a new corpus",
+        ["experiment=tiny", "data.corpora.x=5"],
+        message="ConfigError: data.corpora.x = 5: expected a section of further keys.\n"
+        "  Fix: set data.corpora.x.prefix=<path without .bin>, or leave it out to keep the "
+        "group's value.",
+    ),
+    Case(
+        "a number for a known corpus",
+        ["experiment=tiny", "data.corpora.sotu=5"],
+        message="ConfigError: data.corpora.sotu = 5: expected a section of further keys.\n"
+        "  Fix: set data.corpora.sotu.prefix=<path without .bin>, or leave it out to keep the "
+        "group's value.",
+    ),
+    Case(
+        "a list for corpora",
+        ["experiment=tiny", "data.corpora=[mine]"],
+        message="ConfigError: data.corpora = [mine]: expected corpora by name.\n"
+        "  Fix: set data.corpora.<name>.prefix=<path without .bin>, or leave it out "
+        "to keep the group's value.",
+    ),
+    Case(
+        "no corpora in one go",
+        ["experiment=tiny", "data.corpora={}"],
+        message="ConfigError: data.corpora = {}: expected keys to change or add; the others stay, "
+        "so {} changes nothing.\n"
+        "  Fix: remove corpora one by one with ~data.corpora.<name>.",
+    ),
+    Case(
+        "text in a list of numbers",
+        ["experiment=tiny", "data.stage_starts=[a]"],
+        message="ConfigError: data.stage_starts = [a]: expected a list of whole numbers.\n"
+        "  Fix: set data.stage_starts=[1000000], or leave it out to keep the group's value.",
+    ),
+    Case(
+        "a list in a list of numbers",
+        ["experiment=tiny", "parallel.stage_layers=[[1]]"],
+        message="ConfigError: parallel.stage_layers = [[1]]: expected a list of whole numbers.\n"
+        "  Fix: set parallel.stage_layers=[], or leave it out to keep the group's value.",
+    ),
+    Case(
+        "text in a corpus's list",
+        ["experiment=tiny", "data.corpora.sotu.stage_weights=[a]"],
+        message="ConfigError: data.corpora.sotu.stage_weights = [a]: expected a list of numbers.\n"
+        "  Fix: set data.corpora.sotu.stage_weights=[1], or leave it out to keep the group's "
+        "value.",
+    ),
+    Case(
+        "an unknown reference in a list",
+        ["experiment=tiny", "data.stage_starts=[1,${run.stps}]"],
+        message="ConfigError: data.stage_starts = ${run.stps}: expected a reference to an existing "
+        "key.\n"
+        "  Fix: refer to ${run.steps}.",
+    ),
+    Case(
+        "a reference to itself",
+        ["experiment=tiny", "run.steps=${run.steps}"],
+        message="ConfigError: run.steps = ${run.steps}: expected a reference to a whole number; "
+        "now: Recursive interpolation detected.\n"
+        "  Fix: set run.steps=200000, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "removing a corpus that is not there",
+        ["experiment=tiny", "~data.corpora.shakespear"],
+        message="ConfigError: ~data.corpora.shakespear = unknown: expected one of sotu, "
+        "shakespeare.\n"
+        "  Fix: did you mean ~data.corpora.shakespeare.",
+    ),
+    Case(
+        "removing a corpus with a value",
+        ["experiment=tiny", "~data.corpora.sotu=3"],
+        message="ConfigError: command line = ~data.corpora.sotu=3: expected no value after ~.\n"
+        "  Fix: write ~data.corpora.sotu.",
+    ),
+    Case(
         "nothing chosen",
         [],
         message="ConfigError: run.name, run.steps = nothing: expected a text and a whole "
@@ -263,9 +337,23 @@ CASES = [
     Case(
         "number too long for a float",
         ["experiment=tiny", f"run.steps=1{'0' * 400}"],
-        message=f"ConfigError: run.steps = 1{'0' * 400}: expected a whole number of at most "
-        "2^63 - 1 = 9223372036854775807.\n"
-        "  Fix: set a smaller run.steps, or leave it out to keep the group's value.",
+        message="ConfigError: run.steps = a number of hundreds of digits: expected a number of at "
+        "most 2^63 - 1.\n"
+        "  Fix: set run.steps=200000, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "number too long for Python",
+        ["experiment=tiny", f"run.steps=1{'0' * 5000}"],
+        message="ConfigError: run.steps = a number of hundreds of digits: expected a number of at "
+        "most 2^63 - 1.\n"
+        "  Fix: set run.steps=200000, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "weight too long for a float",
+        ["experiment=tiny", f"data.corpora.sotu.weight=1{'0' * 400}"],
+        message="ConfigError: data.corpora.sotu.weight = a number of hundreds of digits: expected "
+        "a number of at most 2^63 - 1.\n"
+        "  Fix: set data.corpora.sotu.weight=1, or leave it out to keep the group's value.",
     ),
     Case(
         "first row of a stage beyond 64 bits",
