@@ -6,14 +6,13 @@ The range of each single value is checked where the sections are built (``rules.
 import math
 from bisect import bisect_right
 
+from glm_dist.config.blend import check_corpora
 from glm_dist.config.parallel_checks import check_parallel
 from glm_dist.config.rules import name_problem
 from glm_dist.config.schema import (
     CONFIG_VERSION,
     BatchConfig,
-    CorpusConfig,
     CorruptionConfig,
-    DataConfig,
     Dtype,
     ModelConfig,
     PositionEncoding,
@@ -45,7 +44,7 @@ def check_config(
     _check_names(config)
     _check_model(config)
     _check_architecture(config.model, tensor_parallel_size=config.parallel.tensor_parallel_size)
-    _check_corpora(config.data)
+    check_corpora(config.data)
     _check_shares(config)
     _check_sentinels(config)
     _check_positions(config)
@@ -188,94 +187,6 @@ def _check_architecture(model: ModelConfig, *, tensor_parallel_size: int) -> Non
             f"/ num_attention_heads = {model.hidden_size} / {model.num_attention_heads} = "
             f"{model.head_size}",
             fix=f"set model.hidden_size={either(sizes)}, or model.position_encoding=learned",
-        )
-
-
-def _check_corpora(data: DataConfig) -> None:
-    if not data.corpora:
-        raise ConfigError(
-            key="data.corpora",
-            found="none",
-            expected="at least one prepared corpus",
-            fix="set data.corpora.<name>.prefix=<path without .bin>",
-        )
-    seen: dict[str, str] = {}
-    for name, corpus in data.corpora.items():
-        key = f"data.corpora.{name}"
-        if not corpus.prefix.strip() or corpus.prefix.endswith((".bin", ".idx", "/")):
-            raise ConfigError(
-                key=f"{key}.prefix",
-                found=repr(corpus.prefix),
-                expected="the path of a prepared corpus without .bin or .idx",
-                fix=f"set {key}.prefix=<folder>/<name> as `glm-dist prepare` wrote it",
-            )
-        if corpus.prefix in seen:
-            raise ConfigError(
-                key=f"{key}.prefix",
-                found=corpus.prefix,
-                expected=f"another corpus than data.corpora.{seen[corpus.prefix]} has",
-                fix=f"remove one, e.g. ~{key}, and set weights to repeat a corpus",
-            )
-        seen[corpus.prefix] = name
-        for name_of, weight in _weights_of(key, corpus):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ConfigError(
-                    key=name_of,
-                    found=weight,
-                    expected="a number above 0, or null for a share in proportion to its tokens",
-                    fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
-                )
-    _check_blend(data)
-
-
-def _weights_of(key: str, corpus: CorpusConfig) -> list[tuple[str, float]]:
-    first = [] if corpus.weight is None else [(f"{key}.weight", corpus.weight)]
-    return first + [(f"{key}.stage_weights", weight) for weight in corpus.stage_weights]
-
-
-def _check_blend(data: DataConfig) -> None:
-    """Every stage of the blend has a weight for each corpus, and one above 0."""
-    weighted = [name for name, corpus in data.corpora.items() if corpus.weight is not None]
-    unweighted = [name for name in data.corpora if name not in weighted]
-    if weighted and unweighted:
-        raise ConfigError(
-            key=f"data.corpora.{unweighted[0]}.weight",
-            found="null",
-            expected=f"a weight, because {', '.join(weighted)} has one and the others are relative",
-            fix="set a weight for every corpus or for none",
-        )
-    starts = data.stage_starts
-    if sorted({0, *starts}) != [0, *starts]:
-        raise ConfigError(
-            key="data.stage_starts",
-            found=starts,
-            expected="rising numbers of training rows, above 0",
-            fix="list the first row of each later stage, e.g. 'data.stage_starts=[1000000]'",
-        )
-    for name, corpus in data.corpora.items():
-        key = f"data.corpora.{name}"
-        if len(corpus.stage_weights) != len(starts):
-            raise ConfigError(
-                key=f"{key}.stage_weights",
-                found=corpus.stage_weights,
-                expected=f"one weight for each of data.stage_starts = {starts}",
-                fix=f"set {key}.stage_weights to {len(starts)} numbers, 0 to leave the corpus out",
-            )
-        if not any(weight > 0 for _, weight in _weights_of(key, corpus)) and corpus.weight == 0:
-            raise ConfigError(
-                key=f"{key}.weight",
-                found=corpus.weight,
-                expected="a number above 0, or null for a share in proportion to its tokens",
-                fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
-            )
-    stages = [[corpus.weight for corpus in data.corpora.values()]] if weighted else []
-    stages += [[c.stage_weights[i] for c in data.corpora.values()] for i in range(len(starts))]
-    if any(not any(stage) for stage in stages):
-        raise ConfigError(
-            key="data.corpora.*.weight",
-            found="0 for every corpus",
-            expected="a weight above 0 in every stage",
-            fix="raise a weight",
         )
 
 

@@ -43,9 +43,37 @@ def test_a_corpus_may_join_later() -> None:
         (["data.corpora.sotu.stage_weights=[1]"], "one weight for each of data.stage_starts"),
         (["data.corpora.sotu.stage_weights=[-1,1]"], r"sotu\.stage_weights = -1"),
         (["data.corpora.sotu.stage_weights=[0,0]"], "0 for every corpus"),
+        (["data.corpora.sotu.weight=-1"], "weight = -1.0: expected a number of at least 0, or"),
+        (["data.corpora.sotu.stage_weights=[nan,1]"], "= nan: expected numbers of at least 0"),
     ],
-    ids=["falling", "zero", "too few", "negative", "empty stage"],
+    ids=["falling", "zero", "too few", "negative", "empty stage", "negative weight", "no number"],
 )
 def test_wrong_stages_are_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_config([*STAGED, *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.corpora.sotu.stage_weights=[1,0]"],
+            "data.corpora.sotu.stage_weights = [1.0, 0.0]: expected none without "
+            "data.stage_starts, the rows at which later stages begin.\n"
+            "  Fix: leave it out, or set e.g. 'data.stage_starts=[1000000,2000000]'.",
+        ),
+        (
+            ["data.stage_starts=[7]", "data.corpora.sotu.stage_weights=[1,0]"],
+            "data.corpora.sotu.stage_weights = [1.0, 0.0]: expected one weight for each of "
+            "data.stage_starts = [7].\n"
+            "  Fix: set data.corpora.sotu.stage_weights to 1 number, 0 to leave the corpus out.",
+        ),
+    ],
+    ids=["no stage", "one stage"],
+)
+def test_weights_of_stages_that_do_not_exist_are_refused(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config([*TWO, *overrides])
+    assert str(caught.value) == message
