@@ -144,7 +144,7 @@ def explain_composition(error: Exception, *, typed: Mapping[str, str], source: s
             return explained
     return ConfigError(
         key=keys[0] if keys else source,
-        found=str(error).strip().splitlines()[0],
+        found=(str(error).strip() or type(error).__name__).splitlines()[0],
         expected="files that Hydra can compose",
         fix="correct the file or the override it names",
     )

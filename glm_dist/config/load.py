@@ -34,6 +34,17 @@ from glm_dist.config.keys import holds_keys, leaf_keys, type_of
 from glm_dist.config.schema import CONFIG_VERSION, RunConfig
 from glm_dist.errors import ConfigError
 
+UNREADABLE = (
+    HydraException,
+    OmegaConfBaseException,
+    yaml.YAMLError,
+    OSError,
+    ValueError,  # no UTF-8, or a number of thousands of digits
+    OverflowError,  # a whole number too long for a float
+    RecursionError,  # YAML that refers to itself
+)
+"""What reading, composing and resolving raise for wrong files and values."""
+
 Groups = Mapping[str, Sequence[str]]
 """Option names by group."""
 
@@ -67,7 +78,7 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
         _remove_corpora(composed, parsed)
         composed = cast(DictConfig, OmegaConf.merge(composed, _corpus_values(parsed)))
         config = _typed(composed)
-    except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
+    except UNREADABLE as error:
         typed = {each.key_or_group: _value_text(each) for each in parsed}
         raise explain_composition(error, typed=typed, source=str(folder)) from error
     return _checked(_with_absolute_paths(config))
@@ -84,14 +95,14 @@ def load_config_file(path: Path) -> RunConfig:
     """
     try:
         saved = OmegaConf.load(path)
-    except (OSError, yaml.YAMLError) as error:
+        version = saved.get("config_version") if isinstance(saved, DictConfig) else None
+    except UNREADABLE as error:
         raise ConfigError(
             key=str(path),
             found="unreadable" if path.exists() else "missing",
             expected="the configuration that a run saved",
             fix="name a run folder that holds config.yaml",
         ) from error
-    version = saved.get("config_version") if isinstance(saved, DictConfig) else None
     if version != CONFIG_VERSION:
         raise ConfigError(
             key=f"{path}: config_version",
@@ -102,7 +113,7 @@ def load_config_file(path: Path) -> RunConfig:
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
         config = _typed(cast(DictConfig, merged))
-    except OmegaConfBaseException as error:
+    except UNREADABLE as error:
         raise explain_composition(error, typed={}, source=str(path)) from error
     return _checked(config)
 

@@ -126,6 +126,43 @@ def test_damaged_saved_configuration_is_named(text: str, message: str, tmp_path:
     assert str(caught.value) == message.format(file=file)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"config_version: 1\nrun: {name: \xff\xfe}",
+        b"config_version: 1\nrun: {steps: 1" + b"0" * 5000 + b"}",
+        b"config_version: 1\nrun: &itself [*itself]",
+        b"config_version: ${nowhere}",
+        b"config_version: 1\nrun: {steps: '${'}",
+    ],
+    ids=["not UTF-8", "endless number", "refers to itself", "open version", "open reference"],
+)
+def test_saved_configuration_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config_file(file)
+    assert str(caught.value) == (
+        f"{file} = unreadable: expected the configuration that a run saved.\n"
+        "  Fix: name a run folder that holds config.yaml."
+    )
+
+
+def test_saved_number_too_long_for_a_float_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    long = f"weight: 1{'0' * 400}"
+    file.write_text(dump_config(load_config(["experiment=tiny"])).replace("weight: null", long, 1))
+    with pytest.raises(ConfigError, match=r"config\.yaml = int too large to convert to float"):
+        load_config_file(file)
+
+
+def test_experiment_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    mine = copy_of_conf(tmp_path)
+    (mine / "experiment" / "mine.yaml").write_bytes(b"# @package _global_\nrun: {name: \xff}\n")
+    with pytest.raises(ConfigError, match=r"'utf-8' codec can't decode byte 0xff"):
+        load_config(["experiment=mine"], config_dir=mine)
+
+
 def test_missing_saved_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.yaml = missing: expected the configuration"):
         load_config_file(tmp_path / "config.yaml")
