@@ -215,12 +215,13 @@ def first_host(nodes: str) -> str:
 
 def _tasks_on_this_node(environ: Mapping[str, str], *, default: int) -> int:
     """Tasks on this node out of a list such as ``8(x3),2`` (three nodes of 8, one of 2)."""
-    counts: list[int] = []
     text = environ.get("SLURM_STEP_TASKS_PER_NODE", "")
-    for tasks, repeat in re.findall(r"(\d+)(?:\(x(\d+)\))?", text):
-        counts += [int(tasks)] * int(repeat or 1)
-    node = _number(environ, "SLURM_NODEID", default=0)
-    return counts[node] if node < len(counts) else default
+    nodes_left = _number(environ, "SLURM_NODEID", default=0)
+    for tasks, repeat in re.findall(r"(\d{1,18})(?:\(x(\d{1,18})\))?", text):
+        nodes_left -= int(repeat or 1)
+        if nodes_left < 0:
+            return int(tasks)
+    return default
 
 
 def _refuse_lonely_process(environ: Mapping[str, str]) -> None:
@@ -253,7 +254,7 @@ def _number(
     text = environ.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not text.strip().isdecimal() or int(text) < at_least:
+    if text is None or not re.fullmatch(r"\s*\d{1,18}\s*", text) or int(text) < at_least:
         raise LaunchError(
             key=name,
             found="unset" if text is None else repr(text),
@@ -280,6 +281,7 @@ def _check_ranks(
 ) -> None:
     for name, value, size_name, size in (
         (names[0], rank, names[1], world_size),
+        (names[2], local_rank, names[1], world_size),
         (names[2], local_rank, names[3], local_size),
     ):
         if value >= size:
@@ -289,3 +291,10 @@ def _check_ranks(
                 expected=f"less than {size_name} = {size}",
                 fix="unset the variables of an earlier launch and start again",
             )
+    if local_size > world_size:
+        raise LaunchError(
+            key=names[3],
+            found=local_size,
+            expected=f"at most {names[1]} = {world_size}, the processes of all nodes together",
+            fix="unset the variables of an earlier launch and start again",
+        )

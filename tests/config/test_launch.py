@@ -131,6 +131,11 @@ def test_tasks_of_an_uneven_step_are_counted_per_node() -> None:
     assert (last.local_world_size, second.local_world_size) == (2, 8)
 
 
+def test_nodes_by_the_billion_are_not_listed() -> None:
+    many = SRUN_TASK | {"SLURM_STEP_TASKS_PER_NODE": "2(x999999999999)"}
+    assert read_launch_environment(many).local_world_size == 2
+
+
 def test_steps_of_a_job_get_different_ports() -> None:
     first = read_launch_environment(SRUN_TASK)
     second = read_launch_environment(SRUN_TASK | {"SLURM_STEP_ID": "1"})
@@ -170,8 +175,30 @@ def test_steps_of_a_job_get_different_ports() -> None:
             "  Fix: unset the variables of an earlier launch and start again.",
         ),
         (
+            TORCHRUN | {"LOCAL_WORLD_SIZE": "9"},
+            "LOCAL_WORLD_SIZE = 9: expected at most WORLD_SIZE = 8, the processes of all nodes "
+            "together.\n"
+            "  Fix: unset the variables of an earlier launch and start again.",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "1"},
+            "LOCAL_RANK = 1: expected less than WORLD_SIZE = 1.\n"
+            "  Fix: unset the variables of an earlier launch and start again.",
+        ),
+        (
+            SRUN_TASK | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"},
+            "SLURM_STEP_TASKS_PER_NODE = 8: expected at most SLURM_STEP_NUM_TASKS = 4, the "
+            "processes of all nodes together.\n"
+            "  Fix: unset the variables of an earlier launch and start again.",
+        ),
+        (
             TORCHRUN | {"RANK": "first"},
             "RANK = 'first': expected a whole number of at least 0.\n"
+            "  Fix: let the launcher set RANK, or unset the variables of an earlier launch.",
+        ),
+        (
+            TORCHRUN | {"RANK": "5" * 5000},
+            f"RANK = '{'5' * 5000}': expected a whole number of at least 0.\n"
             "  Fix: let the launcher set RANK, or unset the variables of an earlier launch.",
         ),
         (
@@ -230,7 +257,11 @@ def test_steps_of_a_job_get_different_ports() -> None:
         "no master",
         "rank beyond the world",
         "local rank beyond the node",
+        "node beyond the world",
+        "local rank beyond the world",
+        "tasks of a node beyond the step",
         "rank is no number",
+        "rank of thousands of digits",
         "empty world",
         "port too large",
         "plain python in a batch script",
