@@ -4,6 +4,7 @@ Hydra's and OmegaConf's exceptions arrive here as plain ``Exception``s and are r
 documented attributes and texts, so that this file needs neither library.
 """
 
+import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -103,7 +104,7 @@ def wrong_type(key: str, *, found: object) -> ConfigError:
         key=key,
         found="null" if found is None else found,
         expected=str(bounds) if bounds else describe_type(type_of(key)),
-        fix=f"set {_example(key)}, or leave it out to keep the group's value",
+        fix=f"set {_example(key, found=found)}, or leave it out to keep the group's value",
     )
 
 
@@ -247,15 +248,16 @@ def _unset_variable(variable: str) -> ConfigError:
     )
 
 
-def _example(key: str) -> str:
-    """An override that is right for the key."""
+def _example(key: str, *, found: object = None) -> str:
+    """An override that is right for the key, as near to the wrong value as alternatives allow."""
     bounds = bounds_of(key)
     if bounds is not None:
         return f"{key}={bounds.example}"
     kind = type_of(key)
     members = list(getattr(kind, "__members__", ()))
     if members:
-        return f"{key}={members[0]}"
+        close = difflib.get_close_matches(str(found).lower(), members, n=1, cutoff=0.5)
+        return f"{key}={[*close, *members][0]}"
     values = {
         "run.name": "my_run",
         "paths.data": "data",

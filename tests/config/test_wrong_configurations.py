@@ -121,7 +121,14 @@ CASES = [
         "unknown member of an enum",
         ["experiment=tiny", "precision.dtype=float16"],
         message="ConfigError: precision.dtype = float16: expected one of fp32, bf16, fp16.\n"
-        "  Fix: set precision.dtype=fp32, or leave it out to keep the group's value.",
+        "  Fix: set precision.dtype=fp16, or leave it out to keep the group's value.",
+    ),
+    Case(
+        "mistyped member of an enum",
+        ["experiment=tiny", "corruption.task=spann_corruption"],
+        message="ConfigError: corruption.task = spann_corruption: expected one of blank_infilling, "
+        "masked_lm, causal_lm, span_corruption, unilm.\n"
+        "  Fix: set corruption.task=span_corruption, or leave it out to keep the group's value.",
     ),
     Case(
         "null for a text",
