@@ -26,7 +26,7 @@ class TokenizerConfig(Section):
     """Whether [gMASK] and [sMASK] exist beside [MASK] (2B, 10B and the Chinese models)."""
     fixed_task_masks: bool = True
     """Chinese kind only: false gives the ids of GLM-10B-Chinese, where [gMASK] equals eop."""
-    sentinel_pairs: int = bounded(32, at_least=0, default=0)
+    sentinel_pairs: int = bounded(32, at_least=0, at_most=65_536, default=0)
     """Pairs [MASKi] and <|startofpiecei|> behind the other ids; for corruption.sentinels and for
     span_corruption. A row needs about one for each three masked tokens."""
 

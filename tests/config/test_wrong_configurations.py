@@ -50,6 +50,13 @@ CASES = [
         "  Fix: set tokenizer.sentinel_pairs=100 and tokenizer.vocab_size=8200.",
     ),
     Case(
+        "more sentinels than any vocabulary has room for",
+        ["experiment=tiny", "tokenizer.sentinel_pairs=99999999999"],
+        message="ConfigError: tokenizer.sentinel_pairs = 99999999999: expected a whole number from "
+        "0 to 65536.\n"
+        "  Fix: set tokenizer.sentinel_pairs=32, or leave it out to keep the group's value.",
+    ),
+    Case(
         "unknown group option",
         ["experiment=tiny", "model=huge"],
         message="ConfigError: model = huge: expected one of 10b, 130b, 2b, 410m, 515m, base, "
