@@ -1,6 +1,8 @@
 """Official options: what each changes in a row, and that nothing else changes."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from glm_dist.data.objectives.infilling import BlankInfilling
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.objectives.variations import Variations, cut_short
 from glm_dist.data.rows import Row
+from glm_dist.data.samples import open_row_source
+from glm_dist.errors import ConfigError
+from tests.data.corpora import make_config, make_documents, write_corpus
 from tests.data.examples import BERT
 
 ROW_LENGTH = 160
@@ -234,6 +239,27 @@ def test_short_rows_fit_and_are_isolated() -> None:
         assert len(row.tokens) == ROW_LENGTH
         assert len(row.segments) > 1
         assert row.objective == "span"
+
+
+@pytest.mark.parametrize("row_length", [16, 17, 18, 48])
+def test_rows_too_short_for_a_short_text_are_refused_and_the_length_named_works(
+    tmp_path: Path, row_length: int
+) -> None:
+    prefixes = {"text": write_corpus(tmp_path, "text", make_documents(40))}
+    options: dict[str, Any] = {"short_share": 1.0, "shares": (0.2, 0.2, 0.6)}
+    with pytest.raises(ConfigError, match=f"batch.row_length = {row_length}") as caught:
+        open_row_source(make_config(tmp_path, prefixes, row_length=row_length, **options))
+
+    # 6 blanks of 2 tokens, 5 cuts and 32 tokens of text are 49; sentences may take one more.
+    assert caught.value.fix.startswith("set batch.row_length=50 or more")
+    source = open_row_source(make_config(tmp_path, prefixes, row_length=50, **options))
+    assert {len(source.row(index).tokens) for index in range(200)} == {50}
+
+
+def test_a_row_length_without_short_texts_may_be_short(tmp_path: Path) -> None:
+    prefixes = {"text": write_corpus(tmp_path, "text", make_documents(40))}
+    source = open_row_source(make_config(tmp_path, prefixes, row_length=16))
+    assert {len(source.row(index).tokens) for index in range(200)} == {16}
 
 
 def test_positions_stay_inside_the_table() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ from glm_dist.data.objectives.document import DocumentHiding
 from glm_dist.data.objectives.infilling import MOST_SHORT_TEXTS, BlankInfilling
 from glm_dist.data.objectives.sentence import SentenceHiding
 from glm_dist.data.objectives.span import SpanHiding, document_starts
-from glm_dist.data.objectives.variations import Variations
+from glm_dist.data.objectives.variations import SHORTEST_TEXT, Variations
 from glm_dist.data.randomness import Purpose, RowGenerators
 from glm_dist.data.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
@@ -169,6 +170,7 @@ def _infilling(
         brief = BlankInfilling(hiding, special, row_length, restarting, is_short=True)
         parts.append((brief, _fraction(number) * (1 - single) * short))
     parts.append((BlankInfilling(spans.single(), special, row_length, variations), single))
+    _check_short_rows(config, special, parts, row_length=row_length)
     return parts
 
 
@@ -202,6 +204,43 @@ def _documents_in_windows(survey: Sequence[Window], special: SpecialTokens) -> i
     """Count the documents of a window, on average."""
     counts = [len(document_starts(window.tokens, special)) - 1 for window in survey]
     return max(1, round(float(np.mean(counts)))) if counts else 1
+
+
+def _check_short_rows(
+    config: CorruptionConfig,
+    special: SpecialTokens,
+    parts: Sequence[tuple[Objective, Fraction]],
+    *,
+    row_length: int,
+) -> None:
+    """A short row has room for one short text at least; official GLM draws none below 32."""
+    rooms = [
+        objective.window_length
+        for objective, share in parts
+        if share > 0 and isinstance(objective, BlankInfilling) and objective.is_short
+    ]
+    if min(rooms, default=SHORTEST_TEXT) >= SHORTEST_TEXT:
+        return
+    # Every short row keeps room for its cuts; documents take 2 tokens a text beside that, sentences
+    # a quarter of the row at most.
+    least = SHORTEST_TEXT + MOST_SHORT_TEXTS - 1
+    for enough in count(max(least + 2 * MOST_SHORT_TEXTS, -(-4 * least // 3))):
+        spans = SpanHiding.create(
+            special,
+            row_length=enough,
+            mask_ratio=config.span_mask_ratio,
+            mean_length=config.span_mean_length,
+        )
+        if enough - 2 * spans.max_blanks >= least:
+            break
+    raise ConfigError(
+        key="batch.row_length",
+        found=row_length,
+        expected=f"rows with room for {SHORTEST_TEXT} tokens of text, the shortest that"
+        f" corruption.short_share = {config.short_share} cuts, beside their blanks;"
+        f" here it is {max(0, min(rooms))}",
+        fix=f"set batch.row_length={enough} or more, or corruption.short_share=0",
+    )
 
 
 def _check_sentinels(config: CorruptionConfig, special: SpecialTokens, most_blanks: int) -> None:
