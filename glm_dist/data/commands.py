@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     lazy.add_argument("folder", type=Path)
     lazy.add_argument("--output", required=True, help="prefix to write")
     add_tokenizer_arguments(lazy)
+    lazy.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -89,7 +90,9 @@ def run(arguments: argparse.Namespace) -> int:
             _wrote(arguments.output, corpus.num_documents, corpus.num_tokens, console)
         case "import-lazy":
             tokenizer = choose_tokenizer(arguments).open()
-            manifest = import_lazy(arguments.folder, arguments.output, tokenizer)
+            manifest = import_lazy(
+                arguments.folder, arguments.output, tokenizer, overwrite=arguments.overwrite
+            )
             _wrote(arguments.output, manifest.documents, manifest.tokens, console)
     return 0
 

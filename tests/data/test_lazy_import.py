@@ -60,6 +60,22 @@ def test_ids_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer: Tokeniz
 
     with pytest.raises(DataError, match="token id 50000"):
         import_lazy(folder, tmp_path / "a", tokenizer)
+    assert not list(tmp_path.glob("a.*.tmp"))
+
+
+def test_an_existing_output_is_replaced_only_when_asked(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    first = write_lazy(tmp_path / "a.lazy", [[]], [[10]])
+    second = write_lazy(tmp_path / "b.lazy", [[]], [[11, 12]])
+    import_lazy(first, tmp_path / "a", tokenizer)
+
+    with pytest.raises(DataError, match=r"a\.bin = there already.*\n.*--overwrite"):
+        import_lazy(second, tmp_path / "a", tokenizer)
+    assert open_indexed(tmp_path / "a").document(0).tolist() == [CLS, 10, EOS]
+    import_lazy(second, tmp_path / "a", tokenizer, overwrite=True)
+    assert open_indexed(tmp_path / "a").document(0).tolist() == [CLS, 11, 12, EOS]
+    assert validate_corpus(tmp_path / "a").is_sound
 
 
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

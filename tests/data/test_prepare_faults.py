@@ -1,0 +1,119 @@
+"""Preparation where the system refuses: full disks, places that take no file, names of files."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from glm_dist.cli import main
+from glm_dist.config.schema import TokenizerKind
+from glm_dist.data import prepare_journal, text_files
+from glm_dist.data.tokenise import TokenizerChoice
+from glm_dist.errors import DataError
+from tests.data.corpora import write_vocabulary
+from tests.data.test_prepare import read_output, run, texts, write_jsonl
+
+
+@pytest.fixture
+def choice(tmp_path: Path) -> TokenizerChoice:
+    return TokenizerChoice(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
+
+
+def full_disk(after: int, original: Callable[[int], None]) -> Callable[[int], None]:
+    """Stand for ``os.fsync`` on a disk that is full after a number of calls."""
+    calls = 0
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(descriptor)
+
+    return fsync
+
+
+# 14 blocks are saved by two calls each, and once more at the end; the last call is for the index.
+@pytest.mark.parametrize("after", [0, 1, 7, 29, 30])
+def test_a_full_disk_is_told_and_the_next_call_goes_on(
+    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
+    file = write_jsonl(tmp_path / "a.jsonl", texts(150))
+    run([file], tmp_path / "whole", choice)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk(after, os.fsync))
+        with pytest.raises(DataError, match="No space left on device") as caught:
+            run([file], tmp_path / "cut", choice)
+    assert "goes on where it stopped" in caught.value.fix
+    assert sorted(path.name for path in tmp_path.glob("cut*")) == ["cut.partial"]
+    run([file], tmp_path / "cut", choice)
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+
+
+def test_a_disk_that_is_full_at_the_manifest_leaves_no_part_of_it(
+    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(20))
+    original = Path.write_text
+
+    def write_text(path: Path, data: str, encoding: str | None = None) -> int:
+        if path.name != "cut.json.tmp":
+            return original(path, data, encoding=encoding)
+        original(path, data[:50], encoding=encoding)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", write_text)
+        with pytest.raises(DataError, match="No space left on device"):
+            run([file], tmp_path / "cut", choice)
+    assert not list(tmp_path.glob("cut.json*"))
+    run([file], tmp_path / "cut", choice)
+    run([file], tmp_path / "whole", choice)
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "output", ["", "  ", "out/", "out/.", "..", "out/text.bin", "out/text.idx"]
+)
+@pytest.mark.parametrize("command", ["prepare", "merge", "import-lazy"])
+def test_outputs_that_are_no_prefix_are_refused(
+    tmp_path: Path,
+    choice: TokenizerChoice,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+    output: str,
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(5))
+    run([file], tmp_path / "corpus", choice)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    commands = {
+        "prepare": ["prepare", str(file), "--tokenizer", choice.path],
+        "merge": ["data", "merge", f"{tmp_path}/corpus"],
+        "import-lazy": ["data", "import-lazy", str(tmp_path), "--tokenizer", choice.path],
+    }
+
+    assert main([*commands[command], "--output", output]) == 2
+    assert f"--output = {output!r}: expected the path of a corpus" in capsys.readouterr().err
+    assert not list((tmp_path / "here").iterdir())
+
+
+@pytest.mark.parametrize("command", ["prepare", "merge"])
+def test_a_place_that_takes_no_file_is_refused_to_root_as_well(
+    tmp_path: Path, choice: TokenizerChoice, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", texts(5))
+    run([file], tmp_path / "corpus", choice)
+    commands = {
+        "prepare": ["prepare", str(file), "--tokenizer", choice.path],
+        "merge": ["data", "merge", f"{tmp_path}/corpus"],
+    }
+
+    assert main([*commands[command], "--output", "/proc/x"]) == 2
+    assert "--output = /proc/x (" in capsys.readouterr().err
