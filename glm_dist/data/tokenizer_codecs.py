@@ -149,7 +149,8 @@ class HuggingFaceCodec:
 def bert_codec(vocabulary: Path) -> HuggingFaceCodec:
     """Build uncased WordPiece: lower case, no accents, CJK characters apart."""
     try:
-        pieces = vocabulary.read_text(encoding="utf-8").splitlines()
+        # Other line ends than these, such as U+2028, are pieces.
+        lines = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(
             key=str(vocabulary),
@@ -158,7 +159,7 @@ def bert_codec(vocabulary: Path) -> HuggingFaceCodec:
             fix="choose the file's own kind with --kind or tokenizer.kind",
         ) from error
     model = models.WordPiece(
-        {piece: number for number, piece in enumerate(pieces)},
+        {line.removesuffix("\r"): number for number, line in enumerate(lines)},
         unk_token="[UNK]",
         max_input_chars_per_word=100,
     )

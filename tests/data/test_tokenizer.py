@@ -52,6 +52,20 @@ def test_bert_keeps_its_own_special_tokens_and_appends_the_rest(bert_vocabulary:
     assert tokenizer.vocab_size == 16
 
 
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"], ids=["lf", "crlf"])
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_a_piece_that_some_take_for_a_line_end_moves_no_other(
+    tmp_path: Path, line_end: str, is_closed: bool
+) -> None:
+    odd = ["\u2028", "\x85", "\x0b", "\x1c", "\u2029"]
+    text = line_end.join([*WORDS[:5], *odd, "a", "b"]) + (line_end if is_closed else "")
+    (tmp_path / "vocab.txt").write_bytes(text.encode("utf-8"))
+    tokenizer = open_tokenizer(TokenizerKind.bert, str(tmp_path))
+
+    assert tokenizer.encode("a b") == [10, 11]
+    assert tokenizer.special.sop == 12
+
+
 def test_without_task_masks_every_objective_uses_the_one_mask(bert_vocabulary: Path) -> None:
     tokenizer = open_tokenizer(TokenizerKind.bert, str(bert_vocabulary), task_masks=False)
 
