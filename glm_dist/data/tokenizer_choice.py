@@ -1,11 +1,11 @@
 """Which tokenizer a command line means."""
 
 import argparse
-import json
 from pathlib import Path
 
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.tokenise import TokenizerChoice
+from glm_dist.data.tokenizer_codecs import read_vocabulary
 from glm_dist.errors import DataError
 
 
@@ -53,7 +53,7 @@ def guess_kind(path: str) -> TokenizerKind:
     The official Chinese model looks like any other SentencePiece model, but for its name.
 
     Raises:
-        DataError: Nothing there is known.
+        DataError: Nothing there is known, or vocab.json is damaged.
     """
     place = Path(path)
     files = [place] if place.is_file() else sorted(place.glob("*"))
@@ -68,7 +68,7 @@ def guess_kind(path: str) -> TokenizerKind:
         return TokenizerKind.bert
     for file in files:
         if file.name.endswith("vocab.json"):
-            has_mask = "<mask>" in json.loads(file.read_text(encoding="utf-8"))
+            has_mask = "<mask>" in read_vocabulary(file)
             return TokenizerKind.roberta if has_mask else TokenizerKind.gpt2
     raise DataError(
         key="--tokenizer",

@@ -5,6 +5,7 @@ A codec knows nothing of GLM's special tokens; ``tokenizer.py`` adds them. This 
 """
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -171,11 +172,48 @@ def bert_codec(vocabulary: Path) -> HuggingFaceCodec:
 
 
 def byte_level_codec(vocabulary: Path, merges: Path) -> HuggingFaceCodec:
-    """Build byte-level BPE as GPT-2 and RoBERTa use it."""
-    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    """Build byte-level BPE as GPT-2 and RoBERTa use it.
+
+    Raises:
+        DataError: A file is damaged, or the two do not belong together.
+    """
+    read_vocabulary(vocabulary)
+    try:
+        tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    # The library raises bare Exception for every mistake in the file.
+    except Exception as error:
+        raise DataError(
+            key=str(merges),
+            found=f"not readable ({error})",
+            expected=f"pairs of pieces that {vocabulary} holds, one a line",
+            fix="fetch both files again, from one place",
+        ) from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return HuggingFaceCodec(tokenizer)
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """Read a ``vocab.json``.
+
+    Args:
+        file: JSON object with the id of each piece.
+
+    Raises:
+        DataError: It is no such file.
+    """
+    try:
+        pieces = json.loads(file.read_bytes())
+        if not (isinstance(pieces, dict) and all(type(each) is int for each in pieces.values())):
+            raise ValueError("no object of pieces and their ids")
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            key=str(file),
+            found=f"not readable ({error})",
+            expected="the vocab.json of a byte-level tokenizer",
+            fix="fetch the file again, or choose the file's own kind with --kind or tokenizer.kind",
+        ) from error
+    return pieces
 
 
 def huggingface_codec(file: Path) -> HuggingFaceCodec:

@@ -6,14 +6,15 @@ glm-dist tokenizer encode --tokenizer data/tokenizer.model "To be, or [MASK] to 
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from glm_dist.data.output_folder import output_file
 from glm_dist.data.text_files import (
     BadLine,
     TextOptions,
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="train | show | encode", required=True)
     train = actions.add_parser("train", help="train a SentencePiece model on text files")
     train.add_argument("inputs", nargs="+", help="files, folders or patterns")
-    train.add_argument("--output", required=True, type=Path, help="model file to write")
+    train.add_argument("--output", required=True, help="model file to write")
     train.add_argument(
         "--vocab-size",
         type=int,
@@ -45,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram")
     train.add_argument(
         "--sample-mb",
-        type=float,
+        type=_megabytes,
         default=10.0,
         help="text to learn from, spread evenly over the files (default: %(default)s MB)",
     )
@@ -58,6 +59,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     encode = actions.add_parser("encode", help="print the ids and pieces of a text")
     add_tokenizer_arguments(encode)
     encode.add_argument("text", nargs="?", help="text; from standard input if left out")
+
+
+def _megabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number * 1e6 < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of megabytes above 0")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -79,7 +90,7 @@ def _train(arguments: argparse.Namespace) -> None:
     with console.status("learning a vocabulary"):
         size = train_sentencepiece(
             _documents(arguments.inputs, options),
-            arguments.output,
+            output_file(arguments.output),
             vocab_size=arguments.vocab_size,
             model_type=arguments.model_type,
             max_sample_bytes=int(arguments.sample_mb * 1e6),

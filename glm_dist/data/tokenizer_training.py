@@ -12,7 +12,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from glm_dist.data.output_folder import make_output_folder
+from glm_dist.data.output_folder import output_file, writing
 from glm_dist.errors import DataError
 
 NUM_SPECIAL_TOKENS = 8
@@ -49,10 +49,11 @@ def train_sentencepiece(
         Bytes of text the model was trained on.
 
     Raises:
-        DataError: The text is too small for the vocabulary, or an option is out of range.
+        DataError: The text is too small for the vocabulary, an option is out of range, ``output``
+            is a folder, or the disk is full.
     """
     _check_size(vocab_size)
-    make_output_folder(output)
+    output_file(output)
     sample = sample_paragraphs(documents, max_sample_bytes)
     _check_sample(sample)
     model = io.BytesIO()
@@ -78,8 +79,9 @@ def train_sentencepiece(
     except (RuntimeError, OSError, ValueError) as error:
         raise _cannot_learn(vocab_size, _size(sample), error) from error
     aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    aside.write_bytes(model.getvalue())
-    aside.replace(output)
+    with writing(output, aside=[aside]):
+        aside.write_bytes(model.getvalue())
+        aside.replace(output)
     return _size(sample)
 
 
@@ -101,7 +103,7 @@ def _check_sample(sample: list[str]) -> None:
             key="text",
             found="none",
             expected="documents to learn a vocabulary from",
-            fix="check the files and --text-key",
+            fix="check the files and --text-key, or raise --sample-mb",
         )
 
 

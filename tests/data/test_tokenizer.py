@@ -7,8 +7,10 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from glm_dist.cli import main
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer import Tokenizer, load_tokenizer, open_tokenizer
+from glm_dist.data.tokenizer_choice import guess_kind
 from glm_dist.data.tokenizer_training import sample_paragraphs, train_sentencepiece
 from glm_dist.errors import DataError
 
@@ -217,6 +219,57 @@ def test_a_vocabulary_of_another_kind_is_refused(bert_vocabulary: Path, gpt2_fol
         open_tokenizer(TokenizerKind.sentencepiece, str(bert_vocabulary))
     with pytest.raises(DataError, match=r"\[PAD\]"):
         open_tokenizer(TokenizerKind.bert, str(gpt2_folder / "merges.txt"))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "5", '{"a": "b"}', '{"a": 0.5}', "\xff"])
+def test_a_damaged_vocab_json_is_named(tmp_path: Path, gpt2_folder: Path, content: str) -> None:
+    (tmp_path / "vocab.json").write_text(content, encoding="latin-1")
+    (tmp_path / "merges.txt").write_bytes((gpt2_folder / "merges.txt").read_bytes())
+
+    with pytest.raises(DataError, match=r"vocab\.json = not readable"):
+        guess_kind(str(tmp_path))
+    with pytest.raises(DataError, match=r"vocab\.json = not readable"):
+        open_tokenizer(TokenizerKind.gpt2, str(tmp_path))
+
+
+@pytest.mark.parametrize("merges", ["Ġ a b\n", "Ġ\n", "missing pieces\n", "\xff\n"])
+def test_damaged_merges_are_named(tmp_path: Path, gpt2_folder: Path, merges: str) -> None:
+    (tmp_path / "vocab.json").write_bytes((gpt2_folder / "vocab.json").read_bytes())
+    encoding = "latin-1" if merges == "\xff\n" else "utf-8"
+    (tmp_path / "merges.txt").write_text(merges, encoding=encoding)
+
+    with pytest.raises(DataError, match=r"merges\.txt = not readable"):
+        open_tokenizer(TokenizerKind.gpt2, str(tmp_path))
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-1", "0", "1e305", "much"])
+def test_sample_sizes_that_are_none_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], size: str
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    command = ["tokenizer", "train", f"{tmp_path}/a.txt", "--output", f"{tmp_path}/a.model"]
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--vocab-size", "296", "--sample-mb", size])
+
+    assert caught.value.code == 2
+    assert f"--sample-mb: {size}: expected a number of megabytes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", ["", "folder", "folder/", "new/"])
+def test_a_model_is_not_written_in_place_of_a_folder(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    output: str,
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    command = ["tokenizer", "train", "a.txt", "--vocab-size", "296", "--output", output]
+    assert main(command) == 2
+    assert "expected the path of a file" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "folder"]
 
 
 def test_fingerprint_changes_with_the_content_and_not_with_the_task_masks(tmp_path: Path) -> None:
