@@ -27,6 +27,11 @@ BLOCK_BYTES = 1 << 20
 """Text read at a time, uncompressed."""
 
 
+BORDERS = (b"\n\n", b"\n\r\n")
+"""What paragraphs end with."""
+
+LONGEST_BORDER = max(map(len, BORDERS))
+
 PARQUET_ROWS = 64
 """Rows decoded at a time."""
 
@@ -190,19 +195,26 @@ def read_blocks(
     size = max(1, file.stat().st_size)
     with file.open("rb") as raw, _decompressed(raw, file) as stream:
         _skip(stream, start)
-        rest, position, line = b"", start, first_line
+        # Joined once, when a document ends: a file may be one document of any size.
+        pieces: list[bytes] = []
+        tail, position, line = b"", start, first_line
         # Reads end at multiples of BLOCK_BYTES, also when going on in the middle of a file, so that
         # the blocks of a file are always the same.
         wanted = -start % BLOCK_BYTES + BLOCK_BYTES
         while True:
             fresh = _read(stream, file, wanted)
             at_end = len(fresh) < wanted
-            rest += fresh
             wanted = BLOCK_BYTES
-            cut = len(rest) if at_end else _last_border(rest, unit)
-            if cut:
-                data, rest = rest[:cut], rest[cut:]
-                position += cut
+            # The pieces hold no whole border, but a border may begin in them.
+            cut = len(fresh) if at_end else _last_border(tail + fresh, unit) - len(tail)
+            if cut <= 0 and not at_end:
+                pieces.append(fresh)
+                tail = (tail + fresh)[1 - LONGEST_BORDER :]
+                continue
+            data, rest = b"".join([*pieces, fresh[:cut]]), fresh[cut:]
+            pieces, tail = [rest], rest[1 - LONGEST_BORDER :]
+            if data:
+                position += len(data)
                 lines = data.count(b"\n") + (not data.endswith(b"\n"))
                 share = 1.0 if at_end else raw.tell() / size
                 yield Block(str(file), kind, data, line, position, lines, share)
@@ -261,13 +273,14 @@ def _split_units(data: bytes, unit: TextUnit) -> list[bytes]:
     lines = re.findall(rb"[^\n]*\n|[^\n]+", data)
     if unit is TextUnit.line:
         return lines
-    pieces, current = [], b""
+    pieces: list[bytes] = []
+    current: list[bytes] = []
     for line in lines:
-        current += line
+        current.append(line)
         if not line.strip():
-            pieces.append(current)
-            current = b""
-    return [*pieces, current] if current else pieces
+            pieces.append(b"".join(current))
+            current = []
+    return [*pieces, b"".join(current)] if current else pieces
 
 
 def _last_border(data: bytes, unit: TextUnit) -> int:
@@ -276,8 +289,7 @@ def _last_border(data: bytes, unit: TextUnit) -> int:
         return 0
     if unit is TextUnit.line:
         return data.rfind(b"\n") + 1
-    borders = (b"\n\n", b"\n\r\n")
-    return max(data.rfind(each) + len(each) if each in data else 0 for each in borders)
+    return max(data.rfind(each) + len(each) if each in data else 0 for each in BORDERS)
 
 
 def _decompressed(raw: BinaryIO, file: Path) -> BinaryIO:
