@@ -9,6 +9,15 @@ from glm_dist.errors import DataError
 
 FORMAT = 1
 
+PARTIAL = ".partial"
+"""Ending of the folder in which a corpus is being written."""
+
+JOURNAL = "journal.json"
+"""File in that folder that tells how far it is."""
+
+FIRST_BYTES = b'{\n "tokenizer": '
+"""What a manifest begins with."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -64,6 +73,19 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
             expected=f"a corpus manifest of format {FORMAT}",
             fix="run `glm-dist prepare` for this corpus again",
         ) from error
+
+
+def is_manifest(file: Path) -> bool:
+    """Tell whether a file is a manifest that can be read; others are hardly looked at."""
+    if not file.is_file():
+        return False
+    try:
+        with file.open("rb") as stream:
+            if stream.read(len(FIRST_BYTES)) != FIRST_BYTES:
+                return False
+        return read_manifest(str(file).removesuffix(".json")) is not None
+    except (DataError, OSError):
+        return False
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:

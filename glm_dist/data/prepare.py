@@ -7,14 +7,14 @@ tokens in the order of the text, so the output does not depend on the number of 
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from glm_dist.data.indexed import bin_path, idx_path
-from glm_dist.data.manifest import Manifest, manifest_path, read_manifest
+from glm_dist.data.manifest import JOURNAL, PARTIAL, Manifest, manifest_path, read_manifest
 from glm_dist.data.output_folder import check_prefix, writing
-from glm_dist.data.prepare_journal import Journal, PartialCorpus, Source, chain_hashes
-from glm_dist.data.text_files import BadLine, TextOptions, expand_inputs, read_blocks
+from glm_dist.data.prepare_journal import Journal, PartialCorpus, Source, hash_text, source_of
+from glm_dist.data.text_files import BadLine, TextOptions
+from glm_dist.data.text_inputs import expand_inputs
 from glm_dist.data.tokenise import TokenizerChoice, tokenise_in_order
 from glm_dist.errors import DataError
 
@@ -69,7 +69,7 @@ def prepare(
             ``output`` is no prefix or holds another corpus, or the disk is full.
     """
     check_prefix(output)
-    sources = tuple(Source(str(file), file.stat().st_size) for file in expand_inputs(inputs))
+    sources = tuple(map(source_of, expand_inputs(inputs)))
     _check_inputs_stay(sources, output)
     opened = tokenizer.open()
     identity: dict[str, object] = {
@@ -80,11 +80,11 @@ def prepare(
     }
     finished = _finished_before(output, identity, options, overwrite=overwrite)
     if finished is not None:
-        shutil.rmtree(f"{output}.partial", ignore_errors=True)  # a kill may have left it behind
+        shutil.rmtree(f"{output}{PARTIAL}", ignore_errors=True)  # a kill may have left it behind
         return Prepared(finished, bad_lines=(), was_complete=True)
     corpus = PartialCorpus(output, Journal(identity, sources))
     bad_lines: list[BadLine] = []
-    with writing(output, resumes=True), corpus.opened():
+    with writing(output, resumes=True), corpus.opened(options):
         if not corpus.journal.is_complete:
             _check_bad_lines(corpus, bad_lines, most=max_bad_lines)  # of the call that stopped
             blocks = corpus.pending_blocks(options)
@@ -106,7 +106,7 @@ def _finished_before(
 ) -> Manifest | None:
     """Recognise the corpus of an earlier call."""
     manifest = None if overwrite else read_manifest(output)
-    began = Path(f"{output}.partial", "journal.json").exists()
+    began = Path(f"{output}{PARTIAL}", JOURNAL).exists()
     if manifest is None and not overwrite and not began:
         _refuse_to_replace(output)
     if manifest is None or not (bin_path(output).exists() and idx_path(output).exists()):
@@ -156,10 +156,7 @@ def _changed_sources(output: str | Path, manifest: Manifest, options: TextOption
         path = Path(str(source["path"]))
         if path.stat().st_mtime_ns < written_at:
             continue
-        digest = ""
-        for block in read_blocks(path, options):
-            digest = chain_hashes(digest, sha256(block.data).hexdigest())
-        if digest != source["sha256"]:
+        if hash_text(path, options) != source["sha256"]:
             changed.append(f"the text of {path}")
     return changed
 

@@ -24,7 +24,8 @@ from rich.progress import (
 from glm_dist.config.arguments import whole_number
 from glm_dist.data.prepare import Prepared, prepare
 from glm_dist.data.prepare import Progress as State
-from glm_dist.data.text_files import TextOptions, TextUnit, expand_inputs
+from glm_dist.data.text_files import TextOptions, TextUnit
+from glm_dist.data.text_inputs import expand_inputs
 from glm_dist.data.tokenizer_choice import add_tokenizer_arguments, choose_tokenizer
 
 SHOWN_BAD_LINES = 10

@@ -21,7 +21,7 @@ import numpy as np
 
 from glm_dist.data.hashing import HASH_BLOCK_BYTES, file_hash
 from glm_dist.data.indexed import bin_path, idx_path, token_type_for, write_index
-from glm_dist.data.manifest import Manifest, manifest_path, write_manifest
+from glm_dist.data.manifest import JOURNAL, PARTIAL, Manifest, manifest_path, write_manifest
 from glm_dist.data.output_folder import make_output_folder
 from glm_dist.data.text_files import Block, TextOptions, read_blocks
 from glm_dist.data.tokenise import TokenBlock
@@ -34,6 +34,22 @@ JOURNAL_SECONDS = 3.0
 def chain_hashes(before: str, block: str) -> str:
     """Hash of a source after one more block, from the hash before and that of the block's text."""
     return sha256((before + block).encode()).hexdigest()
+
+
+def hash_text(file: Path, options: TextOptions, *, end: int | None = None) -> str:
+    """Hash the text of a file as ``Source.sha256`` does.
+
+    Args:
+        file: Text file.
+        options: How documents are taken out.
+        end: ``Block.end`` of the last block to hash; all of them if None.
+    """
+    digest = ""
+    for block in read_blocks(file, options):
+        if end is not None and block.end > end:
+            break
+        digest = chain_hashes(digest, sha256(block.data).hexdigest())
+    return digest
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class Source:
     """Share of the file that is done, 0 to 1."""
     sha256: str = ""
     """Hash of the hashes of its blocks of text."""
+    mtime_ns: int = 0
+    """When the file was written last, in nanoseconds."""
 
     def after(self, block: Block, tokens: TokenBlock) -> "Source":
         """Count one more block."""
@@ -69,6 +87,12 @@ class Source:
             share=block.share,
             sha256=chain_hashes(self.sha256, tokens.text_hash),
         )
+
+
+def source_of(file: Path) -> Source:
+    """Describe a file of which nothing is done."""
+    facts = file.stat()
+    return Source(str(file), facts.st_size, mtime_ns=facts.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -113,7 +137,7 @@ class PartialCorpus:
             journal: Where a preparation of this identity begins.
         """
         self.prefix = Path(prefix)
-        self.folder = Path(f"{prefix}.partial")
+        self.folder = Path(f"{prefix}{PARTIAL}")
         self.journal = journal
         self._tokens: BinaryIO
         self._lengths: BinaryIO
@@ -121,8 +145,11 @@ class PartialCorpus:
         self._saved_at = time.monotonic()
 
     @contextmanager
-    def opened(self) -> Iterator[None]:
+    def opened(self, options: TextOptions) -> Iterator[None]:
         """Open the files, for one process at a time.
+
+        Args:
+            options: How documents are taken out.
 
         Raises:
             DataError: Another process prepares the same corpus.
@@ -139,7 +166,7 @@ class PartialCorpus:
                     expected="one process at a time",
                     fix="wait for it, or choose another --output",
                 ) from error
-            self._recover()
+            self._recover(options)
             if self.journal.is_complete:
                 yield  # the files may have been moved into place already
                 return
@@ -185,7 +212,7 @@ class PartialCorpus:
             os.fsync(stream.fileno())
         aside = self.folder / "journal.tmp"
         aside.write_text(json.dumps(asdict(self.journal)), encoding="utf-8")
-        aside.replace(self.folder / "journal.json")
+        aside.replace(self.folder / JOURNAL)
         self._saved_at = time.monotonic()
 
     def complete(self) -> None:
@@ -225,18 +252,29 @@ class PartialCorpus:
         shutil.rmtree(self.folder)
         return manifest
 
-    def _recover(self) -> None:
+    def _recover(self, options: TextOptions) -> None:
         """Take up the journal of an earlier call, unless it was about something else."""
-        file = self.folder / "journal.json"
+        file = self.folder / JOURNAL
         if not file.exists():
             return
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["identity"] != json.loads(json.dumps(self.journal.identity)):
             file.unlink()
             return
-        content["sources"] = tuple(Source(**source) for source in content["sources"])
+        sources = [Source(**source) for source in content["sources"]]
+        for number, now in enumerate(self.journal.sources):
+            before = sources[number]
+            # A file that was only touched holds the text that was read.
+            if (
+                before.mtime_ns != now.mtime_ns
+                and before.sha256
+                and (hash_text(Path(now.path), options, end=before.end) != before.sha256)
+            ):
+                file.unlink()
+                return
+            sources[number] = replace(before, mtime_ns=now.mtime_ns)
         content["block_hashes"] = tuple(content["block_hashes"])
-        self.journal = Journal(**content)
+        self.journal = Journal(**{**content, "sources": tuple(sources)})
 
     def _open(self, name: str) -> BinaryIO:
         return (self.folder / name).open("r+b" if (self.folder / name).exists() else "w+b")

@@ -5,18 +5,17 @@ in order; taking documents out of a block is the workers' part. Where blocks are
 file alone.
 """
 
-import glob
 import gzip
 import io
 import json
-import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
+from glm_dist.data.text_inputs import FileKind, kind_of
 from glm_dist.data.zstd_frames import ZstdFrames
 from glm_dist.errors import DataError
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 1 << 20
 """Text read at a time, uncompressed."""
-
 
 BORDERS = (b"\n\n", b"\n\r\n")
 """What paragraphs end with."""
@@ -42,25 +40,6 @@ class TextUnit(Enum):
     line = "line"
     paragraph = "paragraph"
     file = "file"
-
-
-class FileKind(Enum):
-    """Formats of input files."""
-
-    jsonl = "jsonl"
-    text = "text"
-    parquet = "parquet"
-
-
-SUFFIXES = {
-    ".jsonl": FileKind.jsonl,
-    ".json": FileKind.jsonl,
-    ".ndjson": FileKind.jsonl,
-    ".txt": FileKind.text,
-    ".text": FileKind.text,
-    ".parquet": FileKind.parquet,
-}
-COMPRESSIONS = (".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -101,76 +80,6 @@ class BadLine:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
-
-
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
-    """List the files that paths, folders and patterns name, in order, each once.
-
-    Args:
-        inputs: Files; folders, of which every file with a known suffix is taken; or patterns.
-            Files of one folder or pattern are sorted by name.
-
-    Raises:
-        DataError: Something names no file, or a file's format is unknown.
-    """
-    files: dict[Path, None] = {}
-    for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            found = [each for each in sorted(path.rglob("*")) if _is_text(each)]
-        elif path.exists():
-            found = [path]
-        else:
-            found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
-        if not found:
-            raise DataError(
-                key=name,
-                found="no text file",
-                expected="a file, a folder or a pattern that matches some files"
-                f" ({', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)})",
-                fix="check the path",
-            )
-        files.update(dict.fromkeys(found))
-    for file in files:
-        kind_of(file)
-        _check_readable(file)
-    return list(files)
-
-
-def kind_of(file: Path) -> FileKind:
-    """Tell a file's format by its suffix.
-
-    Raises:
-        DataError: The suffix is unknown.
-    """
-    kind = _kind_or_none(file)
-    if kind is None:
-        raise DataError(
-            key=str(file),
-            found=f"suffix {file.suffix!r}",
-            expected=f"one of {', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)}",
-            fix="rename or convert the file",
-        )
-    return kind
-
-
-def _is_text(file: Path) -> bool:
-    return _kind_or_none(file) is not None and not file.is_dir()
-
-
-def _check_readable(file: Path) -> None:
-    if not (file.is_file() and os.access(file, os.R_OK)):
-        raise DataError(
-            key=str(file),
-            found="no file that can be read",
-            expected="a text file",
-            fix="check the link or the permissions, or leave it out",
-        )
-
-
-def _kind_or_none(file: Path) -> FileKind | None:
-    plain = file.with_suffix("") if file.suffix in COMPRESSIONS else file
-    return SUFFIXES.get(plain.suffix.lower())
 
 
 def read_blocks(

@@ -20,9 +20,9 @@ from glm_dist.data.text_files import (
     TextOptions,
     TextUnit,
     documents_of,
-    expand_inputs,
     read_blocks,
 )
+from glm_dist.data.text_inputs import expand_inputs
 from glm_dist.data.tokenizer import Tokenizer
 from glm_dist.data.tokenizer_choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer_training import train_sentencepiece

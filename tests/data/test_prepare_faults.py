@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import pytest
 from glm_dist.cli import main
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data import prepare_journal, text_files
+from glm_dist.data.prepare import prepare
+from glm_dist.data.text_files import TextOptions
 from glm_dist.data.tokenise import TokenizerChoice
 from glm_dist.errors import DataError
 from tests.data.corpora import write_vocabulary
-from tests.data.test_prepare import read_output, run, texts, write_jsonl
+from tests.data.test_prepare import KillError, read_output, run, texts, write_jsonl
 
 
 @pytest.fixture
@@ -117,3 +120,95 @@ def test_a_place_that_takes_no_file_is_refused_to_root_as_well(
 
     assert main([*commands[command], "--output", "/proc/x"]) == 2
     assert "--output = /proc/x (" in capsys.readouterr().err
+
+
+def stopped(file: list[Path], output: Path, choice: TokenizerChoice, *, after: int) -> None:
+    """Prepare up to a block, as a kill would leave it."""
+    reports = 0
+
+    def stop(progress: object) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == after:
+            raise KillError
+
+    names = [str(each) for each in file]
+    with pytest.raises(KillError):
+        prepare(names, output, tokenizer=choice, options=TextOptions(), report=stop)
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 2 kB, and a journal after every block."""
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
+
+
+def replace_word(file: Path, old: str, new: str, *, last: bool) -> None:
+    text = file.read_text()
+    place = text.rindex(old) if last else text.index(old)
+    file.write_text(text[:place] + new + text[place + len(old) :])
+    later = time.time() + 5
+    os.utime(file, (later, later))
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("last", [False, True], ids=["text-done", "text-to-come"])
+@pytest.mark.parametrize("number", [0, 1], ids=["file-done", "file-begun"])
+def test_a_text_changed_after_a_kill_is_read_as_it_is_now(
+    tmp_path: Path, choice: TokenizerChoice, number: int, last: bool
+) -> None:
+    files = [
+        write_jsonl(tmp_path / f"{n}.jsonl", ["w900 w901", *texts(60, seed=n), "w900 w901"])
+        for n in range(2)
+    ]
+    stopped(files, tmp_path / "cut", choice, after=9)  # 6 blocks a file
+    replace_word(files[number], "w901", "w902", last=last)
+    run(files, tmp_path / "cut", choice)
+
+    run(files, tmp_path / "whole", choice)
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_files_that_were_only_touched_are_not_tokenised_again(
+    tmp_path: Path, choice: TokenizerChoice
+) -> None:
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(60, seed=n)) for n in range(2)]
+    reports: list[object] = []
+    names, options = [str(file) for file in files], TextOptions()
+    prepare(names, tmp_path / "whole", tokenizer=choice, options=options, report=reports.append)
+    stopped(files, tmp_path / "cut", choice, after=9)
+    later = time.time() + 5
+    for file in files:
+        os.utime(file, (later, later))
+    rest: list[object] = []
+    prepare(names, tmp_path / "cut", tokenizer=choice, options=options, report=rest.append)
+
+    assert len(rest) == len(reports) - 9 > 0
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: TokenizerChoice) -> None:
+    folder = tmp_path / "text"
+    folder.mkdir()
+    write_jsonl(folder / "a.jsonl", texts(60))
+    write_jsonl(folder / "z.json", texts(5, seed=1))
+    run([folder], tmp_path / "whole", choice)
+    stopped([folder], folder / "corpus", choice, after=2)
+    first = run([folder], folder / "corpus", choice)
+
+    assert read_output(folder / "corpus")[:2] == read_output(tmp_path / "whole")[:2]
+    assert run([folder], folder / "corpus", choice).was_complete
+    # Another corpus in that folder is no text either, whichever way its manifest is named.
+    second = run([folder / "*.json*", folder / "corpus.json"], folder / "more", choice)
+    assert second.manifest.documents == first.manifest.documents == 65
+    assert run([folder], folder / "corpus", choice).was_complete
+
+
+def test_a_manifest_alone_is_no_text(tmp_path: Path, choice: TokenizerChoice) -> None:
+    run([write_jsonl(tmp_path / "a.jsonl", texts(5))], tmp_path / "corpus", choice)
+
+    with pytest.raises(DataError, match="no text file"):
+        run([tmp_path / "corpus.json"], tmp_path / "other", choice)
