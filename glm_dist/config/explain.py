@@ -136,9 +136,8 @@ def explain_composition(error: Exception, *, typed: Mapping[str, str], source: s
     # OmegaConf raises with placeholders first and formats the message on the way out.
     chain = [cause for cause in _chain(error) if "$VALUE" not in str(cause)]
     found = (getattr(cause, "full_key", None) for cause in chain)
-    keys = [
-        re.sub(r"\[\d+\]", "", str(key)) for key in found if key
-    ]  # a list's key, not its item's
+    # A list's key, not its item's.
+    keys = [re.sub(r"\[\d+\]", "", str(key)) for key in found if key]
     for cause in chain:
         explained = _explain_one(cause, source, keys[0] if keys else "", typed)
         if explained is not None:
