@@ -6,6 +6,7 @@ was to be written, so a crash or a full disk never costs more than the save in p
 
 import logging
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -146,6 +147,31 @@ def _discarded_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
         if ranks.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
         raise
+
+
+def check_shared(directory: Path) -> None:
+    """Refuse a folder that is another one on some host, before hours of training find out.
+
+    Collective over all ranks.
+
+    Args:
+        directory: Exists on rank 0.
+
+    Raises:
+        CheckpointError: On every rank.
+    """
+    ranks = Ranks(None)
+    name = ranks.on_first(
+        "write into the run folder",
+        str(directory),
+        lambda: Path(tempfile.mkdtemp(prefix=".shared-", dir=directory)).name,
+    )
+    try:
+        with ranks.together("see what rank 0 wrote", str(directory)):
+            _check_is_shared(directory / name)
+    finally:
+        if ranks.rank == 0:
+            shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _check_is_shared(staging: Path) -> None:

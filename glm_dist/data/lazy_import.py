@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from glm_dist.data.hashing import block_hashes, file_hash
 from glm_dist.data.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.manifest import Manifest, manifest_path, write_manifest
-from glm_dist.data.output_folder import check_prefix, make_output_folder, writing
+from glm_dist.data.output_folder import (
+    check_prefix,
+    make_output_folder,
+    refuse_existing,
+    writing,
+)
 from glm_dist.data.tokenizer import Tokenizer
 from glm_dist.errors import DataError
 
@@ -40,14 +45,13 @@ def import_lazy(
             ``output`` is no prefix or exists, or the disk is full.
     """
     check_prefix(output)
-    for file in (bin_path(output), idx_path(output), manifest_path(output)):
-        if file.exists() and not overwrite:
-            raise DataError(
-                key=str(file),
-                found="there already",
-                expected="no file of that name",
-                fix="choose another --output, or replace it with --overwrite",
-            )
+    if not overwrite:
+        refuse_existing(
+            [bin_path(output), idx_path(output), manifest_path(output)],
+            found="there already",
+            expected="no file of that name",
+            fix="choose another --output, or replace it with --overwrite",
+        )
     make_output_folder(output)
     tokens, index = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx"))
     with writing(output, aside=[tokens, index]):

@@ -17,7 +17,12 @@ from glm_dist.data.indexed import (
     write_index,
 )
 from glm_dist.data.manifest import Manifest, manifest_path, read_manifest, write_manifest
-from glm_dist.data.output_folder import check_prefix, make_output_folder, writing
+from glm_dist.data.output_folder import (
+    check_prefix,
+    make_output_folder,
+    refuse_existing,
+    writing,
+)
 from glm_dist.errors import DataError
 
 
@@ -39,14 +44,12 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
     corpora = [open_indexed(prefix) for prefix in prefixes]
     manifests = [manifest for prefix in prefixes if (manifest := read_manifest(prefix))]
     _check_alike(corpora, manifests)
-    for file in (bin_path(output), idx_path(output), manifest_path(output)):
-        if file.exists():
-            raise DataError(
-                key=str(file),
-                found="there already",
-                expected="no file of that name",
-                fix="choose another --output, or remove it",
-            )
+    refuse_existing(
+        [bin_path(output), idx_path(output), manifest_path(output)],
+        found="there already",
+        expected="no file of that name",
+        fix="choose another --output, or remove it",
+    )
     make_output_folder(output)
     tokens, index, lengths = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx", "lengths"))
     with writing(output, aside=[tokens, index, lengths]):

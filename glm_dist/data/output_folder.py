@@ -51,6 +51,23 @@ def check_prefix(output: str | Path) -> None:
         )
 
 
+def refuse_existing(files: Sequence[Path], *, found: str, expected: str, fix: str) -> None:
+    """Replace nothing unasked.
+
+    Args:
+        files: What would be written.
+        found: What the message says of one that is there.
+        expected: What may be there.
+        fix: How to go on.
+
+    Raises:
+        DataError: One of them exists.
+    """
+    for file in files:
+        if file.exists():
+            raise DataError(key=str(file), found=found, expected=expected, fix=fix)
+
+
 def output_file(output: str | Path) -> Path:
     """Take a path as that of a file to write.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from glm_dist.data.indexed import bin_path, idx_path
 from glm_dist.data.manifest import JOURNAL, PARTIAL, Manifest, manifest_path, read_manifest
-from glm_dist.data.output_folder import check_prefix, writing
+from glm_dist.data.output_folder import check_prefix, refuse_existing, writing
 from glm_dist.data.prepare_journal import Journal, PartialCorpus, Source, hash_text, source_of
 from glm_dist.data.text_files import BadLine, TextOptions
 from glm_dist.data.text_inputs import expand_inputs
@@ -108,7 +108,13 @@ def _finished_before(
     manifest = None if overwrite else read_manifest(output)
     began = Path(f"{output}{PARTIAL}", JOURNAL).exists()
     if manifest is None and not overwrite and not began:
-        _refuse_to_replace(output)
+        # What another tool wrote has no manifest that tells how to make it again.
+        refuse_existing(
+            [bin_path(output), idx_path(output)],
+            found="there already, without a manifest",
+            expected="no corpus, or the one that this command makes",
+            fix="choose another --output, or replace it with --overwrite",
+        )
     if manifest is None or not (bin_path(output).exists() and idx_path(output).exists()):
         return None
     changed = [name for name, value in identity.items() if manifest.options.get(name) != value]
@@ -121,18 +127,6 @@ def _finished_before(
         expected="no corpus, or the one that this command makes",
         fix="choose another --output, or replace it with --overwrite",
     )
-
-
-def _refuse_to_replace(output: str | Path) -> None:
-    """Leave alone what another tool wrote: it has no manifest that tells how to make it again."""
-    for file in (bin_path(output), idx_path(output)):
-        if file.exists():
-            raise DataError(
-                key=str(file),
-                found="there already, without a manifest",
-                expected="no corpus, or the one that this command makes",
-                fix="choose another --output, or replace it with --overwrite",
-            )
 
 
 def _check_inputs_stay(sources: Sequence[Source], output: str | Path) -> None:

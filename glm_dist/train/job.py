@@ -18,6 +18,7 @@ from glm_dist.checkpoint.agreement import Ranks
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.save import check_shared
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.schema import Resume, RunConfig
@@ -66,11 +67,8 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     device = start_process(launch, COLLECTIVE_TIMEOUT)
     layout = _layout(config, launch.world_size)
     groups = build_groups(layout, COLLECTIVE_TIMEOUT)
-    ranks = Ranks(None)
-    folder = _open_folder(config, launch, layout)
-    with ranks.together("open its log file", str(config.run_dir)):
-        setup_logging(launch.rank, config.run_dir, console=console)
-    with ranks.together("open the corpora", "data.corpora"):
+    folder = _open_folder(config, launch, layout, console=console)
+    with Ranks(None).together("open the corpora", "data.corpora"):
         source = open_row_source(config)
     engine = build_engine(config, groups, device=device, world_size=launch.world_size)
     quiet_libraries()
@@ -141,8 +139,13 @@ def _batches(
     )
 
 
-def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -> RunFolder | None:
-    """Create or continue the run folder on rank 0, which keeps it; None on the others."""
+def _open_folder(
+    config: RunConfig, launch: LaunchEnvironment, layout: Layout, *, console: Console
+) -> RunFolder | None:
+    """Create or continue the run folder on rank 0, which keeps it; None on the others.
+
+    Every rank logs into it afterwards, and has seen that it can save there.
+    """
     ranks = Ranks(None)
     hosts = ranks.gather(socket.gethostname())
     opened: list[RunFolder] = []
@@ -163,6 +166,10 @@ def _open_folder(config: RunConfig, launch: LaunchEnvironment, layout: Layout) -
         opened.append(folder)
 
     ranks.on_first("open the run folder", str(config.run_dir), open_here)
+    with ranks.together("open its log file", str(config.run_dir)):
+        setup_logging(launch.rank, config.run_dir, console=console)
+    if config.checkpoint.interval > 0:
+        check_shared(config.run_dir)
     return opened[0] if opened else None
 
 

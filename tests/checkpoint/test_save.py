@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import find_checkpoint, load_tensors, read_checkpoint
-from glm_dist.checkpoint.save import save_checkpoint
+from glm_dist.checkpoint.save import check_shared, save_checkpoint
 from glm_dist.errors import CheckpointError
 from tests.ranks import run_ranks
 
@@ -221,6 +221,29 @@ def test_what_fails_on_one_rank_fails_on_all_with_the_same_words(tmp_path: Path)
     assert overlap.startswith("model.w is cut in different ways at (0,)")
     assert shapes.startswith("model.w is (2,) on one rank, (3,) on another")
     assert "null" in path
+
+
+def check_disks(folders: list[str]) -> str:
+    """What is said where each rank, like each host, finds a folder at the run's path."""
+    try:
+        check_shared(Path(folders[dist.get_rank()]))
+    except CheckpointError as error:
+        return str(error)
+    return "shared"
+
+
+def test_a_run_folder_on_each_hosts_own_disk_is_refused_before_training(tmp_path: Path) -> None:
+    hosts = [str(tmp_path / name) for name in ("one", "other")]
+    for host in hosts:
+        Path(host).mkdir()
+
+    assert run_ranks(check_disks, [hosts[0]] * 2, world_size=2) == ["shared"] * 2
+    first, second = run_ranks(check_disks, hosts, world_size=2)
+
+    assert first == second
+    assert "a folder of its own on at least two hosts: expected one folder" in first
+    assert "Fix: point paths.runs at a shared file system" in first
+    assert not any(any(Path(host).iterdir()) for host in hosts)
 
 
 def killed_rank(rank: int, store: str, folder: str) -> None:
