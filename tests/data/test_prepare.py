@@ -1,67 +1,24 @@
-"""Preparation: same bytes for any number of workers and any kill, bad lines, resuming."""
+"""Preparation: same bytes for any number of workers, bad lines, corpora that are there."""
 
 import gzip
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
 import zstandard
 
-from glm_dist.config.schema import TokenizerKind
-from glm_dist.data import prepare_journal, text_files
+from glm_dist.data import text_files
 from glm_dist.data.indexed import open_indexed
-from glm_dist.data.prepare import Prepared, prepare
 from glm_dist.data.text_files import TextOptions, TextUnit
 from glm_dist.data.tokenise import TokenizerChoice
 from glm_dist.data.tokenizer import open_tokenizer
 from glm_dist.errors import DataError
-from tests.data.corpora import CLS, EOS, write_vocabulary
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def choice(tmp_path: Path) -> TokenizerChoice:
-    return TokenizerChoice(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
-
-
-def texts(count: int, *, seed: int = 0) -> list[str]:
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(5, 60, count)
-    return [" ".join(f"w{word}" for word in rng.integers(10, 900, length)) for length in lengths]
-
-
-def write_jsonl(file: Path, documents: list[str]) -> Path:
-    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
-    return file
-
-
-def run(
-    inputs: list[Path],
-    output: Path,
-    choice: TokenizerChoice,
-    *,
-    options: TextOptions | None = None,
-    num_workers: int = 1,
-    max_bad_lines: int = 100,
-    overwrite: bool = False,
-) -> Prepared:
-    return prepare(
-        [str(path) for path in inputs],
-        output,
-        tokenizer=choice,
-        options=options or TextOptions(),
-        num_workers=num_workers,
-        max_bad_lines=max_bad_lines,
-        overwrite=overwrite,
-    )
+from tests.data.corpora import CLS, EOS
+from tests.data.preparations import read_output, run, texts, write_jsonl
 
 
 def documents_in(prefix: Path) -> list[list[int]]:
@@ -114,19 +71,6 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, choice: Tokenizer
     assert len(documents_in(tmp_path / "out3")) == 1
 
 
-def read_output(prefix: Path) -> tuple[bytes, bytes, object]:
-    manifest = json.loads(Path(f"{prefix}.json").read_text())
-    return Path(f"{prefix}.bin").read_bytes(), Path(f"{prefix}.idx").read_bytes(), manifest
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 2 kB, hashes of 4 kB, and a journal after every block."""
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(prepare_journal, "HASH_BLOCK_BYTES", 4096)
-    monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
-
-
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_workers_do_not_change_a_byte(
@@ -153,129 +97,6 @@ def test_block_size_does_not_change_the_documents(
     run(files, tmp_path / "large", choice, options=options)
 
     assert documents_in(tmp_path / "small") == documents_in(tmp_path / "large")
-
-
-class KillError(Exception):
-    """Stands for a kill: nothing that follows in the process is carried out."""
-
-
-@pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("after", [1, 2, 7, 19, 32])
-def test_a_stopped_preparation_goes_on_where_it_was(
-    tmp_path: Path, choice: TokenizerChoice, after: int
-) -> None:
-    files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(120, seed=n)) for n in range(2)]
-    packed = tmp_path / "c.jsonl.gz"
-    packed.write_bytes(gzip.compress(write_jsonl(tmp_path / "c.jsonl", texts(90)).read_bytes()))
-    table = pyarrow.table({"text": texts(90, seed=4)})
-    pyarrow.parquet.write_table(table, tmp_path / "d.parquet", row_group_size=20)
-    files += [packed, tmp_path / "d.parquet"]
-    run(files, tmp_path / "whole", choice)
-    reports = 0
-
-    def stop(progress: object) -> None:
-        nonlocal reports
-        reports += 1
-        if reports == after:
-            raise KillError
-
-    names = [str(file) for file in files]
-    arguments = {"tokenizer": choice, "options": TextOptions()}
-    with pytest.raises(KillError):
-        prepare(names, tmp_path / "cut", report=stop, **arguments)
-    # What was written after the last journal must not count.
-    for name in ("tokens.bin", "lengths.bin"):
-        with (tmp_path / "cut.partial" / name).open("ab") as stream:
-            stream.write(b"left-over")
-    seen: list[object] = []
-    prepare(names, tmp_path / "cut", report=seen.append, **arguments)
-
-    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
-    total = len(seen) + after
-    assert seen, "nothing was left to do"
-    assert total <= 50  # about 20 kB in each of two files and 15 kB in two, in blocks of 2 kB
-    assert not (tmp_path / "cut.partial").exists()
-
-
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_kill_while_files_are_moved_into_place(
-    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch, moved: int
-) -> None:
-    file = write_jsonl(tmp_path / "a.jsonl", texts(50))
-    run([file], tmp_path / "whole", choice)
-    original, calls = Path.replace, 0
-
-    def replace(path: Path, target: Path) -> Path:
-        nonlocal calls
-        if path.name in {"tokens.bin", "tokens.idx", "cut.json.tmp"}:
-            calls += 1
-            if calls > moved:
-                raise KillError
-        return original(path, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(KillError):
-        run([file], tmp_path / "cut", choice)
-    monkeypatch.setattr(Path, "replace", original)
-    assert not Path(f"{tmp_path / 'cut'}.json").exists()
-    run([file], tmp_path / "cut", choice)
-
-    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
-
-
-def _is_alive(process_group: int) -> bool:
-    try:
-        os.killpg(process_group, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("num_workers", [1, 2])
-def test_killed_at_random_moments_the_output_is_the_same(
-    tmp_path: Path, choice: TokenizerChoice, num_workers: int
-) -> None:
-    file = write_jsonl(tmp_path / "a.jsonl", texts(300_000))
-    run([file], tmp_path / "whole", choice)
-    script = (
-        "from glm_dist.data import prepare_journal, text_files\n"
-        "from glm_dist.cli import main\n"
-        "if __name__ == '__main__':\n"
-        "    text_files.BLOCK_BYTES = 100_000\n"
-        "    prepare_journal.JOURNAL_SECONDS = 0.05\n"
-        f"    main(['prepare', {str(file)!r}, '--output', {str(tmp_path / 'cut')!r},"
-        f" '--tokenizer', {choice.path!r}, '--workers', '{num_workers}'])\n"
-    )
-    (tmp_path / "command.py").write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    rng = np.random.default_rng(num_workers)
-    kills = 0
-    while True:
-        process = subprocess.Popen(
-            [sys.executable, str(tmp_path / "command.py")],
-            env=environment,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            process.wait(timeout=float(rng.uniform(0.4, 1.8)) if kills < 20 else 600)
-            break
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            kills += 1
-            # Its workers notice and end by themselves.
-            deadline = time.monotonic() + 20
-            while _is_alive(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not _is_alive(process.pid)
-
-    assert kills == 20
-    bytes_cut, index_cut, _ = read_output(tmp_path / "cut")
-    bytes_whole, index_whole, _ = read_output(tmp_path / "whole")
-    assert bytes_cut == bytes_whole
-    assert index_cut == index_whole
 
 
 def test_a_finished_corpus_is_left_alone(tmp_path: Path, choice: TokenizerChoice) -> None:

@@ -9,19 +9,12 @@ from pathlib import Path
 import pytest
 
 from glm_dist.cli import main
-from glm_dist.config.schema import TokenizerKind
 from glm_dist.data import prepare_journal, text_files
 from glm_dist.data.prepare import prepare
 from glm_dist.data.text_files import TextOptions
 from glm_dist.data.tokenise import TokenizerChoice
 from glm_dist.errors import DataError
-from tests.data.corpora import write_vocabulary
-from tests.data.test_prepare import KillError, read_output, run, texts, write_jsonl
-
-
-@pytest.fixture
-def choice(tmp_path: Path) -> TokenizerChoice:
-    return TokenizerChoice(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
+from tests.data.preparations import read_output, run, stopped, texts, write_jsonl
 
 
 def full_disk(after: int, original: Callable[[int], None]) -> Callable[[int], None]:
@@ -122,28 +115,6 @@ def test_a_place_that_takes_no_file_is_refused_to_root_as_well(
     assert "--output = /proc/x (" in capsys.readouterr().err
 
 
-def stopped(file: list[Path], output: Path, choice: TokenizerChoice, *, after: int) -> None:
-    """Prepare up to a block, as a kill would leave it."""
-    reports = 0
-
-    def stop(progress: object) -> None:
-        nonlocal reports
-        reports += 1
-        if reports == after:
-            raise KillError
-
-    names = [str(each) for each in file]
-    with pytest.raises(KillError):
-        prepare(names, output, tokenizer=choice, options=TextOptions(), report=stop)
-
-
-@pytest.fixture
-def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 2 kB, and a journal after every block."""
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
-
-
 def replace_word(file: Path, old: str, new: str, *, last: bool) -> None:
     text = file.read_text()
     place = text.rindex(old) if last else text.index(old)
@@ -152,7 +123,7 @@ def replace_word(file: Path, old: str, new: str, *, last: bool) -> None:
     os.utime(file, (later, later))
 
 
-@pytest.mark.usefixtures("small_steps")
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("last", [False, True], ids=["text-done", "text-to-come"])
 @pytest.mark.parametrize("number", [0, 1], ids=["file-done", "file-begun"])
 def test_a_text_changed_after_a_kill_is_read_as_it_is_now(
@@ -170,7 +141,7 @@ def test_a_text_changed_after_a_kill_is_read_as_it_is_now(
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small_steps")
+@pytest.mark.usefixtures("small_blocks")
 def test_files_that_were_only_touched_are_not_tokenised_again(
     tmp_path: Path, choice: TokenizerChoice
 ) -> None:
@@ -189,7 +160,7 @@ def test_files_that_were_only_touched_are_not_tokenised_again(
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small_steps")
+@pytest.mark.usefixtures("small_blocks")
 def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: TokenizerChoice) -> None:
     folder = tmp_path / "text"
     folder.mkdir()

@@ -1,0 +1,67 @@
+"""Texts to prepare, and preparations that end before their time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glm_dist.data.prepare import Prepared, prepare
+from glm_dist.data.text_files import TextOptions
+from glm_dist.data.tokenise import TokenizerChoice
+
+
+def texts(count: int, *, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(5, 60, count)
+    return [" ".join(f"w{word}" for word in rng.integers(10, 900, length)) for length in lengths]
+
+
+def write_jsonl(file: Path, documents: list[str]) -> Path:
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return file
+
+
+def run(
+    inputs: list[Path],
+    output: Path,
+    choice: TokenizerChoice,
+    *,
+    options: TextOptions | None = None,
+    num_workers: int = 1,
+    max_bad_lines: int = 100,
+    overwrite: bool = False,
+) -> Prepared:
+    return prepare(
+        [str(path) for path in inputs],
+        output,
+        tokenizer=choice,
+        options=options or TextOptions(),
+        num_workers=num_workers,
+        max_bad_lines=max_bad_lines,
+        overwrite=overwrite,
+    )
+
+
+def read_output(prefix: Path) -> tuple[bytes, bytes, object]:
+    manifest = json.loads(Path(f"{prefix}.json").read_text())
+    return Path(f"{prefix}.bin").read_bytes(), Path(f"{prefix}.idx").read_bytes(), manifest
+
+
+class KillError(Exception):
+    """Stands for a kill: nothing that follows in the process is carried out."""
+
+
+def stopped(files: list[Path], output: Path, choice: TokenizerChoice, *, after: int) -> None:
+    """Prepare up to a block, as a kill would leave it."""
+    reports = 0
+
+    def stop(progress: object) -> None:
+        nonlocal reports
+        reports += 1
+        if reports == after:
+            raise KillError
+
+    names = [str(each) for each in files]
+    with pytest.raises(KillError):
+        prepare(names, output, tokenizer=choice, options=TextOptions(), report=stop)
