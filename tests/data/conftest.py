@@ -1,4 +1,4 @@
-"""Fixtures of the tests that prepare corpora."""
+"""Corpora that several tests read, and what several tests prepare with."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import pytest
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data import prepare_journal, text_files
 from glm_dist.data.tokenise import TokenizerChoice
-from tests.data.corpora import write_vocabulary
+from tests.data.corpora import make_documents, write_corpus, write_vocabulary
 
 
 @pytest.fixture
@@ -21,3 +21,13 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
     monkeypatch.setattr(prepare_journal, "HASH_BLOCK_BYTES", 4096)
     monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three corpora: middling, short and long documents."""
+    folder = tmp_path_factory.mktemp("corpora")
+    write_corpus(folder, "news", make_documents(300, mean_length=300))
+    write_corpus(folder, "verse", make_documents(900, mean_length=50, seed=1))
+    write_corpus(folder, "books", make_documents(24, mean_length=6000, seed=2))
+    return folder

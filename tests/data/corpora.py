@@ -18,6 +18,7 @@ from glm_dist.config.schema import (
     TokenizerKind,
 )
 from glm_dist.data.indexed import write_documents
+from glm_dist.data.samples import RowSource, open_row_source
 
 WORDS = 1000
 VOCAB_SIZE = WORDS + 4  # sop, eop, gMASK, sMASK
@@ -115,3 +116,8 @@ def make_config(
         ),
         batch=BatchConfig(global_batch_size=8, micro_batch_size=2, row_length=row_length),
     )
+
+
+def open_source(folder: Path, *names: str, **changes: object) -> RowSource:
+    prefixes = {name: str(folder / name) for name in names or ("news", "verse", "books")}
+    return open_row_source(make_config(folder, prefixes, **changes))  # type: ignore[arg-type]
