@@ -2,6 +2,6 @@
 
 import sys
 
-from glm_dist.cli import main_train
+from glm_dist.cli.main import main_train
 
 sys.exit(main_train())

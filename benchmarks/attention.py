@@ -11,8 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.harness import Report, machine, options, paired, parse
 from benchmarks.problems import device
-from glm_dist.model.attention import prefix_attention
-from glm_dist.model.attention_plan import plan_attention
+from glm_dist.model.attention.dispatch import prefix_attention
+from glm_dist.model.attention.plan import plan_attention
 
 ROWS, HEADS, HEAD_SIZE = 4, 12, 64  # GLM-Base
 SHARES = (0.25, 0.82)  # a document row; a row of short spans

@@ -32,12 +32,12 @@ from benchmarks.problems import (
 from benchmarks.step import run_config
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
 from glm_dist.data.rows import MicroBatch
-from glm_dist.model.attention import uses_mask
+from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import TORCH_DTYPES, transformer_config
 from glm_dist.model.compiled import compile_layers
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import ParameterPlace, place_parameter
+from glm_dist.model.stage import GLMStage
 from glm_dist.observe.flops import (
     ModelShape,
     Recompute,

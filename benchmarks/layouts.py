@@ -25,7 +25,7 @@ from benchmarks.problems import (
 from benchmarks.step import BareLoop, fused_adamw, run_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
 from glm_dist.data.rows import MicroBatch
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Coordinates, Layout

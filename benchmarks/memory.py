@@ -26,7 +26,7 @@ from benchmarks.problems import (
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.stage import GLMStage
 
 OURS = {
     "ours": RecomputeMode.none,

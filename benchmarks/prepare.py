@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from glm_dist.config.choices import TokenizerKind
-from glm_dist.data.prepare import prepare
-from glm_dist.data.text_files import TextOptions
-from glm_dist.data.tokenise import TokenizerChoice
-from glm_dist.data.tokenizer_training import train_sentencepiece
+from glm_dist.data.prepare.prepare import prepare
+from glm_dist.data.prepare.readers import TextOptions
+from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.training import train_sentencepiece
 
 ROUNDS = 3
 DOCUMENTS = 100_000

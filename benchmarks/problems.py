@@ -11,8 +11,8 @@ from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Activation, Dtype, ModelConfig, RecomputeConfig
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
+from glm_dist.model.stage import GLMStage
 from glm_dist.observe.flops import ModelShape
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout

@@ -21,14 +21,14 @@ import torch
 
 from glm_dist.config.choices import PretrainingTask
 from glm_dist.config.text import CorruptionConfig
-from glm_dist.data.blend import Blend
-from glm_dist.data.corpus_rows import CorpusRows, survey_windows
-from glm_dist.data.indexed import open_indexed, write_documents
+from glm_dist.data.corpus.indexed import open_indexed, write_documents
+from glm_dist.data.corpus.splits import TokenStream, split_documents
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
+from glm_dist.data.row_source import RowSource
 from glm_dist.data.rows import MicroBatch
-from glm_dist.data.samples import RowSource
-from glm_dist.data.special_tokens import SpecialTokens
-from glm_dist.data.splits import TokenStream, split_documents
+from glm_dist.data.sampling.blend import Blend
+from glm_dist.data.sampling.epoch import CorpusRows, survey_windows
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(
     pad=0, eos=0, cls=1, mask=3, sop=30_000, eop=30_001, gmask=30_002, smask=30_003,

@@ -30,8 +30,8 @@ from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
-from glm_dist.model.glm import GLMStage
-from glm_dist.model.loss import CHUNK_ELEMENTS
+from glm_dist.model.head import CHUNK_ELEMENTS
+from glm_dist.model.stage import GLMStage
 from glm_dist.observe.flops import Work, useful_operations
 from glm_dist.observe.sinks import JsonlSink
 from glm_dist.optim.param_groups import param_groups

@@ -1,37 +1,53 @@
-"""The errors a user meets: one class per kind of remedy, one message form.
+"""The errors a user meets: one class per kind of remedy.
 
-Every message states the key or file, what was found there, what was expected and how to mend it.
-The class builds the sentence, so no caller can leave a part out.
+Each message is written by hand for its mistake: what is wrong, with the value; why, unless that is
+obvious; what to do, as a command. Key, value and fix are also fields, for programs.
 """
+
+EXIT_USER_ERROR = 2
+"""Exit status after a mistake that the user can correct."""
 
 
 class GlmDistError(Exception):
-    """A mistake in the user's input that is known before it costs accelerator time."""
+    """A mistake that the user can correct; anything else that goes wrong is a bug of ours."""
 
-    def __init__(self, *, key: str, found: object, expected: str, fix: str) -> None:
-        """Compose the message.
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        key: str,
+        value: object = None,
+        fix: str = "",
+        found: object = None,
+        expected: str = "",
+    ) -> None:
+        """Keep the message and its parts.
 
         Args:
+            message: All that the user reads.
             key: Configuration key, file or launch variable at fault, as the user would type it.
-            found: The value that was met there.
-            expected: What would have been right, in words that follow "expected".
-            fix: What to type or change, as one imperative sentence without its full stop.
+            value: The value that was met there.
+            fix: What to type or change.
+            found: Old name of value, for messages that are still composed.
+            expected: Part of composed messages.
         """
         self.key = key
-        self.found = found
-        self.expected = expected
+        self.value = found if message is None else value
         self.fix = fix
-        super().__init__(f"{key} = {found}: expected {expected}.\n  Fix: {fix}.")
+        if message is None:
+            message = f"{key} = {found}: expected {expected}.\n  Fix: {fix}."
+        self.found = self.value
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Pickle by keyword, so that the error survives the way out of a worker process."""
-        return (_rebuild, (type(self), self.key, self.found, self.expected, self.fix))
+        """Pickle with every field, so that the error survives the way out of a worker process."""
+        return (_rebuild, (type(self), str(self), self.key, self.value, self.fix))
 
 
 def _rebuild(
-    kind: type[GlmDistError], key: str, found: object, expected: str, fix: str
+    kind: type[GlmDistError], message: str, key: str, value: object, fix: str
 ) -> GlmDistError:
-    return kind(key=key, found=found, expected=expected, fix=fix)
+    return kind(message, key=key, value=value, fix=fix)
 
 
 class ConfigError(GlmDistError):

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.agreement import Ranks
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.checkpoint.fragments import as_fragment
 from glm_dist.checkpoint.manifest import (
@@ -25,6 +24,7 @@ from glm_dist.checkpoint.manifest import (
 )
 from glm_dist.checkpoint.storage import read_tensors
 from glm_dist.errors import CheckpointError
+from glm_dist.parallel.errors import Ranks
 
 log = logging.getLogger(__name__)
 

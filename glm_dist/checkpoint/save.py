@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.agreement import Ranks
 from glm_dist.checkpoint.folders import (
     create_staging,
     publish,
@@ -35,6 +34,7 @@ from glm_dist.checkpoint.manifest import (
 )
 from glm_dist.checkpoint.storage import write_file, write_tensors
 from glm_dist.errors import CheckpointError
+from glm_dist.parallel.errors import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from glm_dist.checkpoint.agreement import Explained, Ranks
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.manifest import FileRecord, TensorRecord
 from glm_dist.errors import CheckpointError
+from glm_dist.parallel.errors import Explained, Ranks
 
 _MAX_LISTED = 10
 

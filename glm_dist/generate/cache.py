@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from glm_dist.model.attention import PrefixAttention
+from glm_dist.model.attention.dispatch import PrefixAttention
 
 
 class KeyValueCache:

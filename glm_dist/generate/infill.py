@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
 from glm_dist.generate.cache import cached_attention
 from glm_dist.generate.sampling import Sampling, next_token
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.stage import GLMStage
 
 
 @dataclass(frozen=True)

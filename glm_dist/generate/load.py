@@ -16,9 +16,9 @@ from glm_dist.checkpoint.load import (
 )
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 
 from glm_dist.data.rows import MicroBatch, Segment
-from glm_dist.model.attention_plan import AttentionPlan, plan_attention
+from glm_dist.model.attention.plan import AttentionPlan, plan_attention
 
 
 @dataclass(frozen=True)

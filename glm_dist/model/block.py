@@ -27,7 +27,7 @@ from glm_dist.config.schema import (
     RecomputeMode,
     Residual,
 )
-from glm_dist.model.attention import PrefixAttention
+from glm_dist.model.attention.dispatch import PrefixAttention
 from glm_dist.model.deep_norm import DeepNormLayer
 from glm_dist.model.norm import layer_norm_class
 from glm_dist.parallel.layout import Layout

@@ -6,8 +6,8 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import ParameterPlace
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.groups import ParallelGroups
 
 

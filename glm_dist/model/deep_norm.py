@@ -9,7 +9,7 @@ final norm is the last layer's.
 import torch
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from glm_dist.model.attention_plan import AttentionPlan
+from glm_dist.model.attention.plan import AttentionPlan
 
 
 class DeepNormLayer(TransformerLayer):  # type: ignore[misc]

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.observe.console import ConsoleSink
-from glm_dist.observe.history import METRICS_FILE, encode, mend_last_line
+from glm_dist.observe.metrics_file import METRICS_FILE, encode, mend_last_line
 
 log = logging.getLogger(__name__)
 

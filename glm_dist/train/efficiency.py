@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import Activation, Dtype, RecomputeMode, RunConfig
 from glm_dist.data.rows import MicroBatch
-from glm_dist.model.attention import uses_mask
+from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.block import TORCH_DTYPES
 from glm_dist.observe.flops import (
     ModelShape,

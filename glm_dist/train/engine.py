@@ -22,7 +22,7 @@ from glm_dist.config.schema import OptimizerConfig
 from glm_dist.errors import TrainingError
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.chunks import GLMChunks
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.stage import GLMStage
 from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.schedule import run_schedule

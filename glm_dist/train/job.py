@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from glm_dist.checkpoint.agreement import Ranks
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint
 from glm_dist.checkpoint.manifest import Json
@@ -23,8 +22,8 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.data.loader import training_batches
+from glm_dist.data.row_source import RowSource, describe_differences, open_row_source
 from glm_dist.data.rows import MicroBatch
-from glm_dist.data.samples import RowSource, describe_differences, open_row_source
 from glm_dist.errors import CheckpointError
 from glm_dist.model.chunks import build_stage
 from glm_dist.model.compiled import compile_layers
@@ -32,6 +31,7 @@ from glm_dist.model.parameters import initialize
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.run_folder import RunFolder, collect_provenance, open_run_folder
 from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.parallel.errors import Ranks
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import start_process

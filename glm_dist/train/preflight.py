@@ -12,9 +12,9 @@ from pathlib import Path
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import DataConfig, LossNormalization, Resume, RunConfig
-from glm_dist.data.corpus import open_corpus
-from glm_dist.data.splits import split_documents
-from glm_dist.data.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.data.corpus.open import open_corpus
+from glm_dist.data.corpus.splits import split_documents
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.observe.run_folder import CONFIG_FILE
 

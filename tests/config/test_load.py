@@ -18,7 +18,7 @@ from glm_dist.config.load import (
 )
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.objectives.span import SpanHiding
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -332,8 +332,8 @@ def test_windows_of_span_rows_fit_the_position_tables() -> None:
 def test_checks_load_no_torch_and_take_less_than_three_seconds() -> None:
     code = (
         "import sys\n"
-        "import glm_dist.cli, glm_dist.train.check_command, glm_dist.train.deepspeed_config\n"
-        "status = glm_dist.cli.main(['check', 'experiment=glm_10b', '--processes', '256', "
+        "import glm_dist.cli.main, glm_dist.cli.check, glm_dist.train.deepspeed_config\n"
+        "status = glm_dist.cli.main.main(['check', 'experiment=glm_10b', '--processes', '256', "
         "'--no-files'])\n"
         "loaded = {'torch', 'deepspeed', 'megatron'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"

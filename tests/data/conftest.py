@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data import prepare_journal, text_files
-from glm_dist.data.tokenise import TokenizerChoice
+from glm_dist.data.prepare import journal, readers
+from glm_dist.data.prepare.tokenize import TokenizerChoice
 from tests.data.corpora import make_documents, write_corpus, write_vocabulary
 
 
@@ -18,9 +18,9 @@ def choice(tmp_path: Path) -> TokenizerChoice:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 2 kB, hashes of 4 kB, and a journal after every block."""
-    monkeypatch.setattr(text_files, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(prepare_journal, "HASH_BLOCK_BYTES", 4096)
-    monkeypatch.setattr(prepare_journal, "JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 2000)
+    monkeypatch.setattr(journal, "HASH_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(journal, "JOURNAL_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

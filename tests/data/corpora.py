@@ -17,8 +17,8 @@ from glm_dist.config.schema import (
     TokenizerConfig,
     TokenizerKind,
 )
-from glm_dist.data.indexed import write_documents
-from glm_dist.data.samples import RowSource, open_row_source
+from glm_dist.data.corpus.indexed import write_documents
+from glm_dist.data.row_source import RowSource, open_row_source
 
 WORDS = 1000
 VOCAB_SIZE = WORDS + 4  # sop, eop, gMASK, sMASK

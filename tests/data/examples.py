@@ -1,6 +1,6 @@
 """Small facts that several data tests share."""
 
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 BERT = SpecialTokens(
     pad=0,

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glm_dist.data.prepare import Prepared, prepare
-from glm_dist.data.text_files import TextOptions
-from glm_dist.data.tokenise import TokenizerChoice
+from glm_dist.data.prepare.prepare import Prepared, prepare
+from glm_dist.data.prepare.readers import TextOptions
+from glm_dist.data.prepare.tokenize import TokenizerChoice
 
 
 def texts(count: int, *, seed: int = 0) -> list[str]:

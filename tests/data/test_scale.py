@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from glm_dist.data.indexed import HEADER, MAGIC, bin_path, idx_path
-from glm_dist.data.splits import split_documents
+from glm_dist.data.corpus.indexed import HEADER, MAGIC, bin_path, idx_path
+from glm_dist.data.corpus.splits import split_documents
 from tests.data.corpora import write_vocabulary
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ SCRIPT = """
 import json, resource, sys, time
 started = time.perf_counter()
 from pathlib import Path
-from glm_dist.data.samples import open_row_source
+from glm_dist.data.row_source import open_row_source
 from tests.data.corpora import make_config
 imported = time.perf_counter()
 folder = Path(sys.argv[1])
@@ -93,9 +93,9 @@ def test_a_trillion_tokens_open_in_two_seconds(tmp_path: Path) -> None:
 PREPARE = """
 import json, resource, sys
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data.prepare import prepare
-from glm_dist.data.text_files import TextOptions
-from glm_dist.data.tokenise import TokenizerChoice
+from glm_dist.data.prepare.prepare import prepare
+from glm_dist.data.prepare.readers import TextOptions
+from glm_dist.data.prepare.tokenize import TokenizerChoice
 if __name__ == "__main__":
     choice = TokenizerChoice(TokenizerKind.bert, sys.argv[1])
     prepare([sys.argv[2]], sys.argv[3], tokenizer=choice, options=TextOptions())

@@ -39,7 +39,7 @@ def argument_list(command: str) -> list[str]:
         return [
             sys.executable,
             "-c",
-            "from glm_dist.cli import main; raise SystemExit(main())",
+            "from glm_dist.cli.main import main; raise SystemExit(main())",
             *rest,
         ]
     assert program == "python"

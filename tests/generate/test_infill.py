@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from glm_dist.config.schema import Dtype, ModelConfig
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
 from glm_dist.generate.infill import Blank, fill_blanks
 from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout

@@ -13,8 +13,8 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.official import from_official
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import cut
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout

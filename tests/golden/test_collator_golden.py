@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from glm_dist.data.objectives.blank_infilling import lay_out_blanks
+from glm_dist.data.objectives.layout import lay_out_blanks
+from glm_dist.data.objectives.spans import Blanks
 from glm_dist.data.rows import Row
-from glm_dist.data.spans import Blanks
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 pytestmark = pytest.mark.golden
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.generate.infill import fill_blanks
 from glm_dist.generate.sampling import GREEDY
 from glm_dist.parallel.layout import Layout

@@ -10,8 +10,8 @@ import torch.distributed as dist
 from glm_dist.convert.official import from_official
 from glm_dist.generate.cache import cached_attention
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import cut
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.schedule import run_schedule
 from tests.golden.reference import (

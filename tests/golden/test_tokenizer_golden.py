@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data.tokenizer import Tokenizer, open_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 
 pytestmark = pytest.mark.golden
 

@@ -6,7 +6,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
-from glm_dist.data.sample_corpus import INSTALL_COMMAND
+from glm_dist.data.prepare.sample_corpus import INSTALL_COMMAND
 
 ROOT = Path(__file__).resolve().parents[2]
 MAKEFILE = (ROOT / "Makefile").read_text()

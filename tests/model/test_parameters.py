@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from glm_dist.config.schema import Dtype, ModelConfig, Residual
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
+from glm_dist.model.stage import GLMStage
 from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.data.row_source import open_row_source
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.data.samples import open_row_source
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout

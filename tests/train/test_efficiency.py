@@ -14,8 +14,8 @@ from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.data.rows import MicroBatch, Row, Segment
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.glm import GLMStage
 from glm_dist.model.parameters import initialize
+from glm_dist.model.stage import GLMStage
 from glm_dist.observe.flops import ModelShape, Work, executed_operations
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups

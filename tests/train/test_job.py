@@ -9,9 +9,9 @@ import torch
 
 from glm_dist.checkpoint.load import load_tensors, read_checkpoint
 from glm_dist.config.load import load_config
-from glm_dist.data.samples import RowSource, open_row_source
+from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import DataError
-from glm_dist.observe.history import final_records, read_records
+from glm_dist.observe.metrics_file import final_records, read_records
 from tests.train.jobs import make_files, with_deepspeed, with_python, with_srun, with_torchrun
 
 PROCESSES = 2

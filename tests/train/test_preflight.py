@@ -8,9 +8,9 @@ import pytest
 
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.indexed import open_indexed
-from glm_dist.data.manifest import Manifest, write_manifest
-from glm_dist.data.tokenizer import load_tokenizer
+from glm_dist.data.corpus.indexed import open_indexed
+from glm_dist.data.corpus.manifest import Manifest, write_manifest
+from glm_dist.data.tokenizer.tokenizer import load_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.train.preflight import CorpusFacts, check_files, check_run_folder
 from tests.data.corpora import make_documents, write_corpus, write_vocabulary

@@ -7,7 +7,7 @@ import pytest
 import torch
 from megatron.core.transformer.mlp import MLP
 
-from glm_dist.model.attention import PrefixAttention
+from glm_dist.model.attention.dispatch import PrefixAttention
 from glm_dist.parallel.cpu import enable_cpu
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, run_steps, train_cases

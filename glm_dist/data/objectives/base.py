@@ -7,8 +7,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from glm_dist.data.objectives.spans import Blanks
 from glm_dist.data.rows import Row
-from glm_dist.data.spans import Blanks
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from glm_dist.data.objectives.base import Objective, Window
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.rows import Row
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from numpy.random import Generator
 
 from glm_dist.data.objectives.base import Plan, Window
 from glm_dist.data.objectives.span import document_starts
-from glm_dist.data.randomness import draw_below
-from glm_dist.data.spans import Blanks
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.objectives.spans import Blanks
+from glm_dist.data.sampling.randomness import draw_below
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,12 +17,12 @@ from glm_dist.data.objectives.baselines import (
     unilm_mixture,
 )
 from glm_dist.data.objectives.document import DocumentHiding
-from glm_dist.data.objectives.infilling import MOST_SHORT_TEXTS, BlankInfilling
+from glm_dist.data.objectives.glm import MOST_SHORT_TEXTS, BlankInfilling
+from glm_dist.data.objectives.options import SHORTEST_TEXT, Variations
 from glm_dist.data.objectives.sentence import SentenceHiding
 from glm_dist.data.objectives.span import SpanHiding, document_starts
-from glm_dist.data.objectives.variations import SHORTEST_TEXT, Variations
-from glm_dist.data.randomness import Purpose, RowGenerators
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.sampling.randomness import Purpose, RowGenerators
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
 
 

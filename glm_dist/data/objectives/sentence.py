@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from glm_dist.data.objectives.base import Plan, Window
 from glm_dist.data.objectives.span import text_of
-from glm_dist.data.randomness import draw_below
-from glm_dist.data.spans import NO_BLANKS, Blanks, Stretches
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.objectives.spans import NO_BLANKS, Blanks, Stretches
+from glm_dist.data.sampling.randomness import draw_below
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 
 def find_sentences(

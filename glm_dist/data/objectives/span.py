@@ -7,14 +7,14 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from glm_dist.data.objectives.base import Plan, Window
-from glm_dist.data.spans import (
+from glm_dist.data.objectives.spans import (
     Stretches,
     choose_spans,
     find_stretches,
     largest_span_count,
     span_length_probabilities,
 )
-from glm_dist.data.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,1 @@
+"""The command line: `glm-dist <command>` and `train.py`."""

@@ -1,0 +1,112 @@
+"""Say before a launch whether it would work: layout, batch, model, files, and how to start it.
+
+Neither torch nor an accelerator is needed; a login node will do.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from glm_dist.cli.arguments import whole_number
+from glm_dist.config.checks import check_config
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import RunConfig
+from glm_dist.config.size import count_parameters
+from glm_dist.train.preflight import Preflight, check_files
+
+PROCESSES_PER_NODE = 8
+"""GPUs of the usual node; only the proposed commands use it."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare overrides and options."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+    parser.add_argument(
+        "--processes",
+        type=whole_number(at_least=1),
+        help="processes of the job (default: one replica's)",
+    )
+    parser.add_argument(
+        "--no-files", action="store_true", help="leave out tokenizer, data and run folder"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the verdict.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        GlmDistError: The job would not work.
+    """
+    config = load_config(arguments.overrides, config_dir=arguments.config_dir)
+    parallel = config.parallel
+    replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    world_size = arguments.processes or replica * (parallel.data_parallel_size or 1)
+    check_config(config, world_size=world_size)
+    files = None if arguments.no_files else check_files(config)
+    lines = [*_describe(config, world_size), *_describe_files(config, files)]
+    typed = list(arguments.overrides)
+    if arguments.config_dir is not None:
+        typed += ["--config-dir", str(arguments.config_dir)]
+    lines += _launch_commands(typed, world_size)
+    sys.stdout.write("".join(f"{title:<12}{text}\n" for title, text in lines))
+    return 0
+
+
+def _describe(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
+    model, batch, parallel = config.model, config.batch, config.parallel
+    replicas = config.data_parallel_size(world_size)
+    micro_batches = config.num_micro_batches(world_size)
+    tokens = batch.global_batch_size * batch.row_length
+    return [
+        ("run", f"{config.run.name}, {config.run.steps:,} steps"),
+        (
+            "processes",
+            f"{world_size} = tp {parallel.tensor_parallel_size} "
+            f"x pp {parallel.pipeline_parallel_size} x dp {replicas}, ZeRO {config.zero.stage}, "
+            f"{config.precision.dtype.name}",
+        ),
+        (
+            "model",
+            f"{count_parameters(model, config.padded_vocab_size):,} parameters: "
+            f"{model.num_layers} layers, hidden {model.hidden_size}, "
+            f"{model.num_attention_heads} heads, vocabulary {config.tokenizer.vocab_size:,} "
+            f"padded to {config.padded_vocab_size:,}",
+        ),
+        (
+            "step",
+            f"{batch.global_batch_size:,} rows x {batch.row_length} = {tokens:,} tokens; "
+            f"{micro_batches} micro-batches of {batch.micro_batch_size} rows on each replica",
+        ),
+        ("tokens", f"{tokens * config.run.steps:,} in all steps"),
+    ]
+
+
+def _describe_files(config: RunConfig, files: Preflight | None) -> list[tuple[str, str]]:
+    if files is None:
+        return [("files", "not checked")]
+    lines = [
+        ("corpus", f"{each.name}: {each.num_tokens:,} tokens in {each.num_documents:,} documents")
+        for each in files.corpora
+    ]
+    begins = "begins anew" if files.newest_step is None else f"continues from {files.newest_step}"
+    return [*lines, ("run folder", f"{config.run_dir} ({begins})")]
+
+
+def _launch_commands(arguments: list[str], world_size: int) -> list[tuple[str, str]]:
+    """Commands that start the job; the first title only, so that they read as one block."""
+    typed = shlex.join(arguments)
+    nodes = -(-world_size // PROCESSES_PER_NODE)
+    each = world_size if nodes == 1 else PROCESSES_PER_NODE
+    commands = [f"srun --nodes={nodes} --ntasks={world_size} python train.py {typed}"]
+    if nodes == 1:
+        commands = [
+            f"deepspeed --num_accelerators {each} train.py {typed}",
+            f"torchrun --nproc-per-node {each} train.py {typed}",
+            *commands,
+        ]
+    return [("start" if i == 0 else "", command) for i, command in enumerate(commands)]

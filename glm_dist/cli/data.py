@@ -1,0 +1,195 @@
+"""Look after prepared corpora.
+
+glm-dist data validate data/wiki data/books        read every byte, compare with the manifests
+glm-dist data stats data/wiki                      documents, tokens, lengths
+glm-dist data inspect experiment=quickstart        show training rows as the model gets them
+glm-dist data blend experiment=quickstart          what a run reads of each corpus
+glm-dist data merge data/a data/b --output data/ab
+glm-dist data import-lazy wiki.lazy --output data/wiki --tokenizer ...
+"""
+
+import argparse
+import os
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.row_view import render_row
+from glm_dist.config.load import load_config
+from glm_dist.data.corpus.indexed import open_indexed
+from glm_dist.data.corpus.merge import merge_corpora
+from glm_dist.data.corpus.statistics import (
+    QUANTILES,
+    blend_records,
+    corpus_statistics,
+    row_statistics,
+)
+from glm_dist.data.corpus.validate import validate_corpus
+from glm_dist.data.prepare.official_lazy import import_lazy
+from glm_dist.data.row_source import open_row_source
+from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
+from glm_dist.data.tokenizer.tokenizer import load_tokenizer
+from glm_dist.errors import ConfigError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the actions."""
+    actions = parser.add_subparsers(dest="action", metavar="<action>", required=True)
+    validate = actions.add_parser("validate", help="read every byte of corpora")
+    validate.add_argument("corpora", nargs="+", help="prefixes, without .bin")
+    stats = actions.add_parser("stats", help="documents, tokens and lengths of corpora")
+    stats.add_argument("corpora", nargs="+", help="prefixes, without .bin")
+    inspect = actions.add_parser("inspect", help="show training rows of a configuration")
+    inspect.add_argument("overrides", nargs="*", metavar="key=value")
+    inspect.add_argument(
+        "--row", type=whole_number(at_least=0), default=0, help="first row to show (default: 0)"
+    )
+    inspect.add_argument(
+        "--rows", type=whole_number(at_least=1), default=1, help="rows to show (default: 1)"
+    )
+    inspect.add_argument("--objective", help="only rows of this objective")
+    inspect.add_argument("--validation", action="store_true", help="held-out rows")
+    inspect.add_argument("--no-mask", action="store_true", help="without the attention mask")
+    blend = actions.add_parser("blend", help="what a run reads of each corpus")
+    blend.add_argument("overrides", nargs="*", metavar="key=value")
+    blend.add_argument(
+        "--rows", type=whole_number(at_least=1), help="training rows (default: those of the run)"
+    )
+    blend.add_argument(
+        "--sample", type=whole_number(at_least=1), default=500, help="rows to build and measure"
+    )
+    merge = actions.add_parser("merge", help="join corpora of one tokenizer")
+    merge.add_argument("corpora", nargs="+", help="prefixes, in order")
+    merge.add_argument("--output", required=True, help="prefix to write")
+    lazy = actions.add_parser("import-lazy", help="convert a .lazy folder of the official code")
+    lazy.add_argument("folder", type=Path)
+    lazy.add_argument("--output", required=True, help="prefix to write")
+    add_tokenizer_arguments(lazy)
+    lazy.add_argument("--overwrite", action="store_true", help="replace a corpus that is there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry an action out. Returns 1 if a corpus is damaged."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=160)  # a file or a pipe has room for whole tables
+    match arguments.action:
+        case "validate":
+            return _validate(arguments.corpora, console)
+        case "stats":
+            _stats(arguments.corpora, console)
+        case "inspect":
+            _inspect(arguments, console)
+        case "blend":
+            _blend(arguments, console)
+        case "merge":
+            merge_corpora(arguments.corpora, arguments.output)
+            corpus = open_indexed(arguments.output)
+            _wrote(arguments.output, corpus.num_documents, corpus.num_tokens, console)
+        case "import-lazy":
+            tokenizer = choose_tokenizer(arguments).open()
+            manifest = import_lazy(
+                arguments.folder, arguments.output, tokenizer, overwrite=arguments.overwrite
+            )
+            _wrote(arguments.output, manifest.documents, manifest.tokens, console)
+    return 0
+
+
+def _wrote(output: str, documents: int, tokens: int, console: Console) -> None:
+    console.print(f"wrote {output}: documents={documents} tokens={tokens}", highlight=False)
+
+
+def _validate(prefixes: list[str], console: Console) -> int:
+    verdicts = [validate_corpus(prefix) for prefix in prefixes]
+    for verdict in verdicts:
+        if verdict.is_sound:
+            depth = "every byte as written" if verdict.has_manifest else "no manifest, index sound"
+            console.print(
+                f"{verdict.prefix}: {depth}; documents={verdict.documents} tokens={verdict.tokens}",
+                highlight=False,
+                markup=False,
+            )
+        for problem in verdict.problems:
+            console.print(f"{verdict.prefix}: {problem}", style="red", markup=False)
+    return 0 if all(verdict.is_sound for verdict in verdicts) else 1
+
+
+def _stats(prefixes: list[str], console: Console) -> None:
+    lengths = [f"{quantile:.0%}" for quantile in QUANTILES]
+    table = Table("corpus", "documents", "tokens", "bytes", *lengths, title="document lengths")
+    for prefix in prefixes:
+        found = corpus_statistics(open_indexed(prefix))
+        table.add_row(
+            prefix,
+            f"{found.documents:,}",
+            f"{found.tokens:,}",
+            f"{found.tokens * found.bytes_per_token:,}",
+            *(f"{length:,}" for length in found.length_quantiles),
+        )
+    console.print(table)
+
+
+def _inspect(arguments: argparse.Namespace, console: Console) -> None:
+    config = load_config(arguments.overrides)
+    source = open_row_source(config)
+    tokenizer = load_tokenizer(config.tokenizer)
+    chosen: str | None = arguments.objective
+    if chosen not in (None, *source.objectives):
+        raise ConfigError(
+            key="--objective",
+            found=chosen,
+            expected=f"one of {', '.join(source.objectives)}",
+            fix="choose one of these, or leave it out",
+        )
+    wanted = source.objectives if chosen is None else (chosen,)
+    shown, index = 0, arguments.row
+    while shown < arguments.rows:
+        if arguments.validation:
+            row = source.validation_row(wanted[index % len(wanted)], index)
+        else:
+            row = source.row(index)
+        index += 1
+        if row.objective in wanted:
+            console.print(render_row(row, tokenizer, with_mask=not arguments.no_mask))
+            shown += 1
+
+
+def _blend(arguments: argparse.Namespace, console: Console) -> None:
+    config = load_config(arguments.overrides)
+    source = open_row_source(config)
+    rows = arguments.rows or config.run.steps * config.batch.global_batch_size
+    records = blend_records(source, rows)
+    total = sum(record.tokens for record in records)
+    table = Table(
+        "corpus",
+        "share",
+        "rows",
+        "off target",
+        "tokens",
+        "of all",
+        "epochs",
+        title=f"{rows:,} rows",
+    )
+    for record in records:
+        table.add_row(
+            record.corpus,
+            f"{record.wanted_rows / rows:.4%}",
+            f"{record.rows:,}",
+            f"{record.rows - record.wanted_rows:+.2f}",
+            f"{record.tokens:,}",
+            f"{record.tokens / total:.4%}",
+            f"{record.epochs:.3f}",
+        )
+    console.print(table)
+    measured = Table("objective", "rows", "real tokens", "predicted", "blanks a row")
+    for found in row_statistics(source, range(min(rows, arguments.sample))):
+        measured.add_row(
+            found.objective,
+            f"{found.share:.1%}",
+            f"{found.real:.2%}",
+            f"{found.predicted:.2%}",
+            f"{found.blanks:.1f}",
+        )
+    console.print(measured)

@@ -1,0 +1,150 @@
+"""What users type: ``train.py`` and ``glm-dist <command>``.
+
+The one place that loads modules by name, so that a check on a login node never loads torch. A
+mistake of the user ends the process with one message and status 2, without a traceback.
+"""
+
+import argparse
+import importlib
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from glm_dist.config.launch import without_local_rank
+from glm_dist.errors import EXIT_USER_ERROR, ConfigError, GlmDistError
+
+
+class Command(Protocol):
+    """What a module that carries out a sub-command offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the sub-command's arguments."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Carry the sub-command out and return the exit status."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One sub-command."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "sample-corpus": Entry("glm_dist.cli.sample_corpus", "write a real corpus out of packages"),
+    "tokenizer": Entry("glm_dist.cli.tokenizer", "train, show or try a tokenizer"),
+    "prepare": Entry("glm_dist.cli.prepare", "turn text files into token files"),
+    "data": Entry("glm_dist.cli.data", "validate, measure, show or merge corpora"),
+    "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
+    "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
+    "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
+    "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run ``glm-dist``.
+
+    Args:
+        arguments: Command line without the program's name; the process's own if None.
+
+    Returns:
+        Exit status: 0 done, 2 a mistake in the command, configuration, data or launch.
+    """
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="glm-dist",
+        description="Pretrain GLM and everything around it.",
+        epilog="`glm-dist <command> --help` explains a command.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
+    for name, entry in COMMANDS.items():
+        commands.add_parser(name, help=entry.summary, add_help=False)
+    command = parser.parse_args(typed[:1]).command
+    return run_command(command, typed[1:], prog=f"glm-dist {command}")
+
+
+def main_train() -> int:
+    """Run ``train.py`` with the process's own command line.
+
+    Returns:
+        Exit status, as ``main``.
+    """
+    return run_command("train", sys.argv[1:], prog="train.py")
+
+
+def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
+    """Load a sub-command's module and run it.
+
+    Args:
+        name: Key of ``COMMANDS``.
+        arguments: What follows the name; a launcher may have put ``--local_rank=N`` first.
+        prog: How the command is called in its help.
+    """
+    command = _module(COMMANDS[name].module)
+    parser = _CommandParser(
+        prog=prog,
+        description=inspect.getdoc(command),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    try:
+        return command.run(_parse(parser, without_local_rank(arguments)))
+    except GlmDistError as error:
+        sys.stderr.write(f"{_speaker()}{type(error).__name__}: {error}\n")
+        return EXIT_USER_ERROR
+
+
+class _CommandParser(argparse.ArgumentParser):
+    """Takes overrides and texts on both sides of options, in sub-commands as well."""
+
+    _mixed = False
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]
+        """Parse as ``ArgumentParser`` does, options and positional arguments in any order."""
+        if self._mixed:
+            return super().parse_known_args(args, namespace)
+        self._mixed = True  # argparse's own way of mixing comes back to this method
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        except TypeError:  # how it says that this parser has sub-commands; those mix
+            return super().parse_known_args(args, namespace)
+        finally:
+            self._mixed = False
+
+
+def _module(name: str) -> Command:
+    # Optional here as well; which norm and attention a run got is in its log.
+    missing = "Transformer Engine and Apex are not installed"
+    warnings.filterwarnings("ignore", message=missing, category=UserWarning)
+    return cast(Command, importlib.import_module(name))
+
+
+def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse what was typed.
+
+    Raises:
+        ConfigError: An option does not exist.
+    """
+    parsed, rest = parser.parse_known_args(arguments)
+    if rest:
+        raise ConfigError(
+            key="command line",
+            found=" ".join(rest),
+            expected=f"the arguments of {parser.prog}",
+            fix=f"see {parser.prog} --help; values are set without dashes, as key=value",
+        )
+    return parsed
+
+
+def _speaker() -> str:
+    """Who speaks, where several processes may."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "

@@ -1,0 +1,130 @@
+"""Train a tokenizer on one's own text, show what is in one, or try it.
+
+glm-dist tokenizer train text/*.jsonl --output data/tokenizer.model --vocab-size 50000
+glm-dist tokenizer show --tokenizer data/tokenizer.model
+glm-dist tokenizer encode --tokenizer data/tokenizer.model "To be, or [MASK] to be."
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from glm_dist.data.prepare.inputs import expand_inputs
+from glm_dist.data.prepare.output import output_file
+from glm_dist.data.prepare.readers import (
+    BadLine,
+    TextOptions,
+    TextUnit,
+    documents_of,
+    read_blocks,
+)
+from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.data.tokenizer.training import train_sentencepiece
+
+PADDING_DIVISOR = 128
+"""The model's embedding table is padded to a multiple of this."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare train, show and encode."""
+    actions = parser.add_subparsers(dest="action", metavar="train | show | encode", required=True)
+    train = actions.add_parser("train", help="train a SentencePiece model on text files")
+    train.add_argument("inputs", nargs="+", help="files, folders or patterns")
+    train.add_argument("--output", required=True, help="model file to write")
+    train.add_argument(
+        "--vocab-size",
+        type=int,
+        required=True,
+        help="ids in all, with GLM's special tokens; set tokenizer.vocab_size to the same",
+    )
+    train.add_argument("--model-type", choices=["unigram", "bpe"], default="unigram")
+    train.add_argument(
+        "--sample-mb",
+        type=_megabytes,
+        default=10.0,
+        help="text to learn from, spread evenly over the files (default: %(default)s MB)",
+    )
+    train.add_argument("--text-key", default="text", help="JSON field or Parquet column")
+    train.add_argument(
+        "--text-unit", choices=[unit.value for unit in TextUnit], default=TextUnit.line.value
+    )
+    show = actions.add_parser("show", help="print size and special tokens")
+    add_tokenizer_arguments(show)
+    encode = actions.add_parser("encode", help="print the ids and pieces of a text")
+    add_tokenizer_arguments(encode)
+    encode.add_argument("text", nargs="?", help="text; from standard input if left out")
+
+
+def _megabytes(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 1 <= number * 1e6 < math.inf:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number of megabytes above 0")
+    return number
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, show or encode."""
+    console = Console()
+    if arguments.action == "train":
+        _train(arguments)
+    elif arguments.action == "show":
+        _show(choose_tokenizer(arguments).open(), console)
+    else:
+        text = sys.stdin.read() if arguments.text is None else arguments.text
+        _encode(choose_tokenizer(arguments).open(), text, console)
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    console = Console(stderr=True)
+    options = TextOptions(arguments.text_key, TextUnit(arguments.text_unit))
+    with console.status("learning a vocabulary"):
+        size = train_sentencepiece(
+            _documents(arguments.inputs, options),
+            output_file(arguments.output),
+            vocab_size=arguments.vocab_size,
+            model_type=arguments.model_type,
+            max_sample_bytes=int(arguments.sample_mb * 1e6),
+        )
+    console.print(
+        f"wrote {arguments.output}: vocab_size={arguments.vocab_size}"
+        f" learnt_from={size / 1e6:.1f}MB",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _documents(inputs: list[str], options: TextOptions) -> Iterator[str]:
+    """Texts of all files; `prepare` is the one to complain about bad lines."""
+    for file in expand_inputs(inputs):
+        for block in read_blocks(file, options):
+            for document in documents_of(block, options):
+                if not isinstance(document, BadLine):
+                    yield document
+
+
+def _show(tokenizer: Tokenizer, console: Console) -> None:
+    padded = -(-tokenizer.vocab_size // PADDING_DIVISOR) * PADDING_DIVISOR
+    console.print(f"ids: {tokenizer.vocab_size}, padded to {padded} rows in the model")
+    console.print(f"fingerprint: {tokenizer.fingerprint}", highlight=False, soft_wrap=True)
+    table = Table("role", "id", "written as")
+    for role, number in vars(tokenizer.special).items():
+        if role != "sentinel_pairs" and 0 <= number < tokenizer.vocab_size:
+            table.add_row(role, str(number), escape(tokenizer.decode([number])))
+    console.print(table)
+
+
+def _encode(tokenizer: Tokenizer, text: str, console: Console) -> None:
+    ids = tokenizer.encode(text)
+    console.print(*ids, highlight=False)
+    pieces = [repr(tokenizer.decode([number]))[1:-1] for number in ids]
+    console.print("|".join(pieces), markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,81 @@
+"""Pretrain a GLM: compose the configuration, check it, train.
+
+Values are set as key=value, options of a group as group=option:
+  train.py experiment=glm_large parallel=tp2 optimizer.learning_rate=1e-4
+docs/config.md lists every key; --cfg job prints the outcome. Start several processes with
+deepspeed, torchrun or srun.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+
+from glm_dist.config.checks import check_config
+from glm_dist.config.launch import accelerator_is_visible, read_launch_environment
+from glm_dist.config.load import dump_config, load_config
+from glm_dist.errors import EXIT_USER_ERROR, ConfigError, GlmDistError
+from glm_dist.train.preflight import check_files
+
+log = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare overrides, and Hydra's options that make sense here."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
+    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+    parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check, then train.
+
+    Raises:
+        GlmDistError: What the user asked for cannot be done.
+    """
+    launch = read_launch_environment(os.environ)
+    try:
+        if arguments.multirun:
+            raise _multirun()
+        config = load_config(arguments.overrides, config_dir=arguments.config_dir)
+        check_config(
+            config,
+            world_size=launch.world_size,
+            has_accelerator=accelerator_is_visible(os.environ),
+        )
+    except GlmDistError:
+        if launch.rank == 0:
+            raise
+        return EXIT_USER_ERROR  # every rank met the same mistake; one of them speaks
+    if arguments.cfg:
+        if launch.rank == 0:
+            sys.stdout.write(dump_config(config))
+        return 0
+    try:
+        check_files(config)
+    except GlmDistError:
+        if launch.local_rank == 0:
+            raise
+        return EXIT_USER_ERROR  # the ranks of a node see the same files
+    job = importlib.import_module("glm_dist.train.job")
+    try:
+        status: int = job.run(config, launch)
+    except GlmDistError as error:
+        if launch.rank == 0:
+            raise
+        # The job raises one message on all ranks; here it goes to the rank's own log file.
+        log.info("stopped by %s: %s", type(error).__name__, error)
+        return EXIT_USER_ERROR
+    return status
+
+
+def _multirun() -> ConfigError:
+    return ConfigError(
+        key="command line",
+        found="--multirun",
+        expected="one run; runs after one another in a process would share its state",
+        fix="submit one job for each point, e.g. as a SLURM array",
+    )

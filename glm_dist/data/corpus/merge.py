@@ -1,0 +1,111 @@
+"""Several corpora of one tokenizer into one, in bounded memory."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_dist.data.corpus.indexed import (
+    BLOCK,
+    IndexedTokens,
+    bin_path,
+    idx_path,
+    open_indexed,
+    write_index,
+)
+from glm_dist.data.corpus.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from glm_dist.data.hashing import block_hashes, file_hash
+from glm_dist.data.prepare.output import (
+    check_prefix,
+    make_output_folder,
+    refuse_existing,
+    writing,
+)
+from glm_dist.errors import DataError
+
+
+def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | None:
+    """Write the documents of several corpora, one after the other, as one corpus.
+
+    Args:
+        prefixes: Corpora, in order.
+        output: Prefix to write; must not exist.
+
+    Returns:
+        The manifest; None if one of the corpora has none, as those of Megatron-LM.
+
+    Raises:
+        DataError: The corpora were made with different tokenizers, ``output`` is no prefix or
+            exists, or the disk is full.
+    """
+    check_prefix(output)
+    corpora = [open_indexed(prefix) for prefix in prefixes]
+    manifests = [manifest for prefix in prefixes if (manifest := read_manifest(prefix))]
+    _check_alike(corpora, manifests)
+    refuse_existing(
+        [bin_path(output), idx_path(output), manifest_path(output)],
+        found="there already",
+        expected="no file of that name",
+        fix="choose another --output, or remove it",
+    )
+    make_output_folder(output)
+    tokens, index, lengths = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx", "lengths"))
+    with writing(output, aside=[tokens, index, lengths]):
+        _join(corpora, tokens, index, lengths)
+        merged = _merged(manifests, tokens, index) if len(manifests) == len(corpora) else None
+        tokens.replace(bin_path(output))
+        index.replace(idx_path(output))
+        if merged is not None:
+            write_manifest(output, merged)
+    return merged
+
+
+def _join(corpora: Sequence[IndexedTokens], tokens: Path, index: Path, lengths: Path) -> None:
+    """Write the two files of the joined corpus; ``lengths`` is for the way there."""
+    with tokens.open("wb") as target:
+        for corpus in corpora:
+            with bin_path(corpus.prefix).open("rb") as source:
+                shutil.copyfileobj(source, target, BLOCK)
+    with lengths.open("wb") as stream:
+        for corpus in corpora:
+            for begin in range(0, corpus.num_documents, BLOCK):
+                stream.write(_document_lengths(corpus, begin).tobytes())
+    token_type = corpora[0].tokens.dtype
+    write_index(index, token_type, np.memmap(lengths, mode="r", dtype=np.int32))
+
+
+def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]) -> None:
+    types = {corpus.tokens.dtype.name for corpus in corpora}
+    tokenizers = {manifest.tokenizer for manifest in manifests}
+    if len(types) > 1 or len(tokenizers) > 1:
+        raise DataError(
+            key=" ".join(corpus.prefix for corpus in corpora),
+            found=" and ".join(sorted(tokenizers if len(tokenizers) > 1 else types)),
+            expected="corpora made with one tokenizer",
+            fix="prepare them again with the same tokenizer; a blend needs no merge",
+        )
+
+
+def _document_lengths(corpus: IndexedTokens, begin: int) -> NDArray[np.int32]:
+    """Tokens of the next documents; a document may be several sequences."""
+    starts = corpus.document_starts[begin : begin + BLOCK + 1]
+    itemsize = corpus.tokens.dtype.itemsize
+    total = corpus.num_tokens * itemsize
+    inside = starts < len(corpus.sequence_offsets)
+    offsets = np.where(inside, corpus.sequence_offsets[np.where(inside, starts, 0)], total)
+    return (np.diff(offsets) // itemsize).astype(np.int32)
+
+
+def _merged(manifests: Sequence[Manifest], tokens: Path, index: Path) -> Manifest:
+    return Manifest(
+        tokenizer=manifests[0].tokenizer,
+        vocab_size=manifests[0].vocab_size,
+        documents=sum(manifest.documents for manifest in manifests),
+        tokens=sum(manifest.tokens for manifest in manifests),
+        sources=[source for manifest in manifests for source in manifest.sources],
+        options={"merged": [manifest.options for manifest in manifests]},
+        bin_sha256=block_hashes(tokens),
+        idx_sha256=file_hash(index),
+    )

@@ -1,0 +1,117 @@
+"""Is a corpus on disk what it was when it was made? Every byte of both files is read.
+
+With a manifest each 64 MiB of the token file has its hash, so any changed byte is found and placed.
+Without one (a corpus that Megatron-LM prepared) the index is compared with itself and with the
+token file, which finds what would crash or mix up documents, but not a changed token.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from glm_dist.data.corpus.indexed import BLOCK, IndexedTokens, bin_path, idx_path, open_indexed
+from glm_dist.data.corpus.manifest import Manifest, read_manifest
+from glm_dist.data.hashing import HASH_BLOCK_BYTES, block_hashes, file_hash
+from glm_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found wrong with a corpus."""
+
+    prefix: str
+    problems: tuple[str, ...]
+    has_manifest: bool
+    """Whether hashes were there to compare with."""
+    documents: int = 0
+    tokens: int = 0
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def validate_corpus(prefix: str | Path) -> Verdict:
+    """Read a corpus from end to end and compare it with its manifest.
+
+    Args:
+        prefix: Path without .bin, .idx or .json.
+    """
+    try:
+        manifest = read_manifest(prefix)
+    except DataError as error:
+        return Verdict(str(prefix), (str(error),), has_manifest=False)
+    problems = [] if manifest is None else list(_changed_bytes(prefix, manifest))
+    try:
+        corpus = open_indexed(prefix)
+    except DataError as error:
+        return Verdict(str(prefix), (*problems, str(error)), manifest is not None)
+    problems += _broken_index(corpus)
+    if manifest is not None:
+        problems += _wrong_counts(corpus, manifest)
+    return Verdict(
+        prefix=str(prefix),
+        problems=tuple(problems),
+        has_manifest=manifest is not None,
+        documents=corpus.num_documents,
+        tokens=corpus.num_tokens,
+    )
+
+
+def _changed_bytes(prefix: str | Path, manifest: Manifest) -> Iterator[str]:
+    """Compare hashes; those of the token file say where it was changed."""
+    tokens, index = bin_path(prefix), idx_path(prefix)
+    for file in (tokens, index):
+        if not file.is_file():
+            yield f"{file.name} is missing"
+            return
+    found, noted = block_hashes(tokens), manifest.bin_sha256
+    size = tokens.stat().st_size
+    if len(found) != len(noted):
+        yield f"{tokens.name} has {len(found)} blocks where {len(noted)} were written"
+    for number, (now, then) in enumerate(zip(found, noted, strict=False)):
+        if now != then:
+            begin = number * HASH_BLOCK_BYTES
+            end = min(begin + HASH_BLOCK_BYTES, size)
+            yield f"{tokens.name} was changed between bytes {begin} and {end}"
+    if file_hash(index) != manifest.idx_sha256:
+        yield f"{index.name} was changed"
+
+
+def _broken_index(corpus: IndexedTokens) -> Iterator[str]:
+    """Check that sequences follow each other and documents follow each other."""
+    itemsize = corpus.tokens.dtype.itemsize
+    offset = 0
+    for begin in range(0, len(corpus.sequence_lengths), BLOCK):
+        lengths = corpus.sequence_lengths[begin : begin + BLOCK].astype(np.int64)
+        offsets = corpus.sequence_offsets[begin : begin + BLOCK]
+        ends = offset + itemsize * lengths.cumsum()
+        wrong = np.flatnonzero(offsets != ends - itemsize * lengths)
+        if len(wrong) or (lengths < 0).any():
+            place = begin + int(wrong[0] if len(wrong) else (lengths < 0).argmax())
+            yield f"sequence {place} does not begin where the one before it ends"
+            return
+        offset = int(ends[-1])
+    for begin in range(0, len(corpus.document_starts), BLOCK):
+        starts = corpus.document_starts[max(0, begin - 1) : begin + BLOCK]
+        falls = np.flatnonzero(np.diff(starts) < 0)
+        if len(falls) or (begin == 0 and starts[0] != 0):
+            yield f"document {begin + int(falls[0]) if len(falls) else 0} begins at a wrong place"
+            return
+
+
+def _wrong_counts(corpus: IndexedTokens, manifest: Manifest) -> Iterator[str]:
+    for what, found, noted in (
+        ("documents", corpus.num_documents, manifest.documents),
+        ("tokens", corpus.num_tokens, manifest.tokens),
+    ):
+        if found != noted:
+            yield f"{found} {what} where the manifest notes {noted}"
+    largest = 0
+    for begin in range(0, corpus.num_tokens, BLOCK):
+        largest = max(largest, int(corpus.tokens[begin : begin + BLOCK].max()))
+    if largest >= manifest.vocab_size:
+        yield f"token id {largest} where the tokenizer has {manifest.vocab_size} ids"

@@ -1,0 +1,115 @@
+"""Which files the inputs of a command line name, and of which format each is."""
+
+import glob
+import os
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+
+from glm_dist.data.corpus.manifest import JOURNAL, PARTIAL, is_manifest
+from glm_dist.errors import DataError
+
+
+class FileKind(Enum):
+    """Formats of input files."""
+
+    jsonl = "jsonl"
+    text = "text"
+    parquet = "parquet"
+
+
+SUFFIXES = {
+    ".jsonl": FileKind.jsonl,
+    ".json": FileKind.jsonl,
+    ".ndjson": FileKind.jsonl,
+    ".txt": FileKind.text,
+    ".text": FileKind.text,
+    ".parquet": FileKind.parquet,
+}
+COMPRESSIONS = (".gz", ".zst")
+
+
+def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+    """List the files that paths, folders and patterns name, in order, each once.
+
+    What a preparation wrote (manifests, journals) is left out, so that a folder may hold texts and
+    corpora.
+
+    Args:
+        inputs: Files; folders, of which every file with a known suffix is taken; or patterns.
+            Files of one folder or pattern are sorted by name.
+
+    Raises:
+        DataError: Something names no file, or a file's format is unknown.
+    """
+    files: dict[Path, None] = {}
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            found = [each for each in sorted(path.rglob("*")) if _is_text(each)]
+        elif path.exists():
+            found = [path]
+        else:
+            found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
+        texts = [each for each in found if not _is_of_a_corpus(each)]
+        if not texts and not path.is_file():
+            raise _no_text(name)
+        files.update(dict.fromkeys(texts))
+    if not files:
+        raise _no_text(", ".join(inputs))
+    for file in files:
+        kind_of(file)
+        _check_readable(file)
+    return list(files)
+
+
+def _no_text(name: str) -> DataError:
+    return DataError(
+        key=name,
+        found="no text file",
+        expected="a file, a folder or a pattern that matches some files"
+        f" ({', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)})",
+        fix="check the path",
+    )
+
+
+def _is_of_a_corpus(file: Path) -> bool:
+    """Whether a preparation wrote the file."""
+    is_journal = file.name == JOURNAL and file.parent.suffix == PARTIAL
+    return is_journal or (file.suffix == ".json" and is_manifest(file))
+
+
+def kind_of(file: Path) -> FileKind:
+    """Tell a file's format by its suffix.
+
+    Raises:
+        DataError: The suffix is unknown.
+    """
+    kind = _kind_or_none(file)
+    if kind is None:
+        raise DataError(
+            key=str(file),
+            found=f"suffix {file.suffix!r}",
+            expected=f"one of {', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)}",
+            fix="rename or convert the file",
+        )
+    return kind
+
+
+def _is_text(file: Path) -> bool:
+    return _kind_or_none(file) is not None and not file.is_dir()
+
+
+def _check_readable(file: Path) -> None:
+    if not (file.is_file() and os.access(file, os.R_OK)):
+        raise DataError(
+            key=str(file),
+            found="no file that can be read",
+            expected="a text file",
+            fix="check the link or the permissions, or leave it out",
+        )
+
+
+def _kind_or_none(file: Path) -> FileKind | None:
+    plain = file.with_suffix("") if file.suffix in COMPRESSIONS else file
+    return SUFFIXES.get(plain.suffix.lower())

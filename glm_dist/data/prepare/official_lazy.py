@@ -1,0 +1,162 @@
+"""Corpora that the official GLM code has tokenised (``<path>.lazy/``) into ours.
+
+Such a folder holds ``text`` and ``prompt``, token ids of all documents end to end as little-endian
+int32, and ``text.len.pkl`` and ``prompt.len.pkl``, a pickled Python list of lengths each. A prompt
+(the question of a question-answer corpus) is joined to its text; the official loader does not train
+on it in some rows, ours does.
+"""
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_dist.data.corpus.indexed import bin_path, idx_path, token_type_for, write_index
+from glm_dist.data.corpus.manifest import Manifest, manifest_path, write_manifest
+from glm_dist.data.hashing import block_hashes, file_hash
+from glm_dist.data.prepare.output import (
+    check_prefix,
+    make_output_folder,
+    refuse_existing,
+    writing,
+)
+from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.errors import DataError
+
+DOCUMENTS_AT_A_TIME = 10_000
+
+
+def import_lazy(
+    folder: Path, output: str | Path, tokenizer: Tokenizer, *, overwrite: bool = False
+) -> Manifest:
+    """Write the documents of a .lazy folder as a corpus.
+
+    Args:
+        folder: The official folder.
+        output: Prefix to write.
+        tokenizer: The tokenizer the folder was made with; gives [CLS] and the end of text.
+        overwrite: Replace a corpus that is there.
+
+    Raises:
+        DataError: Files are missing, contradict each other, or hold ids the tokenizer lacks;
+            ``output`` is no prefix or exists, or the disk is full.
+    """
+    check_prefix(output)
+    if not overwrite:
+        refuse_existing(
+            [bin_path(output), idx_path(output), manifest_path(output)],
+            found="there already",
+            expected="no file of that name",
+            fix="choose another --output, or replace it with --overwrite",
+        )
+    make_output_folder(output)
+    tokens, index = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx"))
+    with writing(output, aside=[tokens, index]):
+        manifest = _convert(folder, tokenizer, tokens, index)
+        manifest_path(output).unlink(missing_ok=True)
+        tokens.replace(bin_path(output))
+        index.replace(idx_path(output))
+        write_manifest(output, manifest)
+    return manifest
+
+
+def _convert(folder: Path, tokenizer: Tokenizer, tokens: Path, index: Path) -> Manifest:
+    """Write the two files of the corpus."""
+    token_type = token_type_for(tokenizer.vocab_size)
+    lengths = []
+    with tokens.open("wb") as stream:
+        for document in _documents(folder):
+            largest = int(document.max()) if len(document) else 0
+            if largest >= tokenizer.vocab_size or (len(document) and int(document.min()) < 0):
+                raise DataError(
+                    key=str(folder),
+                    found=f"token id {largest}",
+                    expected=f"ids from 0 to {tokenizer.vocab_size - 1}",
+                    fix="name the tokenizer the folder was made with",
+                )
+            if len(document):
+                special = tokenizer.special
+                ids = np.concatenate(([special.cls], document, [special.eos]))
+                stream.write(ids.astype(token_type).tobytes())
+                lengths.append(len(ids))
+    write_index(index, token_type, np.array(lengths, np.int32))
+    return Manifest(
+        tokenizer=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        documents=len(lengths),
+        tokens=int(sum(lengths)),
+        sources=[{"path": str(folder), "documents": len(lengths)}],
+        options={"imported": "lazy"},
+        bin_sha256=block_hashes(tokens),
+        idx_sha256=file_hash(index),
+    )
+
+
+def _documents(folder: Path) -> Iterator[NDArray[np.int32]]:
+    """Prompt and text of each document."""
+    text, text_lengths = _part(folder, "text")
+    has_prompts = (folder / "prompt").is_file() and (folder / "prompt").stat().st_size > 0
+    prompt, prompt_lengths = _part(folder, "prompt") if has_prompts else (text[:0], None)
+    if prompt_lengths is not None and len(prompt_lengths) != len(text_lengths):
+        raise DataError(
+            key=str(folder),
+            found=f"{len(prompt_lengths)} prompts and {len(text_lengths)} texts",
+            expected="one prompt for each text",
+            fix="copy the whole folder again",
+        )
+    text_at = prompt_at = 0
+    for number, length in enumerate(text_lengths.tolist()):
+        before = int(prompt_lengths[number]) if prompt_lengths is not None else 0
+        yield np.concatenate(
+            (prompt[prompt_at : prompt_at + before], text[text_at : text_at + length])
+        )
+        text_at += length
+        prompt_at += before
+
+
+def _part(folder: Path, name: str) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Map one file and read its lengths."""
+    file, list_file = folder / name, folder / f"{name}.len.pkl"
+    for each in (file, list_file):
+        if not each.is_file():
+            raise DataError(
+                key=str(each),
+                found="missing",
+                expected="the files text and text.len.pkl of an official .lazy folder",
+                fix="check the path; it ends in .lazy",
+            )
+    with list_file.open("rb") as stream:
+        lengths = _read_lengths(stream, list_file)
+    size = file.stat().st_size // 4
+    if int(lengths.sum()) != size:
+        raise DataError(
+            key=str(file),
+            found=f"{size} tokens",
+            expected=f"{int(lengths.sum())}, the sum of {list_file.name}",
+            fix="copy the whole folder again",
+        )
+    empty = np.zeros(0, np.int32)
+    return (np.memmap(file, mode="r", dtype="<i4") if size else empty), lengths
+
+
+class _NumbersOnly(pickle.Unpickler):
+    """Reads lists of numbers; a pickle could otherwise run any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Refuse every class and function."""
+        raise pickle.UnpicklingError(f"{module}.{name} is not a number")
+
+
+def _read_lengths(stream: BinaryIO, file: Path) -> NDArray[np.int64]:
+    try:
+        return np.array(_NumbersOnly(stream).load(), np.int64).reshape(-1)
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
+        raise DataError(
+            key=str(file),
+            found=f"not readable ({error})",
+            expected="a pickled list of lengths",
+            fix="copy the whole folder again",
+        ) from error

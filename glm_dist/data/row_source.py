@@ -1,0 +1,227 @@
+"""Row index -> finished row, for training and validation, over all corpora of a run.
+
+A training row is a pure function of (configuration, corpora, seed, index): no rank, no worker
+count, no number of steps. Resuming is one integer, and every rank of a replica builds the same row
+for itself.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.corpus.indexed import IndexedTokens
+from glm_dist.data.corpus.open import open_corpus
+from glm_dist.data.corpus.splits import TokenStream, split_documents
+from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
+from glm_dist.data.rows import Row
+from glm_dist.data.sampling.blend import Blend, make_blend
+from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.errors import DataError
+
+
+@dataclass(frozen=True)
+class BlendShare:
+    """One corpus's part in the blend."""
+
+    corpus: str
+    share: float
+    """Share of the rows."""
+    tokens: int
+    """Training tokens."""
+    rows_per_epoch: int
+
+
+class RowSource:
+    """Every training and validation row of a run."""
+
+    def __init__(
+        self,
+        corpora: list[CorpusRows],
+        *,
+        blend: Blend,
+        row_length: int,
+        fingerprint: Mapping[str, object],
+    ) -> None:
+        """Join corpora.
+
+        Args:
+            corpora: At least one.
+            blend: Their turns.
+            row_length: Tokens of a row.
+            fingerprint: Identity of the data, for resume.
+        """
+        self._corpora = corpora
+        self._blend = blend
+        self._fingerprint = dict(fingerprint)
+        self.row_length = row_length
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives, as in metrics."""
+        return self._corpora[0].mixture.names
+
+    def row(self, index: int) -> Row:
+        """Build a training row.
+
+        Args:
+            index: 0, 1, 2, … without end; step t of batch size G reads t*G … t*G + G - 1.
+
+        Raises:
+            DataError: The corpus holds ids the tokenizer does not know.
+        """
+        corpus, number = self._locate(index)
+        return replace(corpus.row(number), index=index, corpus=corpus.name)
+
+    def validation_row(self, objective: str, index: int) -> Row:
+        """Build a row of held-out text, the same in every run over these corpora.
+
+        Args:
+            objective: One of ``objectives``.
+            index: 0, 1, 2, … without end.
+
+        Raises:
+            DataError: No documents were held out.
+        """
+        corpus, number = self._locate(index)
+        if corpus.validation.num_tokens == 0:
+            raise DataError(
+                key="data.validation_share",
+                found="no held-out documents",
+                expected="documents to validate on",
+                fix="set data.validation_share=0.05, or evaluation=none",
+            )
+        row = corpus.validation_row(corpus.mixture.named(objective), number)
+        return replace(row, index=index, corpus=corpus.name)
+
+    def address(self, index: int) -> tuple[str, RowAddress]:
+        """Tell where a training row comes from: the corpus's name and the place in it."""
+        corpus, number = self._locate(index)
+        return corpus.name, corpus.locate(number)
+
+    def rows_before(self, index: int) -> dict[str, int]:
+        """Count the rows of each corpus among the training rows before an index."""
+        counts = self._blend.counts_before(index)
+        return {corpus.name: count for corpus, count in zip(self._corpora, counts, strict=True)}
+
+    def wanted_rows_before(self, index: int) -> dict[str, float]:
+        """Give the rows of each corpus before an index by its shares; the counts are within 1."""
+        wanted = self._blend.wanted_before(index)
+        return {corpus.name: rows for corpus, rows in zip(self._corpora, wanted, strict=True)}
+
+    def blend(self, index: int = 0) -> list[BlendShare]:
+        """Describe the blend around a training row."""
+        return [
+            BlendShare(
+                corpus=corpus.name,
+                share=share,
+                tokens=corpus.training.num_tokens,
+                rows_per_epoch=corpus.rows_per_epoch,
+            )
+            for corpus, share in zip(self._corpora, self._blend.shares(index), strict=True)
+        ]
+
+    def fingerprint(self) -> dict[str, object]:
+        """Identify the data: what must not change between a checkpoint and its continuation."""
+        return dict(self._fingerprint)
+
+    def _locate(self, index: int) -> tuple[CorpusRows, int]:
+        number, rank = self._blend.locate(index)
+        return self._corpora[number], rank
+
+
+def open_row_source(config: RunConfig) -> RowSource:
+    """Open the corpora and the tokenizer of a run.
+
+    Reads headers and a few windows, so the time does not depend on the size of the corpora.
+
+    Raises:
+        DataError: A file is missing, damaged, or made with another tokenizer.
+        ConfigError: Options of the corruption contradict the tokenizer.
+    """
+    tokenizer = load_tokenizer(config.tokenizer)
+    vocabulary = vocabulary_of(tokenizer)
+    shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
+    corpora = []
+    identity: dict[str, object] = {}
+    for name, corpus in config.data.corpora.items():
+        indexed = open_corpus(name, corpus.prefix, tokenizer=tokenizer)
+        split = split_documents(
+            indexed.num_documents,
+            validation_share=config.data.validation_share,
+            test_share=config.data.test_share,
+            corpus=name,
+        )
+        training = TokenStream(indexed, split.training, name=name)
+        survey = survey_windows(training, vocabulary, row_length=shape.row_length)
+        rows = CorpusRows(
+            name,
+            training=training,
+            validation=TokenStream(indexed, split.validation, name=name),
+            mixture=make_mixture(config.corruption, vocabulary, shape, survey=survey),
+            vocabulary=vocabulary,
+            seed=config.run.seed,
+        )
+        corpora.append(rows)
+        identity[name] = corpus_fingerprint(indexed)
+    return RowSource(
+        corpora,
+        blend=make_blend(config.data, [rows.training.num_tokens for rows in corpora]),
+        row_length=shape.row_length,
+        fingerprint={
+            "corpora": identity,
+            "tokenizer": tokenizer.fingerprint,
+            "validation_share": config.data.validation_share,
+            "test_share": config.data.test_share,
+        },
+    )
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Take from a tokenizer what row building needs."""
+    return Vocabulary(
+        special=tokenizer.special,
+        size=tokenizer.vocab_size,
+        ends_sentence=tokenizer.sentence_ends(),
+    )
+
+
+def corpus_fingerprint(corpus: IndexedTokens) -> dict[str, object]:
+    """Identify a corpus by its sizes and a hash of index entries and tokens spread over it."""
+    digest = hashlib.sha256()
+    blocks = 64
+    for block in range(blocks):
+        token = corpus.num_tokens * block // blocks
+        digest.update(np.ascontiguousarray(corpus.tokens[token : token + 4096]).tobytes())
+        entry = len(corpus.sequence_lengths) * block // blocks
+        digest.update(corpus.sequence_lengths[entry : entry + 1024].tobytes())
+    digest.update(np.ascontiguousarray(corpus.tokens[-4096:]).tobytes())
+    return {
+        "tokens": corpus.num_tokens,
+        "documents": corpus.num_documents,
+        "token_type": corpus.tokens.dtype.name,
+        "sample_sha256": digest.hexdigest(),
+    }
+
+
+def describe_differences(
+    saved: Mapping[str, object], current: Mapping[str, object], *, prefix: str = ""
+) -> list[str]:
+    """List how two fingerprints differ, one line for each entry; empty if they agree.
+
+    Args:
+        saved: Fingerprint in a checkpoint.
+        current: Fingerprint of the data at hand.
+        prefix: Path of the entries, for nested ones.
+    """
+    lines = []
+    for key in sorted(saved.keys() | current.keys()):
+        before, now = saved.get(key), current.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            lines += describe_differences(before, now, prefix=f"{prefix}{key}.")
+        elif before != now:
+            lines.append(f"{prefix}{key}: {before} in the checkpoint, {now} now")
+    return lines

@@ -1,0 +1,1 @@
+"""Which window of which corpus is row k: mixing, epochs, permutations."""

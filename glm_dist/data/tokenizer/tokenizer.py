@@ -1,0 +1,362 @@
+"""Text to token ids and back, with GLM's special tokens, for every kind of vocabulary.
+
+Special tokens stand behind the ordinary ids in the order of the official code, so that published
+weights can be used; BERT, GPT-2 and RoBERTa keep those they already have. A special token's name
+written in a text ("[MASK]") becomes its id in ``encode`` and stays ordinary text in
+``encode_document``: a web page about BERT must not put control tokens into a corpus.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_dist.config.schema import TokenizerConfig, TokenizerKind
+from glm_dist.data.tokenizer.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.vocabularies import (
+    Codec,
+    SentencePieceCodec,
+    bert_codec,
+    byte_level_codec,
+    find_file,
+    hash_files,
+    huggingface_codec,
+)
+from glm_dist.errors import DataError
+
+SENTENCE_END_MARKS = ".?!;:\n。？！；…"
+"""A token whose text holds one of these ends a sentence; official list, Chinese marks included."""
+
+MASK_NAMES = ("[MASK]", "[gMASK]", "[sMASK]")
+
+
+@dataclass(frozen=True)
+class Specials:
+    """Special tokens of one vocabulary, and how its text shows them."""
+
+    ids: SpecialTokens
+    names: dict[int, str]
+    """Name of each special id, as written in a text."""
+    count: int
+    """Ids in all, ordinary and special."""
+    masks_eat_space: bool
+    """Whether white space before a mask's name belongs to the mask ("a [MASK]" = "a[MASK]")."""
+
+
+class Tokenizer:
+    """One vocabulary with GLM's special tokens."""
+
+    def __init__(self, codec: Codec, specials: Specials, fingerprint: str) -> None:
+        """Join a codec and special tokens.
+
+        Args:
+            codec: Ordinary text to ids.
+            specials: What stands beside the ordinary ids.
+            fingerprint: Changes whenever a corpus might be encoded otherwise.
+        """
+        self._codec = codec
+        self._specials = specials
+        self.fingerprint = fingerprint
+        self._ids_by_name = {name: number for number, name in specials.names.items()}
+        alternatives = [
+            (r"\s*" if specials.masks_eat_space and name in MASK_NAMES else "") + re.escape(name)
+            for name in sorted(self._ids_by_name, key=len, reverse=True)
+        ]
+        self._name_pattern = re.compile(f"({'|'.join(alternatives)})")
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the special tokens."""
+        return self._specials.ids
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids including special tokens, before padding to a multiple of 128."""
+        return self._specials.count
+
+    def encode(self, text: str) -> list[int]:
+        """Encode a text in which special tokens may be named; nothing is added around it."""
+        ids: list[int] = []
+        for part in self._name_pattern.split(text):
+            named = self._ids_by_name.get(part.strip())
+            if named is not None and self._name_pattern.fullmatch(part):
+                ids.append(named)
+            elif part.strip():
+                ids.extend(self._codec.encode(part))
+        return ids
+
+    def encode_document(self, text: str) -> list[int]:
+        """Encode corpus text, where the names of special tokens are ordinary words."""
+        return self._codec.encode(text) if text.strip() else []
+
+    def store_document(
+        self, text: str, token_type: "np.dtype[np.integer[Any]]"
+    ) -> NDArray[np.integer[Any]]:
+        """Encode corpus text as it is stored, opened by [CLS] and closed; empty for no text.
+
+        Args:
+            text: A document.
+            token_type: Type of the stored ids.
+        """
+        body = self._codec.encode_array(text) if text.strip() else np.zeros(0, np.int32)
+        if len(body) == 0:
+            return np.zeros(0, token_type)
+        ids = np.empty(len(body) + 2, token_type)
+        ids[0], ids[1:-1], ids[-1] = self.special.cls, body, self.special.eos
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Decode; special ids print their names, ids beyond the vocabulary ``<|number|>``."""
+        pieces: list[str] = []
+        run: list[int] = []
+        for number in [*ids, None]:
+            if number is not None and self._is_ordinary(number):
+                run.append(number)
+                continue
+            if run:
+                pieces.append(self._codec.decode(run, continues=bool(pieces)))
+                run = []
+            if number is not None:
+                pieces.append(self._specials.names.get(number, f"<|{number}|>"))
+        # WordPiece has no tokens for spaces; everything stands apart.
+        return ("" if self._specials.masks_eat_space else " ").join(pieces)
+
+    def _is_ordinary(self, number: int) -> bool:
+        return number not in self._specials.names and 0 <= number < self._codec.size
+
+    def sentence_ends(self) -> NDArray[np.bool_]:
+        """Tell for each of the ``v`` ids whether it ends a sentence."""
+        marks = set(SENTENCE_END_MARKS)
+        ends = np.zeros(self.vocab_size, np.bool_)
+        ends[: self._codec.size] = [not marks.isdisjoint(text) for text in self._codec.texts()]
+        ends[list(self._specials.names)] = False
+        return ends
+
+
+def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """Load the tokenizer a configuration names.
+
+    Raises:
+        DataError: Files are missing or of another kind, or ``vocab_size`` is not what they give.
+    """
+    tokenizer = open_tokenizer(
+        config.kind,
+        config.path,
+        task_masks=config.task_masks,
+        fixed_task_masks=config.fixed_task_masks,
+        sentinel_pairs=config.sentinel_pairs,
+    )
+    if tokenizer.vocab_size != config.vocab_size:
+        raise DataError(
+            key="tokenizer.vocab_size",
+            found=config.vocab_size,
+            expected=f"{tokenizer.vocab_size}, the ids of {config.path} with its special tokens",
+            fix=f"set tokenizer.vocab_size={tokenizer.vocab_size}, or choose another tokenizer",
+        )
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """Which special tokens there are."""
+
+    kind: TokenizerKind
+    task_masks: bool
+    fixed_task_masks: bool
+    sentinel_pairs: int
+
+
+def open_tokenizer(
+    kind: TokenizerKind,
+    path: str,
+    *,
+    task_masks: bool = True,
+    fixed_task_masks: bool = True,
+    sentinel_pairs: int = 0,
+) -> Tokenizer:
+    """Load a tokenizer whose number of ids is not known beforehand.
+
+    Args:
+        kind: Family of the vocabulary.
+        path: Model file, or folder with the vocabulary files.
+        task_masks: Whether [gMASK] and [sMASK] exist.
+        fixed_task_masks: Chinese kind only; see ``TokenizerConfig``.
+        sentinel_pairs: Pairs of a mask and a start of piece of their own.
+
+    Raises:
+        DataError: Files are missing or of another kind.
+    """
+    scheme = _Scheme(kind, task_masks, fixed_task_masks, sentinel_pairs)
+    codec, files, specials = _load(scheme, Path(path))
+    # Task masks never occur in a corpus, so they are no part of the fingerprint.
+    borders = f"cls={specials.ids.cls} eos={specials.ids.eos}"
+    return Tokenizer(codec, specials, f"{kind.value} {borders} sha256={hash_files(files)}")
+
+
+def _load(scheme: _Scheme, path: Path) -> tuple[Codec, Sequence[Path], Specials]:
+    files: Sequence[Path]
+    codec: Codec
+    match scheme.kind:
+        case TokenizerKind.sentencepiece:
+            files = [find_file(path, "*.model")]
+            pieces = SentencePieceCodec(files[0])
+            specials = _append_specials(pieces, _SENTENCEPIECE_ORDER, scheme, {"unk": pieces.unk})
+            codec = pieces
+        case TokenizerKind.chinese_sentencepiece:
+            files = [find_file(path, "*.model")]
+            codec = SentencePieceCodec(files[0])
+            specials = _chinese_specials(codec, scheme)
+        case TokenizerKind.bert:
+            files = [find_file(path, "vocab.txt", "*vocab.txt")]
+            codec = bert_codec(files[0])
+            own = {role: f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", "unk")}
+            specials = _append_specials(codec, (), scheme, _find(codec, own | {"eos": "[PAD]"}))
+        case TokenizerKind.gpt2:
+            files = _byte_level_files(path)
+            codec = byte_level_codec(*files)
+            own = {"pad": "<|endoftext|>", "eos": "<|endoftext|>"}
+            specials = _append_specials(codec, _GPT2_ORDER, scheme, _find(codec, own))
+        case TokenizerKind.roberta:
+            files = _byte_level_files(path)
+            codec = byte_level_codec(*files)
+            own = {"pad": "</s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>"}
+            found = _find(codec, own | {"mask": "<mask>"})
+            specials = _append_specials(codec, (), scheme, found)
+        case TokenizerKind.huggingface:
+            files = [find_file(path, "tokenizer.json", "*.json")]
+            codec = huggingface_codec(files[0])
+            specials = _append_specials(codec, _ANY_ORDER, scheme, _find_any(codec))
+    return codec, files, specials
+
+
+_NAMES = {
+    "pad": "<|endoftext|>",
+    "eos": "<|endoftext|>",
+    "cls": "[CLS]",
+    "sep": "[SEP]",
+    "mask": "[MASK]",
+    "unk": "[UNK]",
+    "sop": "<|startofpiece|>",
+    "eop": "<|endofpiece|>",
+    "gmask": "[gMASK]",
+    "smask": "[sMASK]",
+    "block_mask": "[dBLOCK]",
+}
+
+# Which roles get new ids, in the official order; sop, eop and the task masks follow by themselves
+# where a tuple does not name them.
+_SENTENCEPIECE_ORDER = ("eos", "cls", "sep", "mask", "sop", "eop")
+_GPT2_ORDER = ("sop", "eop", "cls", "mask", "sep", "unk")
+_ANY_ORDER = ("eos", "cls", "sep", "mask", "unk", "sop", "eop")
+
+
+def _append_specials(
+    codec: Codec, order: tuple[str, ...], scheme: _Scheme, own: dict[str, int]
+) -> Specials:
+    """Number the special tokens that a vocabulary lacks, from its size upwards."""
+    ids = dict(own)
+    roles = order if "sop" in order else (*order, "sop", "eop")
+    if scheme.task_masks:
+        roles = (*roles, "gmask", "smask")
+    next_id = codec.size
+    for role in roles:
+        if role not in ids:
+            ids[role] = next_id
+            next_id += 1
+    named = {role: number for role, number in ids.items() if number >= codec.size or role in own}
+    ids.setdefault("pad", ids["eos"])
+    return _finish(codec, ids, named, count=next_id, scheme=scheme)
+
+
+def _chinese_specials(codec: Codec, scheme: _Scheme) -> Specials:
+    """Number as the official Chinese tokenizer does.
+
+    The unfixed scheme, with which GLM-10B-Chinese was trained, gives [gMASK] the id of eop; the
+    model then tells them apart by their place only.
+    """
+    size = codec.size
+    ids = {"pad": size, "eos": size, "sep": size + 1, "cls": size + 2, "mask": size + 3}
+    ids |= {"unk": size + 4, "sop": size + 6, "eop": size + 7}
+    if scheme.task_masks:
+        ids |= {"gmask": size + 9 if scheme.fixed_task_masks else size + 7, "smask": size + 8}
+    return _finish(codec, ids, ids, count=max(ids.values()) + 1, scheme=scheme)
+
+
+def _finish(
+    codec: Codec,
+    ids: dict[str, int],
+    named: dict[str, int],
+    *,
+    count: int,
+    scheme: _Scheme,
+) -> Specials:
+    first_sentinel = count if scheme.sentinel_pairs else -1
+    count += 2 * scheme.sentinel_pairs
+    ids = {"gmask": ids["mask"], "smask": ids["mask"], "block_mask": count} | ids
+    names: dict[int, str] = {}
+    for field in fields(SpecialTokens):
+        if field.name in named:
+            # [gMASK] comes after eop and takes the shared id's name, as in the official code.
+            names[named[field.name]] = _NAMES[field.name]
+    if scheme.kind == TokenizerKind.bert:
+        names[ids["pad"]] = "[PAD]"
+    for pair in range(scheme.sentinel_pairs):
+        names[first_sentinel + 2 * pair] = f"[MASK{pair + 1}]"
+        names[first_sentinel + 2 * pair + 1] = f"<|startofpiece{pair + 1}|>"
+    special = SpecialTokens(
+        **ids, first_sentinel=first_sentinel, sentinel_pairs=scheme.sentinel_pairs
+    )
+    return Specials(
+        ids=special,
+        names=names,
+        count=count,
+        masks_eat_space=scheme.kind != TokenizerKind.bert,
+    )
+
+
+def _byte_level_files(path: Path) -> tuple[Path, Path]:
+    folder = path.parent if path.is_file() else path
+    return find_file(folder, "vocab.json", "*vocab.json"), find_file(
+        folder, "merges.txt", "*merges.txt"
+    )
+
+
+def _find(codec: Codec, pieces: dict[str, str]) -> dict[str, int]:
+    """Find the ids of special tokens that a kind of vocabulary must already have."""
+    ids = {}
+    for role, piece in pieces.items():
+        found = codec.id_of(piece)
+        if found is None:
+            raise DataError(
+                key="tokenizer.kind",
+                found=f"a vocabulary without {piece}",
+                expected="the vocabulary of that kind",
+                fix="check tokenizer.kind and tokenizer.path",
+            )
+        ids[role] = found
+    return ids
+
+
+def _find_any(codec: Codec) -> dict[str, int]:
+    """Find whichever special tokens a tokenizer.json happens to have."""
+    known = {
+        "eos": ("<|endoftext|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[PAD]", "<pad>"),
+        "cls": ("[CLS]", "<s>", "<cls>", "<bos>", "[BOS]", "<|begin_of_text|>"),
+        "sep": ("[SEP]", "<sep>"),
+        "mask": ("[MASK]", "<mask>"),
+        "unk": ("[UNK]", "<unk>"),
+        "sop": ("<|startofpiece|>", "<sop>"),
+        "eop": ("<|endofpiece|>", "<eop>"),
+        "gmask": ("[gMASK]",),
+        "smask": ("[sMASK]",),
+    }
+    ids = {}
+    for role, pieces in known.items():
+        present = [found for piece in pieces if (found := codec.id_of(piece)) is not None]
+        if present:
+            ids[role] = present[0]
+    return ids

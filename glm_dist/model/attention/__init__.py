@@ -1,0 +1,1 @@
+"""GLM's prefix attention: plan, kernels, rotary positions."""

@@ -1,0 +1,166 @@
+"""Where attention looks in one micro-batch: worked out once on the host, used by every layer.
+
+A row is one segment, or several that must not see each other. A segment is Part A, then Part B:
+A sees all of A, B sees A and its own past. As calls that fast kernels know (GLM 2.1):
+
+1. Part A attends to Part A without a mask.
+2. Part B attends to both parts causally, the last query aligned with the last key.
+
+megatron-core carries the plan to the core attention as its ``packed_seq_params``: that argument
+reaches every layer untouched, also when activations are recomputed, and needs not be a tensor.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import torch
+
+from glm_dist.data.rows import Segment
+from glm_dist.model.attention.rotary import Rotation
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One segment that stands at the same place in consecutive rows; they share a call."""
+
+    rows: slice
+    start: int
+    """First place of Part A."""
+    middle: int
+    """First place of Part B."""
+    stop: int
+    """First place behind Part B."""
+
+
+@dataclass(frozen=True)
+class VariableLength:
+    """The two calls over all segments at once, as variable-length kernels want them.
+
+    Tokens lie in the order of [s, b] memory: place i of row r is i * b + r. Queries are put into
+    the order "every Part A, then every Part B", so that each call reads one contiguous range; keys
+    are put row after row, which serves both calls. In the first call the keys of Part B belong to
+    sequences without queries.
+    """
+
+    query_order: torch.Tensor
+    """Memory index of each query [s * b]."""
+    query_places: torch.Tensor
+    """The inverse permutation [s * b]."""
+    key_order: torch.Tensor
+    """Memory index of each key [s * b]."""
+    key_places: torch.Tensor
+    """The inverse permutation [s * b]."""
+    num_part_a: int
+    """Queries of the first call."""
+    part_a_queries: torch.Tensor
+    """Where the sequences of the first call begin among its queries, int32 [2 n + 1]."""
+    part_a_keys: torch.Tensor
+    """The same among the keys, int32 [2 n + 1]."""
+    part_b_queries: torch.Tensor
+    """Where the n segments begin among the queries of the second call, int32 [n + 1]."""
+    part_b_keys: torch.Tensor
+    """The same among the keys, int32 [n + 1]."""
+    longest_part_a: int
+    longest_part_b: int
+    longest_segment: int
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The segments of a micro-batch in the forms that kernels need."""
+
+    qkv_format: ClassVar[str] = "sbhd"
+    """Read by megatron-core: the tensors have their usual shape, not its packed one."""
+
+    stretches: tuple[Stretch, ...]
+    variable_length: VariableLength | None
+    """Only where the device has such kernels."""
+    rotation: Rotation | None = None
+    """Angles of rotary positions; None where positions are learned."""
+
+
+def plan_attention(
+    prefix_lengths: Sequence[int],
+    *,
+    row_length: int,
+    device: torch.device,
+    segments: Sequence[Sequence[Segment]] = (),
+) -> AttentionPlan:
+    """Plan the attention of a micro-batch.
+
+    Args:
+        prefix_lengths: Tokens of Part A of each row [b], for rows that are one segment.
+        row_length: s; a row that is one segment counts its padding as Part B.
+        device: Where the kernels run.
+        segments: Segments of packed rows [b], empty for the others; () if no row is packed. What
+            they leave of a row is padding and becomes a segment of its own.
+    """
+    rows = [[Segment(row_length, prefix)] for prefix in prefix_lengths]
+    for i, packed in enumerate(segments):
+        if packed:
+            rest = row_length - sum(segment.length for segment in packed)
+            rows[i] = [*packed, *([Segment(rest, 0)] if rest else [])]
+    variable_length = None
+    if device.type == "cuda":
+        variable_length = plan_variable_length(rows, device=device)
+    return AttentionPlan(stretches=_stretches(rows), variable_length=variable_length)
+
+
+def _stretches(rows: Sequence[Sequence[Segment]]) -> tuple[Stretch, ...]:
+    borders = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]] + [len(rows)]
+    stretches = []
+    for first, end in pairwise(borders):
+        start = 0
+        for length, prefix in rows[first]:
+            stretches.append(Stretch(slice(first, end), start, start + prefix, start + length))
+            start += length
+    return tuple(stretches)
+
+
+def plan_variable_length(
+    rows: Sequence[Sequence[Segment]], *, device: torch.device
+) -> VariableLength:
+    """Work out orders and borders of the two variable-length calls.
+
+    Args:
+        rows: Segments of each row [b]; those of a row add up to s.
+        device: Where the index tensors go; they are copied without waiting.
+    """
+    flat = [segment for row in rows for segment in row]
+    lengths = torch.tensor([segment.length for segment in flat])
+    part_a = torch.tensor([segment.prefix_length for segment in flat])
+    part_b = lengths - part_a
+    row_length = sum(segment.length for segment in rows[0])
+    # Row after row: key j is place j % s of row j // s.
+    key_order = torch.arange(row_length * len(rows)).view(row_length, len(rows)).t().reshape(-1)
+    alternating = torch.stack([part_a, part_b], dim=1).reshape(-1)  # A, B, A, B, … [2 n]
+    in_part_a = torch.tensor([True, False]).repeat(len(flat)).repeat_interleave(alternating)
+    query_order = torch.cat([key_order[in_part_a], key_order[~in_part_a]])
+    queries_of_a = torch.stack([part_a, torch.zeros_like(part_a)], dim=1).reshape(-1)
+
+    def borders(counts: torch.Tensor) -> torch.Tensor:
+        return _to_device(torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int(), device)
+
+    return VariableLength(
+        query_order=_to_device(query_order, device),
+        query_places=_to_device(query_order.argsort(), device),
+        key_order=_to_device(key_order, device),
+        key_places=_to_device(key_order.argsort(), device),
+        num_part_a=int(part_a.sum()),
+        part_a_queries=borders(queries_of_a),
+        part_a_keys=borders(alternating),
+        part_b_queries=borders(part_b),
+        part_b_keys=borders(lengths),
+        longest_part_a=int(part_a.max()),
+        longest_part_b=int(part_b.max()),
+        longest_segment=int(lengths.max()),
+    )
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy without waiting: only page-locked memory allows that."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)

@@ -1,0 +1,202 @@
+"""One pipeline stage of GLM: its share of embedding, blocks, final norm and tied head.
+
+Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor ranks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from megatron.core.enums import ModelType
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
+from megatron.core.transformer.transformer_block import TransformerBlock
+
+from glm_dist.config.schema import Dtype, ModelConfig, PositionEncoding, RecomputeConfig
+from glm_dist.model.attention.rotary import plan_rotation
+from glm_dist.model.batch import StageBatch
+from glm_dist.model.block import block_spec, transformer_config
+from glm_dist.model.embedding import GLMEmbedding, keep_weight
+from glm_dist.model.head import head_logits, head_loss
+from glm_dist.model.parameters import ParameterPlace, mark_for_norm, place_parameter
+from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.sequence import gather_targets, prepare_process
+
+WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+"""Global name of the tied table, on whichever stage it lies."""
+
+
+class GLMStage(torch.nn.Module):
+    """The part of the model that one pipeline rank holds."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        vocab_size: int,
+        padded_vocab_size: int,
+        dtype: Dtype,
+        groups: ParallelGroups,
+        device: torch.device,
+        recompute: RecomputeConfig | None = None,
+        chunk: int = 0,
+    ) -> None:
+        """Create the stage's modules; ``parameters.initialize`` gives them values.
+
+        Args:
+            model: Architecture.
+            vocab_size: Tokens that exist.
+            padded_vocab_size: Rows of the word table, a multiple of 128.
+            dtype: Number format of parameters and activations.
+            groups: This rank's process groups.
+            device: Where parameters live.
+            recompute: Activations that are not kept; None keeps all.
+            chunk: Which of this rank's virtual stages.
+        """
+        super().__init__()
+        layout, stage = groups.layout, groups.coordinates.pipeline
+        if layout.sequence_parallel:
+            prepare_process()
+        self.config = transformer_config(
+            model, dtype, layout=layout, device=device, recompute=recompute or RecomputeConfig()
+        )
+        self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
+        self.groups = groups
+        self.vocab_size = vocab_size
+        layers = layout.layers_of_stage(model.num_layers, stage, chunk=chunk)
+        self.first_layer = layers.start
+        self.is_first = groups.is_first_stage and chunk == 0
+        self.is_last = groups.is_last_stage and chunk == layout.virtual_stages - 1
+        self.head_size_to_rotate: int | None = None
+        if model.position_encoding is PositionEncoding.rotary_2d:
+            self.head_size_to_rotate = model.head_size
+        self.embedding: GLMEmbedding | None = None
+        self.head: VocabParallelEmbedding | None = None
+        if self.is_first:
+            self.embedding = self._first_tables(model, padded_vocab_size, device=device)
+        elif self.is_last:
+            self.head = self._tied_copy(padded_vocab_size)
+        self.decoder = TransformerBlock(
+            self.config,
+            block_spec(len(layers), model.residual, device=device),
+            pre_process=self.is_first,
+            post_process=self.is_last,
+            pg_collection=groups.collection(),
+        )
+        self.to(device)
+        mark_for_norm(self.places())
+
+    def _first_tables(
+        self, model: ModelConfig, padded_vocab_size: int, *, device: torch.device
+    ) -> GLMEmbedding:
+        is_learned = model.position_encoding is PositionEncoding.learned
+        return GLMEmbedding(
+            self.config,
+            padded_vocab_size=padded_vocab_size,
+            max_position_embeddings=model.max_position_embeddings if is_learned else None,
+            gradient_share=model.embedding_gradient_share,
+            tensor_group=self.groups.tensor,
+            device=device,
+        )
+
+    def _tied_copy(self, padded_vocab_size: int) -> VocabParallelEmbedding:
+        """The last stage's own word table; its gradient and the first stage's are summed."""
+        head = VocabParallelEmbedding(
+            padded_vocab_size,
+            self.config.hidden_size,
+            init_method=keep_weight,
+            config=self.config,
+            tp_group=self.groups.tensor,
+        )
+        # DeepSpeed must count the copy's gradient once in the norm.
+        head.weight.ds_pipe_replicated = True
+        return head
+
+    def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
+        """Take the previous stage's hidden states [s, b, h]; called by megatron's schedules."""
+        self.decoder.set_input_tensor(tensors[0])
+
+    @property
+    def chunks(self) -> tuple["GLMStage", ...]:
+        """What the schedule runs: the stage itself, as it is in one piece."""
+        return (self,)
+
+    @property
+    def tied_weight(self) -> torch.Tensor | None:
+        """This stage's slice of the word table [v/t, h]; None on the stages between."""
+        table = self.head if self.embedding is None else self.embedding.word_embeddings
+        return None if table is None else table.weight
+
+    def hidden_states(self, batch: StageBatch) -> torch.Tensor:
+        """Run the embedding, where this stage has it, and the blocks.
+
+        Returns:
+            [s, b, h], normalised on the last stage; this rank's part of the rows under sequence
+            parallelism.
+        """
+        embedded = None
+        if self.embedding is not None:
+            embedded = self.embedding(batch.tokens, batch.positions, batch.block_positions)
+        plan = batch.attention
+        if self.head_size_to_rotate is not None:
+            rotation = plan_rotation(
+                batch.positions, batch.block_positions, head_size=self.head_size_to_rotate
+            )
+            plan = replace(plan, rotation=rotation)
+        hidden: torch.Tensor = self.decoder(embedded, None, packed_seq_params=plan)
+        return hidden
+
+    def forward(self, batch: StageBatch) -> torch.Tensor:
+        """Hidden states for the next stage [s, b, h], or on the last stage the summed loss []."""
+        hidden = self.hidden_states(batch)
+        if not self.is_last:
+            return hidden
+        return head_loss(
+            self._at_targets(hidden, batch),
+            self._head_weight(),
+            batch.target_ids,
+            vocab_size=self.vocab_size,
+            group=self.groups.tensor,
+        )
+
+    def logits(self, batch: StageBatch) -> torch.Tensor:
+        """Logits at the targets [n, vocab_size] in fp32; last stage only."""
+        return head_logits(
+            self._at_targets(self.hidden_states(batch), batch),
+            self._head_weight(),
+            vocab_size=self.vocab_size,
+            group=self.groups.tensor,
+        )
+
+    def places(self) -> list[ParameterPlace]:
+        """What each of this rank's parameters is in the whole model."""
+        return [
+            place_parameter(
+                name,
+                parameter,
+                tensor_rank=self.groups.coordinates.tensor,
+                tensor_size=self.groups.layout.tensor_parallel_size,
+                gated=self.config.gated_linear_unit,
+            )
+            for name, parameter in self._global_names()
+        ]
+
+    def _global_names(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        for name, parameter in self.named_parameters():
+            if name == "head.weight":
+                yield WORD_EMBEDDINGS, parameter
+            elif name.startswith("decoder.layers."):
+                _, _, layer, rest = name.split(".", 3)
+                yield f"decoder.layers.{int(layer) + self.first_layer}.{rest}", parameter
+            else:
+                yield name, parameter
+
+    def _at_targets(self, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
+        if self.config.sequence_parallel:
+            # The head's gradient is already summed over its ranks, as this needs it.
+            return gather_targets(hidden, batch.target_index, group=self.groups.tensor)
+        return hidden.flatten(0, 1)[batch.target_index]  # [s, b, h] -> [n, h]
+
+    def _head_weight(self) -> torch.Tensor:
+        weight = self.tied_weight
+        assert weight is not None, "the last stage always holds the word table"
+        return weight

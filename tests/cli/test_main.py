@@ -1,0 +1,187 @@
+"""The command line as launchers and users call it. Processes of their own: argv and exit status."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from glm_dist.cli.main import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+DEEPSPEED = {
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+    "LOCAL_RANK": "1",
+    "LOCAL_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run python with a user's environment, without what a launcher around the tests exported."""
+    launched = r"SLURM_|TORCHELASTIC_|MASTER_|LOCAL_SIZE|GLM_|(LOCAL_)?(RANK|WORLD_SIZE)$"
+    kept = {name: value for name, value in os.environ.items() if not re.match(launched, name)}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=kept | variables,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def glm_dist(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from glm_dist.cli.main import main; sys.exit(main())"
+    return run("-c", code, *arguments, **variables)
+
+
+@pytest.mark.parametrize(
+    "inserted",
+    [["--local_rank=0"], ["--local-rank=0"], ["--local_rank", "0"], ["--local-rank", "0"]],
+    ids=" ".join,
+)
+def test_argument_that_launchers_insert_is_accepted(inserted: list[str]) -> None:
+    rank_0 = DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0"}
+    done = run("train.py", *inserted, "experiment=quickstart", "--cfg", "job", **rank_0)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("config_version: 1\nrun:\n  name: quickstart\n")
+
+
+def test_configuration_is_printed_with_overrides_on_both_sides() -> None:
+    done = run("train.py", "experiment=tiny", "--cfg", "job", "run.steps=7", "parallel=single")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  steps: 7\n" in done.stdout
+    assert "  data_parallel_size: 1\n" in done.stdout
+
+
+def test_only_rank_0_speaks_of_a_mistake_that_all_ranks_meet() -> None:
+    typed = ["train.py", "--local_rank=1", "experiment=quickstart", "model.num_layer=3"]
+    first = run(*typed, **DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0"})
+    second = run(*typed, **DEEPSPEED)
+    assert (first.returncode, first.stdout) == (2, "")
+    assert first.stderr.startswith("ConfigError: model.num_layer = unknown: expected a key of")
+    assert (second.returncode, second.stdout, second.stderr) == (2, "", "")
+
+
+def test_missing_files_are_told_once_per_node(tmp_path: Path) -> None:
+    typed = ["train.py", "experiment=quickstart", f"paths.data={tmp_path}"]
+    first = run(*typed, **DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0"})
+    second = run(*typed, **DEEPSPEED)
+    assert first.returncode == second.returncode == 2
+    assert first.stderr == (
+        f"DataError: {tmp_path}/quickstart/tokenizer.model = missing: expected a file, or a "
+        "folder with *.model.\n"
+        "  Fix: check tokenizer.path; `glm-dist tokenizer train` makes a new tokenizer.\n"
+    )
+    assert second.stderr == ""
+
+
+def test_contradictory_launch_is_told_by_the_rank_that_sees_it() -> None:
+    done = run("train.py", "experiment=tiny", **DEEPSPEED | {"RANK": "2"})
+    assert done.returncode == 2
+    assert done.stderr == (
+        "rank 2: LaunchError: RANK = 2: expected less than WORLD_SIZE = 2.\n"
+        "  Fix: unset the variables of an earlier launch and start again.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--multirun", "experiment=tiny"],
+            "ConfigError: command line = --multirun: expected one run; runs after one another in a "
+            "process would share its state.\n"
+            "  Fix: submit one job for each point, e.g. as a SLURM array.\n",
+        ),
+        (
+            ["-m", "experiment=tiny"],
+            "ConfigError: command line = --multirun: expected one run; runs after one another in a "
+            "process would share its state.\n"
+            "  Fix: submit one job for each point, e.g. as a SLURM array.\n",
+        ),
+        (
+            ["experiment=tiny", "--learning-rate", "--fast"],
+            "ConfigError: command line = --learning-rate --fast: expected the arguments of "
+            "train.py.\n"
+            "  Fix: see train.py --help; values are set without dashes, as key=value.\n",
+        ),
+        (
+            [],
+            "ConfigError: run.name, run.steps = nothing: expected a text and a whole number.\n"
+            "  Fix: choose an experiment, e.g. experiment=quickstart, or set run.name=my_run "
+            "run.steps=200000.\n",
+        ),
+    ],
+    ids=["multirun", "multirun in short", "unknown options", "nothing"],
+)
+def test_wrong_command_line_is_answered_with_one_message(
+    arguments: list[str], message: str
+) -> None:
+    done = run("train.py", *arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+
+
+def test_help_of_the_program_lists_every_command() -> None:
+    done = glm_dist("--help")
+    assert done.returncode == 0
+    assert not [name for name in COMMANDS if not re.search(rf"(?m)^ +{name}\b", done.stdout)]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    done = glm_dist(command, "--help")
+    assert done.returncode == 0, done.stderr
+    # Usage, then what it is for in words, then its arguments.
+    assert re.search(rf"(?s)^usage: glm-dist {command} .*\n\n[A-Z`][^\n]+\n.*options:", done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [([], "required: <command>"), (["pretrain"], "invalid choice: 'pretrain'")],
+    ids=["no command", "unknown command"],
+)
+def test_program_without_a_command_it_knows_says_so(arguments: list[str], words: str) -> None:
+    done = glm_dist(*arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+
+
+def test_check_describes_the_job_without_its_files() -> None:
+    typed = ["check", "experiment=glm_large", "parallel=tp2_pp2", "--processes", "8", "--no-files"]
+    done = glm_dist(*typed)
+    assert done.stderr == ""
+    # 8 processes / (2 x 2) = 2 replicas; 1024 rows / (2 x 16) = 32 micro-batches;
+    # 1024 x 564 = 577 536 tokens a step, times 200 000 steps.
+    assert done.stdout == (
+        "run         glm_large, 200,000 steps\n"
+        "processes   8 = tp 2 x pp 2 x dp 2, ZeRO 1, fp16\n"
+        "model       334,688,256 parameters: 24 layers, hidden 1024, 16 heads, vocabulary 30,524 "
+        "padded to 30,592\n"
+        "step        1,024 rows x 564 = 577,536 tokens; 32 micro-batches of 16 rows on each "
+        "replica\n"
+        "tokens      115,507,200,000 in all steps\n"
+        "files       not checked\n"
+        "start       deepspeed --num_accelerators 8 train.py experiment=glm_large "
+        "parallel=tp2_pp2\n"
+        "            torchrun --nproc-per-node 8 train.py experiment=glm_large parallel=tp2_pp2\n"
+        "            srun --nodes=1 --ntasks=8 python train.py experiment=glm_large "
+        "parallel=tp2_pp2\n"
+    )
+
+
+def test_check_refuses_a_job_that_would_not_start() -> None:
+    done = glm_dist("check", "experiment=glm_large", "--processes", "48", "--no-files")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("ConfigError: batch.global_batch_size = 1024: expected a mult")
+
+
+def test_config_prints_the_reference() -> None:
+    done = glm_dist("config", "--reference")
+    assert done.stdout == (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
