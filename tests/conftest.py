@@ -1,12 +1,14 @@
 """Surroundings of every test: the same on a laptop, a cluster's login node and CI."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-# Before torch is imported: many small processes share few cores.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+from tests.environment import CPU_ONLY, ONE_THREAD
+
+os.environ.update({**ONE_THREAD, **os.environ})
 os.environ["HYDRA_FULL_ERROR"] = "1"
 # A suite started inside a job must not believe it is one of the job's ranks.
 for name in [n for n in os.environ if n.startswith(("SLURM_", "TORCHELASTIC_", "GLM_DATA"))]:
@@ -15,6 +17,13 @@ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
     os.environ.pop(name, None)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide every GPU unless tests marked gpu were asked for: before any test imports torch."""
+    asked = re.search(r"(?<!not )\bgpu\b", config.option.markexpr)
+    if not asked:
+        os.environ.update(CPU_ONLY)
 
 
 def pytest_report_header() -> str:

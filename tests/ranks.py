@@ -1,91 +1,201 @@
-"""Run a check in several real processes over gloo and bring its results, or its failure, back."""
+"""Run a check in several real processes and bring its results, or its failure, back.
 
+Ranks on CPUs are forked from a server that has imported torch, megatron-core and deepspeed and done
+nothing else: a rank starts in milliseconds, without the threads and locks of the tests' process.
+"""
+
+import contextlib
 import multiprocessing
 import os
 import queue
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from tests.environment import CPU_ONLY, ONE_THREAD, SEVERAL_RANKS_ON_ONE_GPU
+
+ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT_SECONDS = 300
 
 
 def run_ranks(
-    check: Callable[..., Any], *args: Any, world_size: int, timeout: float = TIMEOUT_SECONDS
+    check: Callable[..., Any],
+    *args: Any,
+    world_size: int,
+    timeout: float = TIMEOUT_SECONDS,
+    device: str = "cpu",
 ) -> list[Any]:
-    """Call ``check(*args)`` on every rank of a fresh gloo job.
+    """Call ``check(*args)`` on every rank of a fresh job.
 
     Args:
         check: A top-level function; its result must be picklable.
         *args: Passed on to every rank.
         world_size: Processes to start.
         timeout: Seconds after which the job is killed and the test fails.
+        device: "cpu" hides every GPU and joins the ranks by gloo. "cuda" joins them by NCCL too,
+            several on a GPU where there are fewer GPUs than ranks.
 
     Returns:
         What each rank returned, in rank order.
+
+    Raises:
+        AssertionError: A rank raised, with its traceback; or it died, or did not answer in time.
     """
-    context = multiprocessing.get_context("spawn")
+    with _started(check, args, world_size=world_size, device=device) as (processes, results):
+        return _collect(processes, results, timeout=timeout)
+
+
+def exit_codes(
+    check: Callable[..., Any], *args: Any, world_size: int, timeout: float = TIMEOUT_SECONDS
+) -> list[int | None]:
+    """Call ``check(*args)`` as ``run_ranks`` does; how each rank ended, None where it did not."""
+    deadline = time.monotonic() + timeout
+    with _started(check, args, world_size=world_size, device="cpu") as (processes, _):
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [process.exitcode for process in processes]
+
+
+@contextlib.contextmanager
+def _started(
+    check: Callable[..., Any], args: tuple[Any, ...], *, world_size: int, device: str
+) -> Iterator[tuple[list[BaseProcess], Any]]:
+    """Ranks at work and the queue of their answers; none of them outlives the block."""
+    context = _context(device)
     results: Any = context.Queue()
+    processes: list[BaseProcess] = []
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        processes = [
-            context.Process(target=_rank, args=(rank, world_size, store, results, check, args))
-            for rank in range(world_size)
-        ]
-        for process in processes:
-            process.start()
         try:
-            return _collect(processes, results, timeout=timeout)
+            for rank in range(world_size):
+                variables = {**os.environ, **_variables(rank, world_size, device)}
+                process = context.Process(
+                    target=_rank, args=(variables, store, results, device, check, args)
+                )
+                with environment(variables):
+                    process.start()
+                processes.append(process)
+            yield processes, results
         finally:
             for process in processes:
                 process.kill()
+            for process in processes:
                 process.join()
 
 
-def _collect(processes: list[Any], results: Any, *, timeout: float) -> list[Any]:
+def _context(device: str) -> Any:
+    """How ranks start: on GPUs by spawn, since a process that has met CUDA must not be forked."""
+    if device == "cuda":
+        return multiprocessing.get_context("spawn")
+    _start_server()
+    return multiprocessing.get_context("forkserver")
+
+
+@cache
+def _start_server() -> None:
+    """Start the fork server with this checkout's package first and no GPU in sight."""
+    forkserver.set_forkserver_preload(["tests.preload"])
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    quiet = {"PYTHONWARNINGS": "ignore::UserWarning"}  # megatron-core's, of optional libraries
+    variables = {"PYTHONPATH": os.pathsep.join(paths), **quiet, **CPU_ONLY, **ONE_THREAD}
+    with environment({**os.environ, **variables}):
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Make these the whole environment while the block runs: what starts in it inherits them."""
+    before = dict(os.environ)
+    try:
+        _replace_environment(variables)
+        yield
+    finally:
+        _replace_environment(before)
+
+
+def _replace_environment(variables: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _variables(rank: int, world_size: int, device: str) -> dict[str, str]:
+    """What a launcher tells a rank, and what keeps it on its device."""
+    launched = {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        **ONE_THREAD,
+    }
+    if device == "cpu":
+        return {**launched, **CPU_ONLY}
+    local = {"LOCAL_RANK": str(rank % torch.cuda.device_count())}
+    return {**launched, **SEVERAL_RANKS_ON_ONE_GPU, **local, "NCCL_HOSTID": f"h{rank}"}
+
+
+def _collect(processes: list[BaseProcess], results: Any, *, timeout: float) -> list[Any]:
     answers: dict[int, Any] = {}
     deadline = time.monotonic() + timeout
     while len(answers) < len(processes):
         try:
             rank, error, value = results.get(timeout=1.0)
         except queue.Empty:
-            dead = [r for r, p in enumerate(processes) if p.exitcode not in (None, 0)]
-            assert not dead or not results.empty(), f"ranks {dead} died without a word"
+            dead = _ended(processes)
+            assert not dead or not results.empty(), f"ended without a word: {dead}"
             assert time.monotonic() < deadline, (
                 f"no answer from ranks {sorted(set(range(len(processes))) - set(answers))} "
                 f"within {timeout} s"
             )
             continue
-        assert error is None, f"rank {rank} failed:\n{error}"
+        assert error is None, f"rank {rank} failed; {_others(rank, processes)}:\n{error}"
         answers[rank] = value
     return [answers[rank] for rank in range(len(processes))]
 
 
+def _ended(processes: list[BaseProcess]) -> str:
+    """Ranks that ended with an exit code other than 0, and that code."""
+    codes = {rank: process.exitcode for rank, process in enumerate(processes)}
+    return ", ".join(f"rank {rank} with {code}" for rank, code in codes.items() if code)
+
+
+def _others(rank: int, processes: list[BaseProcess]) -> str:
+    """How the others ended: beside a killed rank one that lives only says that it lost it."""
+    others = [process for other, process in enumerate(processes) if other != rank]
+    wait([process.sentinel for process in others], timeout=1.0)
+    return f"ended: {_ended(processes) or 'none'}"
+
+
 def _rank(
-    rank: int,
-    world_size: int,
+    variables: Mapping[str, str],
     store: str,
     results: Any,
+    device: str,
     check: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
-    os.environ.update(
-        RANK=str(rank),
-        WORLD_SIZE=str(world_size),
-        LOCAL_RANK=str(rank),
-        LOCAL_WORLD_SIZE=str(world_size),
-    )
+    # A forked rank has the server's environment, from before the test.
+    _replace_environment(variables)
+    rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])
     torch.set_num_threads(1)
+    backend = "gloo"
+    if device == "cuda":
+        torch.cuda.set_device(int(variables["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
     try:
         dist.init_process_group(
-            "gloo",
+            backend,
             store=dist.FileStore(store, world_size),
             rank=rank,
             world_size=world_size,

@@ -19,7 +19,7 @@ from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import find_checkpoint, load_tensors, read_checkpoint
 from glm_dist.checkpoint.save import check_shared, save_checkpoint
 from glm_dist.errors import CheckpointError
-from tests.ranks import run_ranks
+from tests.ranks import exit_codes, run_ranks
 
 PHASES = [
     "staged",
@@ -246,21 +246,19 @@ def test_a_run_folder_on_each_hosts_own_disk_is_refused_before_training(tmp_path
     assert not any(any(Path(host).iterdir()) for host in hosts)
 
 
-def killed_rank(rank: int, store: str, folder: str) -> None:
-    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+def save_and_kill_the_second(folder: str) -> None:
     save(Path(folder), 1)
-    save(Path(folder), 2, on_phase=Killer("tensors_written") if rank == 1 else lambda phase: None)
+    save(
+        Path(folder),
+        2,
+        on_phase=Killer("tensors_written") if dist.get_rank() == 1 else lambda phase: None,
+    )
 
 
 def test_a_rank_killed_while_saving_ends_the_others_and_spares_the_last_checkpoint(
     tmp_path: Path,
 ) -> None:
-    context = multiprocessing.get_context("spawn")
-    args = (str(tmp_path / "store"), str(tmp_path / "checkpoints"))
-    ranks = [context.Process(target=killed_rank, args=(rank, *args)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(120)
-    assert [process.exitcode for process in ranks] == [1, -signal.SIGKILL]
-    assert newest_step(tmp_path / "checkpoints") == 1
+    codes = exit_codes(save_and_kill_the_second, str(tmp_path), world_size=2, timeout=120)
+
+    assert codes == [1, -signal.SIGKILL]
+    assert newest_step(tmp_path) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.cli.main import COMMANDS
+from tests.environment import CPU_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
 DEEPSPEED = {
@@ -28,7 +29,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
         cwd=ROOT,
-        env=kept | variables,
+        env=kept | CPU_ONLY | variables,
         capture_output=True,
         text=True,
         timeout=120,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.data.corpora import VOCAB_SIZE, make_documents, write_corpus, write_vocabulary
+from tests.environment import CPU_ONLY, ONE_THREAD
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -61,7 +62,7 @@ def free_port() -> int:
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """The environment of a user's shell with the virtual environment's programs on the path."""
+    """The environment of a user's shell on a machine without GPUs, with this Python's programs."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -69,7 +70,8 @@ def clean_environment(**variables: str) -> dict[str, str]:
     }
     return kept | {
         "PATH": f"{BIN}{os.pathsep}{kept.get('PATH', '')}",
-        "OMP_NUM_THREADS": "1",
+        **ONE_THREAD,
+        **CPU_ONLY,
         **variables,
     }
 

@@ -1,0 +1,8 @@
+"""What the fork server of tests/ranks.py imports once, so that no rank pays for it."""
+
+import gc
+
+import glm_dist.train.job  # noqa: F401  (torch, megatron-core, deepspeed)
+
+# A collection in a forked rank would write to, and so copy, every page of these libraries.
+gc.freeze()
