@@ -14,7 +14,11 @@ import sys
 from pathlib import Path
 
 from glm_dist.config.checks import check_config
-from glm_dist.config.launch import accelerator_is_visible, read_launch_environment
+from glm_dist.config.launch import (
+    accelerator_is_visible,
+    hide_gpus_if_asked,
+    read_launch_environment,
+)
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import EXIT_USER_ERROR, ConfigError, GlmDistError
 from glm_dist.train.preflight import check_files
@@ -37,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         GlmDistError: What the user asked for cannot be done.
     """
     launch = read_launch_environment(os.environ)
+    hide_gpus_if_asked(os.environ)
     try:
         if arguments.multirun:
             raise _multirun()

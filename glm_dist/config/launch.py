@@ -6,7 +6,7 @@ plain ``python train.py`` exports nothing and is a job of one process. Pure text
 
 import re
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,19 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
         if not value_follows and not re.match(r"--local[_-]rank=", argument):
             kept.append(argument)
     return kept
+
+
+def hide_gpus_if_asked(environ: MutableMapping[str, str]) -> None:
+    """Hide every GPU from this process where ``DS_ACCELERATOR=cpu``; before torch is imported.
+
+    The ``deepspeed`` launcher overwrites CUDA_VISIBLE_DEVICES for its ranks, so this variable
+    is the one that chooses the CPUs of a GPU machine under every launcher.
+
+    Args:
+        environ: Environment of the process; changed in place.
+    """
+    if environ.get("DS_ACCELERATOR") == "cpu":
+        environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def accelerator_is_visible(environ: Mapping[str, str], *, devices: Path = Path("/dev")) -> bool:

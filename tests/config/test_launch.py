@@ -7,6 +7,7 @@ from glm_dist.config.launch import (
     LaunchEnvironment,
     accelerator_is_visible,
     first_host,
+    hide_gpus_if_asked,
     read_launch_environment,
     without_local_rank,
 )
@@ -328,3 +329,15 @@ def test_gpu_is_seen_without_torch(
     for name in files:
         (tmp_path / name).touch()
     assert accelerator_is_visible(environ, devices=tmp_path) is visible
+
+
+def test_deepspeeds_variable_hides_gpus_that_its_launcher_showed(tmp_path: Path) -> None:
+    (tmp_path / "nvidia0").touch()
+    asked = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "0,1"}
+    not_asked = {"CUDA_VISIBLE_DEVICES": "0,1"}
+
+    hide_gpus_if_asked(asked)
+    hide_gpus_if_asked(not_asked)
+
+    assert not accelerator_is_visible(asked, devices=tmp_path)
+    assert accelerator_is_visible(not_asked, devices=tmp_path)
