@@ -20,6 +20,7 @@ PACKAGE = "glm_dist"
 # A layer imports from the lines above it, and from itself; never from a neighbour on its line.
 LAYERS = (
     ("errors",),
+    ("files", "seeds"),
     ("config",),
     ("data", "parallel", "observe"),
     ("model",),

@@ -9,10 +9,11 @@
 """
 
 import logging
-import os
 import re
 import shutil
 from pathlib import Path
+
+from glm_dist.files import fsync_folder, is_dir
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def list_steps(directory: Path) -> list[tuple[int, Path]]:
 
     A folder that was about to be replaced comes after the one that replaces it.
     """
-    if not directory.is_dir():
+    if not is_dir(directory):
         return []
     found = []
     for path in directory.iterdir():
@@ -67,7 +68,7 @@ def publish(staging: Path, final: Path) -> None:
     if replaces:
         final.rename(old)
     staging.rename(final)
-    sync_folder(final.parent)
+    fsync_folder(final.parent)
     if replaces:
         remove(old)
 
@@ -98,15 +99,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(trash)
     except OSError as error:
         log.warning("could not remove checkpoint path=%s reason=%s", path, error)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable, as fsync does for a file's content."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _clear_leftovers(directory: Path) -> None:

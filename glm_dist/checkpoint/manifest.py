@@ -16,6 +16,7 @@ import torch
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError
+from glm_dist.files import sha256_of
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
@@ -126,19 +127,13 @@ def find_problems(
             num_bytes = path.stat().st_size
             if num_bytes != record.num_bytes:
                 problems.append(f"{name} has {num_bytes} of {record.num_bytes} bytes")
-            elif read_content and hash_file(path) != record.sha256:
+            elif read_content and sha256_of(path) != record.sha256:
                 problems.append(f"{name} was changed: its SHA-256 is not the one in the manifest")
         except FileNotFoundError:
             problems.append(f"{name} is missing")
         except OSError as error:
             problems.append(f"{name} cannot be read ({error})")
     return problems
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal; memory stays small."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointError:

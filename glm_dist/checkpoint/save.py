@@ -21,7 +21,6 @@ from glm_dist.checkpoint.folders import (
     publish,
     retire,
     step_name,
-    sync_folder,
 )
 from glm_dist.checkpoint.fragments import as_fragment
 from glm_dist.checkpoint.manifest import (
@@ -34,6 +33,7 @@ from glm_dist.checkpoint.manifest import (
 )
 from glm_dist.checkpoint.storage import write_file, write_tensors
 from glm_dist.errors import CheckpointError
+from glm_dist.files import fsync_folder
 from glm_dist.parallel.errors import Ranks
 
 log = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ def _write_all(
         files, saved_tensors = write_tensors(staging, fragments, ranks)
     on_phase("tensors_written")
     with ranks.together("see its files on disk", key):
-        sync_folder(staging)
+        fsync_folder(staging)
     with ranks.together("read back what it wrote", key):
         _check_written(staging, files)
     on_phase("verified")
@@ -192,4 +192,4 @@ def _check_written(staging: Path, files: Mapping[str, FileRecord]) -> None:
 
 def _write_manifest(staging: Path, manifest: Manifest) -> None:
     write_file(staging / MANIFEST_NAME, manifest.to_json().encode())
-    sync_folder(staging)
+    fsync_folder(staging)

@@ -28,6 +28,7 @@ from torch.futures import Future
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.manifest import FileRecord, TensorRecord
 from glm_dist.errors import CheckpointError
+from glm_dist.files import write_atomically
 from glm_dist.parallel.errors import Explained, Ranks
 
 _MAX_LISTED = 10
@@ -90,11 +91,8 @@ def read_tensors(folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks) 
 
 
 def write_file(path: Path, content: bytes) -> FileRecord:
-    """Write one file and sync it."""
-    with path.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    """Write one file durably."""
+    write_atomically(path, content)
     return FileRecord(num_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 

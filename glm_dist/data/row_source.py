@@ -22,6 +22,28 @@ from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import DataError
 
+ROW_RULE = 2
+"""Version of the rule that turns the index of a row into the row; it goes into every checkpoint.
+
+1. Corpora and objectives take turns by a table of one period of their shares; shares whose period
+   would be longer than 2**20 are rounded.
+2. Corpora and objectives take turns by a closed form of their exact shares.
+"""
+
+
+def gives_same_rows(earlier_rule: int, *, num_corpora: int, num_objectives: int) -> bool:
+    """Return True if rows of an earlier rule are those of today's, so that a run may go on.
+
+    Args:
+        earlier_rule: ``ROW_RULE`` of the package that began the run.
+        num_corpora: Corpora that have a weight above 0 in some stage.
+        num_objectives: Objectives with a share above 0; a short form counts as one more.
+    """
+    if earlier_rule == ROW_RULE:
+        return True
+    # The rules 1 and 2 differ in nothing but the order of turns, and one has every turn.
+    return earlier_rule == 1 and num_corpora == 1 and num_objectives == 1
+
 
 @dataclass(frozen=True)
 class BlendShare:

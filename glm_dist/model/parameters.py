@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from glm_dist.config.schema import ModelConfig, Residual
-from glm_dist.parallel.rng import derive_seed
+from glm_dist.seeds import derive_seed
 
 TENSOR_PARALLEL_DIMS = {
     "word_embeddings.weight": 0,

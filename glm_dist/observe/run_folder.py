@@ -5,14 +5,10 @@
 next attempt in the same folder. ``lock`` keeps a second job out while one is at work.
 """
 
-import errno
-import fcntl
 import importlib.metadata
 import json
 import logging
-import os
 import platform
-import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +18,7 @@ from typing import IO
 
 import glm_dist
 from glm_dist.errors import ConfigError, LaunchError
+from glm_dist.files import LockedError, exists, lock_file, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -126,10 +123,12 @@ def open_run_folder(
         lock = _lock(path / LOCK_FILE)
         attempts = _read_attempts(path / PROVENANCE_FILE)
         _keep_older_config(path, config, attempt=len(attempts))
-        _replace(path / CONFIG_FILE, config)
-        _replace(path / OVERRIDES_FILE, "".join(f"{line}\n" for line in overrides))
+        write_atomically(path / CONFIG_FILE, config)
+        write_atomically(path / OVERRIDES_FILE, "".join(f"{line}\n" for line in overrides))
         attempts.append(asdict(provenance))
-        _replace(path / PROVENANCE_FILE, json.dumps({"attempts": attempts}, indent=1) + "\n")
+        write_atomically(
+            path / PROVENANCE_FILE, json.dumps({"attempts": attempts}, indent=1) + "\n"
+        )
     except OSError as error:
         raise ConfigError(
             key="paths.runs",
@@ -141,39 +140,26 @@ def open_run_folder(
 
 
 def _lock(path: Path) -> IO[str] | None:
-    """Take the folder for this process: each of two jobs would remove what the other is saving.
-
-    Of POSIX's kind, which also holds between nodes and which forked workers do not inherit.
+    """Lock the folder for this process: each of two jobs would remove what the other is saving.
 
     Raises:
-        LaunchError: Another process has it.
+        LaunchError: Another process holds the lock.
         OSError: The file cannot be written.
     """
-    lock = path.open("a+", encoding="utf-8")
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.seek(0)
-        holder = lock.read().strip()
-        lock.close()
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            log.warning("could not lock the run folder path=%s reason=%s", path, error)
-            return None
+        return lock_file(path)
+    except LockedError as error:
         raise LaunchError(
             key=str(path.parent),
-            found=f"a run folder in which another job is at work ({holder or 'unknown'})",
+            found=f"a run folder in which another job is at work ({error.holder})",
             expected="one job at a time",
             fix="wait until it has ended, stop it, or choose another run.name; if its host is gone "
             f"and the file system still holds the lock, remove {path}",
         ) from error
-    lock.truncate(0)
-    lock.write(f"host {socket.gethostname()}, process {os.getpid()}\n")
-    lock.flush()
-    return lock
 
 
 def _read_attempts(path: Path) -> list[dict[str, object]]:
-    if not path.exists():
+    if not exists(path):
         return []
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -189,22 +175,15 @@ def _read_attempts(path: Path) -> list[dict[str, object]]:
 
 def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     current = path / CONFIG_FILE
-    if not current.exists():
+    if not exists(current):
         return
     earlier = current.read_text(encoding="utf-8")
     if earlier == config:
         return
     older = path / f"config.attempt_{attempt}.yaml"
     # A copy: were it moved and the new one not written, nothing would say what the run is.
-    _replace(older, earlier)
+    write_atomically(older, earlier)
     log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside and rename, so that a crash leaves the old content or the new one."""
-    beside = path.with_name(f".{path.name}.tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 def _is_tracked(source: Path) -> bool:

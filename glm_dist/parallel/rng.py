@@ -6,22 +6,15 @@ default one is equal within a tensor-parallel group (activations outside the sha
 get the same mask on every slice); megatron's tensor-parallel stream differs by slice.
 """
 
-import hashlib
-
 from megatron.core.tensor_parallel.random import (
     get_cuda_rng_tracker,
     model_parallel_cuda_manual_seed,
 )
 
 from glm_dist.parallel.layout import Coordinates
+from glm_dist.seeds import derive_seed
 
-__all__ = ["derive_seed", "get_cuda_rng_tracker", "seed_step"]
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from named parts, equal on every machine and Python version."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+__all__ = ["get_cuda_rng_tracker", "seed_step"]
 
 
 def seed_step(seed: int, step: int, *, coordinates: Coordinates) -> None:

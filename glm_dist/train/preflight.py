@@ -4,10 +4,8 @@ Everything here reads headers only, so it takes the same time for any amount of 
 """
 
 import dataclasses
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
@@ -16,6 +14,7 @@ from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import split_documents
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, ConfigError
+from glm_dist.files import ensure_writable, exists
 from glm_dist.observe.run_folder import CONFIG_FILE
 
 CHECKPOINTS = "checkpoints"
@@ -89,12 +88,13 @@ def check_run_folder(config: RunConfig) -> int | None:
 
     Raises:
         CheckpointError: Checkpoints and checkpoint.resume contradict each other.
-        ConfigError: The folder cannot be written or belongs to another configuration.
+        ConfigError: The folder belongs to another configuration.
+        FileError: It cannot be written.
     """
-    _check_writable(config.run_dir)
+    ensure_writable(config.run_dir, key="paths.runs")
     folder = config.run_dir / CHECKPOINTS
     if config.checkpoint.interval > 0:
-        _check_writable(folder)  # the first save may be hours away
+        ensure_writable(folder, key="paths.runs")  # the first save may be hours away
     steps = list_steps(folder)
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
@@ -128,27 +128,10 @@ def _check_corpus(data: DataConfig, name: str, *, tokenizer: Tokenizer) -> Corpu
     return CorpusFacts(name, corpus.num_documents, corpus.num_tokens)
 
 
-def _check_writable(folder: Path) -> None:
-    """Create and remove a folder at the nearest place that exists; permissions alone may lie."""
-    place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        with tempfile.TemporaryDirectory(prefix=".glm_dist_check_", dir=place):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            key="paths.runs",
-            found=f"{folder} ({error.strerror or error})",
-            expected="a place where this user can create the run's folder",
-            fix="make it writable, or point paths.runs elsewhere",
-        ) from error
-
-
 def _check_same_run(config: RunConfig, *, newest: str, rows_read: int) -> None:
     """Compare every value that changes the result with the configuration saved in the folder."""
     file = config.run_dir / CONFIG_FILE
-    if not file.exists():
+    if not exists(file):
         return
     earlier = load_config_file(file)
     saved = dict(_values(earlier))

@@ -210,16 +210,14 @@ CASES = [
     Case(
         "checkpoints that cannot be written",
         checkpoints_is_a_file,
-        "ConfigError: paths.runs = {folder}/runs/tiny/checkpoints (Not a directory): expected a "
-        "place where this user can create the run's folder.\n"
-        "  Fix: make it writable, or point paths.runs elsewhere.",
+        "FileError: Cannot write to {folder}/runs/tiny/checkpoints: Not a directory.\n"
+        "  Fix: make it writable, or choose another paths.runs",
     ),
     Case(
         "run folder below a file",
         runs_is_a_file,
-        "ConfigError: paths.runs = {folder}/runs/tiny (Not a directory): expected a place where "
-        "this user can create the run's folder.\n"
-        "  Fix: make it writable, or point paths.runs elsewhere.",
+        "FileError: Cannot write to {folder}/runs/tiny: Not a directory.\n"
+        "  Fix: make it writable, or choose another paths.runs",
     ),
     Case(
         "nothing to resume",
@@ -269,9 +267,9 @@ def test_spoilt_file_is_answered_with_one_exact_message(case: Case, tmp_path: Pa
 def test_file_system_that_refuses_to_write_is_named() -> None:
     # /proc refuses even root.
     folder = "/proc/glm_dist_runs"
-    with pytest.raises(GlmDistError, match=rf"^paths.runs = {folder}/tiny \(") as caught:
+    with pytest.raises(GlmDistError, match=rf"^Cannot write to {folder}/tiny: ") as caught:
         check_run_folder(load_config(["experiment=tiny", f"paths.runs={folder}"]))
-    assert "make it writable, or point paths.runs elsewhere" in str(caught.value)
+    assert "make it writable, or choose another paths.runs" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_dist.errors import DataError
+from glm_dist.files import is_file
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -105,7 +106,7 @@ def open_indexed(prefix: str | Path) -> IndexedTokens:
     """
     index_file, token_file = idx_path(prefix), bin_path(prefix)
     for file in (index_file, token_file):
-        if not file.is_file():
+        if not is_file(file):
             raise DataError(
                 key=str(file),
                 found="missing",

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 
-from glm_dist.errors import DataError
+from glm_dist.errors import DataError, GlmDistError
+from glm_dist.files import is_file, write_atomically
 
 FORMAT = 1
 
@@ -57,7 +58,7 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         DataError: The file is damaged or of a later format.
     """
     file = manifest_path(prefix)
-    if not file.is_file():
+    if not is_file(file):
         return None
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -77,28 +78,22 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
 
 def is_manifest(file: Path) -> bool:
     """Tell whether a file is a manifest that can be read; others are hardly looked at."""
-    if not file.is_file():
+    if not is_file(file):
         return False
     try:
         with file.open("rb") as stream:
             if stream.read(len(FIRST_BYTES)) != FIRST_BYTES:
                 return False
         return read_manifest(str(file).removesuffix(".json")) is not None
-    except (DataError, OSError):
+    except (GlmDistError, OSError):
         return False
 
 
 def write_manifest(prefix: str | Path, manifest: Manifest) -> None:
-    """Write a manifest aside and rename it, so that it is whole or absent."""
-    file = manifest_path(prefix)
-    aside = file.with_name(file.name + ".tmp")
+    """Write a manifest, whole or not at all."""
     content = asdict(manifest)
     content["checksum"] = _checksum(content)
-    try:
-        aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_atomically(manifest_path(prefix), json.dumps(content, indent=1))
 
 
 def _checksum(content: dict[str, object]) -> str:

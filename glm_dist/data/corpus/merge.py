@@ -1,6 +1,7 @@
 """Several corpora of one tokenizer into one, in bounded memory."""
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,14 +17,9 @@ from glm_dist.data.corpus.indexed import (
     write_index,
 )
 from glm_dist.data.corpus.manifest import Manifest, manifest_path, read_manifest, write_manifest
-from glm_dist.data.hashing import block_hashes, file_hash
-from glm_dist.data.prepare.output import (
-    check_prefix,
-    make_output_folder,
-    refuse_existing,
-    writing,
-)
+from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
 from glm_dist.errors import DataError
+from glm_dist.files import block_hashes, ensure_writable, replacing, sha256_of
 
 
 def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | None:
@@ -50,30 +46,29 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
         expected="no file of that name",
         fix="choose another --output, or remove it",
     )
-    make_output_folder(output)
-    tokens, index, lengths = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx", "lengths"))
-    with writing(output, aside=[tokens, index, lengths]):
-        _join(corpora, tokens, index, lengths)
-        merged = _merged(manifests, tokens, index) if len(manifests) == len(corpora) else None
-        tokens.replace(bin_path(output))
-        index.replace(idx_path(output))
+    ensure_writable(Path(output).parent, key="--output", create=True)
+    with writing(output):
+        with replacing(bin_path(output), idx_path(output)) as (tokens, index):
+            _join(corpora, tokens, index)
+            merged = _merged(manifests, tokens, index) if len(manifests) == len(corpora) else None
         if merged is not None:
             write_manifest(output, merged)
     return merged
 
 
-def _join(corpora: Sequence[IndexedTokens], tokens: Path, index: Path, lengths: Path) -> None:
-    """Write the two files of the joined corpus; ``lengths`` is for the way there."""
+def _join(corpora: Sequence[IndexedTokens], tokens: Path, index: Path) -> None:
+    """Write the two files of the joined corpus."""
     with tokens.open("wb") as target:
         for corpus in corpora:
             with bin_path(corpus.prefix).open("rb") as source:
                 shutil.copyfileobj(source, target, BLOCK)
-    with lengths.open("wb") as stream:
+    with tempfile.NamedTemporaryFile(dir=index.parent, prefix=".glm-dist-lengths-") as lengths:
         for corpus in corpora:
             for begin in range(0, corpus.num_documents, BLOCK):
-                stream.write(_document_lengths(corpus, begin).tobytes())
-    token_type = corpora[0].tokens.dtype
-    write_index(index, token_type, np.memmap(lengths, mode="r", dtype=np.int32))
+                lengths.write(_document_lengths(corpus, begin).tobytes())
+        lengths.flush()
+        all_lengths = np.memmap(lengths.name, mode="r", dtype=np.int32)
+        write_index(index, corpora[0].tokens.dtype, all_lengths)
 
 
 def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]) -> None:
@@ -107,5 +102,5 @@ def _merged(manifests: Sequence[Manifest], tokens: Path, index: Path) -> Manifes
         sources=[source for manifest in manifests for source in manifest.sources],
         options={"merged": [manifest.options for manifest in manifests]},
         bin_sha256=block_hashes(tokens),
-        idx_sha256=file_hash(index),
+        idx_sha256=sha256_of(index),
     )

@@ -13,8 +13,8 @@ import numpy as np
 
 from glm_dist.data.corpus.indexed import BLOCK, IndexedTokens, bin_path, idx_path, open_indexed
 from glm_dist.data.corpus.manifest import Manifest, read_manifest
-from glm_dist.data.hashing import HASH_BLOCK_BYTES, block_hashes, file_hash
-from glm_dist.errors import DataError
+from glm_dist.errors import GlmDistError
+from glm_dist.files import HASH_BLOCK_BYTES, block_hashes, is_file, sha256_of
 
 
 @dataclass(frozen=True)
@@ -34,20 +34,21 @@ class Verdict:
         return not self.problems
 
 
-def validate_corpus(prefix: str | Path) -> Verdict:
+def validate_corpus(prefix: str | Path, *, block_bytes: int = HASH_BLOCK_BYTES) -> Verdict:
     """Read a corpus from end to end and compare it with its manifest.
 
     Args:
         prefix: Path without .bin, .idx or .json.
+        block_bytes: Bytes of the token file under one hash of the manifest.
     """
     try:
         manifest = read_manifest(prefix)
-    except DataError as error:
+    except GlmDistError as error:
         return Verdict(str(prefix), (str(error),), has_manifest=False)
-    problems = [] if manifest is None else list(_changed_bytes(prefix, manifest))
+    problems = [] if manifest is None else list(_changed_bytes(prefix, manifest, block_bytes))
     try:
         corpus = open_indexed(prefix)
-    except DataError as error:
+    except GlmDistError as error:
         return Verdict(str(prefix), (*problems, str(error)), manifest is not None)
     problems += _broken_index(corpus)
     if manifest is not None:
@@ -61,23 +62,23 @@ def validate_corpus(prefix: str | Path) -> Verdict:
     )
 
 
-def _changed_bytes(prefix: str | Path, manifest: Manifest) -> Iterator[str]:
+def _changed_bytes(prefix: str | Path, manifest: Manifest, block_bytes: int) -> Iterator[str]:
     """Compare hashes; those of the token file say where it was changed."""
     tokens, index = bin_path(prefix), idx_path(prefix)
     for file in (tokens, index):
-        if not file.is_file():
+        if not is_file(file):
             yield f"{file.name} is missing"
             return
-    found, noted = block_hashes(tokens), manifest.bin_sha256
+    found, noted = block_hashes(tokens, block_bytes), manifest.bin_sha256
     size = tokens.stat().st_size
     if len(found) != len(noted):
         yield f"{tokens.name} has {len(found)} blocks where {len(noted)} were written"
     for number, (now, then) in enumerate(zip(found, noted, strict=False)):
         if now != then:
-            begin = number * HASH_BLOCK_BYTES
-            end = min(begin + HASH_BLOCK_BYTES, size)
+            begin = number * block_bytes
+            end = min(begin + block_bytes, size)
             yield f"{tokens.name} was changed between bytes {begin} and {end}"
-    if file_hash(index) != manifest.idx_sha256:
+    if sha256_of(index) != manifest.idx_sha256:
         yield f"{index.name} was changed"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from glm_dist.data.corpus.manifest import JOURNAL, PARTIAL, is_manifest
 from glm_dist.errors import DataError
+from glm_dist.files import exists, is_dir, is_file
 
 
 class FileKind(Enum):
@@ -45,14 +46,14 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     files: dict[Path, None] = {}
     for name in inputs:
         path = Path(name)
-        if path.is_dir():
+        if is_dir(path):
             found = [each for each in sorted(path.rglob("*")) if _is_text(each)]
-        elif path.exists():
+        elif exists(path):
             found = [path]
         else:
             found = [Path(match) for match in sorted(glob.glob(name, recursive=True))]
         texts = [each for each in found if not _is_of_a_corpus(each)]
-        if not texts and not path.is_file():
+        if not texts and not is_file(path):
             raise _no_text(name)
         files.update(dict.fromkeys(texts))
     if not files:
@@ -97,11 +98,11 @@ def kind_of(file: Path) -> FileKind:
 
 
 def _is_text(file: Path) -> bool:
-    return _kind_or_none(file) is not None and not file.is_dir()
+    return _kind_or_none(file) is not None and not is_dir(file)
 
 
 def _check_readable(file: Path) -> None:
-    if not (file.is_file() and os.access(file, os.R_OK)):
+    if not (is_file(file) and os.access(file, os.R_OK)):
         raise DataError(
             key=str(file),
             found="no file that can be read",

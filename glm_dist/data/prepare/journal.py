@@ -5,13 +5,12 @@ replaced as a whole, after the two files have been flushed; on return they are c
 says.
 """
 
-import fcntl
 import json
 import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -21,11 +20,18 @@ import numpy as np
 
 from glm_dist.data.corpus.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.corpus.manifest import JOURNAL, PARTIAL, Manifest, manifest_path, write_manifest
-from glm_dist.data.hashing import HASH_BLOCK_BYTES, file_hash
-from glm_dist.data.prepare.output import make_output_folder
 from glm_dist.data.prepare.readers import Block, TextOptions, read_blocks
 from glm_dist.data.prepare.tokenize import TokenBlock
 from glm_dist.errors import DataError
+from glm_dist.files import (
+    HASH_BLOCK_BYTES,
+    LockedError,
+    ensure_writable,
+    exists,
+    lock_file,
+    sha256_of,
+    write_atomically,
+)
 
 JOURNAL_SECONDS = 3.0
 """Work that a kill may cost."""
@@ -154,18 +160,9 @@ class PartialCorpus:
         Raises:
             DataError: Another process prepares the same corpus.
         """
-        make_output_folder(self.prefix)
+        ensure_writable(self.prefix.parent, key="--output", create=True)
         self.folder.mkdir(exist_ok=True)
-        with (self.folder / "lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise DataError(
-                    key=str(self.prefix),
-                    found="being prepared by another process",
-                    expected="one process at a time",
-                    fix="wait for it, or choose another --output",
-                ) from error
+        with self._locked():
             self._recover(options)
             if self.journal.is_complete:
                 yield  # the files may have been moved into place already
@@ -174,6 +171,18 @@ class PartialCorpus:
                 self._lengths = lengths
                 self._cut_back()
                 yield
+
+    def _locked(self) -> AbstractContextManager[object]:
+        try:
+            return lock_file(self.folder / "lock") or nullcontext()
+        except LockedError as error:
+            raise DataError(
+                f"{self.prefix} is being prepared by another process ({error.holder}).\n"
+                "  Fix: wait for it, or choose another --output",
+                key=str(self.prefix),
+                value=error.holder,
+                fix="wait for it, or choose another --output",
+            ) from error
 
     def pending_blocks(self, options: TextOptions) -> Iterator[Block]:
         """Read the blocks that are still to be tokenised.
@@ -210,9 +219,7 @@ class PartialCorpus:
         for stream in (self._tokens, self._lengths):
             stream.flush()
             os.fsync(stream.fileno())
-        aside = self.folder / "journal.tmp"
-        aside.write_text(json.dumps(asdict(self.journal)), encoding="utf-8")
-        aside.replace(self.folder / JOURNAL)
+        write_atomically(self.folder / JOURNAL, json.dumps(asdict(self.journal)))
         self._saved_at = time.monotonic()
 
     def complete(self) -> None:
@@ -233,9 +240,9 @@ class PartialCorpus:
         tokens, index = self.folder / "tokens.bin", self.folder / "tokens.idx"
         lengths = np.memmap(self.folder / "lengths.bin", mode="r", dtype=np.int32)
         write_index(index, token_type_for(vocab_size), lengths)
-        index_hash = file_hash(index)
+        index_hash = sha256_of(index)
         manifest_path(self.prefix).unlink(missing_ok=True)
-        if tokens.exists():
+        if exists(tokens):
             tokens.replace(bin_path(self.prefix))
         index.replace(idx_path(self.prefix))
         manifest = Manifest(
@@ -255,7 +262,7 @@ class PartialCorpus:
     def _recover(self, options: TextOptions) -> None:
         """Take up the journal of an earlier call, unless it was about something else."""
         file = self.folder / JOURNAL
-        if not file.exists():
+        if not exists(file):
             return
         content = json.loads(file.read_text(encoding="utf-8"))
         if content["identity"] != json.loads(json.dumps(self.journal.identity)):
@@ -277,7 +284,7 @@ class PartialCorpus:
         self.journal = Journal(**{**content, "sources": tuple(sources)})
 
     def _open(self, name: str) -> BinaryIO:
-        return (self.folder / name).open("r+b" if (self.folder / name).exists() else "w+b")
+        return (self.folder / name).open("r+b" if exists(self.folder / name) else "w+b")
 
     def _cut_back(self) -> None:
         """Drop what was written after the last journal, and hash the block that was begun."""

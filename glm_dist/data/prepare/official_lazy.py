@@ -16,15 +16,10 @@ from numpy.typing import NDArray
 
 from glm_dist.data.corpus.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.corpus.manifest import Manifest, manifest_path, write_manifest
-from glm_dist.data.hashing import block_hashes, file_hash
-from glm_dist.data.prepare.output import (
-    check_prefix,
-    make_output_folder,
-    refuse_existing,
-    writing,
-)
+from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
+from glm_dist.files import block_hashes, ensure_writable, is_file, replacing, sha256_of
 
 DOCUMENTS_AT_A_TIME = 10_000
 
@@ -52,13 +47,11 @@ def import_lazy(
             expected="no file of that name",
             fix="choose another --output, or replace it with --overwrite",
         )
-    make_output_folder(output)
-    tokens, index = (Path(f"{output}.{name}.tmp") for name in ("bin", "idx"))
-    with writing(output, aside=[tokens, index]):
-        manifest = _convert(folder, tokenizer, tokens, index)
-        manifest_path(output).unlink(missing_ok=True)
-        tokens.replace(bin_path(output))
-        index.replace(idx_path(output))
+    ensure_writable(Path(output).parent, key="--output", create=True)
+    with writing(output):
+        with replacing(bin_path(output), idx_path(output)) as (tokens, index):
+            manifest = _convert(folder, tokenizer, tokens, index)
+            manifest_path(output).unlink(missing_ok=True)
         write_manifest(output, manifest)
     return manifest
 
@@ -91,14 +84,14 @@ def _convert(folder: Path, tokenizer: Tokenizer, tokens: Path, index: Path) -> M
         sources=[{"path": str(folder), "documents": len(lengths)}],
         options={"imported": "lazy"},
         bin_sha256=block_hashes(tokens),
-        idx_sha256=file_hash(index),
+        idx_sha256=sha256_of(index),
     )
 
 
 def _documents(folder: Path) -> Iterator[NDArray[np.int32]]:
     """Prompt and text of each document."""
     text, text_lengths = _part(folder, "text")
-    has_prompts = (folder / "prompt").is_file() and (folder / "prompt").stat().st_size > 0
+    has_prompts = is_file(folder / "prompt") and (folder / "prompt").stat().st_size > 0
     prompt, prompt_lengths = _part(folder, "prompt") if has_prompts else (text[:0], None)
     if prompt_lengths is not None and len(prompt_lengths) != len(text_lengths):
         raise DataError(
@@ -121,7 +114,7 @@ def _part(folder: Path, name: str) -> tuple[NDArray[np.int32], NDArray[np.int64]
     """Map one file and read its lengths."""
     file, list_file = folder / name, folder / f"{name}.len.pkl"
     for each in (file, list_file):
-        if not each.is_file():
+        if not is_file(each):
             raise DataError(
                 key=str(each),
                 found="missing",

@@ -1,35 +1,11 @@
 """What a command writes: its name and folder checked before any work, its failures in words."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from glm_dist.errors import DataError
-
-
-def make_output_folder(output: str | Path) -> None:
-    """Make the folder of a file that is going to be written.
-
-    Args:
-        output: Path of the file, or the common prefix of several.
-
-    Raises:
-        DataError: The folder cannot be made or written to.
-    """
-    folder = Path(output).parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Permissions tell root nothing about /proc or a read-only disk; making a file does.
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".glm-dist-"):
-            pass
-    except OSError as error:
-        raise DataError(
-            key="--output",
-            found=f"{output} ({error.strerror or error})",
-            expected="a path in a folder that can be written to",
-            fix="choose another --output",
-        ) from error
+from glm_dist.files import ensure_writable, exists, is_dir
 
 
 def check_prefix(output: str | Path) -> None:
@@ -64,7 +40,7 @@ def refuse_existing(files: Sequence[Path], *, found: str, expected: str, fix: st
         DataError: One of them exists.
     """
     for file in files:
-        if file.exists():
+        if exists(file):
             raise DataError(key=str(file), found=found, expected=expected, fix=fix)
 
 
@@ -81,26 +57,23 @@ def output_file(output: str | Path) -> Path:
         DataError: It is a folder, or its folder cannot be made or written to.
     """
     file = Path(output)
-    if not _has_name(str(output)) or file.is_dir():
+    if not _has_name(str(output)) or is_dir(file):
         raise DataError(
             key="--output",
-            found=f"{str(output)!r}{', a folder' if file.is_dir() else ''}",
+            found=f"{str(output)!r}{', a folder' if is_dir(file) else ''}",
             expected="the path of a file",
             fix="add the file's name to --output",
         )
-    make_output_folder(file)
+    ensure_writable(file.parent, key="--output", create=True)
     return file
 
 
 @contextmanager
-def writing(
-    output: str | Path, *, aside: Sequence[Path] = (), resumes: bool = False
-) -> Iterator[None]:
-    """Say in one message why writing failed, and leave no half-written file behind.
+def writing(output: str | Path, *, resumes: bool = False) -> Iterator[None]:
+    """Say in one message why writing failed.
 
     Args:
         output: Path of the file, or the common prefix of several.
-        aside: Files that are renamed when they are whole; removed where they are not.
         resumes: Whether the command goes on where it stopped.
 
     Raises:
@@ -116,9 +89,6 @@ def writing(
             expected=f"files that can be read, and room to write {output}",
             fix=f"make room or mend the cause, and type the command again; {again}",
         ) from error
-    finally:
-        for file in aside:
-            file.unlink(missing_ok=True)
 
 
 def _has_name(text: str) -> bool:

@@ -17,6 +17,7 @@ from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
 from glm_dist.data.prepare.readers import BadLine, TextOptions
 from glm_dist.data.prepare.tokenize import TokenizerChoice, tokenise_in_order
 from glm_dist.errors import DataError
+from glm_dist.files import exists
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _finished_before(
 ) -> Manifest | None:
     """Recognise the corpus of an earlier call."""
     manifest = None if overwrite else read_manifest(output)
-    began = Path(f"{output}{PARTIAL}", JOURNAL).exists()
+    began = exists(Path(f"{output}{PARTIAL}", JOURNAL))
     if manifest is None and not overwrite and not began:
         # What another tool wrote has no manifest that tells how to make it again.
         refuse_existing(
@@ -115,7 +116,7 @@ def _finished_before(
             expected="no corpus, or the one that this command makes",
             fix="choose another --output, or replace it with --overwrite",
         )
-    if manifest is None or not (bin_path(output).exists() and idx_path(output).exists()):
+    if manifest is None or not (exists(bin_path(output)) and exists(idx_path(output))):
         return None
     changed = [name for name, value in identity.items() if manifest.options.get(name) != value]
     changed = changed or _changed_sources(output, manifest, options)

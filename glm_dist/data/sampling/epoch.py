@@ -19,8 +19,9 @@ from glm_dist.data.objectives.mixture import Mixture, Vocabulary
 from glm_dist.data.rows import Row
 from glm_dist.data.sampling.permutation import KeyedPermutation
 from glm_dist.data.sampling.proportions import ProportionalSequence
-from glm_dist.data.sampling.randomness import Purpose, RowGenerators, derive_keys, name_key
+from glm_dist.data.sampling.randomness import Purpose, RowGenerators
 from glm_dist.errors import DataError
+from glm_dist.seeds import derive_keys, name_key
 
 SURVEY_WINDOWS = 32
 

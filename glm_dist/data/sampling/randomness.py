@@ -5,7 +5,6 @@ and permutation methods they are one fixed function of the Philox bits, so a row
 under every version of numpy.
 """
 
-import hashlib
 from enum import IntEnum
 
 import numpy as np
@@ -58,18 +57,6 @@ class RowGenerators:
         """Pickle by what it was made of."""
         seed, purpose = self._state["state"]["key"].tolist()
         return (RowGenerators, (seed, Purpose(purpose)))
-
-
-def name_key(name: str) -> int:
-    """Turn a name into a 64-bit key that does not depend on which other names there are."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
-
-
-def derive_keys(*parts: int | str) -> tuple[int, ...]:
-    """Derive eight independent 64-bit keys from a named place."""
-    text = "\0".join(str(part) for part in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=64).digest()
-    return tuple(np.frombuffer(digest, np.dtype("<u8")).tolist())
 
 
 def draw_below(rng: Generator, bound: int) -> int:

@@ -7,6 +7,7 @@ from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.prepare.tokenize import TokenizerChoice
 from glm_dist.data.tokenizer.vocabularies import read_vocabulary
 from glm_dist.errors import DataError
+from glm_dist.files import exists, is_file
 
 
 def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +57,7 @@ def guess_kind(path: str) -> TokenizerKind:
         DataError: Nothing there is known, or vocab.json is damaged.
     """
     place = Path(path)
-    files = [place] if place.is_file() else sorted(place.glob("*"))
+    files = [place] if is_file(place) else sorted(place.glob("*"))
     names = {file.name for file in files}
     if "tokenizer.json" in names:
         return TokenizerKind.huggingface
@@ -72,7 +73,7 @@ def guess_kind(path: str) -> TokenizerKind:
             return TokenizerKind.roberta if has_mask else TokenizerKind.gpt2
     raise DataError(
         key="--tokenizer",
-        found=path if place.exists() else f"{path}, which is missing",
+        found=path if exists(place) else f"{path}, which is missing",
         expected="a .model file, vocab.txt, tokenizer.json, or vocab.json and merges.txt",
         fix="check the path, or name the family with --kind",
     )

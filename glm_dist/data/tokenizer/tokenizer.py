@@ -27,6 +27,7 @@ from glm_dist.data.tokenizer.vocabularies import (
     huggingface_codec,
 )
 from glm_dist.errors import DataError
+from glm_dist.files import is_file
 
 SENTENCE_END_MARKS = ".?!;:\n。？！；…"
 """A token whose text holds one of these ends a sentence; official list, Chinese marks included."""
@@ -319,7 +320,7 @@ def _finish(
 
 
 def _byte_level_files(path: Path) -> tuple[Path, Path]:
-    folder = path.parent if path.is_file() else path
+    folder = path.parent if is_file(path) else path
     return find_file(folder, "vocab.json", "*vocab.json"), find_file(
         folder, "merges.txt", "*merges.txt"
     )

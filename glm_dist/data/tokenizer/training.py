@@ -6,7 +6,6 @@ decoding gives back the exact text, and no token is unknown.
 
 import hashlib
 import io
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import sentencepiece
 
 from glm_dist.data.prepare.output import output_file, writing
 from glm_dist.errors import DataError
+from glm_dist.files import write_atomically
 
 NUM_SPECIAL_TOKENS = 8
 """End of text, [CLS], [SEP], [MASK], start and end of piece, [gMASK], [sMASK]."""
@@ -78,10 +78,8 @@ def train_sentencepiece(
         )
     except (RuntimeError, OSError, ValueError) as error:
         raise _cannot_learn(vocab_size, _size(sample), error) from error
-    aside = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    with writing(output, aside=[aside]):
-        aside.write_bytes(model.getvalue())
-        aside.replace(output)
+    with writing(output):
+        write_atomically(output, model.getvalue())
     return _size(sample)
 
 

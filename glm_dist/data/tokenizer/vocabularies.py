@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from glm_dist.errors import DataError
+from glm_dist.files import exists, is_file
 
 
 class Codec(Protocol):
@@ -244,7 +245,7 @@ def find_file(path: Path, *patterns: str) -> Path:
     Raises:
         DataError: Nothing there fits, or several files do.
     """
-    if path.is_file():
+    if is_file(path):
         return path
     for pattern in patterns:
         matches = sorted(path.glob(pattern))
@@ -259,7 +260,7 @@ def find_file(path: Path, *patterns: str) -> Path:
             )
     raise DataError(
         key=str(path),
-        found="nothing that fits" if path.exists() else "missing",
+        found="nothing that fits" if exists(path) else "missing",
         expected=f"a file, or a folder with {' or '.join(patterns)}",
         fix="check tokenizer.path; `glm-dist tokenizer train` makes a new tokenizer",
     )

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data import hashing
 from glm_dist.data.corpus import validate
 from glm_dist.data.corpus.indexed import bin_path, idx_path, write_documents
 from glm_dist.data.corpus.manifest import manifest_path
-from glm_dist.data.corpus.validate import validate_corpus
 from glm_dist.data.prepare import journal
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
@@ -34,10 +32,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "c"
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hashing, "HASH_BLOCK_BYTES", 1024)
-    monkeypatch.setattr(validate, "HASH_BLOCK_BYTES", 1024)
+def validate_corpus(prefix: Path) -> validate.Verdict:
+    return validate.validate_corpus(prefix, block_bytes=1024)
 
 
 @pytest.fixture

@@ -55,16 +55,16 @@ def test_a_disk_that_is_full_at_the_manifest_leaves_no_part_of_it(
     tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(20))
-    original = Path.write_text
+    original = Path.write_bytes
 
-    def write_text(path: Path, data: str, encoding: str | None = None) -> int:
-        if path.name != "cut.json.tmp":
-            return original(path, data, encoding=encoding)
-        original(path, data[:50], encoding=encoding)
+    def write_bytes(path: Path, data: bytes) -> int:
+        if not path.name.startswith("cut.json"):
+            return original(path, data)
+        original(path, data[:50])
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_text", write_text)
+        patch.setattr(Path, "write_bytes", write_bytes)
         with pytest.raises(DataError, match="No space left on device"):
             run([file], tmp_path / "cut", choice)
     assert not list(tmp_path.glob("cut.json*"))
@@ -112,7 +112,7 @@ def test_a_place_that_takes_no_file_is_refused_to_root_as_well(
     }
 
     assert main([*commands[command], "--output", "/proc/x"]) == 2
-    assert "--output = /proc/x (" in capsys.readouterr().err
+    assert "Cannot write to /proc: " in capsys.readouterr().err
 
 
 def replace_word(file: Path, old: str, new: str, *, last: bool) -> None:

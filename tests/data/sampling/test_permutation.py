@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from glm_dist.data.sampling.permutation import KeyedPermutation
-from glm_dist.data.sampling.randomness import derive_keys
+from glm_dist.seeds import derive_keys
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 64, 97, 1000, 4096, 10_007])

@@ -9,9 +9,7 @@ from numpy.random import Generator, Philox
 from glm_dist.data.sampling.randomness import (
     Purpose,
     RowGenerators,
-    derive_keys,
     draw_below,
-    name_key,
 )
 
 
@@ -44,13 +42,6 @@ def test_generators_survive_the_way_into_a_worker() -> None:
     assert generators.at(corpus=1, epoch=1, slot=1).random() == (
         fresh.at(corpus=1, epoch=1, slot=1).random()
     )
-
-
-def test_keys_of_names_and_places_are_fixed_numbers() -> None:
-    # printf wikipedia | b2sum -l 64 gives ea60d9cf5de55b36, read from its last byte on. Another
-    # number would change every row of every run.
-    assert name_key("wikipedia") == 0x365BE55DCFD960EA
-    assert len(set(derive_keys("order", 1, "a", 0) + derive_keys("order", 1, "a", 1))) == 16
 
 
 def test_bounded_draws_are_uniform() -> None:
