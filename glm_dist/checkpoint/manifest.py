@@ -61,6 +61,7 @@ class Manifest:
     """By name relative to the checkpoint's folder; all but the manifest."""
     format_version: int = FORMAT_VERSION
     config_version: int = RunConfig.config_version
+    """Of the configuration that was trained, for the record: tensors are read by name and shape."""
     written_by: str = f"python {platform.python_version()}, torch {torch.__version__}"
 
     def to_json(self) -> str:
@@ -92,7 +93,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise _damaged(folder, f"unreadable {MANIFEST_NAME} ({error})") from error
     if not isinstance(content, dict):
         raise _damaged(folder, f"{MANIFEST_NAME} without fields")
-    _check_versions(path, content)
+    _check_version(path, content)
     if content.pop("checksum", None) != _checksum(content):
         raise _damaged(folder, f"{MANIFEST_NAME} that was changed after it was written")
     return Manifest(
@@ -150,19 +151,17 @@ def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     )
 
 
-def _check_versions(path: Path, content: dict[str, Any]) -> None:
-    for name, known in (
-        ("format_version", FORMAT_VERSION),
-        ("config_version", RunConfig.config_version),
-    ):
-        if content.get(name) != known:
-            raise CheckpointError(
-                key=f"{name} in {path}",
-                found=content.get(name),
-                expected=f"{known}, the only one this version of glm_dist reads",
-                fix="use the version of glm_dist the run was started with "
-                "(provenance.json in the run folder names it)",
-            )
+def _check_version(path: Path, content: dict[str, Any]) -> None:
+    found = content.get("format_version")
+    if found != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format_version {found}, but this glm_dist reads {FORMAT_VERSION} only.\n"
+            "  Use the version of glm_dist the run was started with; provenance.json in the run "
+            "folder names it.",
+            key="format_version",
+            value=found,
+            fix="use the version of glm_dist that provenance.json names",
+        )
 
 
 def _checksum(content: Mapping[str, object]) -> str:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
@@ -31,7 +31,8 @@ from glm_dist.config.explain import (
     wrong_type,
 )
 from glm_dist.config.keys import holds_keys, leaf_keys, type_of
-from glm_dist.config.schema import CONFIG_VERSION, RunConfig
+from glm_dist.config.migrations import upgrade
+from glm_dist.config.schema import RunConfig
 from glm_dist.errors import ConfigError
 
 UNREADABLE = (
@@ -85,37 +86,31 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
 
 
 def load_config_file(path: Path) -> RunConfig:
-    """Read back a configuration that ``dump_config`` wrote into a run folder.
+    """Read back a configuration that ``dump_config`` wrote into a run folder, lately or long ago.
+
+    ``migrations.py`` says how older ones are understood.
 
     Args:
         path: The YAML file.
 
     Raises:
-        ConfigError: The file is missing, damaged or of another version.
+        ConfigError: The file is missing or damaged, or a later version of the package wrote it.
     """
     try:
-        saved = OmegaConf.load(path)
-        version = saved.get("config_version") if isinstance(saved, DictConfig) else None
+        loaded = OmegaConf.load(path)
+        content = OmegaConf.to_container(loaded, resolve=False)
     except UNREADABLE as error:
-        raise ConfigError(
-            key=str(path),
-            found="unreadable" if path.exists() else "missing",
-            expected="the configuration that a run saved",
-            fix="name a run folder that holds config.yaml",
-        ) from error
-    if version != CONFIG_VERSION:
-        raise ConfigError(
-            key=f"{path}: config_version",
-            found="missing" if version is None else version,
-            expected=str(CONFIG_VERSION),
-            fix="use the version of glm_dist that wrote this run, or start a new run",
-        )
+        raise _unreadable(path) from error
+    if not isinstance(content, dict) or isinstance(content.get("config_version"), str):
+        raise _unreadable(path)
+    saved = upgrade(cast(dict[str, Any], content), path)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
-        config = _typed(cast(DictConfig, merged))
+        return _checked(_typed(cast(DictConfig, merged)))
     except UNREADABLE as error:
-        raise explain_composition(error, typed={}, source=str(path)) from error
-    return _checked(config)
+        raise _wrong_value(path, explain_composition(error, typed={}, source=str(path))) from error
+    except ConfigError as error:
+        raise _wrong_value(path, error) from error
 
 
 def dump_config(config: RunConfig) -> str:
@@ -330,6 +325,27 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute()) if path.strip() else path
+
+
+def _unreadable(path: Path) -> ConfigError:
+    return ConfigError(
+        key=str(path),
+        found="unreadable" if path.exists() else "missing",
+        expected="the configuration that a run saved",
+        fix="name a run folder that holds config.yaml",
+    )
+
+
+def _wrong_value(path: Path, error: ConfigError) -> ConfigError:
+    """A value that no run saves, with the file that has it."""
+    mistake = str(error).splitlines()[0]
+    return ConfigError(
+        f"{path} was changed after a run saved it: {mistake}\n"
+        f"  Put the value back; {path.parent / 'overrides.txt'} has what was typed.",
+        key=error.key,
+        value=error.value,
+        fix="restore the file",
+    )
 
 
 def _checked(config: RunConfig) -> RunConfig:

@@ -1,7 +1,9 @@
 """What each configuration section may say: names, types, units, sources.
 
-Values live in ``conf/``; a field has a default here only where the default means "off". A field
-without a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
+What decides the result has its values in ``conf/``. A default here means "off", or plain: sections
+that only decide how a run goes have one for every field, and so has every field added since
+version 1, so that a configuration saved before it existed still says what it said. A field without
+a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
 Ranges stand beside the fields and are checked when a section is built; rules that involve several
 fields are in ``checks.py``, the named alternatives in ``choices.py``, the sections about the
 model in ``architecture.py``, those about text in ``text.py``.
@@ -32,7 +34,8 @@ from glm_dist.config.text import TokenizerConfig as TokenizerConfig
 from glm_dist.errors import LaunchError
 
 CONFIG_VERSION = 1
-"""Version of the keys; raised when one moves or changes its meaning."""
+"""Version of the keys; raised, with a function in ``migrations.py``, when one moves or changes its
+meaning. A new key needs no new version: its default means what was done before it existed."""
 
 VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this under every layout (official rule)."""
@@ -72,9 +75,9 @@ class ParallelConfig(Section):
 
     key: ClassVar[str] = "parallel"
 
-    tensor_parallel_size: int = bounded(1, at_least=1)
+    tensor_parallel_size: int = bounded(1, at_least=1, default=1)
     """Processes that share each layer; must divide the heads."""
-    pipeline_parallel_size: int = bounded(1, at_least=1)
+    pipeline_parallel_size: int = bounded(1, at_least=1, default=1)
     """Stages the layers are cut into; must divide them, unless stage_layers says otherwise."""
     data_parallel_size: int | None = None
     """Replicas; unset fills the started processes."""
@@ -96,13 +99,13 @@ class ZeroConfig(Section):
 
     key: ClassVar[str] = "zero"
 
-    stage: int = bounded(1, at_least=0, at_most=3)
+    stage: int = bounded(1, at_least=0, at_most=3, default=0)
     """0 none, 1 optimizer, 2 and gradients, 3 and parameters. Pipelines allow 0 and 1."""
-    reduce_bucket_size: int = bounded(50_000_000, at_least=1)
+    reduce_bucket_size: int = bounded(50_000_000, at_least=1, default=500_000_000)
     """Gradient elements reduced in one collective. Official 10B: 5e7."""
-    allgather_bucket_size: int = bounded(500_000_000, at_least=1)
+    allgather_bucket_size: int = bounded(500_000_000, at_least=1, default=500_000_000)
     """Parameter elements gathered in one collective. Official 10B: 5e8."""
-    overlap_comm: bool = MISSING
+    overlap_comm: bool = False
     """Reduce gradients while backward runs; stages 2 and 3 only."""
     offload_optimizer: Offload = Offload.none
     """cpu: master weights and moments (12 bytes a parameter / replicas) stay in the host's memory,
@@ -147,7 +150,7 @@ class CompileConfig(Section):
 
     key: ClassVar[str] = "compile"
 
-    enabled: bool = MISSING
+    enabled: bool = False
     """Run each layer through torch.compile; needs a C++ compiler, on GPUs Triton."""
 
 
@@ -203,9 +206,9 @@ class EvaluationConfig(Section):
 
     key: ClassVar[str] = "evaluation"
 
-    interval: int = bounded(1000, at_least=0)
+    interval: int = bounded(1000, at_least=0, default=0)
     """Steps between validations; 0 turns validation off."""
-    rows_per_objective: int = bounded(1024, at_least=0)
+    rows_per_objective: int = bounded(1024, at_least=0, default=0)
     """Validation rows read for each objective, the same at every validation."""
 
 
@@ -215,11 +218,11 @@ class CheckpointConfig(Section):
 
     key: ClassVar[str] = "checkpoint"
 
-    interval: int = bounded(1000, at_least=0)
+    interval: int = bounded(1000, at_least=0, default=0)
     """Steps between checkpoints; 0 saves nothing. The last step is saved as well."""
-    keep_last: int = bounded(3, at_least=0)
+    keep_last: int = bounded(3, at_least=0, default=0)
     """Newest complete checkpoints kept; older ones are removed."""
-    resume: Resume = MISSING
+    resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
 
 
@@ -229,15 +232,15 @@ class ObserveConfig(Section):
 
     key: ClassVar[str] = "observe"
 
-    log_interval: int = bounded(10, at_least=1)
+    log_interval: int = bounded(10, at_least=1, default=10)
     """Steps between metric records."""
-    progress_bar: bool = MISSING
+    progress_bar: bool = True
     """Bar with time left on a terminal; other outputs get lines."""
     peak_tflops: float = bounded(989.0, at_least=0, default=0.0)
     """Peak of one device in TFLOP/s for MFU; 0: from a table of GPUs in 16 bits, else no MFU."""
-    wandb_mode: WandbMode = MISSING
+    wandb_mode: WandbMode = WandbMode.off
     """online falls back to offline where no API key is at hand."""
-    wandb_project: str = MISSING
+    wandb_project: str = "glm-dist"
     """Project of the records in Weights & Biases."""
     wandb_entity: str | None = None
     """User or team that owns them; unset: the account's default."""
@@ -260,24 +263,24 @@ class RunConfig:
     """Everything one pretraining run depends on."""
 
     config_version: int = CONFIG_VERSION
-    """Version of the keys; a saved configuration of another version is refused."""
+    """Version of the keys; a saved configuration of an older one is migrated when it is read."""
     run: RunSection = MISSING
     model: ModelConfig = MISSING
     tokenizer: TokenizerConfig = MISSING
     data: DataConfig = MISSING
     corruption: CorruptionConfig = MISSING
     batch: BatchConfig = MISSING
-    parallel: ParallelConfig = MISSING
-    zero: ZeroConfig = MISSING
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     precision: PrecisionConfig = MISSING
-    compile: CompileConfig = MISSING
+    compile: CompileConfig = field(default_factory=CompileConfig)
     optimizer: OptimizerConfig = MISSING
     lr_schedule: LRScheduleConfig = MISSING
     loss: LossConfig = MISSING
-    evaluation: EvaluationConfig = MISSING
-    checkpoint: CheckpointConfig = MISSING
-    observe: ObserveConfig = MISSING
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    observe: ObserveConfig = field(default_factory=ObserveConfig)
     paths: PathsConfig = MISSING
 
     @property
