@@ -26,8 +26,8 @@ from glm_dist.data.corpus.splits import TokenStream, split_documents
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
 from glm_dist.data.row_source import RowSource
 from glm_dist.data.rows import MicroBatch
-from glm_dist.data.sampling.blend import Blend
 from glm_dist.data.sampling.epoch import CorpusRows, survey_windows
+from glm_dist.data.sampling.mixing import Blend
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
 SPECIAL = SpecialTokens(

@@ -175,7 +175,7 @@ def _blend(arguments: argparse.Namespace, console: Console) -> None:
     for record in records:
         table.add_row(
             record.corpus,
-            f"{record.wanted_rows / rows:.4%}",
+            f"{100 * record.wanted_rows / rows:.6g}%",
             f"{record.rows:,}",
             f"{record.rows - record.wanted_rows:+.2f}",
             f"{record.tokens:,}",

@@ -17,8 +17,8 @@ from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import TokenStream, split_documents
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
 from glm_dist.data.rows import Row
-from glm_dist.data.sampling.blend import Blend, make_blend
 from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
+from glm_dist.data.sampling.mixing import Blend, make_blend
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import DataError
 
@@ -130,16 +130,18 @@ class RowSource:
         return {corpus.name: count for corpus, count in zip(self._corpora, counts, strict=True)}
 
     def wanted_rows_before(self, index: int) -> dict[str, float]:
-        """Give the rows of each corpus before an index by its shares; the counts are within 1."""
+        """Give the rows of each corpus before an index by the weights as they are written."""
         wanted = self._blend.wanted_before(index)
-        return {corpus.name: rows for corpus, rows in zip(self._corpora, wanted, strict=True)}
+        return {
+            corpus.name: float(rows) for corpus, rows in zip(self._corpora, wanted, strict=True)
+        }
 
     def blend(self, index: int = 0) -> list[BlendShare]:
         """Describe the blend around a training row."""
         return [
             BlendShare(
                 corpus=corpus.name,
-                share=share,
+                share=float(share),
                 tokens=corpus.training.num_tokens,
                 rows_per_epoch=corpus.rows_per_epoch,
             )

@@ -21,6 +21,7 @@ from glm_dist.data.objectives.glm import MOST_SHORT_TEXTS, BlankInfilling
 from glm_dist.data.objectives.options import SHORTEST_TEXT, Variations
 from glm_dist.data.objectives.sentence import SentenceHiding
 from glm_dist.data.objectives.span import SpanHiding, document_starts
+from glm_dist.data.sampling.mixing import as_written
 from glm_dist.data.sampling.randomness import Purpose, RowGenerators
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
@@ -157,26 +158,21 @@ def _infilling(
         isolate_documents=config.isolate_documents,
         restart_positions=config.restart_positions,
     )
-    single, short = _fraction(config.single_span_share), _fraction(config.short_share)
+    single, short = as_written(config.single_span_share), as_written(config.short_share)
     parts: list[tuple[Objective, Fraction]] = []
     for hiding, number in hidings:
         plain = BlankInfilling(hiding, special, row_length, variations)
-        parts.append((plain, _fraction(number) * (1 - single) * (1 - short)))
+        parts.append((plain, as_written(number) * (1 - single) * (1 - short)))
     for hiding, number in hidings:
         if isinstance(hiding, DocumentHiding):
             hiding = replace(hiding, per_document=True, max_blanks=MOST_SHORT_TEXTS)
         # Each short text is a sample of its own, whose positions begin at 0.
         restarting = replace(variations, restart_positions=True)
         brief = BlankInfilling(hiding, special, row_length, restarting, is_short=True)
-        parts.append((brief, _fraction(number) * (1 - single) * short))
+        parts.append((brief, as_written(number) * (1 - single) * short))
     parts.append((BlankInfilling(spans.single(), special, row_length, variations), single))
     _check_short_rows(config, special, parts, row_length=row_length)
     return parts
-
-
-def _fraction(number: float) -> Fraction:
-    """Read a share as the user wrote it: 0.3 is three tenths."""
-    return Fraction(str(number))
 
 
 def _fit_sentences(

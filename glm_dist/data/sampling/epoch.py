@@ -2,28 +2,30 @@
 
 In each epoch the training tokens form a ring, which starts at a random token and is cut into slots,
 one for each row. The objectives take turns along the ring in their exact shares; each has its own
-window length, so the place of slot i is a closed formula. Rows visit the slots in a keyed random
-order. Every token is in exactly one row of each epoch; nothing is stored, and nothing depends on
-how many rows will ever be read.
+window length, so slot i begins at a sum of count times length. Rows visit the slots in a keyed
+random order. Every token is in exactly one row of each epoch; nothing is stored, and nothing
+depends on how many rows will ever be read.
 """
 
+import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glm_dist.data.corpus.splits import TokenStream
 from glm_dist.data.objectives.base import Objective, Window
 from glm_dist.data.objectives.mixture import Mixture, Vocabulary
 from glm_dist.data.rows import Row
-from glm_dist.data.sampling.permutation import KeyedPermutation
-from glm_dist.data.sampling.proportions import ProportionalSequence
+from glm_dist.data.sampling.mixing import Turns
 from glm_dist.data.sampling.randomness import Purpose, RowGenerators
 from glm_dist.errors import DataError
 from glm_dist.seeds import derive_keys, name_key
 
 SURVEY_WINDOWS = 32
+
+_WORD = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -43,37 +45,67 @@ class RowAddress:
     """Tokens taken from the ring."""
 
 
-@dataclass(frozen=True, eq=False)
 class SlotPlan:
     """How one pass over a ring of tokens is cut into slots."""
 
-    sequence: ProportionalSequence
-    """Objective of each slot."""
-    offsets: NDArray[np.int64]
-    """Tokens before each slot of one period of the sequence, and in all of it. [period + 1]"""
-    num_tokens: int
-    """Tokens on the ring."""
+    def __init__(self, mixture: Mixture, num_tokens: int) -> None:
+        """Plan a pass.
 
-    @staticmethod
-    def create(mixture: Mixture, num_tokens: int) -> "SlotPlan":
-        """Plan a pass; one token of each window is left for an opening [CLS]."""
-        sequence = ProportionalSequence.create(mixture.shares)
-        sizes = np.array([objective.window_length - 1 for objective in mixture.objectives])
-        offsets = np.concatenate(([0], sizes[sequence.states].cumsum()))
-        return SlotPlan(sequence, offsets, num_tokens)
-
-    @property
-    def num_slots(self) -> int:
+        Args:
+            mixture: Objectives, which take turns; one token of a window is left for an opening
+                [CLS].
+            num_tokens: Tokens on the ring.
+        """
+        self._turns = Turns(mixture.shares)
+        self._sizes = [objective.window_length - 1 for objective in mixture.objectives]
+        self._num_tokens = num_tokens
+        most = -(-num_tokens // min(self._sizes))
+        self.num_slots = bisect_left(range(most), num_tokens, key=self._tokens_before)
         """Slots of a pass; the last one may be shorter than the others."""
-        periods, rest = divmod(self.num_tokens, int(self.offsets[-1]))
-        return periods * self.sequence.period + int(self.offsets.searchsorted(rest))
 
     def slot(self, number: int) -> tuple[int, int, int]:
         """Give a slot's objective, offset from the start of the pass, and tokens."""
-        periods, place = divmod(number, self.sequence.period)
-        begin = int(self.offsets[place]) + periods * int(self.offsets[-1])
-        end = begin + int(self.offsets[place + 1] - self.offsets[place])
-        return int(self.sequence.states[place]), begin, min(end, self.num_tokens) - begin
+        objective, _ = self._turns.locate(number)
+        begin = self._tokens_before(number)
+        return objective, begin, min(self._sizes[objective], self._num_tokens - begin)
+
+    def _tokens_before(self, number: int) -> int:
+        counts = self._turns.counts_before(number)
+        return sum(count * size for count, size in zip(counts, self._sizes, strict=True))
+
+
+@dataclass(frozen=True)
+class KeyedPermutation:
+    """A shuffle without a table: a permutation of 0 … size - 1 with random access.
+
+    A Feistel network on a × b cells, the least rectangle that holds ``size``: each round adds to
+    one coordinate a hash of the other, which can be undone whatever the hash. The few cells beyond
+    ``size`` are skipped by walking on along their cycle.
+    """
+
+    size: int
+    keys: tuple[int, ...]
+    """64-bit keys, an even number of rounds."""
+
+    def __call__(self, index: int) -> int:
+        """Give the place of an index, 0 to size - 1."""
+        rows = max(1, math.isqrt(self.size - 1) + 1)
+        columns = -(-self.size // rows)
+        while True:
+            row, column = divmod(index, columns)
+            for key_of_row, key_of_column in zip(self.keys[::2], self.keys[1::2], strict=True):
+                row = (row + _mix(column ^ key_of_row)) % rows
+                column = (column + _mix(row ^ key_of_column)) % columns
+            index = row * columns + column
+            if index < self.size:
+                return index
+
+
+def _mix(word: int) -> int:
+    """Scatter 64 bits (the finaliser of SplitMix64)."""
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & _WORD
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & _WORD
+    return word ^ (word >> 31)
 
 
 class CorpusRows:
@@ -108,7 +140,7 @@ class CorpusRows:
         self._key = name_key(name)
         self._training_rng = RowGenerators(seed, Purpose.TRAINING_ROW)
         self._validation_rng = RowGenerators(0, Purpose.VALIDATION_ROW)
-        self._plan = SlotPlan.create(mixture, training.num_tokens)
+        self._plan = SlotPlan(mixture, training.num_tokens)
         self._num_slots = self._plan.num_slots
 
     @property
