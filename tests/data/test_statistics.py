@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from glm_dist.data.corpus.statistics import row_statistics
-from glm_dist.data.objectives.spans import span_length_probabilities
+from glm_dist.data.objectives.span import span_length_probabilities
 from glm_dist.data.row_source import open_row_source
 from glm_dist.data.rows import Row
 from tests.data.corpora import CLS, EOP, EOS, SOP, make_config, make_documents, write_corpus

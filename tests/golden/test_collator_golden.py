@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from glm_dist.data.objectives.base import Blanks
 from glm_dist.data.objectives.layout import lay_out_blanks
-from glm_dist.data.objectives.spans import Blanks
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 

@@ -7,7 +7,6 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from glm_dist.data.objectives.spans import Blanks
 from glm_dist.data.rows import Row
 
 
@@ -41,6 +40,19 @@ class Objective(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Blanks:
+    """Spans of one window in the order in which Part B emits them."""
+
+    starts: NDArray[np.int64]
+    """First masked position in the window. [n]"""
+    lengths: NDArray[np.int64]
+    """Masked tokens. [n]"""
+
+
+NO_BLANKS = Blanks(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """What to hide of a window."""
@@ -69,6 +81,10 @@ class Hiding(Protocol):
     @property
     def max_blanks(self) -> int:
         """Most blanks of a row; each costs two tokens beside the text."""
+
+    @property
+    def varies_inputs(self) -> bool:
+        """Whether [dBLOCK] may hide inputs of Part B; official GLM does so for plain spans only."""
 
     def choose(self, window: Window, rng: Generator) -> Plan:
         """Choose what to hide.

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.random import Generator
 
-from glm_dist.data.objectives.base import Plan, Window
+from glm_dist.data.objectives.base import Blanks, Plan, Window
 from glm_dist.data.objectives.span import document_starts
-from glm_dist.data.objectives.spans import Blanks
 from glm_dist.data.sampling.randomness import draw_below
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
@@ -25,6 +24,7 @@ class DocumentHiding:
     per_document: bool = False
     """Whether each document of a window gets a blank of its own, the longest first."""
     name: str = "document"
+    varies_inputs: bool = False
 
     @property
     def mask(self) -> int:

@@ -2,13 +2,13 @@
 
 Every blank is one mask token in Part A. Part B gives, blank after blank, the input [sop] x1 … xk
 and the targets x1 … xk [eop]. A Part B token has the position of its mask and counts 1, 2, … as
-second position. GLM, arXiv 2103.10360, section 2.1 and figure 2. Options are in ``variations.py``.
+second position. GLM, arXiv 2103.10360, section 2.1 and figure 2. Options are in ``glm.py``.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_dist.data.objectives.spans import Blanks
+from glm_dist.data.objectives.base import Blanks
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 

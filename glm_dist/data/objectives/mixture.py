@@ -17,8 +17,12 @@ from glm_dist.data.objectives.baselines import (
     unilm_mixture,
 )
 from glm_dist.data.objectives.document import DocumentHiding
-from glm_dist.data.objectives.glm import MOST_SHORT_TEXTS, BlankInfilling
-from glm_dist.data.objectives.options import SHORTEST_TEXT, Variations
+from glm_dist.data.objectives.glm import (
+    MOST_SHORT_TEXTS,
+    SHORTEST_TEXT,
+    BlankInfilling,
+    Variations,
+)
 from glm_dist.data.objectives.sentence import SentenceHiding
 from glm_dist.data.objectives.span import SpanHiding, document_starts
 from glm_dist.data.sampling.mixing import as_written

@@ -10,9 +10,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from glm_dist.data.objectives.base import Plan, Window
-from glm_dist.data.objectives.span import text_of
-from glm_dist.data.objectives.spans import NO_BLANKS, Blanks, Stretches
+from glm_dist.data.objectives.base import NO_BLANKS, Blanks, Plan, Window
+from glm_dist.data.objectives.span import Stretches, text_of
 from glm_dist.data.sampling.randomness import draw_below
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 
@@ -78,6 +77,7 @@ class SentenceHiding:
     ends_sentence: NDArray[np.bool_]
     """Whether each id ends a sentence. [v]"""
     name: str = "sentence"
+    varies_inputs: bool = False
 
     @property
     def mask(self) -> int:

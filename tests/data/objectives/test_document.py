@@ -5,8 +5,7 @@ import pytest
 
 from glm_dist.data.objectives.base import Window
 from glm_dist.data.objectives.document import DocumentHiding
-from glm_dist.data.objectives.glm import BlankInfilling
-from glm_dist.data.objectives.options import Variations
+from glm_dist.data.objectives.glm import BlankInfilling, Variations
 from glm_dist.data.rows import Row
 from tests.data.examples import BERT
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from glm_dist.data.objectives.base import NO_BLANKS, Blanks
 from glm_dist.data.objectives.layout import lay_out_blanks
-from glm_dist.data.objectives.spans import NO_BLANKS, Blanks
 from glm_dist.data.rows import Row
 from tests.data.examples import BERT
 

@@ -3,10 +3,9 @@
 import numpy as np
 
 from glm_dist.data.objectives.base import Window
-from glm_dist.data.objectives.glm import BlankInfilling
-from glm_dist.data.objectives.options import Variations
+from glm_dist.data.objectives.glm import BlankInfilling, Variations
 from glm_dist.data.objectives.sentence import SentenceHiding, find_sentences
-from glm_dist.data.objectives.spans import Stretches
+from glm_dist.data.objectives.span import Stretches
 from glm_dist.data.rows import Row
 from tests.data.examples import BERT
 

@@ -9,8 +9,7 @@ import pytest
 
 from glm_dist.data.objectives.base import Window
 from glm_dist.data.objectives.document import DocumentHiding
-from glm_dist.data.objectives.glm import BlankInfilling
-from glm_dist.data.objectives.options import Variations, cut_short
+from glm_dist.data.objectives.glm import BlankInfilling, Variations, cut_short
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.row_source import open_row_source
 from glm_dist.data.rows import Row

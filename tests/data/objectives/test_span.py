@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from glm_dist.data.objectives.spans import (
+from glm_dist.data.objectives.span import (
     Blanks,
     Stretches,
     choose_spans,
