@@ -9,6 +9,7 @@ import gzip
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from glm_dist.data.prepare.inputs import FileKind, kind_of
-from glm_dist.data.prepare.zstd_frames import ZstdFrames
 from glm_dist.errors import DataError
 
 if TYPE_CHECKING:
@@ -205,9 +205,12 @@ def _decompressed(raw: BinaryIO, file: Path) -> BinaryIO:
     if file.suffix == ".gz":
         return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
     if file.suffix == ".zst":
-        import zstandard
+        if sys.version_info >= (3, 14):
+            from compression.zstd import ZstdFile
+        else:
+            from backports.zstd import ZstdFile
 
-        return cast(BinaryIO, io.BufferedReader(ZstdFrames(raw, zstandard.ZstdDecompressor())))
+        return cast(BinaryIO, ZstdFile(raw, mode="rb"))
     return raw
 
 
@@ -230,12 +233,12 @@ def _read(stream: BinaryIO, file: Path, count: int) -> bytes:
             parts.append(part)
             missing -= len(part)
         return b"".join(parts)
-    # gzip raises EOFError and zlib.error, zstandard its own error; all say the same.
+    # gzip raises EOFError and zlib.error, zstd EOFError and its own error.
     except Exception as error:
         raise DataError(
+            f"{file} is not readable: {error}.\n  Fix: fetch or compress the file again",
             key=str(file),
-            found=f"not readable ({type(error).__name__}: {error})",
-            expected="a whole compressed file",
+            value=str(error),
             fix="fetch or compress the file again",
         ) from error
 

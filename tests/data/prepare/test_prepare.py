@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-import zstandard
+from backports import zstd
 
 from glm_dist.data.corpus.indexed import open_indexed
 from glm_dist.data.prepare import readers
@@ -19,6 +19,8 @@ from glm_dist.data.tokenizer.tokenizer import open_tokenizer
 from glm_dist.errors import DataError
 from tests.data.corpora import CLS, EOS
 from tests.data.preparations import read_output, run, texts, write_jsonl
+
+FRAME = zstd.compress(b"".join(b'{"text": "w%d"}\n' % n for n in range(9000)))
 
 
 def documents_in(prefix: Path) -> list[list[int]]:
@@ -52,7 +54,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, choice: Tokenizer
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain))
     # Two frames, as parallel compressors write them.
     half = len(plain) // 2
-    compress = zstandard.ZstdCompressor().compress
+    compress = zstd.compress
     (tmp_path / "a.jsonl.zst").write_bytes(compress(plain[:half]) + compress(plain[half:]))
     (tmp_path / "a.txt").write_text("\n".join(documents))
     (tmp_path / "a2.txt").write_text("\n\n".join(documents) + "\n\n\n")
@@ -213,7 +215,7 @@ def test_the_manifest_never_replaces_an_input(tmp_path: Path, choice: TokenizerC
 
 
 def test_frames_of_zstandard_are_read_end_to_end(tmp_path: Path, choice: TokenizerChoice) -> None:
-    frames = [zstandard.compress(b'{"text": "w%d"}\n' % n) for n in (10, 11, 12)]
+    frames = [zstd.compress(b'{"text": "w%d"}\n' % n) for n in (10, 11, 12)]
     (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
     run([tmp_path / "a.jsonl.zst"], tmp_path / "corpus", choice)
 
@@ -254,15 +256,25 @@ def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerChoice) 
         ("a.jsonl.gz", b"\x1f\x8b broken", "not readable"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "w10"}\n' * 500)[:-20], "not readable"),
         ("a.jsonl.zst", b"broken", "not readable"),
-        (
-            "a.jsonl.zst",
-            zstandard.compress(b"".join(b'{"text": "w%d"}\n' % n for n in range(9000)))[:-999],
-            "ends inside a frame",
+        *(
+            ("a.jsonl.zst", content, "not readable: ")
+            for content in (FRAME[:-1], FRAME[:-999], FRAME[:3], FRAME + FRAME[:-1], FRAME + b"x")
         ),
         ("a.parquet", b"broken", "Parquet"),
         ("a.pdf", b"", "suffix '.pdf'"),
     ],
-    ids=["gzip", "gzip-cut-short", "zstandard", "zstandard-cut-short", "parquet", "unknown"],
+    ids=[
+        "gzip",
+        "gzip-cut-short",
+        "zstd",
+        "zstd-without-its-last-byte",
+        "zstd-cut-short",
+        "zstd-cut-in-its-header",
+        "zstd-cut-in-its-second-frame",
+        "zstd-with-garbage-at-its-end",
+        "parquet",
+        "unknown",
+    ],
 )
 def test_damaged_files_are_named(
     tmp_path: Path, choice: TokenizerChoice, name: str, content: bytes, message: str
