@@ -1,14 +1,16 @@
-"""The command line as launchers and users call it. Processes of their own: argv and exit status."""
+"""The command line as launchers and users call it; ``train.py`` as a process, with its status."""
 
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from glm_dist.cli.main import COMMANDS
+from glm_dist.cli.main import COMMANDS, main
 from tests.environment import CPU_ONLY
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,19 +39,34 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def glm_dist(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    code = "import sys; from glm_dist.cli.main import main; sys.exit(main())"
-    return run("-c", code, *arguments, **variables)
+@dataclass(frozen=True)
+class Done:
+    """How a command ended and what it wrote."""
+
+    returncode: int
+    stdout: str
+    stderr: str
 
 
-@pytest.mark.parametrize(
-    "inserted",
-    [["--local_rank=0"], ["--local-rank=0"], ["--local_rank", "0"], ["--local-rank", "0"]],
-    ids=" ".join,
-)
-def test_argument_that_launchers_insert_is_accepted(inserted: list[str]) -> None:
+@pytest.fixture
+def glm_dist(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """``glm-dist`` in this process."""
+
+    def call(*arguments: str) -> Done:
+        try:
+            status = main(arguments)
+        except SystemExit as end:  # argparse's, after --help and on an unknown command
+            status = int(end.code or 0)
+        written = capsys.readouterr()
+        return Done(status, written.out, written.err)
+
+    return call
+
+
+def test_argument_that_launchers_insert_is_accepted() -> None:
     rank_0 = DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0"}
-    done = run("train.py", *inserted, "experiment=quickstart", "--cfg", "job", **rank_0)
+    typed = ["train.py", "--local_rank=0", "experiment=quickstart", "--cfg", "job"]
+    done = run(*typed, **rank_0)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("config_version: 1\nrun:\n  name: quickstart\n")
 
@@ -129,14 +146,14 @@ def test_wrong_command_line_is_answered_with_one_message(
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 
-def test_help_of_the_program_lists_every_command() -> None:
+def test_help_of_the_program_lists_every_command(glm_dist: Callable[..., Done]) -> None:
     done = glm_dist("--help")
     assert done.returncode == 0
     assert not [name for name in COMMANDS if not re.search(rf"(?m)^ +{name}\b", done.stdout)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str) -> None:
+def test_every_command_explains_itself(command: str, glm_dist: Callable[..., Done]) -> None:
     done = glm_dist(command, "--help")
     assert done.returncode == 0, done.stderr
     # Usage, then what it is for in words, then its arguments.
@@ -148,13 +165,15 @@ def test_every_command_explains_itself(command: str) -> None:
     [([], "required: <command>"), (["pretrain"], "invalid choice: 'pretrain'")],
     ids=["no command", "unknown command"],
 )
-def test_program_without_a_command_it_knows_says_so(arguments: list[str], words: str) -> None:
+def test_program_without_a_command_it_knows_says_so(
+    arguments: list[str], words: str, glm_dist: Callable[..., Done]
+) -> None:
     done = glm_dist(*arguments)
     assert done.returncode == 2
     assert words in done.stderr
 
 
-def test_check_describes_the_job_without_its_files() -> None:
+def test_check_describes_the_job_without_its_files(glm_dist: Callable[..., Done]) -> None:
     typed = ["check", "experiment=glm_large", "parallel=tp2_pp2", "--processes", "8", "--no-files"]
     done = glm_dist(*typed)
     assert done.stderr == ""
@@ -177,12 +196,12 @@ def test_check_describes_the_job_without_its_files() -> None:
     )
 
 
-def test_check_refuses_a_job_that_would_not_start() -> None:
+def test_check_refuses_a_job_that_would_not_start(glm_dist: Callable[..., Done]) -> None:
     done = glm_dist("check", "experiment=glm_large", "--processes", "48", "--no-files")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("ConfigError: batch.global_batch_size = 1024: expected a mult")
 
 
-def test_config_prints_the_reference() -> None:
+def test_config_prints_the_reference(glm_dist: Callable[..., Done]) -> None:
     done = glm_dist("config", "--reference")
     assert done.stdout == (ROOT / "docs" / "config.md").read_text(encoding="utf-8")

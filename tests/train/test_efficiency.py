@@ -16,7 +16,7 @@ from glm_dist.data.rows import MicroBatch, Row, Segment
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage
-from glm_dist.observe.flops import ModelShape, Work, executed_operations
+from glm_dist.observe.flops import ModelShape, executed_operations
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
@@ -175,7 +175,3 @@ def test_without_a_known_peak_there_is_no_share_of_it() -> None:
 
     assert record["speed/useful_tflops_per_gpu"] > 0
     assert not {"speed/mfu", "speed/hfu", "speed/mfu_convention"} & record.keys()
-
-
-def test_no_work_is_no_work() -> None:
-    assert Work() + Work() == Work()
