@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import queue
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -177,6 +178,14 @@ def _others(rank: int, processes: list[BaseProcess]) -> str:
     return f"ended: {_ended(processes) or 'none'}"
 
 
+def _end_with_the_tests() -> None:
+    """Exit when the tests' process is gone, however it went: nobody waits for this rank then."""
+    tests = multiprocessing.parent_process()
+    assert tests is not None
+    wait([tests.sentinel])
+    os._exit(1)
+
+
 def _rank(
     variables: Mapping[str, str],
     store: str,
@@ -185,6 +194,7 @@ def _rank(
     check: Callable[..., Any],
     args: tuple[Any, ...],
 ) -> None:
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
     # A forked rank has the server's environment, from before the test.
     _replace_environment(variables)
     rank, world_size = int(variables["RANK"]), int(variables["WORLD_SIZE"])

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,37 @@ def test_a_rank_that_raises_is_reported_with_its_traceback_and_the_others_end(
     pids = [int(path.name) for path in tmp_path.iterdir()]
     assert len(pids) == 2
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+SLEEPING_RANKS = """
+import sys
+from tests.ranks import run_ranks
+from tests.test_ranks import note_and_sleep
+run_ranks(note_and_sleep, sys.argv[1], world_size=2)
+"""
+
+
+def note_and_sleep(pids: str) -> None:
+    (Path(pids) / str(os.getpid())).touch()
+    time.sleep(1000)
+
+
+@pytest.mark.slow
+def test_ranks_end_when_their_tests_are_killed(tmp_path: Path) -> None:
+    tests = subprocess.Popen([sys.executable, "-c", SLEEPING_RANKS, str(tmp_path)], cwd=ROOT)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    tests.kill()
+    tests.wait()
+
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def kill_the_second() -> None:

@@ -40,6 +40,17 @@ def cases_of(world_size: int) -> list[Case]:
     ]
 
 
+def default_cases_of(world_size: int) -> list[Case]:
+    """Each layout and ZeRO stage once; the micro-batches take turns in both."""
+    layouts = LAYOUTS[world_size]
+    return [
+        case
+        for case in cases_of(world_size)
+        if case.micro_batch
+        == MICRO_BATCHES[(layouts.index((case.tp, case.pp, case.dp)) + case.zero) % 3]
+    ]
+
+
 @cache
 def one_process(layers: int = 4, architecture: tuple[str, ...] = ()) -> Trace:
     """The serial run: one process, no ZeRO, the whole batch in one micro-batch."""
@@ -116,6 +127,15 @@ def test_one_process_trains_the_model_of_plain_torch(architecture: tuple[str, ..
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_every_layout_trains_the_model_of_one_process(
+    world_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_grid(world_size, default_cases_of(world_size), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_every_layout_and_micro_batch_trains_the_model_of_one_process(
     world_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     check_grid(world_size, cases_of(world_size), capsys)

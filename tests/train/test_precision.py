@@ -17,8 +17,8 @@ from glm_dist.train.state import LOSS_SCALER_FIELDS, restore_state, save_state
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, run_steps, whole_weights
 
-TREND_STEPS = 20
-TREND = [0, 1] * (TREND_STEPS // 2)
+TREND = [0, 1] * 5
+LONG_TREND = [0, 1] * 10
 """Two batches over and over, so that the loss falls."""
 
 LAYOUTS = [
@@ -37,40 +37,52 @@ def cases_of(dtype: str) -> list[Case]:
     return [replace(case, dtype=dtype) for case in LAYOUTS]
 
 
-def trend(cases: list[Case]) -> list[list[float]]:
+def trend(cases: list[Case], steps: list[int]) -> list[list[float]]:
     """Losses of all steps, case after case."""
     enable_cpu()
     losses = []
     for case in cases:
         engine = build_engine(case)
-        losses.append(run_steps(engine, case, TREND)[0])
+        losses.append(run_steps(engine, case, steps)[0])
         whole_weights(engine)  # asserts that every copy of a weight is the same
     return losses
 
 
 @cache
 def single_precision() -> list[float]:
-    """The trend in fp32 in one process."""
-    losses: list[float] = run_ranks(trend, [Case(micro_batch=16)], world_size=1)[0][0]
+    """The long trend in fp32 in one process."""
+    losses: list[float] = run_ranks(trend, [Case(micro_batch=16)], LONG_TREND, world_size=1)[0][0]
     return losses
+
+
+def check_trend(cases: list[Case], steps: list[int]) -> None:
+    """Demand single precision's losses of every case."""
+    expected = single_precision()[: len(steps)]
+    found = run_ranks(trend, cases, steps, world_size=2, timeout=900)[0]
+    for case, losses in zip(cases, found, strict=True):
+        assert losses == pytest.approx(expected, rel=1e-3), case
 
 
 def test_the_trend_falls() -> None:
     losses = single_precision()
 
     assert losses[0] - losses[-1] > 0.1
+    assert losses[0] - losses[len(TREND) - 1] > 0.05
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_half_precision_follows_the_trend_of_single_precision(dtype: str) -> None:
-    expected = single_precision()
-    cases = cases_of(dtype)
+@pytest.mark.parametrize(("dtype", "chosen"), [("bf16", (0, 2, 4, 6)), ("fp16", (1, 3, 4, 5))])
+def test_half_precision_follows_the_trend_of_single_precision(
+    dtype: str, chosen: tuple[int, ...]
+) -> None:
+    check_trend([cases_of(dtype)[i] for i in chosen], TREND)
 
-    for case, losses in zip(
-        cases, run_ranks(trend, cases, world_size=2, timeout=900)[0], strict=True
-    ):
-        assert losses == pytest.approx(expected, rel=1e-3), case
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_every_layout_in_half_precision_follows_a_longer_trend(dtype: str) -> None:
+    check_trend(cases_of(dtype), LONG_TREND)
 
 
 def poison(engine: TrainingEngine) -> Callable[[], None]:

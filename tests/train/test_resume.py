@@ -59,9 +59,10 @@ def cases_of(world_size: int, zeros: tuple[int, ...]) -> list[Case]:
     ]
 
 
-SPECIAL = {
-    1: [],
+DEFAULT = {
+    1: [Case(zero=0, micro_batch=4), Case(zero=1, micro_batch=4)],
     2: [
+        Case(dp=2, zero=0, micro_batch=4),
         Case(dp=2, zero=2, micro_batch=4),
         Case(dp=2, zero=3, micro_batch=4),
         Case(tp=2, zero=1, micro_batch=4, sp=True),
@@ -73,11 +74,16 @@ SPECIAL = {
         Case(dp=2, zero=2, micro_batch=4, dtype="fp16"),
         Case(tp=2, zero=1, micro_batch=4, dtype="fp16", sp=True),
     ],
-    4: [Case(tp=2, dp=2, zero=3, micro_batch=4), Case(dp=4, zero=3, micro_batch=4)],
+    4: [
+        Case(tp=2, pp=2, zero=1, micro_batch=4),
+        Case(tp=2, dp=2, zero=3, micro_batch=4),
+        Case(dp=4, zero=3, micro_batch=4),
+        Case(pp=4, zero=1, micro_batch=4),
+    ],
 }
-"""What the default run adds to every layout under ZeRO 0 and 1."""
+"""What the default run stops and resumes, by number of processes."""
 
-SOURCES = [Case(tp=2, pp=2, zero=1, micro_batch=4), Case(dp=4, zero=3, micro_batch=4)]
+SOURCES = [DEFAULT[4][0], DEFAULT[4][2]]
 """Checkpoints that the default run resumes in other layouts."""
 
 
@@ -96,8 +102,7 @@ def uninterrupted(world_size: int, cases: tuple[Case, ...], folder: Path) -> dic
 
 def default_run(world_size: int, folder: Path) -> dict[Case, Trace]:
     """The cases of the default run without a stop."""
-    cases = (*cases_of(world_size, (0, 1)), *SPECIAL[world_size])
-    return uninterrupted(world_size, cases, folder)
+    return uninterrupted(world_size, tuple(DEFAULT[world_size]), folder)
 
 
 def assert_equal_bits(found: Trace, expected: Trace, what: str) -> None:
@@ -108,14 +113,26 @@ def assert_equal_bits(found: Trace, expected: Trace, what: str) -> None:
         assert np.array_equal(found.weights[name], weights), f"{what}: {name}"
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_resuming_in_the_same_layout_changes_no_bit(world_size: int, folder: Path) -> None:
-    whole = default_run(world_size, folder)
+def check_bits(whole: dict[Case, Trace], world_size: int, folder: Path) -> None:
+    """Resume each case in its own layout and compare with its run without a stop."""
     pairs = [(case, case) for case in whole]
     resumed = run_ranks(resume, pairs, folder, world_size=world_size, timeout=900)[0]
     for case, trace in zip(whole, resumed, strict=True):
         assert_equal_bits(trace, whole[case], str(case))
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_resuming_in_the_same_layout_changes_no_bit(world_size: int, folder: Path) -> None:
+    check_bits(default_run(world_size, folder), world_size, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_resuming_in_every_layout_changes_no_bit(world_size: int, folder: Path) -> None:
+    cases = tuple(cases_of(world_size, (0, 1, 2, 3)))
+    check_bits(uninterrupted(world_size, cases, folder), world_size, folder)
 
 
 def check_pairs(
