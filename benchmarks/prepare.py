@@ -17,7 +17,7 @@ import numpy as np
 from glm_dist.config.choices import TokenizerKind
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from glm_dist.data.tokenizer.training import train_sentencepiece
 
 ROUNDS = 3
@@ -55,7 +55,7 @@ def main() -> None:
         file.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
         model = folder / "tokenizer.model"
         train_sentencepiece(documents, model, vocab_size=8_000, max_sample_bytes=2_000_000)
-        choice = TokenizerChoice(TokenizerKind.sentencepiece, str(model))
+        choice = TokenizerSpec(TokenizerKind.sentencepiece, str(model))
         tokenizer = choice.open()
 
         def run(num_workers: int) -> None:

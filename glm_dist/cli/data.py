@@ -30,7 +30,7 @@ from glm_dist.data.corpus.validate import validate_corpus
 from glm_dist.data.prepare.official_lazy import import_lazy
 from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
-from glm_dist.data.tokenizer.tokenizer import load_tokenizer
+from glm_dist.data.tokenizer.tokenizer import load_tokenizer, open_tokenizer
 from glm_dist.errors import ConfigError
 
 
@@ -89,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
             corpus = open_indexed(arguments.output)
             _wrote(arguments.output, corpus.num_documents, corpus.num_tokens, console)
         case "import-lazy":
-            tokenizer = choose_tokenizer(arguments).open()
+            tokenizer = open_tokenizer(choose_tokenizer(arguments))
             manifest = import_lazy(
                 arguments.folder, arguments.output, tokenizer, overwrite=arguments.overwrite
             )

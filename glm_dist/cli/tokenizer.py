@@ -24,7 +24,7 @@ from glm_dist.data.prepare.readers import (
     read_blocks,
 )
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
-from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.data.tokenizer.training import train_sentencepiece
 
 PADDING_DIVISOR = 128
@@ -77,10 +77,10 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.action == "train":
         _train(arguments)
     elif arguments.action == "show":
-        _show(choose_tokenizer(arguments).open(), console)
+        _show(open_tokenizer(choose_tokenizer(arguments)), console)
     else:
         text = sys.stdin.read() if arguments.text is None else arguments.text
-        _encode(choose_tokenizer(arguments).open(), text, console)
+        _encode(open_tokenizer(choose_tokenizer(arguments)), text, console)
     return 0
 
 

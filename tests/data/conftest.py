@@ -6,13 +6,13 @@ import pytest
 
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.prepare import journal, readers
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from tests.data.corpora import make_documents, write_corpus, write_vocabulary
 
 
 @pytest.fixture
-def choice(tmp_path: Path) -> TokenizerChoice:
-    return TokenizerChoice(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
+def choice(tmp_path: Path) -> TokenizerSpec:
+    return TokenizerSpec(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
 
 
 @pytest.fixture

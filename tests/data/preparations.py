@@ -8,7 +8,7 @@ import pytest
 
 from glm_dist.data.prepare.prepare import Prepared, prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 
 
 def texts(count: int, *, seed: int = 0) -> list[str]:
@@ -25,7 +25,7 @@ def write_jsonl(file: Path, documents: list[str]) -> Path:
 def run(
     inputs: list[Path],
     output: Path,
-    choice: TokenizerChoice,
+    choice: TokenizerSpec,
     *,
     options: TextOptions | None = None,
     num_workers: int = 1,
@@ -52,7 +52,7 @@ class KillError(Exception):
     """Stands for a kill: nothing that follows in the process is carried out."""
 
 
-def stopped(files: list[Path], output: Path, choice: TokenizerChoice, *, after: int) -> None:
+def stopped(files: list[Path], output: Path, choice: TokenizerSpec, *, after: int) -> None:
     """Prepare up to a block, as a kill would leave it."""
     reports = 0
 

@@ -94,9 +94,9 @@ import json, resource, sys
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 if __name__ == "__main__":
-    choice = TokenizerChoice(TokenizerKind.bert, sys.argv[1])
+    choice = TokenizerSpec(TokenizerKind.bert, sys.argv[1])
     prepare([sys.argv[2]], sys.argv[3], tokenizer=choice, options=TextOptions())
     print(json.dumps({"rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
 
 pytestmark = pytest.mark.golden
 
@@ -21,7 +21,9 @@ def _open(
     found = sorted(REFERENCE.glob(f"tokenizers/{pattern}"))
     if not found:
         pytest.skip(f"no tokenizers/{pattern} in GLM_REFERENCE_DIR ({REFERENCE})")
-    return open_tokenizer(kind, str(found[0]), task_masks=task_masks, fixed_task_masks=fixed)
+    return open_tokenizer(
+        TokenizerSpec(kind, str(found[0]), task_masks=task_masks, fixed_task_masks=fixed)
+    )
 
 
 # (pad, eos, cls, sep, mask, unk, sop, eop, gmask, smask, dBLOCK), vocabulary size

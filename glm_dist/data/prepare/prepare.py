@@ -15,7 +15,8 @@ from glm_dist.data.prepare.inputs import expand_inputs
 from glm_dist.data.prepare.journal import Journal, PartialCorpus, Source, hash_text, source_of
 from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
 from glm_dist.data.prepare.readers import BadLine, TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice, tokenise_in_order
+from glm_dist.data.prepare.tokenize import tokenise_in_order
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
 from glm_dist.files import exists
 
@@ -46,7 +47,7 @@ def prepare(
     inputs: Sequence[str],
     output: str | Path,
     *,
-    tokenizer: TokenizerChoice,
+    tokenizer: TokenizerSpec,
     options: TextOptions,
     num_workers: int = 1,
     max_bad_lines: int = 100,
@@ -72,7 +73,7 @@ def prepare(
     check_prefix(output)
     sources = tuple(map(source_of, expand_inputs(inputs)))
     _check_inputs_stay(sources, output)
-    opened = tokenizer.open()
+    opened = open_tokenizer(tokenizer)
     identity: dict[str, object] = {
         "tokenizer": opened.fingerprint,
         "text_key": options.text_key,

@@ -13,33 +13,13 @@ from multiprocessing import get_context, parent_process
 
 import numpy as np
 
-from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.corpus.indexed import token_type_for
 from glm_dist.data.prepare.readers import BadLine, Block, TextOptions, documents_of
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
 
 BLOCKS_AHEAD_PER_WORKER = 3
 """Blocks that are read before they are needed; bounds the memory."""
-
-
-@dataclass(frozen=True)
-class TokenizerChoice:
-    """Which tokenizer the workers load."""
-
-    kind: TokenizerKind
-    path: str
-    task_masks: bool = True
-    fixed_task_masks: bool = True
-
-    def open(self) -> Tokenizer:
-        """Load it."""
-        return open_tokenizer(
-            self.kind,
-            self.path,
-            task_masks=self.task_masks,
-            fixed_task_masks=self.fixed_task_masks,
-        )
 
 
 @dataclass(frozen=True)
@@ -60,13 +40,13 @@ class TokenBlock:
 
 
 def tokenise_in_order(
-    blocks: Iterable[Block], choice: TokenizerChoice, options: TextOptions, *, num_workers: int
+    blocks: Iterable[Block], spec: TokenizerSpec, options: TextOptions, *, num_workers: int
 ) -> Iterator[tuple[Block, TokenBlock]]:
     """Tokenise blocks.
 
     Args:
         blocks: Blocks of text; read a few ahead.
-        choice: Tokenizer, which each process loads once.
+        spec: Tokenizer, which each process loads once.
         options: How documents are taken out of a block.
         num_workers: Processes; 1 works in this one.
 
@@ -74,7 +54,7 @@ def tokenise_in_order(
         DataError: A worker died.
     """
     if num_workers <= 1:
-        tokenizer = choice.open()
+        tokenizer = open_tokenizer(spec)
         for block in blocks:
             yield block, tokenise_block(block, tokenizer, options)
         return
@@ -84,7 +64,7 @@ def tokenise_in_order(
     waiting: deque[tuple[Block, Future[TokenBlock]]] = deque()
     try:
         for block in blocks:
-            waiting.append((block, executor.submit(_tokenise_in_worker, block, choice, options)))
+            waiting.append((block, executor.submit(_tokenise_in_worker, block, spec, options)))
             if len(waiting) >= BLOCKS_AHEAD_PER_WORKER * num_workers:
                 first, future = waiting.popleft()
                 yield first, future.result()
@@ -136,13 +116,13 @@ def tokenise_block(block: Block, tokenizer: Tokenizer, options: TextOptions) -> 
 
 
 @lru_cache(maxsize=1)
-def _tokenizer_of_worker(choice: TokenizerChoice) -> Tokenizer:
+def _tokenizer_of_worker(spec: TokenizerSpec) -> Tokenizer:
     """Load the tokenizer once in each worker process."""
-    return choice.open()
+    return open_tokenizer(spec)
 
 
-def _tokenise_in_worker(block: Block, choice: TokenizerChoice, options: TextOptions) -> TokenBlock:
-    return tokenise_block(block, _tokenizer_of_worker(choice), options)
+def _tokenise_in_worker(block: Block, spec: TokenizerSpec, options: TextOptions) -> TokenBlock:
+    return tokenise_block(block, _tokenizer_of_worker(spec), options)
 
 
 def _end_with_parent() -> None:

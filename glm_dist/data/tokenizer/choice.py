@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from glm_dist.data.tokenizer.vocabularies import read_vocabulary
 from glm_dist.errors import DataError
 from glm_dist.files import exists, is_file
@@ -33,14 +33,14 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def choose_tokenizer(arguments: argparse.Namespace) -> TokenizerChoice:
+def choose_tokenizer(arguments: argparse.Namespace) -> TokenizerSpec:
     """Read the arguments.
 
     Raises:
         DataError: The file's name does not tell its kind.
     """
     kind = TokenizerKind(arguments.kind) if arguments.kind else guess_kind(arguments.tokenizer)
-    return TokenizerChoice(
+    return TokenizerSpec(
         kind=kind,
         path=arguments.tokenizer,
         task_masks=not arguments.no_task_masks,

@@ -138,19 +138,40 @@ class Tokenizer:
         return ends
 
 
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """Which vocabulary to open, and which special tokens to put behind it."""
+
+    kind: TokenizerKind
+    """Family of the vocabulary."""
+    path: str
+    """Model file, or folder with the vocabulary files."""
+    task_masks: bool = True
+    """Whether [gMASK] and [sMASK] exist."""
+    fixed_task_masks: bool = True
+    """Chinese kind only; see ``TokenizerConfig``."""
+    sentinel_pairs: int = 0
+    """Pairs of a mask and a start of piece of their own."""
+
+    @staticmethod
+    def of(config: TokenizerConfig) -> "TokenizerSpec":
+        """Take from a configuration what opens its tokenizer."""
+        return TokenizerSpec(
+            kind=config.kind,
+            path=config.path,
+            task_masks=config.task_masks,
+            fixed_task_masks=config.fixed_task_masks,
+            sentinel_pairs=config.sentinel_pairs,
+        )
+
+
 def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     """Load the tokenizer a configuration names.
 
     Raises:
         DataError: Files are missing or of another kind, or ``vocab_size`` is not what they give.
     """
-    tokenizer = open_tokenizer(
-        config.kind,
-        config.path,
-        task_masks=config.task_masks,
-        fixed_task_masks=config.fixed_task_masks,
-        sentinel_pairs=config.sentinel_pairs,
-    )
+    tokenizer = open_tokenizer(TokenizerSpec.of(config))
     if tokenizer.vocab_size != config.vocab_size:
         raise DataError(
             key="tokenizer.vocab_size",
@@ -161,76 +182,51 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     return tokenizer
 
 
-@dataclass(frozen=True)
-class _Scheme:
-    """Which special tokens there are."""
-
-    kind: TokenizerKind
-    task_masks: bool
-    fixed_task_masks: bool
-    sentinel_pairs: int
-
-
-def open_tokenizer(
-    kind: TokenizerKind,
-    path: str,
-    *,
-    task_masks: bool = True,
-    fixed_task_masks: bool = True,
-    sentinel_pairs: int = 0,
-) -> Tokenizer:
+def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     """Load a tokenizer whose number of ids is not known beforehand.
-
-    Args:
-        kind: Family of the vocabulary.
-        path: Model file, or folder with the vocabulary files.
-        task_masks: Whether [gMASK] and [sMASK] exist.
-        fixed_task_masks: Chinese kind only; see ``TokenizerConfig``.
-        sentinel_pairs: Pairs of a mask and a start of piece of their own.
 
     Raises:
         DataError: Files are missing or of another kind.
     """
-    scheme = _Scheme(kind, task_masks, fixed_task_masks, sentinel_pairs)
-    codec, files, specials = _load(scheme, Path(path))
+    codec, files, specials = _load(spec, Path(spec.path))
     # Task masks never occur in a corpus, so they are no part of the fingerprint.
     borders = f"cls={specials.ids.cls} eos={specials.ids.eos}"
-    return Tokenizer(codec, specials, f"{kind.value} {borders} sha256={hash_files(files)}")
+    return Tokenizer(codec, specials, f"{spec.kind.value} {borders} sha256={hash_files(files)}")
 
 
-def _load(scheme: _Scheme, path: Path) -> tuple[Codec, Sequence[Path], Specials]:
+def _load(spec: TokenizerSpec, path: Path) -> tuple[Codec, Sequence[Path], Specials]:
     files: Sequence[Path]
     codec: Codec
-    match scheme.kind:
+    match spec.kind:
         case TokenizerKind.sentencepiece:
             files = [find_file(path, "*.model")]
             pieces = SentencePieceCodec(files[0])
-            specials = _append_specials(pieces, _SENTENCEPIECE_ORDER, scheme, {"unk": pieces.unk})
+            specials = _append_specials(pieces, _SENTENCEPIECE_ORDER, spec, {"unk": pieces.unk})
             codec = pieces
         case TokenizerKind.chinese_sentencepiece:
             files = [find_file(path, "*.model")]
             codec = SentencePieceCodec(files[0])
-            specials = _chinese_specials(codec, scheme)
+            specials = _chinese_specials(codec, spec)
         case TokenizerKind.bert:
             files = [find_file(path, "vocab.txt", "*vocab.txt")]
             codec = bert_codec(files[0])
             own = {role: f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", "unk")}
-            specials = _append_specials(codec, (), scheme, _find(codec, own | {"eos": "[PAD]"}))
+            specials = _append_specials(codec, (), spec, _find(codec, own | {"eos": "[PAD]"}))
         case TokenizerKind.gpt2:
             files = _byte_level_files(path)
             codec = byte_level_codec(*files)
             own = {"pad": "<|endoftext|>", "eos": "<|endoftext|>"}
-            specials = _append_specials(codec, _GPT2_ORDER, scheme, _find(codec, own))
+            specials = _append_specials(codec, _GPT2_ORDER, spec, _find(codec, own))
         case TokenizerKind.roberta:
             files = _byte_level_files(path)
             codec = byte_level_codec(*files)
             own = {"pad": "</s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>"}
             found = _find(codec, own | {"mask": "<mask>"})
-            specials = _append_specials(codec, (), scheme, found)
+            specials = _append_specials(codec, (), spec, found)
         case TokenizerKind.huggingface:
             files = [find_file(path, "tokenizer.json", "*.json")]
             codec = huggingface_codec(files[0])
-            specials = _append_specials(codec, _ANY_ORDER, scheme, _find_any(codec))
+            specials = _append_specials(codec, _ANY_ORDER, spec, _find_any(codec))
     return codec, files, specials
 
 
@@ -256,12 +252,12 @@ _ANY_ORDER = ("eos", "cls", "sep", "mask", "unk", "sop", "eop")
 
 
 def _append_specials(
-    codec: Codec, order: tuple[str, ...], scheme: _Scheme, own: dict[str, int]
+    codec: Codec, order: tuple[str, ...], spec: TokenizerSpec, own: dict[str, int]
 ) -> Specials:
     """Number the special tokens that a vocabulary lacks, from its size upwards."""
     ids = dict(own)
     roles = order if "sop" in order else (*order, "sop", "eop")
-    if scheme.task_masks:
+    if spec.task_masks:
         roles = (*roles, "gmask", "smask")
     next_id = codec.size
     for role in roles:
@@ -270,10 +266,10 @@ def _append_specials(
             next_id += 1
     named = {role: number for role, number in ids.items() if number >= codec.size or role in own}
     ids.setdefault("pad", ids["eos"])
-    return _finish(codec, ids, named, count=next_id, scheme=scheme)
+    return _finish(codec, ids, named, count=next_id, spec=spec)
 
 
-def _chinese_specials(codec: Codec, scheme: _Scheme) -> Specials:
+def _chinese_specials(codec: Codec, spec: TokenizerSpec) -> Specials:
     """Number as the official Chinese tokenizer does.
 
     The unfixed scheme, with which GLM-10B-Chinese was trained, gives [gMASK] the id of eop; the
@@ -282,9 +278,9 @@ def _chinese_specials(codec: Codec, scheme: _Scheme) -> Specials:
     size = codec.size
     ids = {"pad": size, "eos": size, "sep": size + 1, "cls": size + 2, "mask": size + 3}
     ids |= {"unk": size + 4, "sop": size + 6, "eop": size + 7}
-    if scheme.task_masks:
-        ids |= {"gmask": size + 9 if scheme.fixed_task_masks else size + 7, "smask": size + 8}
-    return _finish(codec, ids, ids, count=max(ids.values()) + 1, scheme=scheme)
+    if spec.task_masks:
+        ids |= {"gmask": size + 9 if spec.fixed_task_masks else size + 7, "smask": size + 8}
+    return _finish(codec, ids, ids, count=max(ids.values()) + 1, spec=spec)
 
 
 def _finish(
@@ -293,37 +289,45 @@ def _finish(
     named: dict[str, int],
     *,
     count: int,
-    scheme: _Scheme,
+    spec: TokenizerSpec,
 ) -> Specials:
-    first_sentinel = count if scheme.sentinel_pairs else -1
-    count += 2 * scheme.sentinel_pairs
+    first_sentinel = count if spec.sentinel_pairs else -1
+    count += 2 * spec.sentinel_pairs
     ids = {"gmask": ids["mask"], "smask": ids["mask"], "block_mask": count} | ids
     names: dict[int, str] = {}
     for field in fields(SpecialTokens):
         if field.name in named:
             # [gMASK] comes after eop and takes the shared id's name, as in the official code.
             names[named[field.name]] = _NAMES[field.name]
-    if scheme.kind == TokenizerKind.bert:
+    if spec.kind == TokenizerKind.bert:
         names[ids["pad"]] = "[PAD]"
-    for pair in range(scheme.sentinel_pairs):
+    for pair in range(spec.sentinel_pairs):
         names[first_sentinel + 2 * pair] = f"[MASK{pair + 1}]"
         names[first_sentinel + 2 * pair + 1] = f"<|startofpiece{pair + 1}|>"
     special = SpecialTokens(
-        **ids, first_sentinel=first_sentinel, sentinel_pairs=scheme.sentinel_pairs
+        **ids, first_sentinel=first_sentinel, sentinel_pairs=spec.sentinel_pairs
     )
     return Specials(
         ids=special,
         names=names,
         count=count,
-        masks_eat_space=scheme.kind != TokenizerKind.bert,
+        masks_eat_space=spec.kind != TokenizerKind.bert,
     )
 
 
 def _byte_level_files(path: Path) -> tuple[Path, Path]:
-    folder = path.parent if is_file(path) else path
-    return find_file(folder, "vocab.json", "*vocab.json"), find_file(
-        folder, "merges.txt", "*merges.txt"
-    )
+    """Find vocab.json and merges.txt; a file that is named has the other one of its name."""
+    if not is_file(path):
+        return (
+            find_file(path, "vocab.json", "*vocab.json"),
+            find_file(path, "merges.txt", "*merges.txt"),
+        )
+    folder, name = path.parent, path.name
+    if name.endswith("merges.txt"):
+        name = name.removesuffix("merges.txt") + "vocab.json"
+        return find_file(folder, name, "vocab.json", "*vocab.json"), path
+    name = name.removesuffix("vocab.json") + "merges.txt"
+    return path, find_file(folder, name, "merges.txt", "*merges.txt")
 
 
 def _find(codec: Codec, pieces: dict[str, str]) -> dict[str, int]:

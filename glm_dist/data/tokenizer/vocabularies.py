@@ -1,7 +1,7 @@
 """Ordinary text to ordinary ids: the two tokenizer libraries behind one small protocol.
 
 A codec knows nothing of GLM's special tokens; ``tokenizer.py`` adds them. This file and
-``tokenizer_training.py`` are the only ones that import ``sentencepiece`` and ``tokenizers``.
+``training.py`` are the only ones that import ``sentencepiece`` and ``tokenizers``.
 """
 
 import hashlib
@@ -124,7 +124,9 @@ class HuggingFaceCodec:
 
     def encode(self, text: str) -> list[int]:
         """Encode; see ``Codec``."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        # The library's fast call leaves out the places of tokens in the text, which none asks for.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        ids: list[int] = encoding.ids
         return ids
 
     def encode_array(self, text: str) -> NDArray[np.int32]:

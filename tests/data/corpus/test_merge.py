@@ -13,7 +13,7 @@ from glm_dist.data.corpus.merge import merge_corpora
 from glm_dist.data.corpus.validate import validate_corpus
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from glm_dist.errors import DataError
 from tests.data.corpora import write_vocabulary
 
@@ -23,7 +23,7 @@ def prepared(folder: Path, name: str, words: list[str]) -> Path:
     if not vocabulary.exists():
         write_vocabulary(folder)
     (folder / f"{name}.txt").write_text("\n".join(words))
-    choice = TokenizerChoice(TokenizerKind.bert, str(vocabulary))
+    choice = TokenizerSpec(TokenizerKind.bert, str(vocabulary))
     prepare([str(folder / f"{name}.txt")], folder / name, tokenizer=choice, options=TextOptions())
     return folder / name
 

@@ -14,7 +14,7 @@ from glm_dist.data.corpus.manifest import manifest_path
 from glm_dist.data.prepare import journal
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from tests.data.corpora import write_vocabulary
 
 
@@ -22,7 +22,7 @@ from tests.data.corpora import write_vocabulary
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared corpus of 200 documents, about 6 kB, hashed in blocks of 1 kB."""
     folder = tmp_path_factory.mktemp("sound")
-    choice = TokenizerChoice(TokenizerKind.bert, str(write_vocabulary(folder)))
+    choice = TokenizerSpec(TokenizerKind.bert, str(write_vocabulary(folder)))
     lines = [json.dumps({"text": f"w{10 + n} w{20 + n} ."}) for n in range(200)]
     lines += [json.dumps({"text": " ".join(f"w{n}" for n in range(10, 700))})] * 3
     (folder / "a.jsonl").write_text("\n".join(lines))

@@ -10,7 +10,7 @@ from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.corpus.indexed import open_indexed
 from glm_dist.data.corpus.validate import validate_corpus
 from glm_dist.data.prepare.official_lazy import import_lazy
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
 from tests.data.corpora import CLS, EOS, write_vocabulary
 
@@ -30,7 +30,7 @@ def write_lazy(folder: Path, prompts: list[list[int]], texts: list[list[int]]) -
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Tokenizer:
-    return open_tokenizer(TokenizerKind.bert, str(write_vocabulary(tmp_path)))
+    return open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(write_vocabulary(tmp_path))))
 
 
 def test_prompt_and_text_become_one_document(tmp_path: Path, tokenizer: Tokenizer) -> None:

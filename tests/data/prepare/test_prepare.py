@@ -14,8 +14,7 @@ from backports import zstd
 from glm_dist.data.corpus.indexed import open_indexed
 from glm_dist.data.prepare import readers
 from glm_dist.data.prepare.readers import TextOptions, TextUnit
-from glm_dist.data.prepare.tokenize import TokenizerChoice
-from glm_dist.data.tokenizer.tokenizer import open_tokenizer
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
 from tests.data.corpora import CLS, EOS
 from tests.data.preparations import read_output, run, texts, write_jsonl
@@ -28,13 +27,13 @@ def documents_in(prefix: Path) -> list[list[int]]:
     return [corpus.document(number).tolist() for number in range(corpus.num_documents)]
 
 
-def expected(choice: TokenizerChoice, documents: list[str]) -> list[list[int]]:
-    tokenizer = open_tokenizer(choice.kind, choice.path)
+def expected(choice: TokenizerSpec, documents: list[str]) -> list[list[int]]:
+    tokenizer = open_tokenizer(choice)
     return [[CLS, *tokenizer.encode_document(text), EOS] for text in documents]
 
 
 def test_documents_come_out_in_order_opened_and_closed(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     first, second = texts(30), texts(20, seed=1)
     files = [
@@ -48,7 +47,7 @@ def test_documents_come_out_in_order_opened_and_closed(
     assert [source["documents"] for source in outcome.manifest.sources] == [30, 20]
 
 
-def test_every_format_gives_the_same_documents(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_every_format_gives_the_same_documents(tmp_path: Path, choice: TokenizerSpec) -> None:
     documents = texts(40)
     plain = write_jsonl(tmp_path / "a.jsonl", documents).read_bytes()
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(plain))
@@ -76,7 +75,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, choice: Tokenizer
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("num_workers", [2, 3])
 def test_workers_do_not_change_a_byte(
-    tmp_path: Path, choice: TokenizerChoice, num_workers: int
+    tmp_path: Path, choice: TokenizerSpec, num_workers: int
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(300))
     run([file], tmp_path / "one", choice)
@@ -87,7 +86,7 @@ def test_workers_do_not_change_a_byte(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_block_size_does_not_change_the_documents(
-    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documents = texts(200)
     files = [write_jsonl(tmp_path / "a.jsonl", documents)]
@@ -101,7 +100,7 @@ def test_block_size_does_not_change_the_documents(
     assert documents_in(tmp_path / "small") == documents_in(tmp_path / "large")
 
 
-def test_a_finished_corpus_is_left_alone(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_a_finished_corpus_is_left_alone(tmp_path: Path, choice: TokenizerSpec) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(10))
     first = run([file], tmp_path / "corpus", choice)
     before = (tmp_path / "corpus.bin").stat().st_mtime_ns
@@ -114,7 +113,7 @@ def test_a_finished_corpus_is_left_alone(tmp_path: Path, choice: TokenizerChoice
 
 
 def test_a_touched_input_is_read_again_and_a_changed_one_is_told(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", ["w10 w11", "w12"])
     run([file], tmp_path / "corpus", choice)
@@ -128,9 +127,7 @@ def test_a_touched_input_is_read_again_and_a_changed_one_is_told(
         run([file], tmp_path / "corpus", choice)
 
 
-def test_another_corpus_is_replaced_only_when_asked(
-    tmp_path: Path, choice: TokenizerChoice
-) -> None:
+def test_another_corpus_is_replaced_only_when_asked(tmp_path: Path, choice: TokenizerSpec) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(10))
     run([file], tmp_path / "corpus", choice)
     other = write_jsonl(tmp_path / "b.jsonl", texts(5, seed=2))
@@ -142,7 +139,7 @@ def test_another_corpus_is_replaced_only_when_asked(
 
 
 def test_bad_lines_are_skipped_and_told_with_file_and_line(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     lines = [
         b'{"text": "w10 w11"}',
@@ -168,7 +165,7 @@ def test_bad_lines_are_skipped_and_told_with_file_and_line(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_line_numbers_go_on_over_blocks(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_line_numbers_go_on_over_blocks(tmp_path: Path, choice: TokenizerSpec) -> None:
     documents = [json.dumps({"text": text}) for text in texts(200)]
     documents[150] = "no json"
     (tmp_path / "a.jsonl").write_text("\n".join(documents))
@@ -177,7 +174,7 @@ def test_line_numbers_go_on_over_blocks(tmp_path: Path, choice: TokenizerChoice)
     assert [bad.line for bad in outcome.bad_lines] == [151]
 
 
-def test_rows_of_parquet_without_text_are_told(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_rows_of_parquet_without_text_are_told(tmp_path: Path, choice: TokenizerSpec) -> None:
     table = pyarrow.table({"text": ["w10", None, "w11"]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     outcome = run([tmp_path / "a.parquet"], tmp_path / "corpus", choice)
@@ -188,7 +185,7 @@ def test_rows_of_parquet_without_text_are_told(tmp_path: Path, choice: Tokenizer
     assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 11]
 
 
-def test_a_missing_column_is_named(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_a_missing_column_is_named(tmp_path: Path, choice: TokenizerSpec) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"body": ["w10"]}), tmp_path / "a.parquet")
 
     with pytest.raises(DataError, match="no column 'text'"):
@@ -196,7 +193,7 @@ def test_a_missing_column_is_named(tmp_path: Path, choice: TokenizerChoice) -> N
 
 
 def test_a_corpus_of_another_tool_is_not_replaced_unasked(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(10))
     (tmp_path / "corpus.bin").write_bytes(b"theirs")
@@ -206,7 +203,7 @@ def test_a_corpus_of_another_tool_is_not_replaced_unasked(
     assert (tmp_path / "corpus.bin").read_bytes() == b"theirs"
 
 
-def test_the_manifest_never_replaces_an_input(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_the_manifest_never_replaces_an_input(tmp_path: Path, choice: TokenizerSpec) -> None:
     file = write_jsonl(tmp_path / "a.json", ["w10"])
 
     with pytest.raises(DataError, match="would replace the input"):
@@ -214,7 +211,7 @@ def test_the_manifest_never_replaces_an_input(tmp_path: Path, choice: TokenizerC
     assert file.read_text() == '{"text": "w10"}\n'
 
 
-def test_frames_of_zstandard_are_read_end_to_end(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_frames_of_zstandard_are_read_end_to_end(tmp_path: Path, choice: TokenizerSpec) -> None:
     frames = [zstd.compress(b'{"text": "w%d"}\n' % n) for n in (10, 11, 12)]
     (tmp_path / "a.jsonl.zst").write_bytes(b"".join(frames))
     run([tmp_path / "a.jsonl.zst"], tmp_path / "corpus", choice)
@@ -222,7 +219,7 @@ def test_frames_of_zstandard_are_read_end_to_end(tmp_path: Path, choice: Tokeniz
     assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 11, 12]
 
 
-def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerSpec) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "w10"}\nno\nno\n')
 
     with pytest.raises(DataError, match=r"2 lines.*a\.jsonl:2: not JSON"):
@@ -234,16 +231,14 @@ def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerChoice) -> Non
     assert len(documents_in(tmp_path / "corpus")) == 1
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_stop(
-    tmp_path: Path, choice: TokenizerChoice
-) -> None:
+def test_half_a_surrogate_pair_is_no_reason_to_stop(tmp_path: Path, choice: TokenizerSpec) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "w10 \\ud800 w11"}\n')
     run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
 
     assert len(documents_in(tmp_path / "corpus")) == 1
 
 
-def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerSpec) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
 
     with pytest.raises(DataError, match="no text"):
@@ -277,7 +272,7 @@ def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerChoice) 
     ],
 )
 def test_damaged_files_are_named(
-    tmp_path: Path, choice: TokenizerChoice, name: str, content: bytes, message: str
+    tmp_path: Path, choice: TokenizerSpec, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
 
@@ -286,13 +281,13 @@ def test_damaged_files_are_named(
     assert name in caught.value.key
 
 
-def test_missing_inputs_are_named(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_missing_inputs_are_named(tmp_path: Path, choice: TokenizerSpec) -> None:
     with pytest.raises(DataError, match="nothing-here"):
         run([tmp_path / "nothing-here-*.jsonl"], tmp_path / "corpus", choice)
 
 
 def test_a_link_to_nothing_is_named_and_a_folder_is_no_file(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     (tmp_path / "text" / "folder.txt").mkdir(parents=True)
     write_jsonl(tmp_path / "text" / "a.jsonl", ["w10"])
@@ -305,7 +300,7 @@ def test_a_link_to_nothing_is_named_and_a_folder_is_no_file(
 
 
 def test_folders_and_patterns_are_sorted_and_read_once(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     folder = tmp_path / "text"
     folder.mkdir()

@@ -12,7 +12,7 @@ from glm_dist.cli.main import main
 from glm_dist.data.prepare import journal, readers
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from glm_dist.errors import DataError
 from tests.data.preparations import read_output, run, stopped, texts, write_jsonl
 
@@ -34,7 +34,7 @@ def full_disk(after: int, original: Callable[[int], None]) -> Callable[[int], No
 # 14 blocks are saved by two calls each, and once more at the end; the last call is for the index.
 @pytest.mark.parametrize("after", [0, 1, 7, 29, 30])
 def test_a_full_disk_is_told_and_the_next_call_goes_on(
-    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     monkeypatch.setattr(readers, "BLOCK_BYTES", 2000)
     monkeypatch.setattr(journal, "JOURNAL_SECONDS", 0.0)
@@ -52,7 +52,7 @@ def test_a_full_disk_is_told_and_the_next_call_goes_on(
 
 
 def test_a_disk_that_is_full_at_the_manifest_leaves_no_part_of_it(
-    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(20))
     original = Path.write_bytes
@@ -79,7 +79,7 @@ def test_a_disk_that_is_full_at_the_manifest_leaves_no_part_of_it(
 @pytest.mark.parametrize("command", ["prepare", "merge", "import-lazy"])
 def test_outputs_that_are_no_prefix_are_refused(
     tmp_path: Path,
-    choice: TokenizerChoice,
+    choice: TokenizerSpec,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: str,
@@ -102,7 +102,7 @@ def test_outputs_that_are_no_prefix_are_refused(
 
 @pytest.mark.parametrize("command", ["prepare", "merge"])
 def test_a_place_that_takes_no_file_is_refused_to_root_as_well(
-    tmp_path: Path, choice: TokenizerChoice, capsys: pytest.CaptureFixture[str], command: str
+    tmp_path: Path, choice: TokenizerSpec, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(5))
     run([file], tmp_path / "corpus", choice)
@@ -127,7 +127,7 @@ def replace_word(file: Path, old: str, new: str, *, last: bool) -> None:
 @pytest.mark.parametrize("last", [False, True], ids=["text-done", "text-to-come"])
 @pytest.mark.parametrize("number", [0, 1], ids=["file-done", "file-begun"])
 def test_a_text_changed_after_a_kill_is_read_as_it_is_now(
-    tmp_path: Path, choice: TokenizerChoice, number: int, last: bool
+    tmp_path: Path, choice: TokenizerSpec, number: int, last: bool
 ) -> None:
     files = [
         write_jsonl(tmp_path / f"{n}.jsonl", ["w900 w901", *texts(60, seed=n), "w900 w901"])
@@ -143,7 +143,7 @@ def test_a_text_changed_after_a_kill_is_read_as_it_is_now(
 
 @pytest.mark.usefixtures("small_blocks")
 def test_files_that_were_only_touched_are_not_tokenised_again(
-    tmp_path: Path, choice: TokenizerChoice
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(60, seed=n)) for n in range(2)]
     reports: list[object] = []
@@ -161,7 +161,7 @@ def test_files_that_were_only_touched_are_not_tokenised_again(
 
 
 @pytest.mark.usefixtures("small_blocks")
-def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: TokenizerSpec) -> None:
     folder = tmp_path / "text"
     folder.mkdir()
     write_jsonl(folder / "a.jsonl", texts(60))
@@ -178,7 +178,7 @@ def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: Tokenizer
     assert run([folder], folder / "corpus", choice).was_complete
 
 
-def test_a_manifest_alone_is_no_text(tmp_path: Path, choice: TokenizerChoice) -> None:
+def test_a_manifest_alone_is_no_text(tmp_path: Path, choice: TokenizerSpec) -> None:
     run([write_jsonl(tmp_path / "a.jsonl", texts(5))], tmp_path / "corpus", choice)
 
     with pytest.raises(DataError, match="no text file"):

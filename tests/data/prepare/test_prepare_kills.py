@@ -14,7 +14,7 @@ import pytest
 
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
-from glm_dist.data.prepare.tokenize import TokenizerChoice
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from tests.data.preparations import KillError, read_output, run, stopped, texts, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[3]
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("after", [1, 2, 7, 19, 32])
 def test_a_stopped_preparation_goes_on_where_it_was(
-    tmp_path: Path, choice: TokenizerChoice, after: int
+    tmp_path: Path, choice: TokenizerSpec, after: int
 ) -> None:
     files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(120, seed=n)) for n in range(2)]
     packed = tmp_path / "c.jsonl.gz"
@@ -51,7 +51,7 @@ def test_a_stopped_preparation_goes_on_where_it_was(
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
 def test_a_kill_while_files_are_moved_into_place(
-    tmp_path: Path, choice: TokenizerChoice, monkeypatch: pytest.MonkeyPatch, moved: int
+    tmp_path: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, moved: int
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(50))
     run([file], tmp_path / "whole", choice)
@@ -87,7 +87,7 @@ def _is_alive(process_group: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_killed_at_random_moments_the_output_is_the_same(
-    tmp_path: Path, choice: TokenizerChoice, num_workers: int
+    tmp_path: Path, choice: TokenizerSpec, num_workers: int
 ) -> None:
     file = write_jsonl(tmp_path / "a.jsonl", texts(300_000))
     run([file], tmp_path / "whole", choice)

@@ -10,7 +10,12 @@ from tokenizers import models, pre_tokenizers
 from glm_dist.cli.main import main
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer.choice import guess_kind
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer, open_tokenizer
+from glm_dist.data.tokenizer.tokenizer import (
+    Tokenizer,
+    TokenizerSpec,
+    load_tokenizer,
+    open_tokenizer,
+)
 from glm_dist.data.tokenizer.training import sample_paragraphs, train_sentencepiece
 from glm_dist.errors import DataError
 
@@ -42,11 +47,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     """A SentencePiece model of 296 ids."""
     file = tmp_path_factory.mktemp("sp") / "tokenizer.model"
     train_sentencepiece([TEXT], file, vocab_size=296)
-    return open_tokenizer(TokenizerKind.sentencepiece, str(file))
+    return open_tokenizer(TokenizerSpec(TokenizerKind.sentencepiece, str(file)))
 
 
 def test_bert_keeps_its_own_special_tokens_and_appends_the_rest(bert_vocabulary: Path) -> None:
-    tokenizer = open_tokenizer(TokenizerKind.bert, str(bert_vocabulary))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(bert_vocabulary)))
     special = tokenizer.special
 
     assert (special.pad, special.eos, special.cls, special.sep, special.mask) == (0, 0, 2, 3, 4)
@@ -62,14 +67,16 @@ def test_a_piece_that_some_take_for_a_line_end_moves_no_other(
     odd = ["\u2028", "\x85", "\x0b", "\x1c", "\u2029"]
     text = line_end.join([*WORDS[:5], *odd, "a", "b"]) + (line_end if is_closed else "")
     (tmp_path / "vocab.txt").write_bytes(text.encode("utf-8"))
-    tokenizer = open_tokenizer(TokenizerKind.bert, str(tmp_path))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path)))
 
     assert tokenizer.encode("a b") == [10, 11]
     assert tokenizer.special.sop == 12
 
 
 def test_without_task_masks_every_objective_uses_the_one_mask(bert_vocabulary: Path) -> None:
-    tokenizer = open_tokenizer(TokenizerKind.bert, str(bert_vocabulary), task_masks=False)
+    tokenizer = open_tokenizer(
+        TokenizerSpec(TokenizerKind.bert, str(bert_vocabulary), task_masks=False)
+    )
 
     assert tokenizer.vocab_size == 14
     assert tokenizer.special.gmask == tokenizer.special.smask == tokenizer.special.mask == 4
@@ -77,7 +84,7 @@ def test_without_task_masks_every_objective_uses_the_one_mask(bert_vocabulary: P
 
 
 def test_gpt2_appends_in_the_official_order(gpt2_folder: Path) -> None:
-    special = open_tokenizer(TokenizerKind.gpt2, str(gpt2_folder)).special
+    special = open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(gpt2_folder))).special
 
     # 256 bytes, one merge and the end of text: 258 pieces, the last of which closes documents.
     assert (special.pad, special.eos) == (257, 257)
@@ -88,14 +95,14 @@ def test_gpt2_appends_in_the_official_order(gpt2_folder: Path) -> None:
 def test_names_of_special_tokens_are_control_tokens_only_in_prompts(
     bert_vocabulary: Path,
 ) -> None:
-    tokenizer = open_tokenizer(TokenizerKind.bert, str(bert_vocabulary))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(bert_vocabulary)))
 
     assert tokenizer.encode("a [MASK] bc [gMASK]") == [5, 4, 6, 7, 14]
     assert tokenizer.encode_document("[MASK]") == [9, 11, 10]
 
 
 def test_a_mask_swallows_the_space_on_its_left_in_byte_level_bpe(gpt2_folder: Path) -> None:
-    tokenizer = open_tokenizer(TokenizerKind.gpt2, str(gpt2_folder))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(gpt2_folder)))
 
     assert tokenizer.encode("a \n[MASK] a") == tokenizer.encode("a[MASK] a")
     assert tokenizer.encode("a [CLS]") != tokenizer.encode("a[CLS]")
@@ -169,7 +176,7 @@ def test_special_ids_print_their_names(trained: Tokenizer) -> None:
 
 
 def test_word_pieces_stand_apart_from_special_tokens(bert_vocabulary: Path) -> None:
-    tokenizer = open_tokenizer(TokenizerKind.bert, str(bert_vocabulary))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(bert_vocabulary)))
 
     assert tokenizer.decode(tokenizer.encode("a [MASK] bc.")) == "a [MASK] bc."
 
@@ -177,7 +184,7 @@ def test_word_pieces_stand_apart_from_special_tokens(bert_vocabulary: Path) -> N
 def test_sentence_ends_know_chinese_marks(tmp_path: Path) -> None:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "。", "；", "你", "3.5", "!", ","]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
-    tokenizer = open_tokenizer(TokenizerKind.bert, str(tmp_path / "vocab.txt"))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path / "vocab.txt")))
 
     ends = tokenizer.sentence_ends()
     assert len(ends) == tokenizer.vocab_size
@@ -190,7 +197,7 @@ def test_any_tokenizer_json_keeps_the_special_tokens_it_has(tmp_path: Path) -> N
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.add_special_tokens(["</s>", "<mask>"])
     library.save(str(tmp_path / "tokenizer.json"))
-    tokenizer = open_tokenizer(TokenizerKind.huggingface, str(tmp_path))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.huggingface, str(tmp_path)))
     special = tokenizer.special
 
     assert (special.eos, special.mask, special.unk) == (0, 1, 4)
@@ -211,14 +218,14 @@ def test_vocabulary_size_that_disagrees_names_the_right_one(bert_vocabulary: Pat
 @pytest.mark.parametrize("kind", list(TokenizerKind), ids=lambda kind: kind.value)
 def test_missing_files_are_named(kind: TokenizerKind, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere"):
-        open_tokenizer(kind, str(tmp_path / "nowhere"))
+        open_tokenizer(TokenizerSpec(kind, str(tmp_path / "nowhere")))
 
 
 def test_a_vocabulary_of_another_kind_is_refused(bert_vocabulary: Path, gpt2_folder: Path) -> None:
     with pytest.raises(DataError, match="SentencePiece"):
-        open_tokenizer(TokenizerKind.sentencepiece, str(bert_vocabulary))
+        open_tokenizer(TokenizerSpec(TokenizerKind.sentencepiece, str(bert_vocabulary)))
     with pytest.raises(DataError, match=r"\[PAD\]"):
-        open_tokenizer(TokenizerKind.bert, str(gpt2_folder / "merges.txt"))
+        open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(gpt2_folder / "merges.txt")))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "5", '{"a": "b"}', '{"a": 0.5}', "\xff"])
@@ -229,7 +236,7 @@ def test_a_damaged_vocab_json_is_named(tmp_path: Path, gpt2_folder: Path, conten
     with pytest.raises(DataError, match=r"vocab\.json = not readable"):
         guess_kind(str(tmp_path))
     with pytest.raises(DataError, match=r"vocab\.json = not readable"):
-        open_tokenizer(TokenizerKind.gpt2, str(tmp_path))
+        open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(tmp_path)))
 
 
 @pytest.mark.parametrize("merges", ["Ġ a b\n", "Ġ\n", "missing pieces\n", "\xff\n"])
@@ -239,7 +246,7 @@ def test_damaged_merges_are_named(tmp_path: Path, gpt2_folder: Path, merges: str
     (tmp_path / "merges.txt").write_text(merges, encoding=encoding)
 
     with pytest.raises(DataError, match=r"merges\.txt = not readable"):
-        open_tokenizer(TokenizerKind.gpt2, str(tmp_path))
+        open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(tmp_path)))
 
 
 @pytest.mark.parametrize("size", ["nan", "inf", "-1", "0", "1e305", "much"])
@@ -274,10 +281,43 @@ def test_a_model_is_not_written_in_place_of_a_folder(
 
 def test_fingerprint_changes_with_the_content_and_not_with_the_task_masks(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
-    first = open_tokenizer(TokenizerKind.bert, str(tmp_path)).fingerprint
-    without = open_tokenizer(TokenizerKind.bert, str(tmp_path), task_masks=False).fingerprint
+    first = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path))).fingerprint
+    without = open_tokenizer(
+        TokenizerSpec(TokenizerKind.bert, str(tmp_path), task_masks=False)
+    ).fingerprint
     (tmp_path / "vocab.txt").write_text("\n".join([*WORDS, "d"]))
-    longer = open_tokenizer(TokenizerKind.bert, str(tmp_path)).fingerprint
+    longer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path))).fingerprint
 
     assert first == without
     assert first != longer
+
+
+@pytest.mark.parametrize("named", ["gpt2-vocab.json", "gpt2-merges.txt"])
+def test_of_two_vocabularies_in_a_folder_the_named_one_is_taken_whole(
+    tmp_path: Path, gpt2_folder: Path, named: str
+) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / f"gpt2-{name}").write_bytes((gpt2_folder / name).read_bytes())
+    vocabulary = json.loads((gpt2_folder / "vocab.json").read_text())
+    vocabulary |= {piece: len(vocabulary) + n for n, piece in enumerate(["Ġb", "<mask>", "<s>"])}
+    (tmp_path / "roberta-vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "roberta-merges.txt").write_text("#version: 0.2\nĠ b\n")
+    alone = open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(gpt2_folder)))
+    beside = open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(tmp_path / named)))
+
+    assert beside.fingerprint == alone.fingerprint
+    assert beside.encode("a a b") == alone.encode("a a b")
+    assert guess_kind(str(tmp_path / "gpt2-vocab.json")) is TokenizerKind.gpt2
+    assert guess_kind(str(tmp_path / "roberta-vocab.json")) is TokenizerKind.roberta
+    with pytest.raises(DataError, match=r"gpt2-vocab\.json and roberta-vocab\.json"):
+        open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(tmp_path)))
+
+
+def test_merges_of_another_name_are_found_if_they_are_the_only_ones(
+    tmp_path: Path, gpt2_folder: Path
+) -> None:
+    (tmp_path / "encoder-vocab.json").write_bytes((gpt2_folder / "vocab.json").read_bytes())
+    (tmp_path / "merges.txt").write_bytes((gpt2_folder / "merges.txt").read_bytes())
+    spec = TokenizerSpec(TokenizerKind.gpt2, str(tmp_path / "encoder-vocab.json"))
+
+    assert open_tokenizer(spec).encode("a a")
