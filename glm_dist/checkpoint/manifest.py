@@ -5,14 +5,13 @@ file with size and SHA-256, and carries a checksum of its own content.
 """
 
 import hashlib
+import importlib.metadata
 import json
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import torch
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError
@@ -62,7 +61,9 @@ class Manifest:
     format_version: int = FORMAT_VERSION
     config_version: int = RunConfig.config_version
     """Of the configuration that was trained, for the record: tensors are read by name and shape."""
-    written_by: str = f"python {platform.python_version()}, torch {torch.__version__}"
+    written_by: str = (
+        f"python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
+    )
 
     def to_json(self) -> str:
         """Text of the manifest file.

@@ -5,44 +5,19 @@ count, no number of steps. Resuming is one integer, and every rank of a replica 
 for itself.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.corpus.indexed import IndexedTokens
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import TokenStream, split_documents
+from glm_dist.data.identity import data_identity
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
 from glm_dist.data.rows import Row
 from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
 from glm_dist.data.sampling.mixing import Blend, make_blend
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import DataError
-
-ROW_RULE = 2
-"""Version of the rule that turns the index of a row into the row; it goes into every checkpoint.
-
-1. Corpora and objectives take turns by a table of one period of their shares; shares whose period
-   would be longer than 2**20 are rounded.
-2. Corpora and objectives take turns by a closed form of their exact shares.
-"""
-
-
-def gives_same_rows(earlier_rule: int, *, num_corpora: int, num_objectives: int) -> bool:
-    """Return True if rows of an earlier rule are those of today's, so that a run may go on.
-
-    Args:
-        earlier_rule: ``ROW_RULE`` of the package that began the run.
-        num_corpora: Corpora that have a weight above 0 in some stage.
-        num_objectives: Objectives with a share above 0; a short form counts as one more.
-    """
-    if earlier_rule == ROW_RULE:
-        return True
-    # The rules 1 and 2 differ in nothing but the order of turns, and one has every turn.
-    return earlier_rule == 1 and num_corpora == 1 and num_objectives == 1
 
 
 @dataclass(frozen=True)
@@ -170,7 +145,7 @@ def open_row_source(config: RunConfig) -> RowSource:
     vocabulary = vocabulary_of(tokenizer)
     shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
     corpora = []
-    identity: dict[str, object] = {}
+    opened = {}
     for name, corpus in config.data.corpora.items():
         indexed = open_corpus(name, corpus.prefix, tokenizer=tokenizer)
         split = split_documents(
@@ -190,17 +165,12 @@ def open_row_source(config: RunConfig) -> RowSource:
             seed=config.run.seed,
         )
         corpora.append(rows)
-        identity[name] = corpus_fingerprint(indexed)
+        opened[name] = indexed
     return RowSource(
         corpora,
         blend=make_blend(config.data, [rows.training.num_tokens for rows in corpora]),
         row_length=shape.row_length,
-        fingerprint={
-            "corpora": identity,
-            "tokenizer": tokenizer.fingerprint,
-            "validation_share": config.data.validation_share,
-            "test_share": config.data.test_share,
-        },
+        fingerprint=data_identity(config, tokenizer, opened),
     )
 
 
@@ -211,41 +181,3 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         size=tokenizer.vocab_size,
         ends_sentence=tokenizer.sentence_ends(),
     )
-
-
-def corpus_fingerprint(corpus: IndexedTokens) -> dict[str, object]:
-    """Identify a corpus by its sizes and a hash of index entries and tokens spread over it."""
-    digest = hashlib.sha256()
-    blocks = 64
-    for block in range(blocks):
-        token = corpus.num_tokens * block // blocks
-        digest.update(np.ascontiguousarray(corpus.tokens[token : token + 4096]).tobytes())
-        entry = len(corpus.sequence_lengths) * block // blocks
-        digest.update(corpus.sequence_lengths[entry : entry + 1024].tobytes())
-    digest.update(np.ascontiguousarray(corpus.tokens[-4096:]).tobytes())
-    return {
-        "tokens": corpus.num_tokens,
-        "documents": corpus.num_documents,
-        "token_type": corpus.tokens.dtype.name,
-        "sample_sha256": digest.hexdigest(),
-    }
-
-
-def describe_differences(
-    saved: Mapping[str, object], current: Mapping[str, object], *, prefix: str = ""
-) -> list[str]:
-    """List how two fingerprints differ, one line for each entry; empty if they agree.
-
-    Args:
-        saved: Fingerprint in a checkpoint.
-        current: Fingerprint of the data at hand.
-        prefix: Path of the entries, for nested ones.
-    """
-    lines = []
-    for key in sorted(saved.keys() | current.keys()):
-        before, now = saved.get(key), current.get(key)
-        if isinstance(before, Mapping) and isinstance(now, Mapping):
-            lines += describe_differences(before, now, prefix=f"{prefix}{key}.")
-        elif before != now:
-            lines.append(f"{prefix}{key}: {before} in the checkpoint, {now} now")
-    return lines

@@ -15,14 +15,14 @@ import torch.distributed as dist
 from rich.console import Console
 
 from glm_dist.checkpoint.folders import list_steps
-from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint
+from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.save import check_shared
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.data.loader import training_batches
-from glm_dist.data.row_source import RowSource, describe_differences, open_row_source
+from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.data.rows import MicroBatch
 from glm_dist.errors import CheckpointError
 from glm_dist.model.chunks import build_stage
@@ -40,6 +40,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import TrainingRun, train
 from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
 from glm_dist.train.preflight import CHECKPOINTS
+from glm_dist.train.same_run import check_same_rows
 from glm_dist.train.state import restore_state
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,9 @@ def _resume(config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Js
                 fix="begin anew with checkpoint.resume=auto, or restore the checkpoint's files",
             )
         return 0
-    _check_data(info, identity)
+    check_same_rows(
+        config, info.path, saved=info.manifest.extra.get("data"), current=identity["data"]
+    )
     return restore_state(engine, info)
 
 
@@ -243,25 +246,6 @@ def _check_is_new(folder: Path) -> None:
             key=str(folder),
             found=f"{len(steps)} checkpoint(s), none usable",
             expected="at least one as it was written, to continue from; the log says what is wrong",
-            fix="restore the files, or begin another run with run.name=...",
-        )
-
-
-def _check_data(info: CheckpointInfo, identity: Mapping[str, Json]) -> None:
-    """Refuse to continue on other data: rows would be repeated and skipped without a trace.
-
-    Raises:
-        CheckpointError: The fingerprints differ.
-    """
-    saved, current = info.manifest.extra["data"], identity["data"]
-    differences = describe_differences(
-        cast(Mapping[str, object], saved), cast(Mapping[str, object], current)
-    )
-    if differences:
-        raise CheckpointError(
-            key=str(info.path),
-            found="other data: " + "; ".join(differences),
-            expected="the corpora, tokenizer and split that the run was trained on so far",
             fix="restore the files, or begin another run with run.name=...",
         )
 

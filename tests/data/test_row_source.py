@@ -10,8 +10,9 @@ import pytest
 
 from glm_dist.data.corpus.indexed import bin_path, idx_path, open_indexed, write_documents
 from glm_dist.data.corpus.manifest import Manifest, write_manifest
+from glm_dist.data.identity import describe_differences
 from glm_dist.data.loader import training_batches
-from glm_dist.data.row_source import RowSource, describe_differences, open_row_source
+from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import DataError
 from tests.data.corpora import (
     CLS,

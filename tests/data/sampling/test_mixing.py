@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from glm_dist.data.corpus.statistics import blend_records
-from glm_dist.data.row_source import ROW_RULE, gives_same_rows, open_row_source
+from glm_dist.data.identity import ROW_RULE, gives_same_rows
+from glm_dist.data.row_source import open_row_source
 from glm_dist.data.sampling.mixing import MOST_ROWS_OFF, Turns
 from tests.data.corpora import make_config, open_source
 

@@ -1,0 +1,164 @@
+"""May a run continue from its checkpoint? Only with the values and the rows it had so far.
+
+A pre-check asks before anything is started, and a job once more when it has opened its data.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from glm_dist.config.load import load_config_file
+from glm_dist.config.schema import LossNormalization, RunConfig
+from glm_dist.data.identity import ROW_RULE, describe_differences, keeps_rows, row_rule_of
+from glm_dist.errors import CheckpointError, ConfigError
+from glm_dist.files import exists
+from glm_dist.observe.run_folder import CONFIG_FILE, PROVENANCE_FILE
+
+ABSENT = "nothing"
+"""Stands for the value of a key that only one of two configurations has."""
+
+FREE_KEYS: tuple[str, ...] = (
+    "config_version",
+    "run.name",
+    "run.steps",
+    "parallel.",
+    "zero.",
+    "recompute.",
+    "data.num_workers",
+    "data.prefetch",
+    "evaluation.",
+    "checkpoint.",
+    "observe.",
+    "paths.",
+    "tokenizer.path",
+)
+"""Keys that a continued run may change: they decide how and how long, never what is computed."""
+
+
+def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None:
+    """Compare every value that changes the result with the configuration saved in the folder.
+
+    Args:
+        config: Of the run that is to continue.
+        newest: Name of its newest checkpoint.
+        rows_read: Training rows read until then.
+
+    Raises:
+        ConfigError: A value differs, or the saved configuration cannot be read.
+    """
+    file = config.run_dir / CONFIG_FILE
+    if not exists(file):
+        return
+    earlier = load_config_file(file)
+    _check_order(earlier, config, file=file, newest=newest)
+    saved = dict(_values(earlier))
+    free = FREE_KEYS
+    has_same_past = earlier.data.stages_before(rows_read) == config.data.stages_before(rows_read)
+    if config.loss.normalize_by is LossNormalization.global_tokens:
+        free = (*free, "batch.micro_batch_size")
+    current = dict(_values(config))
+    changed = [
+        key
+        for key in sorted(saved.keys() | current.keys())
+        if not key.startswith(free)
+        and saved.get(key, ABSENT) != current.get(key, ABSENT)
+        and not _is_moved_corpus(key, saved, current)
+        and not (has_same_past and key.endswith((".stage_starts", ".stage_weights")))
+    ]
+    if changed:
+        raise ConfigError(
+            key=", ".join(changed),
+            found=", ".join(_shown(current.get(key, ABSENT)) for key in changed),
+            expected=f"{', '.join(_shown(saved.get(key, ABSENT)) for key in changed)} as in {file},"
+            f" because the run continues from {newest}",
+            fix="set them back, or begin another run with another run.name",
+        )
+
+
+def check_same_rows(config: RunConfig, checkpoint: Path, *, saved: object, current: object) -> None:
+    """Refuse to continue with other rows: some would be repeated and others never read.
+
+    Args:
+        config: Of the run that is to continue.
+        checkpoint: Where it would continue from.
+        saved: Identity of the data in that checkpoint (``extra["data"]``); anything else than a
+            mapping says nothing.
+        current: Identity of the data at hand.
+
+    Raises:
+        CheckpointError: The rows are others.
+    """
+    if not isinstance(saved, Mapping) or not isinstance(current, Mapping):
+        return
+    rule = row_rule_of(saved)
+    if rule > ROW_RULE:
+        raise CheckpointError(
+            f"{checkpoint} was trained by row rule {rule}; this version of glm_dist knows rules up "
+            f"to {ROW_RULE}.\n  Use the version that saved it: "
+            f"{config.run_dir / PROVENANCE_FILE} names it.",
+            key=str(checkpoint),
+            value=rule,
+            fix="use the version of glm_dist that provenance.json names",
+        )
+    differences = describe_differences(saved, current)
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint} was trained on other data, so the run would repeat some texts and never "
+            f"read others: {'; '.join(differences)}.\n"
+            "  Restore the corpora and the tokenizer, or train on the new ones in a new run: "
+            f"run.name=<new name> run.init_from={config.run_dir}",
+            key=str(checkpoint),
+            value="; ".join(differences),
+            fix="restore the files, or begin another run",
+        )
+    if not keeps_rows(rule, config):
+        raise CheckpointError(
+            f"{checkpoint} was trained by row rule {rule}, by which an older version mixed corpora "
+            f"and objectives. This version follows rule {ROW_RULE}: the run would go on with other "
+            "rows, repeat some texts and never read others.\n"
+            f"  Continue in a new run: run.name=<new name> run.init_from={config.run_dir} "
+            "run.init_with=weights_and_optimizer\n"
+            "  Or use the version that saved it: "
+            f"{config.run_dir / PROVENANCE_FILE} names it.",
+            key=str(checkpoint),
+            value=rule,
+            fix=f"run.init_from={config.run_dir} run.init_with=weights_and_optimizer",
+        )
+
+
+def _check_order(earlier: RunConfig, config: RunConfig, *, file: Path, newest: str) -> None:
+    """Corpora take turns in the order in which they are named."""
+    before, now = list(earlier.data.corpora), list(config.data.corpora)
+    if before != now and sorted(before) == sorted(now):
+        raise ConfigError(
+            f"data.corpora names {', '.join(now)}, but in the order {', '.join(before)} in {file}, "
+            f"from whose {newest} the run continues; in another order they give other rows.\n"
+            "  Name them in the old order, or begin another run with another run.name.",
+            key="data.corpora",
+            value=now,
+            fix=f"name them in the order {', '.join(before)}",
+        )
+
+
+def _is_moved_corpus(key: str, saved: Mapping[str, object], current: Mapping[str, object]) -> bool:
+    """Whether only the place of a known corpus changed; its content is compared elsewhere."""
+    is_prefix = key.startswith("data.corpora.") and key.endswith(".prefix")
+    return is_prefix and key in saved and key in current
+
+
+def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Full keys and values of a configuration."""
+    if dataclasses.is_dataclass(section):
+        items = [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
+    elif isinstance(section, dict):
+        items = list(section.items())
+    else:
+        yield prefix.removesuffix("."), section
+        return
+    for name, value in items:
+        yield from _values(value, f"{prefix}{name}.")
+
+
+def _shown(value: object) -> str:
+    """A value as it is typed."""
+    return "null" if value is None else str(getattr(value, "name", value))

@@ -1,0 +1,112 @@
+"""Runs that version 1 left behind: they resume, generate and validate as they did then."""
+
+import json
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from glm_dist.checkpoint.folders import list_steps
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.identity import ROW_RULE
+from glm_dist.errors import CheckpointError
+from glm_dist.train.preflight import check_files
+from glm_dist.train.same_run import check_same_rows
+from tests.old_runs.restore import expected, overrides_of, restore
+from tests.train.jobs import BIN, start, with_python
+
+EXPECTED = expected("v1")
+SAME = ("train/loss", "train/grad_norm", "train/learning_rate", "valid/loss_span")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """The folder of both runs."""
+    return restore("v1", tmp_path)
+
+
+def records(run: Path, key: str) -> dict[int, float]:
+    """One metric of a run by step."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line[key] for line in lines if key in line}
+
+
+def test_a_run_of_version_1_resumes_and_validates_with_the_numbers_of_then(place: Path) -> None:
+    run = place / "spans"
+    done = with_python([*overrides_of(run), "run.steps=8"])
+    assert done.returncode == 0, done.stderr
+    assert "loaded step=4" in done.stderr
+    for key in SAME:
+        then = {r["step"]: r[key] for r in EXPECTED["records"] if key in r}
+        assert records(run, key) == pytest.approx(then, rel=1e-6)
+    # What is saved now follows today's rule, by which these rows are the same.
+    newest = list_steps(run / "checkpoints")[0][1]
+    assert newest.name == "step_0000008"
+    identity = json.loads((newest / "manifest.json").read_text())["extra"]["data"]
+    assert identity["row_rule"] == ROW_RULE
+
+
+def test_a_run_of_version_1_generates_what_it_did_then(place: Path) -> None:
+    command = ["generate", str(place / "spans"), EXPECTED["question"], "--greedy", "--max-tokens=8"]
+    done = start([str(BIN / "glm-dist"), *command])
+    assert done.stdout == EXPECTED["answer"], done.stderr
+
+
+def test_a_run_under_an_older_row_rule_is_not_continued(place: Path) -> None:
+    run = place / "mixed"
+    with pytest.raises(CheckpointError) as caught:
+        check_files(load_config([*overrides_of(run), "run.steps=4"]))
+    assert str(caught.value) == (
+        f"{run}/checkpoints/step_0000002 was trained by row rule 1, by which an older version "
+        f"mixed corpora and objectives. This version follows rule {ROW_RULE}: the run would go on "
+        "with other rows, repeat some texts and never read others.\n"
+        f"  Continue in a new run: run.name=<new name> run.init_from={run} "
+        "run.init_with=weights_and_optimizer\n"
+        f"  Or use the version that saved it: {run}/provenance.json names it."
+    )
+
+
+def config_of(run: Path, *more: str) -> RunConfig:
+    """Configuration of a stored run with changes."""
+    return load_config([*overrides_of(run), *more])
+
+
+@pytest.mark.parametrize(
+    ("changes", "has_same_rows"),
+    [
+        ((), True),
+        (("corruption.single_span_share=0.1",), False),
+        (("corruption.short_share=0.1",), False),
+        (("corruption=glm_doc",), False),
+        (("corruption.task=causal_lm",), True),
+        (("corruption.task=unilm",), False),
+        (("data.corpora.more.prefix=x",), False),
+    ],
+    ids=["spans", "single", "short", "documents", "GPT", "UniLM", "two corpora"],
+)
+def test_the_first_two_row_rules_agree_where_nothing_takes_turns(
+    changes: tuple[str, ...], has_same_rows: bool, place: Path
+) -> None:
+    config = config_of(place / "spans", *changes)
+    current = {"tokenizer": "a", "row_rule": ROW_RULE}
+    refuses = pytest.raises(CheckpointError, match="by row rule 1,")
+    with nullcontext() if has_same_rows else refuses:
+        check_same_rows(config, place, saved={"tokenizer": "a"}, current=current)
+
+
+def test_a_row_rule_of_a_later_version_is_refused(place: Path) -> None:
+    with pytest.raises(CheckpointError, match="row rule 99; this version of glm_dist knows rules"):
+        check_same_rows(config_of(place / "spans"), place, saved={"row_rule": 99}, current={})
+
+
+def test_other_data_is_refused_before_the_job_as_in_the_job(place: Path) -> None:
+    # Another corpus of the same name, and its own manifest with it.
+    for ending in ("bin", "idx", "json"):
+        shutil.copyfile(place / f"second.{ending}", place / f"first.{ending}")
+    with pytest.raises(CheckpointError) as caught:
+        check_files(config_of(place / "spans", "run.steps=8"))
+    message = str(caught.value)
+    assert message.startswith(f"{place}/spans/checkpoints/step_0000004 was trained on other data")
+    assert "corpora.text.documents: 60 in the checkpoint, 30 now" in message
