@@ -95,8 +95,8 @@ test: $(ENVIRONMENT) ## every CPU test but the slow ones
 test-slow: $(ENVIRONMENT) ## the slow tests: whole grids, whole corpora
 	@$(PYTEST) -m slow $(ARGS)
 
-test-gpu: $(ENVIRONMENT) ## the tests that need CUDA devices
-	@$(PYTEST) -m gpu $(ARGS)
+test-gpu: $(ENVIRONMENT) ## the tests that need a GPU; they skip where there is none
+	@$(PYTEST) -m gpu tests/gpu $(ARGS)
 
 golden: $(ENVIRONMENT) ## compare with recorded results of the official code (GLM_REFERENCE_DIR)
 	@$(PYTEST) -m golden -rs tests/golden $(ARGS)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def pytest_configure(config: pytest.Config) -> None:
     """Hide every GPU unless tests marked gpu were asked for: before any test imports torch."""
-    asked = re.search(r"(?<!not )\bgpu\b", config.option.markexpr)
-    if not asked:
+    if not _asks_for_gpus(config):
         os.environ.update(CPU_ONLY)
 
 
@@ -33,8 +33,25 @@ def pytest_report_header() -> str:
     return f"reference: {folder} ({state})"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what lies in tests/golden, so that no file can forget to."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what lies in tests/golden and tests/gpu, so that no file can forget to."""
     for item in items:
-        if "golden" in item.path.relative_to(ROOT).parts:
+        parts = item.path.relative_to(ROOT).parts
+        if "golden" in parts:
             item.add_marker(pytest.mark.golden)
+        if "gpu" in parts:
+            item.add_marker(pytest.mark.gpu)
+            if not (_asks_for_gpus(config) and _has_gpu()):
+                reason = "no CUDA device that torch sees; `make test-gpu` hides none"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _asks_for_gpus(config: pytest.Config) -> bool:
+    return re.search(r"(?<!not )\bgpu\b", config.option.markexpr) is not None
+
+
+@cache
+def _has_gpu() -> bool:
+    import torch  # not at the top: pytest_configure comes first
+
+    return torch.cuda.is_available()

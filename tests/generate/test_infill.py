@@ -14,11 +14,10 @@ from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage
-from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from tests.ranks import run_ranks
-from tests.train.grid import ARCHITECTURE
+from tests.train.grid import ARCHITECTURE, rank_device
 
 SPECIAL = SpecialTokens(
     pad=0, eos=0, cls=1, mask=2, gmask=3, smask=4, sop=5, eop=6, unk=7, sep=8, block_mask=9
@@ -39,14 +38,13 @@ CONTEXT = [1, 20, 21, 2, 22, 3, 23, 4]
 
 def model(options: dict[str, object] | None = None) -> GLMStage:
     """A random whole model in one process."""
-    enable_cpu()
     stage = GLMStage(
         replace(MODEL, **(options or {})),
         vocab_size=100,
         padded_vocab_size=128,
         dtype=Dtype.fp32,
         groups=build_groups(Layout(), timedelta(seconds=60)),
-        device=torch.device("cpu"),
+        device=rank_device(),
     )
     initialize(stage.places(), MODEL, seed=3)
     return stage.eval()
@@ -70,14 +68,15 @@ def without_cache(stage: GLMStage) -> list[list[int]]:
         last = SPECIAL.sop
         for block in range(1, 6):
             tokens, positions, blocks = [*tokens, last], [*positions, place], [*blocks, block]
-            batch = StageBatch(
-                tokens=torch.tensor([tokens]),
-                positions=torch.tensor([positions]),
-                block_positions=torch.tensor([blocks]),
-                prefix_length=torch.tensor([len(CONTEXT)]),
-                target_index=torch.tensor([len(tokens) - 1]),
-                target_ids=torch.tensor([0]),
-            )
+            with rank_device():
+                batch = StageBatch(
+                    tokens=torch.tensor([tokens]),
+                    positions=torch.tensor([positions]),
+                    block_positions=torch.tensor([blocks]),
+                    prefix_length=torch.tensor([len(CONTEXT)]),
+                    target_index=torch.tensor([len(tokens) - 1]),
+                    target_ids=torch.tensor([0]),
+                )
             logits = stage.logits(batch)[0]
             logits[[t for t in STRUCTURE if t != SPECIAL.eos]] = float("-inf")
             last = int(logits.argmax())

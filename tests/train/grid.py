@@ -213,6 +213,14 @@ def groups_of(layout: Layout) -> ParallelGroups:
     return build_groups(layout, timedelta(seconds=60))
 
 
+def rank_device() -> torch.device:
+    """Where this rank computes: the GPU that ``run_ranks`` gave it, else the CPU, made ready."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    enable_cpu()
+    return torch.device("cpu")
+
+
 def build_engine(case: Case) -> TrainingEngine:
     """The engine of this rank as a job makes it, with the initial weights of seed 1."""
     if case.dtype == "fp16":
@@ -223,7 +231,7 @@ def build_engine(case: Case) -> TrainingEngine:
     return job.build_engine(
         run_config(case),
         groups_of(case.layout),
-        device=torch.device("cpu"),
+        device=rank_device(),
         world_size=case.layout.world_size,
     )
 
@@ -241,7 +249,7 @@ def run_steps(
             micro_batches_of(rows_of_step(step), case, groups.coordinates.data),
             learning_rate=OPTIMIZER.learning_rate,
             normalize_by=LossNormalization.global_tokens,
-            device=torch.device("cpu"),
+            device=rank_device(),
         )
         loss = result.loss_share.clone()
         dist.all_reduce(loss)
@@ -273,7 +281,7 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
         [p.parameter for p in engine.places], enabled=engine.zero_stage == 3
     ):
         for place in engine.places:
-            value = place.parameter.detach().float().numpy().copy()
+            value = place.parameter.detach().float().cpu().numpy().copy()
             for offset, part in parts_of(engine, place, value):
                 pieces.append((place.name, place.global_shape, offset, part))
     gathered: list = [None] * dist.get_world_size()
@@ -292,13 +300,11 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
 
 def initial_weights(case: Case) -> dict[str, np.ndarray]:
     """The model that a case starts from."""
-    enable_cpu()
     return whole_weights(build_engine(case))
 
 
 def train_cases(cases: list[Case]) -> list[Trace]:
     """Run the cases one after the other in this process group."""
-    enable_cpu()
     traces = []
     for case in cases:
         engine = build_engine(case)

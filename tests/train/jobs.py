@@ -61,8 +61,8 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def clean_environment(**variables: str) -> dict[str, str]:
-    """The environment of a user's shell on a machine without GPUs, with this Python's programs."""
+def clean_environment(*, device: str = "cpu", **variables: str) -> dict[str, str]:
+    """The environment of a user's shell, with this Python's programs, that sees GPUs or not."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -71,17 +71,17 @@ def clean_environment(**variables: str) -> dict[str, str]:
     return kept | {
         "PATH": f"{BIN}{os.pathsep}{kept.get('PATH', '')}",
         **ONE_THREAD,
-        **CPU_ONLY,
+        **(CPU_ONLY if device == "cpu" else {}),
         **variables,
     }
 
 
-def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[str]:
+def start(command: list[str], *, device: str = "cpu") -> subprocess.CompletedProcess[str]:
     """Run a command in the project's root and wait for it."""
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=clean_environment(**variables),
+        env=clean_environment(device=device),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,
@@ -89,9 +89,9 @@ def start(command: list[str], **variables: str) -> subprocess.CompletedProcess[s
     )
 
 
-def with_python(overrides: list[str]) -> subprocess.CompletedProcess[str]:
+def with_python(overrides: list[str], *, device: str = "cpu") -> subprocess.CompletedProcess[str]:
     """One process, no launcher."""
-    return start([sys.executable, "train.py", *overrides])
+    return start([sys.executable, "train.py", *overrides], device=device)
 
 
 def with_torchrun(overrides: list[str], processes: int) -> subprocess.CompletedProcess[str]:

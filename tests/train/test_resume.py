@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from glm_dist.checkpoint.load import find_checkpoint
-from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.state import restore_state, save_state
 from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE, Case, Trace, build_engine, run_steps, whole_weights
@@ -24,7 +23,6 @@ def folder_of(folder: Path, case: Case) -> Path:
 
 def save_and_go_on(cases: list[Case], folder: Path) -> list[Trace]:
     """Save after STOP steps, then go on to END as if nothing had happened."""
-    enable_cpu()
     traces = []
     for case in cases:
         engine = build_engine(case)
@@ -37,7 +35,6 @@ def save_and_go_on(cases: list[Case], folder: Path) -> list[Trace]:
 
 def resume(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
     """Train from STOP to END in the second case's layout from the first case's checkpoint."""
-    enable_cpu()
     traces = []
     for source, case in pairs:
         engine = build_engine(case)
@@ -184,7 +181,6 @@ def test_options_of_the_architecture_resume_in_other_layouts(folder: Path) -> No
 
 def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
     """Move each source's checkpoint through the other case's layout and home, then go on."""
-    enable_cpu()
     traces = []
     for source, other in pairs:
         place = folder_of(folder, source)

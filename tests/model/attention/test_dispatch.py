@@ -26,12 +26,14 @@ def random_row(rng: np.random.Generator, row_length: int) -> list[Segment]:
     return segments or [Segment(row_length, 0)]
 
 
-def plan_of(rows: list[list[Segment]], row_length: int) -> AttentionPlan:
+def plan_of(
+    rows: list[list[Segment]], row_length: int, device: torch.device = CPU
+) -> AttentionPlan:
     """The plan of rows of which each may be packed."""
     return plan_attention(
         [row[0].prefix_length for row in rows],
         row_length=row_length,
-        device=CPU,
+        device=device,
         segments=[() if row[0].length == row_length else row for row in rows],
     )
 
