@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
     )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="files of its tokenizer (default: those in the run's folder)",
+    )
     parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument(
         "--temperature", type=float, default=0.9, help="divides the logits (default: %(default)s)"
@@ -77,7 +83,9 @@ def run(arguments: argparse.Namespace) -> int:
             fix="start glm-dist generate without a launcher",
         )
     device = start_process(launch, timedelta(minutes=10))
-    trained = load_trained(arguments.run, step=arguments.step, device=device)
+    trained = load_trained(
+        arguments.run, step=arguments.step, device=device, tokenizer=arguments.tokenizer
+    )
     for text in arguments.text or lines_of_input():
         sys.stdout.write(
             complete(

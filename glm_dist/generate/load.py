@@ -16,7 +16,8 @@ from glm_dist.checkpoint.load import (
 )
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.data.tokenizer.stored import load_stored_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import CheckpointError
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.groups import build_groups
@@ -37,21 +38,28 @@ class TrainedModel:
     step: int
 
 
-def load_trained(run_dir: Path, *, step: int | None, device: torch.device) -> TrainedModel:
+def load_trained(
+    run_dir: Path, *, step: int | None, device: torch.device, tokenizer: Path | None = None
+) -> TrainedModel:
     """Load the weights of a run. Needs a process group of one process.
 
     Args:
         run_dir: The run's folder.
         step: Which checkpoint; the newest complete one if None.
         device: Where the model goes.
+        tokenizer: Its tokenizer's files, if they are neither in the run's folder nor where they
+            were during training.
 
     Raises:
         CheckpointError: The run has no such checkpoint, or it is damaged.
         ConfigError: The run's saved configuration cannot be read.
-        DataError: Its tokenizer is gone.
+        DataError: Its tokenizer is gone, or is not the one it was trained with.
     """
     config = load_config_file(run_dir / "config.yaml")
     info = _checkpoint(run_dir, step)
+    opened = load_stored_tokenizer(
+        config.tokenizer, run_dir, checkpoint=info.manifest.extra, path=tokenizer
+    )
     stage = GLMStage(
         config.model,
         vocab_size=config.tokenizer.vocab_size,
@@ -70,7 +78,7 @@ def load_trained(run_dir: Path, *, step: int | None, device: torch.device) -> Tr
     )
     return TrainedModel(
         stage=stage.eval(),
-        tokenizer=load_tokenizer(config.tokenizer),
+        tokenizer=opened,
         config=config,
         step=info.manifest.step,
     )

@@ -1,8 +1,9 @@
 """The folder of a run, and where what is in it came from.
 
 ``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
-``metrics.jsonl``, ``log/``, ``checkpoints/``. An attempt is one start of the run; resuming is the
-next attempt in the same folder. ``lock`` keeps a second job out while one is at work.
+``metrics.jsonl``, ``log/``, ``checkpoints/``, ``tokenizer/`` (a copy of its files). An attempt is
+one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps a second job
+out while one is at work.
 """
 
 import importlib.metadata

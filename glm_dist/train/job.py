@@ -24,6 +24,7 @@ from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.data.loader import training_batches
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.data.rows import MicroBatch
+from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import CheckpointError
 from glm_dist.model.chunks import build_stage
 from glm_dist.model.compiled import compile_layers
@@ -75,6 +76,11 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     quiet_libraries()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     first_step = _resume(config, engine, identity)
+    Ranks(None).on_first(
+        "keep the tokenizer",
+        str(config.run_dir),
+        lambda: store_tokenizer(config.tokenizer, config.run_dir),
+    )
     sink = SinkGroup()
     if folder is not None:
         _announce(config, engine, first_step=first_step, seconds=time.monotonic() - started)

@@ -13,9 +13,10 @@ from glm_dist.data.corpus.indexed import IndexedTokens
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import split_documents
 from glm_dist.data.identity import data_identity
+from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from glm_dist.errors import CheckpointError
-from glm_dist.files import ensure_writable
+from glm_dist.errors import CheckpointError, DataError
+from glm_dist.files import ensure_writable, is_dir
 from glm_dist.train.same_run import check_same_config, check_same_rows
 
 CHECKPOINTS = "checkpoints"
@@ -52,7 +53,7 @@ def check_files(config: RunConfig) -> Preflight:
             trained on other rows.
         ConfigError: The run folder cannot be written or belongs to another configuration.
     """
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = _load_tokenizer(config)
     corpora = {
         name: _open_corpus(config.data, name, tokenizer=tokenizer) for name in config.data.corpora
     }
@@ -104,6 +105,21 @@ def check_run_folder(config: RunConfig) -> int | None:
     rows_read = steps[0][0] * config.batch.global_batch_size
     check_same_config(config, newest=steps[0][1].name, rows_read=rows_read)
     return steps[0][0]
+
+
+def _load_tokenizer(config: RunConfig) -> Tokenizer:
+    try:
+        return load_tokenizer(config.tokenizer)
+    except DataError as error:
+        stored = config.run_dir / TOKENIZER_FOLDER
+        if not is_dir(stored):
+            raise
+        raise DataError(
+            f"{error}\n  To train with the one that the run has kept: tokenizer.path={stored}",
+            key=error.key,
+            value=error.value,
+            fix=f"tokenizer.path={stored}",
+        ) from error
 
 
 def _open_corpus(data: DataConfig, name: str, *, tokenizer: Tokenizer) -> IndexedTokens:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.identity import ROW_RULE
-from glm_dist.errors import CheckpointError
+from glm_dist.errors import EXIT_USER_ERROR, CheckpointError
 from glm_dist.train.preflight import check_files
 from glm_dist.train.same_run import check_same_rows
 from tests.old_runs.restore import expected, overrides_of, restore
@@ -48,10 +49,34 @@ def test_a_run_of_version_1_resumes_and_validates_with_the_numbers_of_then(place
     assert identity["row_rule"] == ROW_RULE
 
 
+def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Ask a run the question that version 1 answered."""
+    command = ["generate", str(run), EXPECTED["question"], "--greedy", "--max-tokens=8"]
+    return start([str(BIN / "glm-dist"), *command, *more])
+
+
 def test_a_run_of_version_1_generates_what_it_did_then(place: Path) -> None:
-    command = ["generate", str(place / "spans"), EXPECTED["question"], "--greedy", "--max-tokens=8"]
-    done = start([str(BIN / "glm-dist"), *command])
+    done = generate(place / "spans")
     assert done.stdout == EXPECTED["answer"], done.stderr
+
+
+def test_a_run_that_went_on_holds_its_tokenizer_and_can_be_moved(place: Path) -> None:
+    run = place / "spans"
+    done = with_python([*overrides_of(run), "run.steps=5", "evaluation=none"])
+    assert done.returncode == 0, done.stderr
+    (place / "vocab.txt").unlink()
+    moved = run.rename(place / "moved")
+    done = generate(moved)
+    assert (done.returncode, done.stdout.count("[w")) == (0, 1), done.stderr
+
+    vocabulary = moved / "tokenizer" / "vocab.txt"
+    text = vocabulary.read_text()
+    vocabulary.write_text(text.replace("w10\n", "v10\n"))  # of the same size
+    done = generate(moved)
+    assert done.returncode == EXIT_USER_ERROR
+    assert "is not the tokenizer that" in done.stderr
+    (place / "vocab.txt").write_text(text)
+    assert generate(moved, "--tokenizer", str(place / "vocab.txt")).returncode == 0
 
 
 def test_a_run_under_an_older_row_rule_is_not_continued(place: Path) -> None:

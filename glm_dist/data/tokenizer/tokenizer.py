@@ -188,46 +188,61 @@ def open_tokenizer(spec: TokenizerSpec) -> Tokenizer:
     Raises:
         DataError: Files are missing or of another kind.
     """
-    codec, files, specials = _load(spec, Path(spec.path))
+    files = list(tokenizer_files(spec).values())
+    codec, specials = _load(spec, files)
     # Task masks never occur in a corpus, so they are no part of the fingerprint.
     borders = f"cls={specials.ids.cls} eos={specials.ids.eos}"
     return Tokenizer(codec, specials, f"{spec.kind.value} {borders} sha256={hash_files(files)}")
 
 
-def _load(spec: TokenizerSpec, path: Path) -> tuple[Codec, Sequence[Path], Specials]:
-    files: Sequence[Path]
+def tokenizer_files(spec: TokenizerSpec) -> dict[str, Path]:
+    """Find the files of a tokenizer.
+
+    Returns:
+        Files by the name under which a folder may hold them for ``TokenizerSpec.path``.
+
+    Raises:
+        DataError: They are missing, or several fit.
+    """
+    path = Path(spec.path)
+    match spec.kind:
+        case TokenizerKind.sentencepiece | TokenizerKind.chinese_sentencepiece:
+            return {"tokenizer.model": find_file(path, "*.model")}
+        case TokenizerKind.bert:
+            return {"vocab.txt": find_file(path, "vocab.txt", "*vocab.txt")}
+        case TokenizerKind.gpt2 | TokenizerKind.roberta:
+            vocabulary, merges = _byte_level_files(path)
+            return {"vocab.json": vocabulary, "merges.txt": merges}
+        case TokenizerKind.huggingface:
+            return {"tokenizer.json": find_file(path, "tokenizer.json", "*.json")}
+
+
+def _load(spec: TokenizerSpec, files: Sequence[Path]) -> tuple[Codec, Specials]:
     codec: Codec
     match spec.kind:
         case TokenizerKind.sentencepiece:
-            files = [find_file(path, "*.model")]
-            pieces = SentencePieceCodec(files[0])
+            codec = pieces = SentencePieceCodec(files[0])
             specials = _append_specials(pieces, _SENTENCEPIECE_ORDER, spec, {"unk": pieces.unk})
-            codec = pieces
         case TokenizerKind.chinese_sentencepiece:
-            files = [find_file(path, "*.model")]
             codec = SentencePieceCodec(files[0])
             specials = _chinese_specials(codec, spec)
         case TokenizerKind.bert:
-            files = [find_file(path, "vocab.txt", "*vocab.txt")]
             codec = bert_codec(files[0])
             own = {role: f"[{role.upper()}]" for role in ("pad", "cls", "sep", "mask", "unk")}
             specials = _append_specials(codec, (), spec, _find(codec, own | {"eos": "[PAD]"}))
         case TokenizerKind.gpt2:
-            files = _byte_level_files(path)
             codec = byte_level_codec(*files)
             own = {"pad": "<|endoftext|>", "eos": "<|endoftext|>"}
             specials = _append_specials(codec, _GPT2_ORDER, spec, _find(codec, own))
         case TokenizerKind.roberta:
-            files = _byte_level_files(path)
             codec = byte_level_codec(*files)
             own = {"pad": "</s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>"}
             found = _find(codec, own | {"mask": "<mask>"})
             specials = _append_specials(codec, (), spec, found)
         case TokenizerKind.huggingface:
-            files = [find_file(path, "tokenizer.json", "*.json")]
             codec = huggingface_codec(files[0])
             specials = _append_specials(codec, _ANY_ORDER, spec, _find_any(codec))
-    return codec, files, specials
+    return codec, specials
 
 
 _NAMES = {
