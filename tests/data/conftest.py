@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.config.schema import TokenizerKind
-from glm_dist.data.prepare import journal, readers
+from glm_dist.data.prepare import readers, shards
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from tests.data.corpora import make_documents, write_corpus, write_vocabulary
 
@@ -17,10 +17,9 @@ def choice(tmp_path: Path) -> TokenizerSpec:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of 2 kB, hashes of 4 kB, and a journal after every block."""
+    """Blocks of 2 kB, and a shard for every 8 kB."""
     monkeypatch.setattr(readers, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(journal, "HASH_BLOCK_BYTES", 4096)
-    monkeypatch.setattr(journal, "JOURNAL_SECONDS", 0.0)
+    monkeypatch.setattr(shards, "SHARD_BYTES", 8000)
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,12 @@
-"""Texts to prepare, and preparations that end before their time."""
+"""Texts to prepare, and calls of prepare."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from glm_dist.data.prepare.prepare import Prepared, prepare
+from glm_dist.data.prepare.prepare import Prepared, Progress, prepare
 from glm_dist.data.prepare.readers import TextOptions
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 
@@ -31,6 +31,7 @@ def run(
     num_workers: int = 1,
     max_bad_lines: int = 100,
     overwrite: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> Prepared:
     return prepare(
         [str(path) for path in inputs],
@@ -40,28 +41,10 @@ def run(
         num_workers=num_workers,
         max_bad_lines=max_bad_lines,
         overwrite=overwrite,
+        report=report,
     )
 
 
 def read_output(prefix: Path) -> tuple[bytes, bytes, object]:
     manifest = json.loads(Path(f"{prefix}.json").read_text())
     return Path(f"{prefix}.bin").read_bytes(), Path(f"{prefix}.idx").read_bytes(), manifest
-
-
-class KillError(Exception):
-    """Stands for a kill: nothing that follows in the process is carried out."""
-
-
-def stopped(files: list[Path], output: Path, choice: TokenizerSpec, *, after: int) -> None:
-    """Prepare up to a block, as a kill would leave it."""
-    reports = 0
-
-    def stop(progress: object) -> None:
-        nonlocal reports
-        reports += 1
-        if reports == after:
-            raise KillError
-
-    names = [str(each) for each in files]
-    with pytest.raises(KillError):
-        prepare(names, output, tokenizer=choice, options=TextOptions(), report=stop)

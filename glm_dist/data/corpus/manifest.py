@@ -8,13 +8,11 @@ from pathlib import Path
 from glm_dist.errors import DataError, GlmDistError
 from glm_dist.files import is_file, write_atomically
 
-FORMAT = 1
+FORMAT = 2
+"""1: the hash of a source is that of hashes of its blocks of text. 2: it is that of the file."""
 
 PARTIAL = ".partial"
 """Ending of the folder in which a corpus is being written."""
-
-JOURNAL = "journal.json"
-"""File in that folder that tells how far it is."""
 
 FIRST_BYTES = b'{\n "tokenizer": '
 """What a manifest begins with."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 
-from glm_dist.data.corpus.manifest import JOURNAL, PARTIAL, is_manifest
+from glm_dist.data.corpus.manifest import PARTIAL, is_manifest
 from glm_dist.errors import DataError
 from glm_dist.files import exists, is_dir, is_file
 
@@ -33,8 +33,8 @@ COMPRESSIONS = (".gz", ".zst")
 def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     """List the files that paths, folders and patterns name, in order, each once.
 
-    What a preparation wrote (manifests, journals) is left out, so that a folder may hold texts and
-    corpora.
+    What a preparation wrote (manifests, unfinished corpora) is left out, so that a folder may hold
+    texts and corpora. A file that is named twice, by whatever path, is read once.
 
     Args:
         inputs: Files; folders, of which every file with a known suffix is taken; or patterns.
@@ -43,7 +43,7 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
     Raises:
         DataError: Something names no file, or a file's format is unknown.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}  # by real path
     for name in inputs:
         path = Path(name)
         if is_dir(path):
@@ -55,13 +55,14 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         texts = [each for each in found if not _is_of_a_corpus(each)]
         if not texts and not is_file(path):
             raise _no_text(name)
-        files.update(dict.fromkeys(texts))
+        for text in texts:
+            files.setdefault(text.resolve(), text)
     if not files:
         raise _no_text(", ".join(inputs))
-    for file in files:
+    for file in files.values():
         kind_of(file)
         _check_readable(file)
-    return list(files)
+    return list(files.values())
 
 
 def _no_text(name: str) -> DataError:
@@ -76,8 +77,7 @@ def _no_text(name: str) -> DataError:
 
 def _is_of_a_corpus(file: Path) -> bool:
     """Whether a preparation wrote the file."""
-    is_journal = file.name == JOURNAL and file.parent.suffix == PARTIAL
-    return is_journal or (file.suffix == ".json" and is_manifest(file))
+    return file.parent.suffix == PARTIAL or (file.suffix == ".json" and is_manifest(file))
 
 
 def kind_of(file: Path) -> FileKind:

@@ -1,24 +1,28 @@
 """Text files to a token file: parallel, in order, in bounded memory, and safe to kill.
 
-One process reads blocks of text in order; workers tokenise them; the same process appends the
+One process reads blocks of text in order; workers tokenise them; the same process writes the
 tokens in the order of the text, so the output does not depend on the number of workers.
 """
 
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from glm_dist.data.corpus.indexed import bin_path, idx_path
-from glm_dist.data.corpus.manifest import JOURNAL, PARTIAL, Manifest, manifest_path, read_manifest
-from glm_dist.data.prepare.inputs import expand_inputs
-from glm_dist.data.prepare.journal import Journal, PartialCorpus, Source, hash_text, source_of
-from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
-from glm_dist.data.prepare.readers import BadLine, TextOptions
-from glm_dist.data.prepare.tokenize import tokenise_in_order
+from glm_dist.data.corpus.manifest import Manifest, manifest_path, write_manifest
+from glm_dist.data.prepare.finished import check_same_corpus, read_finished
+from glm_dist.data.prepare.inputs import FileKind, expand_inputs
+from glm_dist.data.prepare.output import check_prefix, writing
+from glm_dist.data.prepare.readers import BadLine, Block, TextOptions, read_blocks
+from glm_dist.data.prepare.shards import Shard, ShardFolder
+from glm_dist.data.prepare.tokenize import TokenBlock, tokenise_in_order
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
-from glm_dist.files import exists
+from glm_dist.files import block_hashes, replacing, sha256_of
+
+SHOWN_BAD_LINES = 5
+"""Lines without a document that the message about too many of them shows."""
 
 
 @dataclass(frozen=True)
@@ -71,123 +75,185 @@ def prepare(
             ``output`` is no prefix or holds another corpus, or the disk is full.
     """
     check_prefix(output)
-    sources = tuple(map(source_of, expand_inputs(inputs)))
-    _check_inputs_stay(sources, output)
     opened = open_tokenizer(tokenizer)
-    identity: dict[str, object] = {
+    recipe: dict[str, object] = {
         "tokenizer": opened.fingerprint,
         "text_key": options.text_key,
         "text_unit": options.text_unit.value,
-        "inputs": [[source.path, source.bytes] for source in sources],
     }
-    finished = _finished_before(output, identity, options, overwrite=overwrite)
-    if finished is not None:
-        shutil.rmtree(f"{output}{PARTIAL}", ignore_errors=True)  # a kill may have left it behind
+    finished = None if overwrite else read_finished(output)
+    try:
+        files = expand_inputs(inputs)
+    except DataError:
+        # The text may have been removed since; what it gave is there.
+        if finished is None or finished.options != {**recipe, "inputs": list(inputs)}:
+            raise
         return Prepared(finished, bad_lines=(), was_complete=True)
-    corpus = PartialCorpus(output, Journal(identity, sources))
-    bad_lines: list[BadLine] = []
-    with writing(output, resumes=True), corpus.opened(options):
-        if not corpus.journal.is_complete:
-            _check_bad_lines(corpus, bad_lines, most=max_bad_lines)  # of the call that stopped
-            blocks = corpus.pending_blocks(options)
-            for block, tokens in tokenise_in_order(
-                blocks, tokenizer, options, num_workers=num_workers
-            ):
-                bad_lines += tokens.bad_lines
-                corpus.append(block, tokens)
-                _check_bad_lines(corpus, bad_lines, most=max_bad_lines)
-                report(_progress(corpus.journal))
-            corpus.complete()
-        _check_has_text(corpus.journal)
-        manifest = corpus.publish(tokenizer=opened.fingerprint, vocab_size=opened.vocab_size)
-    return Prepared(manifest, tuple(bad_lines), was_complete=False)
+    _check_inputs_stay(files, output)
+    shards = ShardFolder(output, recipe)
+    if finished is not None:
+        check_same_corpus(output, finished, recipe, files)
+        shards.remove()  # a kill may have left it behind
+        return Prepared(finished, bad_lines=(), was_complete=True)
+    with writing(output, resumes=True), shards.locked():
+        work = _Work(shards, files, max_bad_lines=max_bad_lines, report=report)
+        work.tokenise(tokenizer, options, num_workers=num_workers)
+        _check_has_text(files, work.documents)
+        made_by = {**recipe, "inputs": list(inputs)}
+        manifest = _publish(output, shards, work, options=made_by, vocab_size=opened.vocab_size)
+        shards.remove()
+    return Prepared(manifest, tuple(work.bad_lines), was_complete=False)
 
 
-def _finished_before(
-    output: str | Path, identity: dict[str, object], options: TextOptions, *, overwrite: bool
-) -> Manifest | None:
-    """Recognise the corpus of an earlier call."""
-    manifest = None if overwrite else read_manifest(output)
-    began = exists(Path(f"{output}{PARTIAL}", JOURNAL))
-    if manifest is None and not overwrite and not began:
-        # What another tool wrote has no manifest that tells how to make it again.
-        refuse_existing(
-            [bin_path(output), idx_path(output)],
-            found="there already, without a manifest",
-            expected="no corpus, or the one that this command makes",
-            fix="choose another --output, or replace it with --overwrite",
+def _publish(
+    output: str | Path,
+    shards: ShardFolder,
+    work: "_Work",
+    *,
+    options: dict[str, object],
+    vocab_size: int,
+) -> Manifest:
+    """Join the shards to the files of the corpus, the manifest last."""
+    with replacing(bin_path(output), idx_path(output)) as (tokens, index):
+        shards.join(work.shards, tokens, index, vocab_size=vocab_size)
+        manifest = Manifest(
+            tokenizer=str(options["tokenizer"]),
+            vocab_size=vocab_size,
+            documents=work.documents,
+            tokens=work.tokens,
+            sources=[_source(file, parts) for file, parts in work.shards.items()],
+            options=options,
+            bin_sha256=block_hashes(tokens),
+            idx_sha256=sha256_of(index),
         )
-    if manifest is None or not (exists(bin_path(output)) and exists(idx_path(output))):
-        return None
-    changed = [name for name, value in identity.items() if manifest.options.get(name) != value]
-    changed = changed or _changed_sources(output, manifest, options)
-    if not changed:
-        return manifest
-    raise DataError(
-        key=str(output),
-        found=f"a corpus that differs in {' and '.join(changed)}",
-        expected="no corpus, or the one that this command makes",
-        fix="choose another --output, or replace it with --overwrite",
-    )
+        manifest_path(output).unlink(missing_ok=True)  # it describes what is replaced now
+    write_manifest(output, manifest)
+    return manifest
 
 
-def _check_inputs_stay(sources: Sequence[Source], output: str | Path) -> None:
+class _Work:
+    """Input files on their way to shards, with running totals."""
+
+    def __init__(
+        self,
+        folder: ShardFolder,
+        files: Sequence[Path],
+        *,
+        max_bad_lines: int,
+        report: Callable[[Progress], None],
+    ) -> None:
+        """Take up the shards that are there."""
+        self._folder = folder
+        self._max_bad_lines = max_bad_lines
+        self._report = report
+        self._sizes = {file: file.stat().st_size for file in files}
+        self._total_bytes = sum(self._sizes.values())
+        self.shards = {file: folder.find(file) for file in files}
+        """Shards of each input file, in order."""
+        there = [shard for parts in self.shards.values() for shard in parts]
+        self.documents = sum(shard.documents for shard in there)
+        self.tokens = sum(shard.tokens for shard in there)
+        self.bad_lines: list[BadLine] = []
+        """Lines that this call skipped."""
+        self._num_bad_lines = sum(shard.bad_lines for shard in there)
+        self._done_bytes = sum(
+            self._sizes[file] for file, parts in self.shards.items() if parts and parts[-1].is_last
+        )
+
+    def tokenise(self, tokenizer: TokenizerSpec, options: TextOptions, *, num_workers: int) -> None:
+        """Write the shards that are missing."""
+        self._check_bad_lines()  # of the call that stopped
+        blocks = (
+            block
+            for file, parts in self.shards.items()
+            if not (parts and parts[-1].is_last)
+            for block in self._blocks(file, parts, options)
+        )
+        pairs = tokenise_in_order(blocks, tokenizer, options, num_workers=num_workers)
+        for name, of_file in groupby(self._counted(pairs), key=lambda pair: pair[0].file):
+            file = Path(name)
+            self.shards[file] = self._folder.write(file, of_file, after=self.shards[file])
+            self._done_bytes += self._sizes[file]
+
+    def _blocks(self, file: Path, parts: Sequence[Shard], options: TextOptions) -> Iterator[Block]:
+        """Read what no shard holds; at least one block, so that an empty file has a shard."""
+        start = parts[-1].end if parts else 0
+        first_line = 1 + sum(shard.lines for shard in parts)
+        block = None
+        for block in read_blocks(file, options, start=start, first_line=first_line):
+            yield block
+        if block is None:
+            yield Block(str(file), FileKind.jsonl, b"", first_line, start, lines=0, share=1.0)
+
+    def _counted(
+        self, pairs: Iterable[tuple[Block, TokenBlock]]
+    ) -> Iterator[tuple[Block, TokenBlock]]:
+        for block, tokens in pairs:
+            self.documents += tokens.num_documents
+            self.tokens += tokens.num_tokens
+            self.bad_lines += tokens.bad_lines
+            self._num_bad_lines += len(tokens.bad_lines)
+            self._check_bad_lines()
+            yield block, tokens
+            size = self._sizes[Path(block.file)]
+            self._report(
+                Progress(
+                    done_bytes=self._done_bytes + int(size * block.share),
+                    total_bytes=self._total_bytes,
+                    documents=self.documents,
+                    tokens=self.tokens,
+                )
+            )
+
+    def _check_bad_lines(self) -> None:
+        if self._num_bad_lines <= self._max_bad_lines:
+            return
+        shown = "".join(f"\n    {line}" for line in self.bad_lines[:SHOWN_BAD_LINES])
+        raise DataError(
+            f"{self._num_bad_lines} lines hold no document; --max-bad-lines allows"
+            f" {self._max_bad_lines}.{shown}\n"
+            f"  Fix: repair the files, or add --max-bad-lines {2 * self._num_bad_lines}; files"
+            " that were read to their end are not read again",
+            key="--max-bad-lines",
+            value=self._num_bad_lines,
+            fix=f"--max-bad-lines {2 * self._num_bad_lines}",
+        )
+
+
+def _source(file: Path, parts: Sequence[Shard]) -> dict[str, object]:
+    """Describe an input file as the manifest does."""
+    return {
+        "path": str(file),
+        "bytes": parts[-1].input_bytes,
+        "lines": sum(shard.lines for shard in parts),
+        "documents": sum(shard.documents for shard in parts),
+        "tokens": sum(shard.tokens for shard in parts),
+        "blank": sum(shard.blank for shard in parts),
+        "bad_lines": sum(shard.bad_lines for shard in parts),
+        "sha256": parts[-1].input_sha256,
+    }
+
+
+def _check_inputs_stay(files: Sequence[Path], output: str | Path) -> None:
     """The manifest <output>.json must not take the place of a text."""
     taken = manifest_path(output).absolute()
-    for source in sources:
-        if Path(source.path).absolute() == taken:
+    for file in files:
+        if file.absolute() == taken:
             raise DataError(
+                f"--output {output} would replace the input {file} with its manifest.\n"
+                "  Fix: choose another --output, in another folder than the text",
                 key="--output",
-                found=f"{output}, whose manifest would replace the input {source.path}",
-                expected="a prefix whose .json is no input",
+                value=str(output),
                 fix="choose another --output, in another folder than the text",
             )
 
 
-def _changed_sources(output: str | Path, manifest: Manifest, options: TextOptions) -> list[str]:
-    """Name the inputs that were written after the corpus and hold other text than then."""
-    written_at = manifest_path(output).stat().st_mtime_ns
-    changed = []
-    for source in manifest.sources:
-        path = Path(str(source["path"]))
-        if path.stat().st_mtime_ns < written_at:
-            continue
-        if hash_text(path, options) != source["sha256"]:
-            changed.append(f"the text of {path}")
-    return changed
-
-
-def _check_bad_lines(corpus: PartialCorpus, bad_lines: list[BadLine], *, most: int) -> None:
-    count = corpus.journal.bad_lines
-    if count > most:
-        corpus.save()
-        shown = "; ".join(str(line) for line in bad_lines[:5])
+def _check_has_text(files: Sequence[Path], documents: int) -> None:
+    if documents == 0:
+        shown = ", ".join(str(file) for file in files[:5])
         raise DataError(
-            key="--max-bad-lines",
-            found=f"{count} lines without a document{f', such as {shown}' if shown else ''}",
-            expected=f"at most {most}",
-            fix="allow more with --max-bad-lines, which goes on where it stopped; or mend the"
-            f" files, remove {corpus.folder} and begin again",
-        )
-
-
-def _check_has_text(journal: Journal) -> None:
-    if journal.documents == 0:
-        raise DataError(
-            key=", ".join(source.path for source in journal.sources[:5]),
-            found="no text",
-            expected="at least one document",
+            f"There is no text in {shown}.\n  Fix: check the files and --text-key",
+            key="inputs",
+            value=shown,
             fix="check the files and --text-key",
         )
-
-
-def _progress(journal: Journal) -> Progress:
-    sources = journal.sources
-    done = sum(source.bytes for source in sources[: journal.current])
-    current = sources[journal.current]
-    return Progress(
-        done_bytes=done + int(current.bytes * current.share),
-        total_bytes=sum(source.bytes for source in sources),
-        documents=journal.documents,
-        tokens=journal.tokens,
-    )

@@ -8,7 +8,6 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha256
 from multiprocessing import get_context, parent_process
 
 import numpy as np
@@ -35,8 +34,6 @@ class TokenBlock:
     num_blank: int
     """Documents without any token, which are left out."""
     bad_lines: tuple[BadLine, ...]
-    text_hash: str
-    """SHA-256 of the block's text."""
 
 
 def tokenise_in_order(
@@ -111,7 +108,6 @@ def tokenise_block(block: Block, tokenizer: Tokenizer, options: TextOptions) -> 
         num_tokens=sum(lengths),
         num_blank=blank,
         bad_lines=tuple(bad_lines),
-        text_hash=sha256(block.data).hexdigest(),
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import pytest
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.corpus import validate
 from glm_dist.data.corpus.indexed import bin_path, idx_path, write_documents
-from glm_dist.data.corpus.manifest import manifest_path
-from glm_dist.data.prepare import journal
+from glm_dist.data.corpus.manifest import manifest_path, read_manifest, write_manifest
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
+from glm_dist.files import block_hashes
 from tests.data.corpora import write_vocabulary
 
 
@@ -26,9 +27,11 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"text": f"w{10 + n} w{20 + n} ."}) for n in range(200)]
     lines += [json.dumps({"text": " ".join(f"w{n}" for n in range(10, 700))})] * 3
     (folder / "a.jsonl").write_text("\n".join(lines))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(journal, "HASH_BLOCK_BYTES", 1024)
-        prepare([str(folder / "a.jsonl")], folder / "c", tokenizer=choice, options=TextOptions())
+    prepare([str(folder / "a.jsonl")], folder / "c", tokenizer=choice, options=TextOptions())
+    manifest = read_manifest(folder / "c")
+    assert manifest is not None
+    hashes = block_hashes(bin_path(folder / "c"), 1024)
+    write_manifest(folder / "c", replace(manifest, bin_sha256=hashes))
     return folder / "c"
 
 

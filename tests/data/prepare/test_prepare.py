@@ -132,7 +132,7 @@ def test_another_corpus_is_replaced_only_when_asked(tmp_path: Path, choice: Toke
     run([file], tmp_path / "corpus", choice)
     other = write_jsonl(tmp_path / "b.jsonl", texts(5, seed=2))
 
-    with pytest.raises(DataError, match="differs in inputs"):
+    with pytest.raises(DataError, match="differs in the text of"):
         run([other], tmp_path / "corpus", choice)
     run([other], tmp_path / "corpus", choice, overwrite=True)
     assert len(documents_in(tmp_path / "corpus")) == 5
@@ -222,9 +222,7 @@ def test_frames_of_zstandard_are_read_end_to_end(tmp_path: Path, choice: Tokeniz
 def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerSpec) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "w10"}\nno\nno\n')
 
-    with pytest.raises(DataError, match=r"2 lines.*a\.jsonl:2: not JSON"):
-        run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=1)
-    with pytest.raises(DataError, match="2 lines without a document: expected at most 1"):
+    with pytest.raises(DataError, match=r"2 lines hold no document.*\n.*a\.jsonl:2: not JSON"):
         run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=1)
     assert not (tmp_path / "corpus.bin").exists()
     run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=2)
@@ -241,7 +239,7 @@ def test_half_a_surrogate_pair_is_no_reason_to_stop(tmp_path: Path, choice: Toke
 def test_text_without_words_is_refused(tmp_path: Path, choice: TokenizerSpec) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": " "}\n')
 
-    with pytest.raises(DataError, match="no text"):
+    with pytest.raises(DataError, match="no text in"):
         run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
 
 

@@ -1,20 +1,25 @@
 """Preparation where the system refuses: full disks, places that take no file, names of files."""
 
 import errno
+import gzip
 import os
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from glm_dist.cli.main import main
-from glm_dist.data.prepare import journal, readers
-from glm_dist.data.prepare.prepare import prepare
+from glm_dist.data.corpus.manifest import write_manifest
+from glm_dist.data.prepare import prepare as prepare_module
+from glm_dist.data.prepare import readers
 from glm_dist.data.prepare.readers import TextOptions
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
 from glm_dist.errors import DataError
-from tests.data.preparations import read_output, run, stopped, texts, write_jsonl
+from tests.data.preparations import read_output, run, texts, write_jsonl
 
 
 def full_disk(after: int, original: Callable[[int], None]) -> Callable[[int], None]:
@@ -31,24 +36,29 @@ def full_disk(after: int, original: Callable[[int], None]) -> Callable[[int], No
     return fsync
 
 
-# 14 blocks are saved by two calls each, and once more at the end; the last call is for the index.
-@pytest.mark.parametrize("after", [0, 1, 7, 29, 30])
-def test_a_full_disk_is_told_and_the_next_call_goes_on(
+# Each of 4 shards takes a call for the file and one for the folder; then come the index, by itself
+# and with the tokens, the folder again, and the manifest with its folder.
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("after", [0, 1, 5, 8, 9, 11, 12])
+def test_a_full_disk_is_said_and_the_next_call_goes_on(
     tmp_path: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 2000)
-    monkeypatch.setattr(journal, "JOURNAL_SECONDS", 0.0)
     file = write_jsonl(tmp_path / "a.jsonl", texts(150))
-    run([file], tmp_path / "whole", choice)
+    reports: list[object] = []
+    run([file], tmp_path / "whole", choice, report=reports.append)
+    rest: list[object] = []
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full_disk(after, os.fsync))
         with pytest.raises(DataError, match="No space left on device") as caught:
             run([file], tmp_path / "cut", choice)
     assert "goes on where it stopped" in caught.value.fix
-    assert sorted(path.name for path in tmp_path.glob("cut*")) == ["cut.partial"]
-    run([file], tmp_path / "cut", choice)
+    assert Path(tmp_path / "cut.partial").is_dir()
+    assert not list(tmp_path.glob("cut*.tmp"))
+    run([file], tmp_path / "cut", choice, report=rest.append)
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+    assert (len(rest) == 0) == (after >= 8)
+    assert (len(rest) < len(reports)) == (after >= 1)
 
 
 def test_a_disk_that_is_full_at_the_manifest_leaves_no_part_of_it(
@@ -115,49 +125,168 @@ def test_a_place_that_takes_no_file_is_refused_to_root_as_well(
     assert "Cannot write to /proc: " in capsys.readouterr().err
 
 
-def replace_word(file: Path, old: str, new: str, *, last: bool) -> None:
-    text = file.read_text()
-    place = text.rindex(old) if last else text.index(old)
-    file.write_text(text[:place] + new + text[place + len(old) :])
-    later = time.time() + 5
-    os.utime(file, (later, later))
+def later(*files: Path) -> None:
+    """Give files the time of a later write."""
+    for file in files:
+        os.utime(file, (time.time() + 5,) * 2)
+
+
+def damaged(files: list[Path], output: Path, choice: TokenizerSpec) -> None:
+    """Prepare files of which the last cannot be read to its end, then repair that one."""
+    content = files[-1].read_bytes()
+    files[-1].write_bytes(content[:-20])
+    with pytest.raises(DataError, match=re.escape(str(files[-1]))):
+        run(files, output, choice)
+    files[-1].write_bytes(content)
+    later(files[-1])
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Two files of JSON lines, and one more that is compressed; about 16 kB of text in each."""
+    files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(120, seed=n)) for n in range(3)]
+    packed = tmp_path / "2.jsonl.gz"
+    packed.write_bytes(gzip.compress(files[2].read_bytes()))
+    return [*files[:2], packed]
+
+
+def files_read(
+    inputs: list[Path], output: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch
+) -> set[str]:
+    """Prepare, and list the names of the files that are read for it."""
+    names = set()
+    original = prepare_module.read_blocks
+
+    def read_blocks(file: Path, *arguments: Any, **keywords: Any) -> Iterator[readers.Block]:
+        names.add(file.name)
+        return original(file, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "read_blocks", read_blocks)
+        run(inputs, output, choice)
+    return names
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("last", [False, True], ids=["text-done", "text-to-come"])
-@pytest.mark.parametrize("number", [0, 1], ids=["file-done", "file-begun"])
-def test_a_text_changed_after_a_kill_is_read_as_it_is_now(
-    tmp_path: Path, choice: TokenizerSpec, number: int, last: bool
+@pytest.mark.parametrize(
+    "then", ["repaired", "added", "left out", "changed", "touched", "absolute"]
+)
+def test_files_that_were_done_stay_done(
+    tmp_path: Path,
+    files: list[Path],
+    choice: TokenizerSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    then: str,
 ) -> None:
-    files = [
-        write_jsonl(tmp_path / f"{n}.jsonl", ["w900 w901", *texts(60, seed=n), "w900 w901"])
-        for n in range(2)
-    ]
-    stopped(files, tmp_path / "cut", choice, after=9)  # 6 blocks a file
-    replace_word(files[number], "w901", "w902", last=last)
+    monkeypatch.chdir(tmp_path)
+    damaged([Path(file.name) for file in files], tmp_path / "cut", choice)
+    inputs, expected = files, {"2.jsonl.gz"}
+    match then:
+        case "added":
+            inputs = [files[0], write_jsonl(tmp_path / "more.jsonl", texts(9)), *files[1:]]
+            expected = {"2.jsonl.gz", "more.jsonl"}
+        case "left out":
+            inputs, expected = files[1:], {"2.jsonl.gz"}
+        case "changed":
+            files[0].write_text(files[0].read_text().replace("w5", "w6", 1))
+            later(files[0])
+            expected = {"2.jsonl.gz", "0.jsonl"}
+        case "touched":
+            later(*files)
+    if then != "absolute":
+        inputs = [Path(file.name) for file in inputs]
+
+    assert files_read(inputs, tmp_path / "cut", choice, monkeypatch) == expected
+    run(inputs, tmp_path / "whole", choice)
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+    assert not (tmp_path / "cut.partial").exists()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_other_options_take_nothing_of_what_was_done(
+    tmp_path: Path, files: list[Path], choice: TokenizerSpec
+) -> None:
+    for file in files[:2]:
+        file.write_text(file.read_text().replace("text", "body"))
+    options = TextOptions(text_key="body")
+    run(files[:2], tmp_path / "whole", choice, options=options, max_bad_lines=0)
+    with pytest.raises(DataError, match="lines hold no document"):
+        run(files[:2], tmp_path / "cut", choice)
+    run(files[:2], tmp_path / "cut", choice, options=options, max_bad_lines=0)
+
+    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_shard_that_a_power_failure_cut_short_is_made_again(
+    tmp_path: Path, files: list[Path], choice: TokenizerSpec
+) -> None:
+    damaged(files, tmp_path / "cut", choice)
+    cut = sorted((tmp_path / "cut.partial").glob("*.shard"))
+    for number, shard in enumerate(cut):
+        content = shard.read_bytes()
+        shard.write_bytes([content[:-3], bytes(len(content)), b"", content[5:]][number % 4])
     run(files, tmp_path / "cut", choice)
 
     run(files, tmp_path / "whole", choice)
+    assert len(cut) >= 4
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_files_that_were_only_touched_are_not_tokenised_again(
+def test_a_file_that_grows_while_it_is_read_is_refused(
     tmp_path: Path, choice: TokenizerSpec
 ) -> None:
-    files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(60, seed=n)) for n in range(2)]
-    reports: list[object] = []
-    names, options = [str(file) for file in files], TextOptions()
-    prepare(names, tmp_path / "whole", tokenizer=choice, options=options, report=reports.append)
-    stopped(files, tmp_path / "cut", choice, after=9)
-    later = time.time() + 5
-    for file in files:
-        os.utime(file, (later, later))
-    rest: list[object] = []
-    prepare(names, tmp_path / "cut", tokenizer=choice, options=options, report=rest.append)
+    file = write_jsonl(tmp_path / "a.jsonl", texts(20))
 
-    assert len(rest) == len(reports) - 9 > 0
-    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+    def grow(progress: object) -> None:
+        with file.open("a") as stream:
+            stream.write("\n")
+
+    with pytest.raises(DataError, match="was written to while it was being read"):
+        run([file], tmp_path / "corpus", choice, report=grow)
+
+
+def test_a_finished_corpus_is_known_without_its_text(
+    tmp_path: Path, files: list[Path], choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(files, tmp_path / "corpus", choice)
+    (tmp_path / "moved").mkdir()
+    moved = [file.rename(tmp_path / "moved" / file.name) for file in files]
+    again, elsewhere = (run(each, tmp_path / "corpus", choice) for each in (files, moved))
+
+    assert again.was_complete
+    assert elsewhere.was_complete
+    assert first.manifest == again.manifest == elsewhere.manifest
+    with pytest.raises(DataError, match="no text file"):
+        run(files[:2], tmp_path / "corpus", choice)
+    (tmp_path / "other.jsonl").write_text(moved[0].read_text().replace("w", "v"))
+    os.utime(tmp_path / "other.jsonl", (0, 0))  # as old as can be, and of equal size
+    with pytest.raises(DataError, match=r"the text of .*other\.jsonl"):
+        run([tmp_path / "other.jsonl", *moved[1:]], tmp_path / "corpus", choice)
+    with pytest.raises(DataError, match="3 files, now 2"):
+        run(moved[:2], tmp_path / "corpus", choice)
+
+
+def test_a_file_that_is_named_twice_is_read_once(
+    tmp_path: Path, files: list[Path], choice: TokenizerSpec
+) -> None:
+    (tmp_path / "link.jsonl").symlink_to(files[0])
+
+    outcome = run([files[0], tmp_path / "link.jsonl", files[0]], tmp_path / "corpus", choice)
+    assert outcome.manifest.documents == 120
+
+
+def test_a_corpus_of_the_first_format_is_known_by_its_times(
+    tmp_path: Path, files: list[Path], choice: TokenizerSpec
+) -> None:
+    now = run(files, tmp_path / "corpus", choice).manifest
+    sources = [{**source, "sha256": "of hashes of blocks"} for source in now.sources]
+    write_manifest(tmp_path / "corpus", replace(now, format=1, sources=sources))
+
+    assert run(files, tmp_path / "corpus", choice).was_complete
+    later(files[0])
+    with pytest.raises(DataError, match=r"the text of .*0\.jsonl"):
+        run(files, tmp_path / "corpus", choice)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -167,7 +296,9 @@ def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: Tokenizer
     write_jsonl(folder / "a.jsonl", texts(60))
     write_jsonl(folder / "z.json", texts(5, seed=1))
     run([folder], tmp_path / "whole", choice)
-    stopped([folder], folder / "corpus", choice, after=2)
+    with pytest.raises(DataError, match="There is no text in"):
+        run([folder], folder / "corpus", choice, options=TextOptions(text_key="body"))
+    assert (folder / "corpus.partial").is_dir()
     first = run([folder], folder / "corpus", choice)
 
     assert read_output(folder / "corpus")[:2] == read_output(tmp_path / "whole")[:2]

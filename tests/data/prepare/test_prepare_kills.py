@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,18 +13,38 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from glm_dist.data.prepare.prepare import prepare
-from glm_dist.data.prepare.readers import TextOptions
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
-from tests.data.preparations import KillError, read_output, run, stopped, texts, write_jsonl
+from tests.data.preparations import read_output, run, texts, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
+COMMAND = """
+import os, signal, sys
+from glm_dist.cli.main import main
+from glm_dist.data.prepare import readers, shards
+
+readers.BLOCK_BYTES, shards.SHARD_BYTES = 2000, 8000
+
+if __name__ == "__main__":
+    ending, number, *arguments = sys.argv[1:]
+    original, left = os.replace, int(number)
+
+    def replace(source, target):
+        global left
+        left -= str(target).endswith(ending)
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(source, target)
+
+    os.replace = replace
+    sys.exit(main(arguments))
+"""
+
+
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("after", [1, 2, 7, 19, 32])
-def test_a_stopped_preparation_goes_on_where_it_was(
-    tmp_path: Path, choice: TokenizerSpec, after: int
+def test_a_preparation_goes_on_after_any_number_of_kills(
+    tmp_path: Path, choice: TokenizerSpec
 ) -> None:
     files = [write_jsonl(tmp_path / f"{n}.jsonl", texts(120, seed=n)) for n in range(2)]
     packed = tmp_path / "c.jsonl.gz"
@@ -31,49 +52,47 @@ def test_a_stopped_preparation_goes_on_where_it_was(
     table = pyarrow.table({"text": texts(90, seed=4)})
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet", row_group_size=20)
     files += [packed, tmp_path / "d.parquet"]
-    run(files, tmp_path / "whole", choice)
+    reports: list[object] = []
+    run(files, tmp_path / "whole", choice, report=reports.append)
+    (tmp_path / "command.py").write_text(COMMAND)
     names = [str(file) for file in files]
-    arguments = {"tokenizer": choice, "options": TextOptions()}
-    stopped(files, tmp_path / "cut", choice, after=after)
-    # What was written after the last journal must not count.
-    for name in ("tokens.bin", "lengths.bin"):
-        with (tmp_path / "cut.partial" / name).open("ab") as stream:
-            stream.write(b"left-over")
-    seen: list[object] = []
-    prepare(names, tmp_path / "cut", report=seen.append, **arguments)
+    command = ["prepare", *names, "--output", str(tmp_path / "cut"), "--tokenizer", choice.path]
+    shards = []
+    # Before the name of the second shard; of the fourth after that one; of each file of the corpus.
+    kills = (
+        ("shard", 2, 1),
+        ("shard", 4, 2),
+        ("cut.bin", 1, 1),
+        ("cut.idx", 1, 1),
+        (".json", 1, 1),
+    )
+    for ending, number, num_workers in kills:
+        script = [sys.executable, str(tmp_path / "command.py"), ending, str(number)]
+        process = subprocess.Popen(
+            [*script, *command, "--workers", str(num_workers)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            start_new_session=True,
+        )
+        assert process.wait(timeout=60) == -signal.SIGKILL
+        _wait_for_workers(process.pid)
+        shards.append(len(list((tmp_path / "cut.partial").glob("*.shard"))))
+        assert not (tmp_path / "cut.json").exists()
+    rest: list[object] = []
+    run(files, tmp_path / "cut", choice, report=rest.append)
 
+    assert shards[:2] == [1, 4]
+    assert len(set(shards[2:])) == 1
+    assert not rest  # all shards were there
     assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
-    total = len(seen) + after
-    assert seen, "nothing was left to do"
-    assert total <= 50  # about 20 kB in each of two files and 15 kB in two, in blocks of 2 kB
     assert not (tmp_path / "cut.partial").exists()
 
 
-@pytest.mark.parametrize("moved", [0, 1, 2])
-def test_a_kill_while_files_are_moved_into_place(
-    tmp_path: Path, choice: TokenizerSpec, monkeypatch: pytest.MonkeyPatch, moved: int
-) -> None:
-    file = write_jsonl(tmp_path / "a.jsonl", texts(50))
-    run([file], tmp_path / "whole", choice)
-    calls = 0
-
-    def replace(path: Path, target: Path) -> None:
-        nonlocal calls
-        if target.name in {"cut.bin", "cut.idx", "cut.json"}:
-            calls += 1
-            if calls > moved:
-                raise KillError
-        os.rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", replace)
-        patch.setattr(os, "replace", replace)
-        with pytest.raises(KillError):
-            run([file], tmp_path / "cut", choice)
-    assert not Path(f"{tmp_path / 'cut'}.json").exists()
-    run([file], tmp_path / "cut", choice)
-
-    assert read_output(tmp_path / "cut") == read_output(tmp_path / "whole")
+def _wait_for_workers(process_group: int) -> None:
+    """Workers notice that their parent is gone, and end by themselves."""
+    deadline = time.monotonic() + 20
+    while _is_alive(process_group) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _is_alive(process_group)
 
 
 def _is_alive(process_group: int) -> bool:
@@ -92,11 +111,11 @@ def test_killed_at_random_moments_the_output_is_the_same(
     file = write_jsonl(tmp_path / "a.jsonl", texts(300_000))
     run([file], tmp_path / "whole", choice)
     script = (
-        "from glm_dist.data.prepare import journal, readers\n"
+        "from glm_dist.data.prepare import readers, shards\n"
         "from glm_dist.cli.main import main\n"
         "if __name__ == '__main__':\n"
         "    readers.BLOCK_BYTES = 100_000\n"
-        "    journal.JOURNAL_SECONDS = 0.05\n"
+        "    shards.SHARD_BYTES = 100_000\n"
         f"    main(['prepare', {str(file)!r}, '--output', {str(tmp_path / 'cut')!r},"
         f" '--tokenizer', {choice.path!r}, '--workers', '{num_workers}'])\n"
     )
@@ -118,11 +137,7 @@ def test_killed_at_random_moments_the_output_is_the_same(
             process.kill()
             process.wait()
             kills += 1
-            # Its workers notice and end by themselves.
-            deadline = time.monotonic() + 20
-            while _is_alive(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not _is_alive(process.pid)
+            _wait_for_workers(process.pid)
 
     assert kills == 20
     bytes_cut, index_cut, _ = read_output(tmp_path / "cut")

@@ -1,0 +1,75 @@
+"""A corpus that is there already: the one that a command would make, or another."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from glm_dist.data.corpus.indexed import bin_path, idx_path
+from glm_dist.data.corpus.manifest import PARTIAL, Manifest, manifest_path, read_manifest
+from glm_dist.data.prepare.output import refuse_existing
+from glm_dist.errors import DataError
+from glm_dist.files import exists, sha256_of
+
+
+def read_finished(output: str | Path) -> Manifest | None:
+    """Read the manifest of a corpus that an earlier call finished; None if there is none.
+
+    Raises:
+        DataError: The files of a corpus are there that has no manifest and that no call of ours
+            was about to finish.
+    """
+    manifest = read_manifest(output)
+    there = [exists(path(output)) for path in (bin_path, idx_path)]
+    if manifest is None and not exists(f"{output}{PARTIAL}"):
+        # What another tool wrote has no manifest that says how to make it again.
+        refuse_existing(
+            [bin_path(output), idx_path(output)],
+            found="there already, without a manifest",
+            expected="no corpus, or the one that this command makes",
+            fix="choose another --output, or replace it with --overwrite",
+        )
+    return manifest if all(there) else None
+
+
+def check_same_corpus(
+    output: str | Path, manifest: Manifest, recipe: Mapping[str, object], files: Sequence[Path]
+) -> None:
+    """Check that a finished corpus is what the command would make.
+
+    Args:
+        output: Prefix of the corpus.
+        manifest: Its manifest.
+        recipe: Options of the command that shape the tokens.
+        files: Input files of the command. They are compared by content, so they may have moved.
+
+    Raises:
+        DataError: It was made with other options or of other text.
+    """
+    changed = [name for name, value in recipe.items() if manifest.options.get(name) != value]
+    if not changed and len(files) != len(manifest.sources):
+        changed = [f"its inputs ({len(manifest.sources)} files, now {len(files)})"]
+    if not changed:
+        written_at = manifest_path(output).stat().st_mtime_ns
+        changed = [
+            f"the text of {file}"
+            for file, source in zip(files, manifest.sources, strict=True)
+            if not _is_same(file, source, manifest, written_at)
+        ]
+    if changed:
+        raise DataError(
+            f"{output} is a corpus that differs in {' and '.join(changed)}.\n"
+            "  Fix: choose another --output, or replace it with --overwrite",
+            key="--output",
+            value=str(output),
+            fix="--overwrite",
+        )
+
+
+def _is_same(file: Path, source: Mapping[str, object], manifest: Manifest, written_at: int) -> bool:
+    """Compare an input file with what a manifest notes of it, without reading it if possible."""
+    facts = file.stat()
+    if facts.st_size != source.get("bytes"):
+        return False
+    then = Path(str(source.get("path")))
+    if file.resolve() == then.resolve() and facts.st_mtime_ns < written_at:
+        return True
+    return manifest.format > 1 and sha256_of(file) == source.get("sha256")
