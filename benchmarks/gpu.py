@@ -36,7 +36,7 @@ from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import TORCH_DTYPES, transformer_config
 from glm_dist.model.compiled import compile_layers
-from glm_dist.model.parameters import ParameterPlace, place_parameter
+from glm_dist.model.parameters import ParameterShard, shard_of
 from glm_dist.model.stage import GLMStage
 from glm_dist.observe.flops import (
     ModelShape,
@@ -122,9 +122,9 @@ class GPTStage(torch.nn.Module):
         """Asked for under ZeRO 3 only."""
         return None
 
-    def places(self) -> list[ParameterPlace]:
+    def shards(self) -> list[ParameterShard]:
         return [
-            place_parameter(name, parameter, tensor_rank=0, tensor_size=1)
+            shard_of(name, parameter, tensor_rank=0, tensor_size=1)
             for name, parameter in self.named_parameters()
         ]
 

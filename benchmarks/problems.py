@@ -88,7 +88,7 @@ def glm(
         device=device,
         recompute=recompute,
     )
-    initialize(stage.places(), model, seed=1)
+    initialize(stage.shards(), model, seed=1)
     stage.train()
     return stage
 

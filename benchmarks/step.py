@@ -120,7 +120,7 @@ def fused_adamw(stage: GLMStage, config: RunConfig) -> torch.optim.Optimizer:
     """As the trainer makes it."""
     optimizer = config.optimizer
     return torch.optim.AdamW(
-        param_groups(stage.places(), weight_decay=optimizer.weight_decay),
+        param_groups(stage.shards(), weight_decay=optimizer.weight_decay),
         lr=optimizer.learning_rate,
         betas=(optimizer.beta1, optimizer.beta2),
         eps=optimizer.epsilon,

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 
 from glm_dist.checkpoint.fragments import Fragment
-from glm_dist.model.parameters import ParameterPlace
+from glm_dist.model.parameters import ParameterShard
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def training_fragments(
-    places: Sequence[ParameterPlace], optimizer: Any, *, zero_stage: int, data_rank: int
+    shards: Sequence[ParameterShard], optimizer: Any, *, zero_stage: int, data_rank: int
 ) -> dict[str, Fragment]:
     """What this rank owns of the training state.
 
     Args:
-        places: Parameters of this rank.
+        shards: Parameters of this rank.
         optimizer: DeepSpeed's wrapper, or torch's AdamW at stage 0; it has made a step, or
             ``prepare_for_load`` or ``ensure_moments`` was called.
         zero_stage: 0 to 3.
@@ -32,31 +32,31 @@ def training_fragments(
         ``model.<name>`` (fp32 master weight), ``exp_avg.<name>`` and ``exp_avg_sq.<name>``.
     """
     fragments = {}
-    for place in places:
+    for shard in shards:
         for kind in ("model", *MOMENTS):
             data, start = _owned(
-                place, optimizer, kind=kind, zero_stage=zero_stage, data_rank=data_rank
+                shard, optimizer, kind=kind, zero_stage=zero_stage, data_rank=data_rank
             )
             if data is None:
                 continue
-            fragments[f"{kind}.{place.name}"] = Fragment(
+            fragments[f"{kind}.{shard.name}"] = Fragment(
                 data,
-                global_shape=place.global_shape,
-                offset=place.offset,
-                local_shape=place.local_shape,
+                global_shape=shard.global_shape,
+                offset=shard.offset,
+                local_shape=shard.local_shape,
                 start=start,
-                rows=place.rows or None,
-                # The last stage's copy of the word table is cut at other places than the first's.
-                is_saved=not getattr(place.parameter, "ds_pipe_replicated", False),
+                rows=shard.rows or None,
+                # The last stage's copy of the word table is cut elsewhere than the first's.
+                is_saved=not getattr(shard.parameter, "ds_pipe_replicated", False),
             )
     return fragments
 
 
 def _owned(
-    place: ParameterPlace, optimizer: Any, *, kind: str, zero_stage: int, data_rank: int
+    shard: ParameterShard, optimizer: Any, *, kind: str, zero_stage: int, data_rank: int
 ) -> tuple[torch.Tensor | None, int]:
     """Flat data of this rank and the element of the local parameter where it begins."""
-    parameter: Any = place.parameter
+    parameter: Any = shard.parameter
     if zero_stage == 0:
         data = parameter.data if kind == "model" else optimizer.state[parameter][kind]
         return data.view(-1), 0

@@ -71,8 +71,8 @@ def load_trained(
     load_tensors(
         info,
         {
-            WEIGHTS + place.name: Fragment(place.parameter.data, global_shape=place.global_shape)
-            for place in stage.places()
+            WEIGHTS + shard.name: Fragment(shard.parameter.data, global_shape=shard.global_shape)
+            for shard in stage.shards()
         },
         prefixes=(WEIGHTS,),
     )

@@ -6,7 +6,7 @@ import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
-from glm_dist.model.parameters import ParameterPlace
+from glm_dist.model.parameters import ParameterShard
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.groups import ParallelGroups
 
@@ -35,9 +35,9 @@ class GLMChunks(torch.nn.Module):
         tables = [chunk.tied_weight for chunk in self.chunks if chunk.tied_weight is not None]
         return tables[0] if tables else None
 
-    def places(self) -> list[ParameterPlace]:
+    def shards(self) -> list[ParameterShard]:
         """What each of this rank's parameters is in the whole model."""
-        return [place for chunk in self.chunks for place in chunk.places()]
+        return [shard for chunk in self.chunks for shard in chunk.shards()]
 
 
 def build_stage(

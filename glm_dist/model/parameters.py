@@ -1,4 +1,4 @@
-"""Every parameter of a stage under its layout-independent name, place and initial value.
+"""Every parameter of a stage under its layout-independent name, with its shard and initial value.
 
 One table answers what each parameter is a slice of. Initialisation, weight decay, checkpoints and
 conversion all read it; nothing else knows how the model is cut.
@@ -45,7 +45,7 @@ class RowPiece(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ParameterPlace:
+class ParameterShard:
     """One rank's slice of a parameter of the whole model."""
 
     name: str
@@ -68,14 +68,14 @@ class ParameterPlace:
         return len(self.global_shape) == 1
 
 
-def place_parameter(
+def shard_of(
     name: str,
     parameter: torch.nn.Parameter,
     *,
     tensor_rank: int,
     tensor_size: int,
     gated: bool = False,
-) -> ParameterPlace:
+) -> ParameterShard:
     """Find out what part of the whole model's parameter a rank holds.
 
     Args:
@@ -97,7 +97,7 @@ def place_parameter(
         gate = RowPiece(0, tensor_rank * half, half)
         rows = (gate, RowPiece(half, (tensor_size + tensor_rank) * half, half))
         offset[0] = 0
-    return ParameterPlace(
+    return ParameterShard(
         name=name,
         parameter=parameter,
         local_shape=shape,
@@ -108,31 +108,31 @@ def place_parameter(
     )
 
 
-def mark_for_norm(places: Iterator[ParameterPlace] | list[ParameterPlace]) -> None:
+def mark_for_norm(shards: Iterator[ParameterShard] | list[ParameterShard]) -> None:
     """Tell DeepSpeed which gradients are slices: it counts replicated ones on slice 0 only."""
-    for place in places:
-        place.parameter.model_parallel = place.tensor_dim is not None  # type: ignore[attr-defined]
+    for shard in shards:
+        shard.parameter.model_parallel = shard.tensor_dim is not None  # type: ignore[attr-defined]
 
 
-def cut(place: ParameterPlace, whole: torch.Tensor) -> torch.Tensor:
+def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
     """This rank's slice of a whole parameter, gradient or moment.
 
     Args:
-        place: Which slice.
+        shard: Which slice.
         whole: Tensor of the parameter's global shape.
 
     Returns:
         The parameter's local shape; a view unless its rows lie apart.
     """
-    if place.rows:
-        return torch.cat([whole.narrow(0, part.global_start, part.num_rows) for part in place.rows])
+    if shard.rows:
+        return torch.cat([whole.narrow(0, part.global_start, part.num_rows) for part in shard.rows])
     return whole[
-        tuple(slice(o, o + n) for o, n in zip(place.offset, place.local_shape, strict=True))
+        tuple(slice(o, o + n) for o, n in zip(shard.offset, shard.local_shape, strict=True))
     ]
 
 
 @torch.no_grad()
-def initialize(places: list[ParameterPlace], model: ModelConfig, *, seed: int) -> None:
+def initialize(shards: list[ParameterShard], model: ModelConfig, *, seed: int) -> None:
     """Draw the official initialisation (GLM 4f61ed7): normal weights, zero biases, unit norms.
 
     Each whole parameter is drawn from a generator seeded by its name and cut afterwards, so no
@@ -140,28 +140,28 @@ def initialize(places: list[ParameterPlace], model: ModelConfig, *, seed: int) -
     have different generators.
 
     Args:
-        places: Parameters of this rank.
+        shards: Parameters of this rank.
         model: Architecture; its ``init_std`` is divided by sqrt(2 * num_layers) where a block
             writes to the residual stream, with DeepNorm on all of the path of values.
         seed: Seed of the run.
     """
     smaller = 1 / math.sqrt(2 * model.num_layers)
     is_deep_norm = model.residual is Residual.deep_norm
-    for place in places:
-        parameter = place.parameter
-        if place.name.endswith("bias"):
+    for shard in shards:
+        parameter = shard.parameter
+        if shard.name.endswith("bias"):
             parameter.zero_()
-        elif place.is_bias_or_norm:
+        elif shard.is_bias_or_norm:
             parameter.fill_(1.0)
         else:
             std = model.init_std
-            if place.name.endswith(VALUE_PATH if is_deep_norm else RESIDUAL_OUTPUTS):
+            if shard.name.endswith(VALUE_PATH if is_deep_norm else RESIDUAL_OUTPUTS):
                 std *= smaller
             generator = torch.Generator(parameter.device)
-            generator.manual_seed(derive_seed("initialize", seed, place.name))
-            whole = torch.empty(place.global_shape, dtype=torch.float32, device=parameter.device)
+            generator.manual_seed(derive_seed("initialize", seed, shard.name))
+            whole = torch.empty(shard.global_shape, dtype=torch.float32, device=parameter.device)
             whole.normal_(0.0, std, generator=generator)
-            if is_deep_norm and place.name.endswith("linear_qkv.weight"):
+            if is_deep_norm and shard.name.endswith("linear_qkv.weight"):
                 # Rows [a, 3, d]: query, key and value of one head stand together.
                 whole.view(model.num_attention_heads, 3, -1)[:, 2] *= smaller
-            parameter.copy_(cut(place, whole))
+            parameter.copy_(cut(shard, whole))

@@ -17,7 +17,7 @@ from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.head import head_logits, head_loss
-from glm_dist.model.parameters import ParameterPlace, mark_for_norm, place_parameter
+from glm_dist.model.parameters import ParameterShard, mark_for_norm, shard_of
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import gather_targets, prepare_process
 
@@ -83,7 +83,7 @@ class GLMStage(torch.nn.Module):
             pg_collection=groups.collection(),
         )
         self.to(device)
-        mark_for_norm(self.places())
+        mark_for_norm(self.shards())
 
     def _first_tables(
         self, model: ModelConfig, padded_vocab_size: int, *, device: torch.device
@@ -167,10 +167,10 @@ class GLMStage(torch.nn.Module):
             group=self.groups.tensor,
         )
 
-    def places(self) -> list[ParameterPlace]:
+    def shards(self) -> list[ParameterShard]:
         """What each of this rank's parameters is in the whole model."""
         return [
-            place_parameter(
+            shard_of(
                 name,
                 parameter,
                 tensor_rank=self.groups.coordinates.tensor,

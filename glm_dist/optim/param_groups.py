@@ -18,18 +18,18 @@ class Decayable(Protocol):
         """True for what must not decay."""
 
 
-def param_groups(places: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:
     """Split parameters by weight decay.
 
     Args:
-        places: This rank's parameters.
+        shards: This rank's parameters.
         weight_decay: Decay of the decayed ones.
 
     Returns:
         The decayed group, then the other; both always present, as ZeRO numbers its shards by group.
     """
-    decayed = [place.parameter for place in places if not place.is_bias_or_norm]
-    others = [place.parameter for place in places if place.is_bias_or_norm]
+    decayed = [shard.parameter for shard in shards if not shard.is_bias_or_norm]
+    others = [shard.parameter for shard in shards if shard.is_bias_or_norm]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -105,7 +105,7 @@ class TrainingEngine:
         """
         self.groups = groups
         self.stage = stage
-        self.places = stage.places()  # before ZeRO 3 empties the parameters
+        self.shards = stage.shards()  # before ZeRO 3 empties the parameters
         self.zero_stage = int(deepspeed_config["zero_optimization"]["stage"])
         self._clip = optimizer.gradient_clipping
         config = dict(deepspeed_config)
@@ -122,7 +122,7 @@ class TrainingEngine:
             self._deepspeed: Any = deepspeed.initialize(
                 model=stage,
                 optimizer=torch.optim.AdamW(
-                    param_groups(self.places, weight_decay=optimizer.weight_decay),
+                    param_groups(self.shards, weight_decay=optimizer.weight_decay),
                     lr=optimizer.learning_rate,
                     betas=(optimizer.beta1, optimizer.beta2),
                     eps=optimizer.epsilon,
@@ -208,7 +208,7 @@ class TrainingEngine:
         tied = self.stage.tied_weight
         if tied is not None and self.groups.layout.pipeline_parallel_size > 1:
             dist.all_reduce(self._gradient(tied), group=self.groups.embedding)
-        partial = [p.parameter for p in self.places if has_partial_gradient(p.parameter)]
+        partial = [p.parameter for p in self.shards if has_partial_gradient(p.parameter)]
         sum_gradients([self._gradient(parameter) for parameter in partial], self.groups.tensor)
 
     def _gradient(self, parameter: torch.Tensor) -> torch.Tensor:
@@ -291,13 +291,13 @@ class TrainingEngine:
     @torch.no_grad()
     def _clip_without_zero(self) -> torch.Tensor:
         """Global norm over every parameter once, then scale the gradients down to the limit."""
-        gradients = [p.parameter.grad for p in self.places if p.parameter.grad is not None]
+        gradients = [p.parameter.grad for p in self.shards if p.parameter.grad is not None]
         counted = [
-            place.parameter.grad
-            for place in self.places
-            if place.parameter.grad is not None
-            and (place.tensor_dim is not None or self.groups.coordinates.tensor == 0)
-            and not getattr(place.parameter, "ds_pipe_replicated", False)
+            shard.parameter.grad
+            for shard in self.shards
+            if shard.parameter.grad is not None
+            and (shard.tensor_dim is not None or self.groups.coordinates.tensor == 0)
+            and not getattr(shard.parameter, "ds_pipe_replicated", False)
         ]
         device = gradients[0].device
         square = torch.zeros((), dtype=torch.float64, device=device)

@@ -90,7 +90,7 @@ def restore_state(engine: TrainingEngine, info: CheckpointInfo) -> int:
 def _fragments(engine: TrainingEngine) -> dict[str, Any]:
     return dict(
         training_fragments(
-            engine.places,
+            engine.shards,
             engine.optimizer,
             zero_stage=engine.zero_stage,
             data_rank=engine.groups.coordinates.data,

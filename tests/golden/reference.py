@@ -93,8 +93,8 @@ def official_stage(
     )
     ours = from_official(with_padded_vocabulary(state), num_attention_heads=num_attention_heads)
     with torch.no_grad():
-        for place in stage.places():
-            place.parameter.copy_(cut(place, ours[place.name]))
+        for shard in stage.shards():
+            shard.parameter.copy_(cut(shard, ours[shard.name]))
     return stage
 
 

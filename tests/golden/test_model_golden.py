@@ -81,10 +81,10 @@ def check_model(file: Path, layouts: list[Layout]) -> None:
             dist.all_reduce(stage.tied_weight.grad, group=stage.groups.embedding)
         for loss in losses:
             assert float(loss) / num_targets == pytest.approx(float(arrays["loss"]), abs=1e-6)
-        for place in stage.places():
-            expected = cut(place, gradients[place.name])
-            error = float((place.parameter.grad - expected).abs().max())
-            assert error <= 1e-5, f"{layout}: gradient of {place.name} is off by {error}"
+        for shard in stage.shards():
+            expected = cut(shard, gradients[shard.name])
+            error = float((shard.parameter.grad - expected).abs().max())
+            assert error <= 1e-5, f"{layout}: gradient of {shard.name} is off by {error}"
         with torch.no_grad():
             everywhere = batch_of(inputs, torch.ones_like(inputs["loss_mask"]))
             logits = pipeline_logits(stage, everywhere)

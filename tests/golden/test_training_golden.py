@@ -97,8 +97,8 @@ def replay(file: Path, zero_stage: int) -> tuple[list[float], list[float], list[
         with_padded_vocabulary(tensors_under(arrays, "w1/")), num_attention_heads=heads
     )
     error = max(
-        float((place.parameter.detach() - cut(place, final[place.name])).abs().max())
-        for place in engine.places
+        float((shard.parameter.detach() - cut(shard, final[shard.name])).abs().max())
+        for shard in engine.shards
     )
     return losses, rates, norms, error
 

@@ -1,4 +1,4 @@
-"""Initialisation and places do not depend on how the model is cut."""
+"""Initialisation and shards do not depend on how the model is cut."""
 
 import math
 from dataclasses import replace
@@ -45,9 +45,9 @@ def initial_pieces(
             groups=build_groups(layout, timedelta(seconds=60)),
             device=torch.device("cpu"),
         )
-        places = stage.places()
-        initialize(places, model, seed=seed)
-        found.append([(p.name, p.offset, p.parameter.detach().numpy().copy()) for p in places])
+        shards = stage.shards()
+        initialize(shards, model, seed=seed)
+        found.append([(p.name, p.offset, p.parameter.detach().numpy().copy()) for p in shards])
     return found
 
 
@@ -142,8 +142,8 @@ def decayed_names(model: ModelConfig) -> set[str]:
         groups=build_groups(Layout(), timedelta(seconds=60)),
         device=torch.device("cpu"),
     )
-    decayed = {id(p) for p in param_groups(stage.places(), weight_decay=0.1)[0]["params"]}
-    return {place.name for place in stage.places() if id(place.parameter) in decayed}
+    decayed = {id(p) for p in param_groups(stage.shards(), weight_decay=0.1)[0]["params"]}
+    return {shard.name for shard in stage.shards() if id(shard.parameter) in decayed}
 
 
 def test_matrices_of_the_options_decay_and_nothing_else() -> None:

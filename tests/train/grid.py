@@ -24,7 +24,7 @@ from glm_dist.config.schema import (
     RunConfig,
 )
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.model.parameters import ParameterPlace
+from glm_dist.model.parameters import ParameterShard
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
@@ -259,16 +259,16 @@ def run_steps(
 
 
 def parts_of(
-    engine: TrainingEngine, place: ParameterPlace, value: np.ndarray
+    engine: TrainingEngine, shard: ParameterShard, value: np.ndarray
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """Where a rank's slice lies in the whole: a GeGLU's two halves are cut each for itself."""
-    gated = engine.stage.config.gated_linear_unit and "linear_fc1" in place.name
+    gated = engine.stage.config.gated_linear_unit and "linear_fc1" in shard.name
     if not gated:
-        yield place.offset, value
+        yield shard.offset, value
         return
     gate, factor = np.split(value, 2)
     start = engine.groups.coordinates.tensor * len(gate)
-    for first, part in ((0, gate), (place.global_shape[0] // 2, factor)):
+    for first, part in ((0, gate), (shard.global_shape[0] // 2, factor)):
         yield (first + start, *(0,) * (value.ndim - 1)), part
 
 
@@ -278,12 +278,12 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
 
     pieces: list[tuple[str, tuple[int, ...], tuple[int, ...], np.ndarray]] = []
     with deepspeed.zero.GatheredParameters(
-        [p.parameter for p in engine.places], enabled=engine.zero_stage == 3
+        [p.parameter for p in engine.shards], enabled=engine.zero_stage == 3
     ):
-        for place in engine.places:
-            value = place.parameter.detach().float().cpu().numpy().copy()
-            for offset, part in parts_of(engine, place, value):
-                pieces.append((place.name, place.global_shape, offset, part))
+        for shard in engine.shards:
+            value = shard.parameter.detach().float().cpu().numpy().copy()
+            for offset, part in parts_of(engine, shard, value):
+                pieces.append((shard.name, shard.global_shape, offset, part))
     gathered: list = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, pieces)
     whole: dict[str, np.ndarray] = {}

@@ -101,7 +101,7 @@ def counted_by_torch(dropout: float, options: dict[str, object]) -> int:
         groups=groups,
         device=torch.device("cpu"),
     )
-    initialize(stage.places(), model, seed=1)
+    initialize(stage.shards(), model, seed=1)
     seed_step(1, 0, coordinates=groups.coordinates)
     stage.train()
     batch = StageBatch.from_micro_batch(MicroBatch.stack(ROWS), torch.device("cpu"))

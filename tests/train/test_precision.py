@@ -89,7 +89,7 @@ def poison(engine: TrainingEngine) -> Callable[[], None]:
     """Let one weight of the last rank alone have an infinite gradient; returns the antidote."""
     if dist.get_rank() < dist.get_world_size() - 1:
         return lambda: None
-    weight = next(p.parameter for p in engine.places if p.name.endswith("linear_fc1.weight"))
+    weight = next(p.parameter for p in engine.shards if p.name.endswith("linear_fc1.weight"))
     return weight.register_hook(lambda gradient: gradient * float("inf")).remove
 
 
