@@ -1,6 +1,6 @@
 """What can go wrong with files, found before any rank loads torch: data, tokenizer, run folder.
 
-Everything here reads headers only, so it takes the same time for any amount of data.
+Everything here reads headers and a few blocks, so it takes the same time for any amount of data.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,10 @@ from glm_dist.checkpoint.folders import list_steps
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
 from glm_dist.config.schema import DataConfig, Resume, RunConfig
 from glm_dist.data.corpus.indexed import IndexedTokens
+from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import split_documents
+from glm_dist.data.corpus.spot_check import spot_check
 from glm_dist.data.identity import data_identity
 from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -60,6 +62,10 @@ def check_files(config: RunConfig) -> Preflight:
     newest_step = check_run_folder(config)
     if newest_step is not None:
         _check_data(config, data_identity(config, tokenizer, corpora))
+        for corpus in config.data.corpora.values():
+            manifest = read_corpus_manifest(corpus.prefix)
+            if manifest is not None:
+                spot_check(corpus.prefix, manifest)
     facts = tuple(
         CorpusFacts(name, corpus.num_documents, corpus.num_tokens)
         for name, corpus in corpora.items()

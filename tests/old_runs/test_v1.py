@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ import pytest
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
+from glm_dist.data.corpus.manifest import read_manifest, write_manifest
 from glm_dist.data.identity import ROW_RULE
-from glm_dist.errors import EXIT_USER_ERROR, CheckpointError
+from glm_dist.errors import EXIT_USER_ERROR, CheckpointError, ConfigError, DataError
 from glm_dist.train.preflight import check_files
 from glm_dist.train.same_run import check_same_rows
 from tests.old_runs.restore import expected, overrides_of, restore
@@ -135,3 +137,24 @@ def test_other_data_is_refused_before_the_job_as_in_the_job(place: Path) -> None
     message = str(caught.value)
     assert message.startswith(f"{place}/spans/checkpoints/step_0000004 was trained on other data")
     assert "corpora.text.documents: 60 in the checkpoint, 30 now" in message
+
+
+def test_bytes_that_are_not_those_of_the_manifest_are_found(place: Path) -> None:
+    manifest = read_manifest(place / "first")
+    assert manifest is not None
+    write_manifest(place / "first", replace(manifest, bin_sha256=["0" * 64]))
+    with pytest.raises(DataError, match=r"first\.bin is not the file that was prepared"):
+        check_files(config_of(place / "spans", "run.steps=8"))
+
+
+def test_the_same_corpora_in_another_order_are_refused(place: Path) -> None:
+    run = place / "mixed"
+    corpora = [text for text in overrides_of(run) if text.startswith("data.corpora.")]
+    others = [text for text in overrides_of(run) if text not in corpora]
+    with pytest.raises(ConfigError) as caught:
+        check_files(load_config([*others, "~data.corpora.text", *reversed(corpora)]))
+    assert str(caught.value) == (
+        f"data.corpora names more, text, but in the order text, more in {run}/config.yaml, from "
+        "whose step_0000002 the run continues; in another order they give other rows.\n"
+        "  Name them in the old order, or begin another run with another run.name."
+    )
