@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 import glm_dist
+from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.files import LockedError, exists, lock_file, write_atomically
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
-PROVENANCE_FILE = "provenance.json"
 LOCK_FILE = "lock"
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
