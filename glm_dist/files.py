@@ -80,14 +80,15 @@ def _mode(path: str | Path) -> int:
         if error.errno == errno.ELOOP:
             return 0
         if error.errno == errno.ENAMETOOLONG:
-            problem, fix = "its name is too long", "choose a shorter name"
+            problem, fix, hint = "its name is too long", "", "Choose a shorter name."
         elif isinstance(error, PermissionError):
-            problem = "this user may not enter one of its folders"
-            fix = f"namei -l {path}  # shows which folder lacks the x permission"
+            problem, fix = "this user may not enter one of its folders", f"namei -l {path}"
+            hint = f"See which one lacks the x permission: {fix}"
         else:
             problem, fix = str(error.strerror or error), f"ls -ld {path}"
+            hint = f"See what is there: {fix}"
         raise FileError(
-            f"Cannot look at {_shortened(path)}: {problem}.\n  Fix: {fix}",
+            f"Cannot look at {_shortened(path)}: {problem}.\n  {hint}",
             key=str(path),
             value=error.strerror,
             fix=fix,
@@ -123,7 +124,7 @@ def ensure_writable(folder: str | Path, *, key: str, create: bool = False) -> No
     except OSError as error:
         raise FileError(
             f"Cannot write to {_shortened(folder)}: {error.strerror or error}.\n"
-            f"  Fix: make it writable, or choose another {key}",
+            f"  Make it writable, or choose another {key}.",
             key=key,
             value=str(folder),
             fix=f"make it writable, or choose another {key}",

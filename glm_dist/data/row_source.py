@@ -86,10 +86,12 @@ class RowSource:
         corpus, number = self._locate(index)
         if corpus.validation.num_tokens == 0:
             raise DataError(
+                f"There is nothing to validate on: data.corpora.{corpus.name} has no held-out"
+                " documents.\n"
+                "  Set data.validation_share=0.05, or evaluation=none.",
                 key="data.validation_share",
-                found="no held-out documents",
-                expected="documents to validate on",
-                fix="set data.validation_share=0.05, or evaluation=none",
+                value=0,
+                fix="data.validation_share=0.05",
             )
         row = corpus.validation_row(corpus.mixture.named(objective), number)
         return replace(row, index=index, corpus=corpus.name)

@@ -135,4 +135,4 @@ def test_prepare_asks_for_a_tokenizer_it_can_name(
     (tmp_path / "a.txt").write_text("w10")
     command = ["prepare", f"{tmp_path}/a.txt", "--output", f"{tmp_path}/a"]
     assert main([*command, "--tokenizer", f"{tmp_path}/nothing"]) == 2
-    assert "which is missing" in capsys.readouterr().err
+    assert "does not exist" in capsys.readouterr().err

@@ -93,9 +93,9 @@ def test_missing_files_are_told_once_per_node(tmp_path: Path) -> None:
     second = run(*typed, **DEEPSPEED)
     assert first.returncode == second.returncode == 2
     assert first.stderr == (
-        f"DataError: {tmp_path}/quickstart/tokenizer.model = missing: expected a file, or a "
-        "folder with *.model.\n"
-        "  Fix: check tokenizer.path; `glm-dist tokenizer train` makes a new tokenizer.\n"
+        f"DataError: {tmp_path}/quickstart/tokenizer.model does not exist; it should be a "
+        "vocabulary, or a folder with *.model.\n"
+        "  Check tokenizer.path, or make a new tokenizer with glm-dist tokenizer train.\n"
     )
     assert second.stderr == ""
 

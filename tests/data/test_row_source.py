@@ -290,7 +290,9 @@ def test_the_last_slot_of_an_epoch_may_be_short(folder: Path) -> None:
 def test_ids_the_tokenizer_does_not_know_are_refused(folder: Path) -> None:
     write_documents(folder / "foreign", [[CLS, *[60_000] * 50, EOS]] * 30, np.dtype(np.uint16))
 
-    with pytest.raises(DataError, match=f"token id 60000: expected ids below {VOCAB_SIZE}"):
+    with pytest.raises(
+        DataError, match=f"token id 60000, but the tokenizer has only {VOCAB_SIZE} ids"
+    ):
         open_source(folder, "foreign")
 
 

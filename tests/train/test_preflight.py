@@ -135,89 +135,90 @@ CASES = [
     Case(
         "tokenizer missing",
         no_tokenizer,
-        "DataError: {folder}/vocab.txt = missing: expected a file, or a folder with vocab.txt or "
-        "*vocab.txt.\n"
-        "  Fix: check tokenizer.path; `glm-dist tokenizer train` makes a new tokenizer.",
+        "DataError: {folder}/vocab.txt does not exist; it should be a vocabulary, or a folder with "
+        "vocab.txt or *vocab.txt.\n"
+        "  Check tokenizer.path, or make a new tokenizer with glm-dist tokenizer train.",
     ),
     Case(
         "vocabulary size of another tokenizer",
         no_change,
-        "DataError: tokenizer.vocab_size = 30524: expected 1004, the ids of {folder}/vocab.txt "
-        "with its special tokens.\n"
-        "  Fix: set tokenizer.vocab_size=1004, or choose another tokenizer.",
+        "DataError: tokenizer.vocab_size=30524, but {folder}/vocab.txt has 1004 ids with its "
+        "special tokens.\n"
+        "  Set tokenizer.vocab_size=1004, or choose another tokenizer.path.",
         ("tokenizer.vocab_size=30524",),
     ),
     Case(
         "task masks that the size does not count",
         no_change,
-        "DataError: tokenizer.vocab_size = 1004: expected 1002, the ids of {folder}/vocab.txt "
-        "with its special tokens.\n"
-        "  Fix: set tokenizer.vocab_size=1002, or choose another tokenizer.",
+        "DataError: tokenizer.vocab_size=1004, but {folder}/vocab.txt has 1002 ids with its "
+        "special tokens.\n"
+        "  Set tokenizer.vocab_size=1002, or choose another tokenizer.path.",
         ("tokenizer.task_masks=false",),
     ),
     Case(
         "index missing",
         no_index,
-        "DataError: {folder}/text.idx = missing: expected the two files <prefix>.bin and "
-        "<prefix>.idx of a prepared corpus.\n"
-        "  Fix: check data.corpora.*.prefix, or run `glm-dist prepare` first.",
+        "DataError: {folder}/text.idx is missing; a prepared corpus has two files, <prefix>.bin "
+        "and <prefix>.idx.\n"
+        "  Check data.corpora.*.prefix, or run glm-dist prepare first.",
     ),
     Case(
         "tokens missing",
         no_tokens,
-        "DataError: {folder}/text.bin = missing: expected the two files <prefix>.bin and "
-        "<prefix>.idx of a prepared corpus.\n"
-        "  Fix: check data.corpora.*.prefix, or run `glm-dist prepare` first.",
+        "DataError: {folder}/text.bin is missing; a prepared corpus has two files, <prefix>.bin "
+        "and <prefix>.idx.\n"
+        "  Check data.corpora.*.prefix, or run glm-dist prepare first.",
     ),
     Case(
         "tokens cut short",
         cut_tokens,
-        "DataError: {folder}/text.bin = 1000 bytes, which end inside sequence {sequence}: expected "
-        "{bytes} bytes for the 20 sequences in text.idx.\n"
-        "  Fix: the file was cut short; run `glm-dist prepare` for this corpus again.",
+        "DataError: {folder}/text.bin was cut short: it has 1000 bytes, which end inside sequence "
+        "{sequence}, not the {bytes} of the 20 sequences in text.idx.\n"
+        "  Prepare the corpus again with glm-dist prepare --overwrite.",
     ),
     Case(
         "index cut short",
         cut_index,
         # 34 bytes of header, 12 for each of 20 sequences, 8 for each of 21 document starts.
-        "DataError: {folder}/text.idx = 100 bytes: expected 442 bytes for its 20 sequences in 20 "
-        "documents.\n"
-        "  Fix: the file was cut short or overwritten; run `glm-dist prepare` for this corpus "
-        "again.",
+        "DataError: {folder}/text.idx was cut short or overwritten: it has 100 bytes, not the 442 "
+        "of 20 sequences in 20 documents.\n"
+        "  Prepare the corpus again with glm-dist prepare --overwrite.",
     ),
     Case(
         "index of another format",
         foreign_index,
-        "DataError: {folder}/text.idx = b'PK\\x03\\x04\\x00\\x00\\x00\\x00\\x00' at its start: "
-        "expected megatron's index format, which starts with b'MMIDIDX\\x00\\x00'.\n"
-        "  Fix: run `glm-dist prepare` for this corpus again.",
+        "DataError: {folder}/text.idx is no index of a corpus: it begins with "
+        "b'PK\\x03\\x04\\x00\\x00\\x00\\x00\\x00', not with b'MMIDIDX\\x00\\x00'.\n"
+        "  Prepare the corpus again with glm-dist prepare --overwrite.",
     ),
     Case(
         "corpus of another tokenizer",
         other_tokenizer,
-        "DataError: data.corpora.text.prefix = {folder}/text, prepared with the tokenizer another: "
-        "expected a corpus prepared with the run's, {tokenizer}.\n"
-        "  Fix: choose the tokenizer it was prepared with, or run `glm-dist prepare` again.",
+        "DataError: {folder}/text was prepared with another tokenizer than the run's.\n"
+        "  corpus: another\n"
+        "  run:    {tokenizer}\n"
+        "  Set tokenizer.path to that of the corpus, or prepare data.corpora.text again with "
+        "glm-dist prepare.",
     ),
     Case(
         "too few documents to hold any out",
         two_documents,
-        "DataError: data.corpora.text = 2 document(s): expected more than the 1 held out for "
-        "validation and 1 for testing.\n"
-        "  Fix: cut the text into more documents, or set data.validation_share=0 data.test_share=0 "
+        "DataError: Nothing is left to train on: data.corpora.text has 2 document(s), of which 1 "
+        "are held out for validation and 1 for testing.\n"
+        "  Cut the text into more documents, or set data.validation_share=0 data.test_share=0 "
         "evaluation=none.",
     ),
     Case(
         "checkpoints that cannot be written",
         checkpoints_is_a_file,
         "FileError: Cannot write to {folder}/runs/tiny/checkpoints: Not a directory.\n"
-        "  Fix: make it writable, or choose another paths.runs",
+        "  Make it writable, or choose another paths.runs.",
     ),
     Case(
         "run folder below a file",
         runs_is_a_file,
         "FileError: Cannot write to {folder}/runs/tiny: Not a directory.\n"
-        "  Fix: make it writable, or choose another paths.runs",
+        "  Make it writable, or choose another paths.runs.",
     ),
     Case(
         "nothing to resume",
@@ -269,7 +270,7 @@ def test_file_system_that_refuses_to_write_is_named() -> None:
     folder = "/proc/glm_dist_runs"
     with pytest.raises(GlmDistError, match=rf"^Cannot write to {folder}/tiny: ") as caught:
         check_run_folder(load_config(["experiment=tiny", f"paths.runs={folder}"]))
-    assert "make it writable, or choose another paths.runs" in str(caught.value)
+    assert "Make it writable, or choose another paths.runs." in str(caught.value)
 
 
 @pytest.mark.parametrize(

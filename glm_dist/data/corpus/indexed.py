@@ -41,7 +41,7 @@ TOKEN_TYPES: dict[int, np.dtype[np.integer[Any]]] = {
 BLOCK = 1 << 20
 """Index entries handled at a time."""
 
-PREPARE_AGAIN = "run `glm-dist prepare` for this corpus again"
+PREPARE_AGAIN = "Prepare the corpus again with glm-dist prepare --overwrite."
 
 
 def bin_path(prefix: str | Path) -> Path:
@@ -108,10 +108,11 @@ def open_indexed(prefix: str | Path) -> IndexedTokens:
     for file in (index_file, token_file):
         if not is_file(file):
             raise DataError(
+                f"{file} is missing; a prepared corpus has two files, <prefix>.bin and"
+                " <prefix>.idx.\n"
+                "  Check data.corpora.*.prefix, or run glm-dist prepare first.",
                 key=str(file),
-                found="missing",
-                expected="the two files <prefix>.bin and <prefix>.idx of a prepared corpus",
-                fix="check data.corpora.*.prefix, or run `glm-dist prepare` first",
+                fix="glm-dist prepare",
             )
     header = _read_header(index_file)
     index = np.memmap(index_file, mode="r", dtype=np.uint8)
@@ -144,28 +145,32 @@ def _read_header(file: Path) -> _Header:
         data = stream.read(HEADER.size)
     if len(data) < HEADER.size or not data.startswith(MAGIC):
         raise DataError(
+            f"{file} is no index of a corpus: it begins with {data[:9]!r}, not with {MAGIC!r}.\n"
+            f"  {PREPARE_AGAIN}",
             key=str(file),
-            found=f"{data[:9]!r} at its start" if data else "an empty file",
-            expected=f"megatron's index format, which starts with {MAGIC!r}",
-            fix=PREPARE_AGAIN,
+            value=data[:9],
+            fix="glm-dist prepare",
         )
     _, version, code, num_sequences, num_starts = HEADER.unpack(data)
     if version != VERSION or code not in TOKEN_TYPES:
         raise DataError(
+            f"{file} has version {version} and token type {code} of the index format; this package"
+            f" reads version {VERSION} and the integer types {sorted(TOKEN_TYPES)}.\n"
+            f"  {PREPARE_AGAIN}",
             key=str(file),
-            found=f"version {version}, token type {code}",
-            expected=f"version {VERSION} and an integer token type ({sorted(TOKEN_TYPES)})",
-            fix=PREPARE_AGAIN,
+            value=version,
+            fix="glm-dist prepare",
         )
     wanted = HEADER.size + 12 * num_sequences + 8 * num_starts
     # Multimodal files end with one byte more for each sequence.
     if file.stat().st_size not in (wanted, wanted + num_sequences) or num_starts < 1:
         raise DataError(
+            f"{file} was cut short or overwritten: it has {file.stat().st_size} bytes, not the"
+            f" {wanted} of {num_sequences} sequences in {num_starts - 1} documents.\n"
+            f"  {PREPARE_AGAIN}",
             key=str(file),
-            found=f"{file.stat().st_size} bytes",
-            expected=f"{wanted} bytes for its {num_sequences} sequences in {num_starts - 1}"
-            " documents",
-            fix=f"the file was cut short or overwritten; {PREPARE_AGAIN}",
+            value=file.stat().st_size,
+            fix="glm-dist prepare",
         )
     return _Header(TOKEN_TYPES[code], num_sequences, num_starts)
 
@@ -174,10 +179,10 @@ def _map_tokens(file: Path, token_type: "np.dtype[np.integer[Any]]") -> NDArray[
     size = file.stat().st_size
     if size == 0:
         raise DataError(
+            f"{file} is empty.\n  Check that the source has text. {PREPARE_AGAIN}",
             key=str(file),
-            found="an empty file",
-            expected="at least one token",
-            fix=f"check that the source has text, then {PREPARE_AGAIN}",
+            value=0,
+            fix="glm-dist prepare",
         )
     count = size // token_type.itemsize
     mapped = np.memmap(file, mode="r", dtype=token_type, shape=(count,))
@@ -189,10 +194,11 @@ def _check_ends(corpus: IndexedTokens, index_file: Path, token_file: Path) -> No
     num_sequences = len(corpus.sequence_lengths)
     if num_sequences == 0 or corpus.document_starts[-1] != num_sequences:
         raise DataError(
+            f"{index_file} is damaged: its documents end at sequence"
+            f" {corpus.document_starts[-1]} of {num_sequences}.\n  {PREPARE_AGAIN}",
             key=str(index_file),
-            found=f"documents that end at sequence {corpus.document_starts[-1]}",
-            expected=f"the last document to end at sequence {num_sequences}, its last",
-            fix=PREPARE_AGAIN,
+            value=int(corpus.document_starts[-1]),
+            fix="glm-dist prepare",
         )
     itemsize = corpus.tokens.dtype.itemsize
     wanted = int(corpus.sequence_offsets[-1]) + itemsize * int(corpus.sequence_lengths[-1])
@@ -202,10 +208,12 @@ def _check_ends(corpus: IndexedTokens, index_file: Path, token_file: Path) -> No
         ends_in = bisect_right(corpus.sequence_offsets, size) - 1
         kind = "was cut short" if size < wanted else "is longer than its index"
         raise DataError(
+            f"{token_file} {kind}: it has {size} bytes, which end inside sequence {ends_in}, not"
+            f" the {wanted} of the {num_sequences} sequences in {index_file.name}.\n"
+            f"  {PREPARE_AGAIN}",
             key=str(token_file),
-            found=f"{size} bytes, which end inside sequence {ends_in}",
-            expected=f"{wanted} bytes for the {num_sequences} sequences in {index_file.name}",
-            fix=f"the file {kind}; {PREPARE_AGAIN}",
+            value=size,
+            fix="glm-dist prepare",
         )
 
 

@@ -67,10 +67,11 @@ def read_manifest(prefix: str | Path) -> Manifest | None:
         return Manifest(**content)
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
+            f"{file} is no manifest of a corpus that this version can read: {error}.\n"
+            "  Prepare the corpus again with glm-dist prepare --overwrite.",
             key=str(file),
-            found=f"not readable ({error})",
-            expected=f"a corpus manifest of format {FORMAT}",
-            fix="run `glm-dist prepare` for this corpus again",
+            value=str(error),
+            fix="glm-dist prepare --overwrite",
         ) from error
 
 

@@ -42,9 +42,8 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
     _check_alike(corpora, manifests)
     refuse_existing(
         [bin_path(output), idx_path(output), manifest_path(output)],
-        found="there already",
-        expected="no file of that name",
-        fix="choose another --output, or remove it",
+        why="",
+        fix="Choose another --output, or remove it.",
     )
     ensure_writable(Path(output).parent, key="--output", create=True)
     with writing(output):
@@ -76,10 +75,13 @@ def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]
     tokenizers = {manifest.tokenizer for manifest in manifests}
     if len(types) > 1 or len(tokenizers) > 1:
         raise DataError(
-            key=" ".join(corpus.prefix for corpus in corpora),
-            found=" and ".join(sorted(tokenizers if len(tokenizers) > 1 else types)),
-            expected="corpora made with one tokenizer",
-            fix="prepare them again with the same tokenizer; a blend needs no merge",
+            "Corpora of different tokenizers cannot be merged: "
+            + " and ".join(sorted(tokenizers if len(tokenizers) > 1 else types))
+            + ".\n  Prepare them again with one tokenizer. A run may read several corpora without a"
+            " merge: set data.corpora.<name>.prefix for each.",
+            key="prefixes",
+            value=" ".join(corpus.prefix for corpus in corpora),
+            fix="glm-dist prepare",
         )
 
 

@@ -24,17 +24,22 @@ def open_corpus(name: str, prefix: str, *, tokenizer: Tokenizer) -> IndexedToken
         return corpus
     if manifest.tokens != corpus.num_tokens or manifest.documents != corpus.num_documents:
         raise DataError(
+            f"{prefix} holds {corpus.num_tokens} tokens in {corpus.num_documents} documents, but"
+            f" its manifest says {manifest.tokens} in {manifest.documents}.\n"
+            f"  Prepare data.corpora.{name} again with glm-dist prepare --overwrite.",
             key=f"data.corpora.{name}.prefix",
-            found=f"{prefix}, {corpus.num_tokens} tokens in {corpus.num_documents} documents",
-            expected=f"{manifest.tokens} tokens in {manifest.documents} documents, as its"
-            " manifest says",
-            fix="run `glm-dist prepare` for this corpus again",
+            value=prefix,
+            fix="glm-dist prepare --overwrite",
         )
     if manifest.tokenizer != tokenizer.fingerprint:
         raise DataError(
+            f"{prefix} was prepared with another tokenizer than the run's.\n"
+            f"  corpus: {manifest.tokenizer}\n"
+            f"  run:    {tokenizer.fingerprint}\n"
+            f"  Set tokenizer.path to that of the corpus, or prepare data.corpora.{name} again with"
+            " glm-dist prepare.",
             key=f"data.corpora.{name}.prefix",
-            found=f"{prefix}, prepared with the tokenizer {manifest.tokenizer}",
-            expected=f"a corpus prepared with the run's, {tokenizer.fingerprint}",
-            fix="choose the tokenizer it was prepared with, or run `glm-dist prepare` again",
+            value=prefix,
+            fix="tokenizer.path=…",
         )
     return corpus

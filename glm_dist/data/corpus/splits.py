@@ -45,11 +45,13 @@ def split_documents(
     num_training = num_documents - sum(held)
     if num_training < 1:
         raise DataError(
-            key=f"data.corpora.{corpus}" if corpus else "data.corpora",
-            found=f"{num_documents} document(s)",
-            expected=f"more than the {held[0]} held out for validation and {held[1]} for testing",
-            fix="cut the text into more documents, or set data.validation_share=0"
-            " data.test_share=0 evaluation=none",
+            f"Nothing is left to train on: data.corpora.{corpus} has {num_documents} document(s),"
+            f" of which {held[0]} are held out for validation and {held[1]} for testing.\n"
+            "  Cut the text into more documents, or set data.validation_share=0 data.test_share=0"
+            " evaluation=none.",
+            key=f"data.corpora.{corpus}",
+            value=num_documents,
+            fix="data.validation_share=0 data.test_share=0 evaluation=none",
         )
     strata = max(1, min(MOST_STRATA, num_training // 4))
     parts: tuple[list[tuple[int, int]], ...] = ([], [], [])

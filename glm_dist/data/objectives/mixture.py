@@ -234,12 +234,13 @@ def _check_short_rows(
         if enough - 2 * spans.max_blanks >= least:
             break
     raise ConfigError(
+        f"Rows of batch.row_length={row_length} have room for {max(0, min(rooms))} tokens of text"
+        f" beside their blanks; corruption.short_share={config.short_share} cuts texts of"
+        f" {SHORTEST_TEXT} or more.\n"
+        f"  Set batch.row_length={enough} or more, or corruption.short_share=0.",
         key="batch.row_length",
-        found=row_length,
-        expected=f"rows with room for {SHORTEST_TEXT} tokens of text, the shortest that"
-        f" corruption.short_share = {config.short_share} cuts, beside their blanks;"
-        f" here it is {max(0, min(rooms))}",
-        fix=f"set batch.row_length={enough} or more, or corruption.short_share=0",
+        value=row_length,
+        fix=f"batch.row_length={enough}",
     )
 
 
@@ -248,9 +249,11 @@ def _check_sentinels(config: CorruptionConfig, special: SpecialTokens, most_blan
     uses = config.sentinels or config.task is PretrainingTask.span_corruption
     if uses and special.sentinel_pairs < needed:
         raise ConfigError(
+            f"A row may have {needed} blanks that need sentinels, but"
+            f" tokenizer.sentinel_pairs={special.sentinel_pairs}.\n"
+            f"  Set tokenizer.sentinel_pairs={needed} and raise tokenizer.vocab_size by"
+            f" {2 * (needed - special.sentinel_pairs)}.",
             key="tokenizer.sentinel_pairs",
-            found=special.sentinel_pairs,
-            expected=f"at least {needed}, as many blanks as a row may have",
-            fix=f"set tokenizer.sentinel_pairs={needed} and raise tokenizer.vocab_size by"
-            f" {2 * (needed - special.sentinel_pairs)}",
+            value=special.sentinel_pairs,
+            fix=f"tokenizer.sentinel_pairs={needed}",
         )

@@ -23,9 +23,8 @@ def read_finished(output: str | Path) -> Manifest | None:
         # What another tool wrote has no manifest that says how to make it again.
         refuse_existing(
             [bin_path(output), idx_path(output)],
-            found="there already, without a manifest",
-            expected="no corpus, or the one that this command makes",
-            fix="choose another --output, or replace it with --overwrite",
+            why=" and has no manifest that says how it was made",
+            fix="Choose another --output, or replace it with --overwrite.",
         )
     return manifest if all(there) else None
 
@@ -57,7 +56,7 @@ def check_same_corpus(
     if changed:
         raise DataError(
             f"{output} is a corpus that differs in {' and '.join(changed)}.\n"
-            "  Fix: choose another --output, or replace it with --overwrite",
+            "  Choose another --output, or replace it with --overwrite.",
             key="--output",
             value=str(output),
             fix="--overwrite",

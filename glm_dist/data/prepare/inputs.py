@@ -67,11 +67,11 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
 
 def _no_text(name: str) -> DataError:
     return DataError(
-        key=name,
-        found="no text file",
-        expected="a file, a folder or a pattern that matches some files"
-        f" ({', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)})",
-        fix="check the path",
+        f"{name} names no text file.\n"
+        f"  Give files, folders or patterns; the names of texts end with {', '.join(SUFFIXES)}, and"
+        f" after that {' or '.join(COMPRESSIONS)} if they are compressed.",
+        key="inputs",
+        value=name,
     )
 
 
@@ -89,10 +89,10 @@ def kind_of(file: Path) -> FileKind:
     kind = _kind_or_none(file)
     if kind is None:
         raise DataError(
+            f"The suffix {file.suffix!r} of {file} names no known format: {', '.join(SUFFIXES)},"
+            f" also with {' or '.join(COMPRESSIONS)}.\n  Rename or convert the file.",
             key=str(file),
-            found=f"suffix {file.suffix!r}",
-            expected=f"one of {', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)}",
-            fix="rename or convert the file",
+            value=file.suffix,
         )
     return kind
 
@@ -104,10 +104,10 @@ def _is_text(file: Path) -> bool:
 def _check_readable(file: Path) -> None:
     if not (is_file(file) and os.access(file, os.R_OK)):
         raise DataError(
+            f"{file} cannot be read.\n"
+            f"  Check the link or the permissions, or leave it out: ls -l {file}",
             key=str(file),
-            found="no file that can be read",
-            expected="a text file",
-            fix="check the link or the permissions, or leave it out",
+            fix=f"ls -l {file}",
         )
 
 

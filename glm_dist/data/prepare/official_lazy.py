@@ -43,9 +43,8 @@ def import_lazy(
     if not overwrite:
         refuse_existing(
             [bin_path(output), idx_path(output), manifest_path(output)],
-            found="there already",
-            expected="no file of that name",
-            fix="choose another --output, or replace it with --overwrite",
+            why="",
+            fix="Choose another --output, or replace it with --overwrite.",
         )
     ensure_writable(Path(output).parent, key="--output", create=True)
     with writing(output):
@@ -65,10 +64,12 @@ def _convert(folder: Path, tokenizer: Tokenizer, tokens: Path, index: Path) -> M
             largest = int(document.max()) if len(document) else 0
             if largest >= tokenizer.vocab_size or (len(document) and int(document.min()) < 0):
                 raise DataError(
-                    key=str(folder),
-                    found=f"token id {largest}",
-                    expected=f"ids from 0 to {tokenizer.vocab_size - 1}",
-                    fix="name the tokenizer the folder was made with",
+                    f"{folder} holds token ids that this tokenizer does not have (up to {largest};"
+                    f" it has 0 to {tokenizer.vocab_size - 1}).\n"
+                    "  Name the tokenizer that the folder was made with: --tokenizer.",
+                    key="--tokenizer",
+                    value=largest,
+                    fix="--tokenizer …",
                 )
             if len(document):
                 special = tokenizer.special
@@ -95,10 +96,10 @@ def _documents(folder: Path) -> Iterator[NDArray[np.int32]]:
     prompt, prompt_lengths = _part(folder, "prompt") if has_prompts else (text[:0], None)
     if prompt_lengths is not None and len(prompt_lengths) != len(text_lengths):
         raise DataError(
+            f"{folder} holds {len(prompt_lengths)} prompts for {len(text_lengths)} texts.\n"
+            "  Copy the whole folder again.",
             key=str(folder),
-            found=f"{len(prompt_lengths)} prompts and {len(text_lengths)} texts",
-            expected="one prompt for each text",
-            fix="copy the whole folder again",
+            value=len(prompt_lengths),
         )
     text_at = prompt_at = 0
     for number, length in enumerate(text_lengths.tolist()):
@@ -116,20 +117,19 @@ def _part(folder: Path, name: str) -> tuple[NDArray[np.int32], NDArray[np.int64]
     for each in (file, list_file):
         if not is_file(each):
             raise DataError(
+                f"{each} is missing; an official .lazy folder holds text and text.len.pkl.\n"
+                "  Name the folder itself, whose name ends in .lazy.",
                 key=str(each),
-                found="missing",
-                expected="the files text and text.len.pkl of an official .lazy folder",
-                fix="check the path; it ends in .lazy",
             )
     with list_file.open("rb") as stream:
         lengths = _read_lengths(stream, list_file)
     size = file.stat().st_size // 4
     if int(lengths.sum()) != size:
         raise DataError(
+            f"{file} holds {size} tokens, but {list_file.name} adds up to {int(lengths.sum())}.\n"
+            "  Copy the whole folder again.",
             key=str(file),
-            found=f"{size} tokens",
-            expected=f"{int(lengths.sum())}, the sum of {list_file.name}",
-            fix="copy the whole folder again",
+            value=size,
         )
     empty = np.zeros(0, np.int32)
     return (np.memmap(file, mode="r", dtype="<i4") if size else empty), lengths
@@ -148,8 +148,7 @@ def _read_lengths(stream: BinaryIO, file: Path) -> NDArray[np.int64]:
         return np.array(_NumbersOnly(stream).load(), np.int64).reshape(-1)
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError) as error:
         raise DataError(
+            f"{file} is no pickled list of lengths: {error}.\n  Copy the whole folder again.",
             key=str(file),
-            found=f"not readable ({error})",
-            expected="a pickled list of lengths",
-            fix="copy the whole folder again",
+            value=str(error),
         ) from error

@@ -20,20 +20,21 @@ def check_prefix(output: str | Path) -> None:
     text = str(output)
     if not _has_name(text) or text.endswith((".bin", ".idx")):
         raise DataError(
+            f"--output {text!r} is not the prefix of a corpus: a folder, then a name without .bin"
+            " or .idx.\n"
+            "  Set --output <folder>/<name>; the files are <name>.bin, .idx and .json.",
             key="--output",
-            found=repr(text),
-            expected="the path of a corpus without .bin or .idx, with a name after its folder",
-            fix="set --output <folder>/<name>; the files are <name>.bin, .idx and .json",
+            value=text,
+            fix="--output <folder>/<name>",
         )
 
 
-def refuse_existing(files: Sequence[Path], *, found: str, expected: str, fix: str) -> None:
+def refuse_existing(files: Sequence[Path], *, why: str, fix: str) -> None:
     """Replace nothing unasked.
 
     Args:
         files: What would be written.
-        found: What the message says of one that is there.
-        expected: What may be there.
+        why: What more the message says of one that exists.
         fix: How to go on.
 
     Raises:
@@ -41,7 +42,7 @@ def refuse_existing(files: Sequence[Path], *, found: str, expected: str, fix: st
     """
     for file in files:
         if exists(file):
-            raise DataError(key=str(file), found=found, expected=expected, fix=fix)
+            raise DataError(f"{file} exists already{why}.\n  {fix}", key=str(file), fix=fix)
 
 
 def output_file(output: str | Path) -> Path:
@@ -59,10 +60,11 @@ def output_file(output: str | Path) -> Path:
     file = Path(output)
     if not _has_name(str(output)) or is_dir(file):
         raise DataError(
+            f"--output {str(output)!r} is {'a folder' if is_dir(file) else 'no path of a file'}.\n"
+            "  Add the name of the file to --output.",
             key="--output",
-            found=f"{str(output)!r}{', a folder' if is_dir(file) else ''}",
-            expected="the path of a file",
-            fix="add the file's name to --output",
+            value=str(output),
+            fix="--output <folder>/<name>",
         )
     ensure_writable(file.parent, key="--output", create=True)
     return file
@@ -82,12 +84,13 @@ def writing(output: str | Path, *, resumes: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        again = "it goes on where it stopped" if resumes else "it begins anew"
+        again = "goes on where it stopped" if resumes else "starts over"
+        fix = f"Make room, or remove the cause, and type the command again: it {again}."
         raise DataError(
+            f"Cannot read or write {error.filename or output}: {error.strerror or error}.\n  {fix}",
             key=str(error.filename or output),
-            found=f"not readable or writable ({error.strerror or error})",
-            expected=f"files that can be read, and room to write {output}",
-            fix=f"make room or mend the cause, and type the command again; {again}",
+            value=error.strerror,
+            fix=fix,
         ) from error
 
 

@@ -212,8 +212,8 @@ class _Work:
         raise DataError(
             f"{self._num_bad_lines} lines hold no document; --max-bad-lines allows"
             f" {self._max_bad_lines}.{shown}\n"
-            f"  Fix: repair the files, or add --max-bad-lines {2 * self._num_bad_lines}; files"
-            " that were read to their end are not read again",
+            f"  Repair the files, or add --max-bad-lines {2 * self._num_bad_lines}; files"
+            " that were read to their end are not read again.",
             key="--max-bad-lines",
             value=self._num_bad_lines,
             fix=f"--max-bad-lines {2 * self._num_bad_lines}",
@@ -241,7 +241,7 @@ def _check_inputs_stay(files: Sequence[Path], output: str | Path) -> None:
         if file.absolute() == taken:
             raise DataError(
                 f"--output {output} would replace the input {file} with its manifest.\n"
-                "  Fix: choose another --output, in another folder than the text",
+                "  Choose another --output, in another folder than the text.",
                 key="--output",
                 value=str(output),
                 fix="choose another --output, in another folder than the text",
@@ -252,7 +252,7 @@ def _check_has_text(files: Sequence[Path], documents: int) -> None:
     if documents == 0:
         shown = ", ".join(str(file) for file in files[:5])
         raise DataError(
-            f"There is no text in {shown}.\n  Fix: check the files and --text-key",
+            f"There is no text in {shown}.\n  Check the files and --text-key.",
             key="inputs",
             value=shown,
             fix="check the files and --text-key",

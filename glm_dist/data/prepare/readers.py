@@ -236,7 +236,7 @@ def _read(stream: BinaryIO, file: Path, count: int) -> bytes:
     # gzip raises EOFError and zlib.error, zstd EOFError and its own error.
     except Exception as error:
         raise DataError(
-            f"{file} is not readable: {error}.\n  Fix: fetch or compress the file again",
+            f"{file} is not readable: {error}.\n  Fetch or compress the file again.",
             key=str(file),
             value=str(error),
             fix="fetch or compress the file again",
@@ -255,10 +255,11 @@ def _parquet_blocks(file: Path, options: TextOptions, *, start: int) -> Iterator
     # pyarrow raises errors of its own C++ classes.
     except Exception as error:
         raise DataError(
+            f"{file} is no Parquet file with a column {options.text_key!r}: {error}.\n"
+            "  Name the column with --text-key, or fetch the file again.",
             key=str(file),
-            found=f"not readable ({error})",
-            expected=f"a Parquet file with a column {options.text_key!r}",
-            fix="fetch or write the file again, or set --text-key",
+            value=str(error),
+            fix="--text-key …",
         ) from error
 
 

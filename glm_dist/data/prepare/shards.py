@@ -90,7 +90,7 @@ class ShardFolder:
         except LockedError as error:
             raise DataError(
                 f"Another process is preparing {self._prefix}: {error.holder}.\n"
-                "  Fix: wait for it, or choose another --output",
+                "  Wait for it, or choose another --output.",
                 key="--output",
                 value=str(self._prefix),
                 fix="wait for it, or choose another --output",
@@ -221,7 +221,7 @@ def _check_unchanged(file: Path, before: os.stat_result) -> None:
     if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
         raise DataError(
             f"{file} was written to while it was being read.\n"
-            "  Fix: wait until it is complete, then type the command again",
+            "  Wait until it is complete, then type the command again.",
             key=str(file),
             value=now.st_size,
             fix="wait until it is complete, then type the command again",

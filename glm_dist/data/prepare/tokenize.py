@@ -69,10 +69,12 @@ def tokenise_in_order(
             yield first, future.result()
     except BrokenProcessPool as error:
         raise DataError(
+            "A tokenizer worker died, possibly because memory ran out.\n"
+            f"  Type the command again with fewer workers than --workers {num_workers}; finished"
+            " files are not read again.",
             key="--workers",
-            found=f"{num_workers}, of which one died",
-            expected="every worker to live; the system may have stopped it for want of memory",
-            fix="use fewer workers; the same command goes on where it stopped",
+            value=num_workers,
+            fix=f"--workers {max(1, num_workers // 2)}",
         ) from error
     finally:
         executor.shutdown(cancel_futures=True)

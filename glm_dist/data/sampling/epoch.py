@@ -219,10 +219,12 @@ def read_window(stream: TokenStream, position: int, length: int, vocabulary: Voc
     largest = int(tokens.max())
     if largest >= vocabulary.size:
         raise DataError(
+            f"data.corpora.{stream.name} holds token id {largest}, but the tokenizer has only"
+            f" {vocabulary.size} ids.\n"
+            "  Set tokenizer.path to the tokenizer it was prepared with, or prepare it again.",
             key=f"data.corpora.{stream.name}.prefix",
-            found=f"a corpus with token id {largest}",
-            expected=f"ids below {vocabulary.size}, the size of the tokenizer",
-            fix="use the tokenizer the corpus was prepared with, or prepare it again",
+            value=largest,
+            fix="tokenizer.path=…",
         )
     if tokens[0] == vocabulary.special.cls:
         return Window(tokens, starts_mid_document=False)

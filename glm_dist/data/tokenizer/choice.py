@@ -71,9 +71,12 @@ def guess_kind(path: str) -> TokenizerKind:
         if file.name.endswith("vocab.json"):
             has_mask = "<mask>" in read_vocabulary(file)
             return TokenizerKind.roberta if has_mask else TokenizerKind.gpt2
+    problem = "has no known vocabulary" if exists(place) else "does not exist"
     raise DataError(
+        f"--tokenizer {path} {problem}; known are *.model, vocab.txt, tokenizer.json, and"
+        " vocab.json with merges.txt.\n"
+        "  Check the path, or name the family with --kind.",
         key="--tokenizer",
-        found=path if exists(place) else f"{path}, which is missing",
-        expected="a .model file, vocab.txt, tokenizer.json, or vocab.json and merges.txt",
-        fix="check the path, or name the family with --kind",
+        value=path,
+        fix="--kind …",
     )

@@ -174,10 +174,12 @@ def load_tokenizer(config: TokenizerConfig) -> Tokenizer:
     tokenizer = open_tokenizer(TokenizerSpec.of(config))
     if tokenizer.vocab_size != config.vocab_size:
         raise DataError(
+            f"tokenizer.vocab_size={config.vocab_size}, but {config.path} has"
+            f" {tokenizer.vocab_size} ids with its special tokens.\n"
+            f"  Set tokenizer.vocab_size={tokenizer.vocab_size}, or choose another tokenizer.path.",
             key="tokenizer.vocab_size",
-            found=config.vocab_size,
-            expected=f"{tokenizer.vocab_size}, the ids of {config.path} with its special tokens",
-            fix=f"set tokenizer.vocab_size={tokenizer.vocab_size}, or choose another tokenizer",
+            value=config.vocab_size,
+            fix=f"tokenizer.vocab_size={tokenizer.vocab_size}",
         )
     return tokenizer
 
@@ -352,10 +354,11 @@ def _find(codec: Codec, pieces: dict[str, str]) -> dict[str, int]:
         found = codec.id_of(piece)
         if found is None:
             raise DataError(
+                f"The vocabulary has no {piece}, so it is not of the kind that was chosen.\n"
+                "  Check tokenizer.kind (--kind) and tokenizer.path (--tokenizer).",
                 key="tokenizer.kind",
-                found=f"a vocabulary without {piece}",
-                expected="the vocabulary of that kind",
-                fix="check tokenizer.kind and tokenizer.path",
+                value=piece,
+                fix="tokenizer.kind=…",
             )
         ids[role] = found
     return ids

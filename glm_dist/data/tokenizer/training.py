@@ -6,6 +6,7 @@ decoding gives back the exact text, and no token is unknown.
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ NUM_SPECIAL_TOKENS = 8
 
 NUM_BYTES = 256
 """Pieces for single bytes, of which rare characters are made."""
+
+_TOO_HIGH = re.compile(r"[Vv]ocabulary size (?:is )?too high.*<= (\d+)", re.DOTALL)
 
 LONGEST_SENTENCE = 4000
 """Bytes of one training example; longer paragraphs are cut."""
@@ -87,33 +90,40 @@ def _check_size(vocab_size: int) -> None:
     smallest = NUM_SPECIAL_TOKENS + NUM_BYTES + 1
     if vocab_size < smallest:
         raise DataError(
+            f"--vocab-size {vocab_size} is too small: {NUM_SPECIAL_TOKENS} special tokens,"
+            f" {NUM_BYTES} bytes and a piece take {smallest}.\n"
+            "  Choose a larger --vocab-size; real runs take 30000 to 50000.",
             key="--vocab-size",
-            found=vocab_size,
-            expected=f"at least {smallest}: {NUM_SPECIAL_TOKENS} special tokens, {NUM_BYTES} bytes"
-            " and a piece",
-            fix="choose a larger --vocab-size; real runs take 30000 to 50000",
+            value=vocab_size,
+            fix="--vocab-size 30000",
         )
 
 
 def _check_sample(sample: list[str]) -> None:
     if not sample:
         raise DataError(
-            key="text",
-            found="none",
-            expected="documents to learn a vocabulary from",
-            fix="check the files and --text-key, or raise --sample-mb",
+            "There is no text to learn a vocabulary from.\n"
+            "  Check the files and --text-key, or raise --sample-mb.",
+            key="--text-key",
+            fix="--text-key …",
         )
 
 
 def _cannot_learn(vocab_size: int, sample_bytes: int, error: Exception) -> DataError:
+    """Say why training failed, in the user's numbers: special tokens count in --vocab-size."""
+    text = f"{sample_bytes} bytes of text"
     if "required_chars" in str(error):
-        expected = f"a size that holds every character of {sample_bytes} bytes of text"
-        fix = "choose a larger --vocab-size"
+        why = f"--vocab-size {vocab_size} is too small for the characters of {text}."
+        fix = "Choose a larger --vocab-size."
+    elif found := _TOO_HIGH.search(str(error)):
+        most = int(found[1]) + NUM_SPECIAL_TOKENS
+        why = f"--vocab-size {vocab_size} is too large for {text}."
+        fix = f"Choose --vocab-size {most} or less, or give more text."
     else:
         reason = str(error).rpartition("] ")[2].strip().rstrip(".")  # without the place in its code
-        expected = f"a size that {sample_bytes} bytes of text can fill ({reason})"
-        fix = "give more text, or a smaller --vocab-size"
-    return DataError(key="--vocab-size", found=vocab_size, expected=expected, fix=fix)
+        why = f"{text} give no vocabulary of --vocab-size {vocab_size}: {reason}."
+        fix = "Give more text, or a smaller --vocab-size."
+    return DataError(f"{why}\n  {fix}", key="--vocab-size", value=vocab_size, fix=fix)
 
 
 def sample_paragraphs(documents: Iterable[str], max_bytes: int) -> list[str]:

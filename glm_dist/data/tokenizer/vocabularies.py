@@ -61,10 +61,11 @@ class SentencePieceCodec:
             self._processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
         except (RuntimeError, OSError) as error:
             raise DataError(
+                f"{model} is no SentencePiece model that can be read: {error}.\n"
+                "  Check tokenizer.path, or train a model with glm-dist tokenizer train.",
                 key=str(model),
-                found=f"not readable ({error})",
-                expected="a SentencePiece model",
-                fix="check tokenizer.path, or train one with `glm-dist tokenizer train`",
+                value=str(error),
+                fix="glm-dist tokenizer train",
             ) from error
 
     @property
@@ -157,10 +158,10 @@ def bert_codec(vocabulary: Path) -> HuggingFaceCodec:
         lines = vocabulary.read_bytes().decode("utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(
+            f"{vocabulary} is not text, as BERT's vocab.txt with one piece a line is.\n"
+            "  Choose the file's kind with --kind or tokenizer.kind.",
             key=str(vocabulary),
-            found="bytes that are not text",
-            expected="BERT's vocab.txt, one piece a line",
-            fix="choose the file's own kind with --kind or tokenizer.kind",
+            fix="--kind …",
         ) from error
     model = models.WordPiece(
         {line.removesuffix("\r"): number for number, line in enumerate(lines)},
@@ -186,10 +187,10 @@ def byte_level_codec(vocabulary: Path, merges: Path) -> HuggingFaceCodec:
     # The library raises bare Exception for every mistake in the file.
     except Exception as error:
         raise DataError(
+            f"{merges} does not hold pairs of the pieces in {vocabulary}, one a line: {error}.\n"
+            "  Fetch both files again, from one place.",
             key=str(merges),
-            found=f"not readable ({error})",
-            expected=f"pairs of pieces that {vocabulary} holds, one a line",
-            fix="fetch both files again, from one place",
+            value=str(error),
         ) from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -211,10 +212,11 @@ def read_vocabulary(file: Path) -> dict[str, int]:
             raise ValueError("no object of pieces and their ids")
     except (ValueError, RecursionError) as error:
         raise DataError(
+            f"{file} is no vocab.json of a byte-level tokenizer: {error}.\n"
+            "  Fetch the file again, or choose its kind with --kind or tokenizer.kind.",
             key=str(file),
-            found=f"not readable ({error})",
-            expected="the vocab.json of a byte-level tokenizer",
-            fix="fetch the file again, or choose the file's own kind with --kind or tokenizer.kind",
+            value=str(error),
+            fix="--kind …",
         ) from error
     return pieces
 
@@ -230,10 +232,10 @@ def huggingface_codec(file: Path) -> HuggingFaceCodec:
     # The library raises bare Exception for every mistake in the file.
     except Exception as error:
         raise DataError(
+            f"{file} is no tokenizer.json of the Hugging Face tokenizers library: {error}.\n"
+            "  Check tokenizer.path and tokenizer.kind.",
             key=str(file),
-            found=f"not readable ({error})",
-            expected="a tokenizer.json of the Hugging Face tokenizers library",
-            fix="check tokenizer.path and tokenizer.kind",
+            value=str(error),
         ) from error
 
 
@@ -255,16 +257,21 @@ def find_file(path: Path, *patterns: str) -> Path:
             return matches[0]
         if matches:
             raise DataError(
+                f"{path} holds {' and '.join(match.name for match in matches)}: which one?\n"
+                f"  Name the file itself: {matches[0]}",
                 key=str(path),
-                found=" and ".join(match.name for match in matches),
-                expected=f"one file like {pattern}",
-                fix="name the file itself, or keep one vocabulary in that folder",
+                value=" ".join(match.name for match in matches),
+                fix=str(matches[0]),
             )
+    wanted = " or ".join(patterns)
+    problem = "holds no"
+    if not exists(path):
+        problem = "does not exist; it should be a vocabulary, or a folder with"
     raise DataError(
+        f"{path} {problem} {wanted}.\n"
+        "  Check tokenizer.path, or make a new tokenizer with glm-dist tokenizer train.",
         key=str(path),
-        found="nothing that fits" if exists(path) else "missing",
-        expected=f"a file, or a folder with {' or '.join(patterns)}",
-        fix="check tokenizer.path; `glm-dist tokenizer train` makes a new tokenizer",
+        fix="glm-dist tokenizer train",
     )
 
 

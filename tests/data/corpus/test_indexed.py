@@ -75,7 +75,7 @@ def test_small_vocabularies_take_two_bytes_a_token() -> None:
 def test_a_missing_file_is_named(prefix: Path, suffix: str) -> None:
     Path(f"{prefix}{suffix}").unlink()
 
-    with pytest.raises(DataError, match=rf"corpus\{suffix} = missing"):
+    with pytest.raises(DataError, match=rf"corpus\{suffix} is missing"):
         open_indexed(prefix)
 
 
@@ -83,7 +83,7 @@ def test_a_token_file_cut_short_names_both_sizes(prefix: Path) -> None:
     bin_path(prefix).write_bytes(bin_path(prefix).read_bytes()[:9])
 
     # 8 tokens of 2 bytes; byte 9 lies in the third sequence, which begins at byte 8.
-    with pytest.raises(DataError, match=r"9 bytes, which end inside sequence 2: expected 16 bytes"):
+    with pytest.raises(DataError, match=r"9 bytes, which end inside sequence 2, not the 16 of"):
         open_indexed(prefix)
 
 
@@ -98,7 +98,7 @@ def test_a_token_file_grown_longer_is_refused(prefix: Path) -> None:
 def test_an_empty_token_file_is_refused(prefix: Path) -> None:
     bin_path(prefix).write_bytes(b"")
 
-    with pytest.raises(DataError, match="an empty file"):
+    with pytest.raises(DataError, match="is empty"):
         open_indexed(prefix)
 
 
@@ -112,7 +112,7 @@ def test_an_index_cut_short_is_refused(prefix: Path, size: int) -> None:
 
 @pytest.mark.parametrize(
     ("place", "value", "message"),
-    [(0, 0, "starts with"), (9, 2, "version 2"), (17, 7, "token type 7"), (18, 4, "bytes")],
+    [(0, 0, "begins with"), (9, 2, "version 2"), (17, 7, "token type 7"), (18, 4, "bytes")],
     ids=["magic", "version", "float-tokens", "count"],
 )
 def test_a_wrong_header_is_refused(prefix: Path, place: int, value: int, message: str) -> None:

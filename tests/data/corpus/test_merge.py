@@ -66,5 +66,5 @@ def test_corpora_of_two_tokenizers_are_refused(tmp_path: Path) -> None:
 def test_an_existing_output_is_left_alone(tmp_path: Path) -> None:
     first = prepared(tmp_path, "a", ["w10"])
 
-    with pytest.raises(DataError, match="there already"):
+    with pytest.raises(DataError, match="exists already"):
         merge_corpora([str(first)], first)

@@ -51,14 +51,14 @@ def test_a_folder_cut_short_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> 
     folder = write_lazy(tmp_path / "a.lazy", PROMPTS, TEXTS)
     (folder / "text").write_bytes((folder / "text").read_bytes()[:-4])
 
-    with pytest.raises(DataError, match="5 tokens: expected 6"):
+    with pytest.raises(DataError, match=r"5 tokens, but .* adds up to 6"):
         import_lazy(folder, tmp_path / "a", tokenizer)
 
 
 def test_ids_of_another_tokenizer_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     folder = write_lazy(tmp_path / "a.lazy", [[]], [[50_000]])
 
-    with pytest.raises(DataError, match="token id 50000"):
+    with pytest.raises(DataError, match="up to 50000"):
         import_lazy(folder, tmp_path / "a", tokenizer)
     assert not list(tmp_path.glob("a.*.tmp"))
 
@@ -70,7 +70,7 @@ def test_an_existing_output_is_replaced_only_when_asked(
     second = write_lazy(tmp_path / "b.lazy", [[]], [[11, 12]])
     import_lazy(first, tmp_path / "a", tokenizer)
 
-    with pytest.raises(DataError, match=r"a\.bin = there already.*\n.*--overwrite"):
+    with pytest.raises(DataError, match=r"a\.bin exists already.*\n.*--overwrite"):
         import_lazy(second, tmp_path / "a", tokenizer)
     assert open_indexed(tmp_path / "a").document(0).tolist() == [CLS, 10, EOS]
     import_lazy(second, tmp_path / "a", tokenizer, overwrite=True)

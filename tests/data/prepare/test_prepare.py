@@ -198,7 +198,7 @@ def test_a_corpus_of_another_tool_is_not_replaced_unasked(
     file = write_jsonl(tmp_path / "a.jsonl", texts(10))
     (tmp_path / "corpus.bin").write_bytes(b"theirs")
 
-    with pytest.raises(DataError, match="without a manifest"):
+    with pytest.raises(DataError, match="exists already and has no manifest"):
         run([file], tmp_path / "corpus", choice)
     assert (tmp_path / "corpus.bin").read_bytes() == b"theirs"
 
@@ -293,7 +293,7 @@ def test_a_link_to_nothing_is_named_and_a_folder_is_no_file(
     assert len(documents_in(tmp_path / "corpus")) == 1
 
     (tmp_path / "text" / "b.txt").symlink_to("nothing")
-    with pytest.raises(DataError, match=r"b\.txt = no file that can be read"):
+    with pytest.raises(DataError, match=r"b\.txt cannot be read"):
         run([tmp_path / "text"], tmp_path / "other", choice)
 
 

