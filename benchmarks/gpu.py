@@ -26,21 +26,19 @@ from benchmarks.problems import (
     device,
     model_config,
     one_process,
-    shape_of,
     span_micro_batches,
 )
 from benchmarks.step import run_config
+from glm_dist.config.parameter_specs import Constant, ParameterSpec
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import TORCH_DTYPES, transformer_config
 from glm_dist.model.compiled import compile_layers
-from glm_dist.model.parameters import ParameterShard, shard_of
+from glm_dist.model.parameters import ParameterShard
 from glm_dist.model.stage import GLMStage
 from glm_dist.observe.flops import (
-    ModelShape,
-    Recompute,
     Work,
     convention_operations,
     executed_operations,
@@ -67,11 +65,6 @@ SIZES = {"base": 32768, "large": 32768, "410m": 32768, "2b": 8192}
 """Published sizes, and places of a micro-batch that fill much of 80 GB without recompute."""
 LENGTHS = (512, 1024)
 MICRO_BATCHES = 4
-RECOMPUTE = {
-    RecomputeMode.none: Recompute.none,
-    RecomputeMode.selective: Recompute.attention,
-    RecomputeMode.full: Recompute.layers,
-}
 
 
 @dataclass(frozen=True)
@@ -123,10 +116,12 @@ class GPTStage(torch.nn.Module):
         return None
 
     def shards(self) -> list[ParameterShard]:
-        return [
-            shard_of(name, parameter, tensor_rank=0, tensor_size=1)
-            for name, parameter in self.named_parameters()
-        ]
+        shards = []
+        for name, parameter in self.named_parameters():
+            shape = tuple(parameter.shape)
+            spec = ParameterSpec(name, shape, Constant(0.0), decays=len(shape) > 1)
+            shards.append(ParameterShard(spec, parameter, spec.slice_of(0, tensor_size=1)))
+        return shards
 
     def forward(self, batch: StageBatch) -> torch.Tensor:
         """Sum of the losses of all positions."""
@@ -182,22 +177,27 @@ def work_of(contestant: Contestant, micro_batches: Sequence[MicroBatch], *, mask
 
 
 def figures(
-    contestant: Contestant, shape: ModelShape, work: Work, seconds: float, *, masked: bool
+    contestant: Contestant, model: ModelConfig, work: Work, seconds: float, *, masked: bool
 ) -> dict[str, Any]:
     """Speed and what it is worth."""
     row: dict[str, Any] = {
         "ms a step": 1e3 * seconds,
         "tokens/s": work.positions / seconds,
-        "useful TFLOP/s": useful_operations(shape, work) / seconds / 1e12,
+        "useful TFLOP/s": useful_operations(model, work, vocab_size=VOCAB_SIZE) / seconds / 1e12,
     }
     name = torch.cuda.get_device_name() if device().type == "cuda" else "cpu"
     peak = peak_tflops(name, is_16_bit=True, override=0)
     if peak is not None:
         executed = executed_operations(
-            shape, work, recompute=RECOMPUTE[contestant.recompute], fused_attention=not masked
+            model,
+            work,
+            vocab_size=VOCAB_SIZE,
+            recompute=contestant.recompute,
+            fused_attention=not masked,
         )
+        convention = convention_operations(model, work, vocab_size=VOCAB_SIZE)
         row["MFU"] = row["useful TFLOP/s"] / peak
-        row["MFU, convention"] = convention_operations(shape, work) / seconds / 1e12 / peak
+        row["MFU, convention"] = convention / seconds / 1e12 / peak
         row["HFU"] = executed / seconds / 1e12 / peak
     if device().type == "cuda":
         row["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
@@ -250,7 +250,7 @@ def measure(
     except torch.cuda.OutOfMemoryError:
         return {"ms a step": "out of memory"}
     work = work_of(contestant, micro_batches, masked=masked)
-    return figures(contestant, shape_of(model), work, timing.median, masked=masked)
+    return figures(contestant, model, work, timing.median, masked=masked)
 
 
 def run(parsed: Namespace, sizes: Mapping[str, int], lengths: Sequence[int]) -> None:

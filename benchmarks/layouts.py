@@ -19,13 +19,13 @@ from benchmarks.problems import (
     VOCAB_SIZE,
     glm,
     model_config,
-    shape_of,
     span_micro_batches,
 )
 from benchmarks.step import BareLoop, fused_adamw, run_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.stage import GLMStage
+from glm_dist.observe.flops import weights_per_layer
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Coordinates, Layout
@@ -104,8 +104,7 @@ def collectives(config: RunConfig, name: str, micro_batches: Sequence[MicroBatch
         count = (4 * model.num_layers + 2) * len(micro_batches)
         return lambda: [dist.all_reduce(hidden) for _ in range(count)]
     if name == "dp2":
-        shape = shape_of(model, PADDED_VOCAB_SIZE)
-        weights = shape.num_layers * shape.weights_per_layer
+        weights = model.num_layers * weights_per_layer(model)
         gradient = torch.zeros(weights + PADDED_VOCAB_SIZE * model.hidden_size)
         return lambda: dist.all_reduce(gradient)
 
@@ -148,8 +147,7 @@ def measure(config: RunConfig, micro: tuple[int, int, int], rounds: int) -> dict
 def bubble(model: ModelConfig, micro_batches: Sequence[MicroBatch]) -> float:
     """Share of two stages' time in which one of them waits, by operation counts (1F1B)."""
     rows, row_length = micro_batches[0].tokens.shape
-    shape = shape_of(model)
-    layers = shape.num_layers * shape.weights_per_layer * rows * row_length
+    layers = model.num_layers * weights_per_layer(model) * rows * row_length
     head = model.hidden_size * VOCAB_SIZE * int(micro_batches[0].loss_mask.sum())
     first, last, count = layers / 2, layers / 2 + head, len(micro_batches)
     return 1 - count * (first + last) / (2 * (count * last + first))

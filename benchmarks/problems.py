@@ -9,11 +9,10 @@ import torch
 
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import Activation, Dtype, ModelConfig, RecomputeConfig
+from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage
-from glm_dist.observe.flops import ModelShape
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import start_process
@@ -59,17 +58,6 @@ def model_config(name: str, *, positions: int, dropout: float) -> ModelConfig:
     ).model
 
 
-def shape_of(model: ModelConfig, vocab_size: int = VOCAB_SIZE) -> ModelShape:
-    """The sizes that operation counts need."""
-    return ModelShape(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        vocab_size=vocab_size,
-        ffn_hidden_size=model.mlp_size,
-        gated_ffn=model.activation is Activation.geglu,
-    )
-
-
 def glm(
     model: ModelConfig,
     groups: ParallelGroups,
@@ -88,7 +76,7 @@ def glm(
         device=device,
         recompute=recompute,
     )
-    initialize(stage.shards(), model, seed=1)
+    initialize(stage.shards(), seed=1)
     stage.train()
     return stage
 

@@ -22,7 +22,6 @@ from benchmarks.problems import (
     glm,
     model_config,
     one_process,
-    shape_of,
     span_micro_batches,
 )
 from glm_dist.config.load import load_config
@@ -230,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     timings, products = measure(config, groups, micro_batches, compiled=parsed.compile)
     work = sum((micro_batch_work(m, uses_mask=False) for m in micro_batches), Work())
-    useful = useful_operations(shape_of(model), work)
+    useful = useful_operations(model, work, vocab_size=VOCAB_SIZE)
     done = {
         "products": products.operations * parsed.micro_batches,
         "bare": useful,

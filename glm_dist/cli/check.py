@@ -11,8 +11,8 @@ from pathlib import Path
 from glm_dist.cli.arguments import whole_number
 from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
+from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
-from glm_dist.config.size import count_parameters
 from glm_dist.train.preflight import Preflight, check_files
 
 PROCESSES_PER_NODE = 8

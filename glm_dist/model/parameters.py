@@ -1,121 +1,112 @@
-"""Every parameter of a stage under its layout-independent name, with its shard and initial value.
+"""This rank's parameters under the names of the whole model, with their shards and first values.
 
-One table answers what each parameter is a slice of. Initialisation, weight decay, checkpoints and
-conversion all read it; nothing else knows how the model is cut.
+``config.parameter_specs`` says what the whole model has; here its rows meet the parameters of a
+stage's modules. Initialisation, weight decay, checkpoints and conversion read the result; nothing
+else knows how the model is sharded.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from glm_dist.config.schema import ModelConfig, Residual
+from glm_dist.config.parameter_specs import Constant, ParameterSlice, ParameterSpec, RowPiece
 from glm_dist.seeds import derive_seed
-
-TENSOR_PARALLEL_DIMS = {
-    "word_embeddings.weight": 0,
-    "linear_qkv.weight": 0,
-    "linear_qkv.bias": 0,
-    "linear_proj.weight": 1,
-    "linear_fc1.weight": 0,
-    "linear_fc1.bias": 0,
-    "linear_fc2.weight": 1,
-}
-"""Dim on which a parameter is split over tensor-parallel ranks; others are replicated."""
-
-RESIDUAL_OUTPUTS = ("linear_proj.weight", "linear_fc2.weight")
-"""Weights that write to the residual stream; they start smaller by sqrt(2 * num_layers)."""
-
-VALUE_PATH = (*RESIDUAL_OUTPUTS, "linear_fc1.weight")
-"""What DeepNorm starts smaller by the same factor, beside the values of ``linear_qkv.weight``
-(arXiv 2203.00555, figure 2)."""
-
-GATE_AND_VALUE = ("linear_fc1.weight", "linear_fc1.bias")
-"""Input projection of a GeGLU: rows of the gate, then of the value; each is split over ranks."""
-
-
-class RowPiece(NamedTuple):
-    """Consecutive local rows (dim 0) and where they lie in the whole parameter."""
-
-    local_start: int
-    global_start: int
-    num_rows: int
 
 
 @dataclass(frozen=True)
 class ParameterShard:
     """One rank's slice of a parameter of the whole model."""
 
-    name: str
-    """Name in the whole model; layers are numbered globally."""
+    spec: ParameterSpec
     parameter: torch.nn.Parameter
-    local_shape: tuple[int, ...]
-    """Shape of the slice; kept because ZeRO 3 empties the parameter itself."""
-    global_shape: tuple[int, ...]
-    offset: tuple[int, ...]
-    """Where the slice begins in the whole parameter."""
-    tensor_dim: int | None
-    """Dim that is split over tensor-parallel ranks."""
-    rows: tuple[RowPiece, ...] = ()
-    """Where the slice's rows lie if they do not follow each other in the whole; then ``offset`` is
-    not used. Empty: one piece."""
+    part: ParameterSlice
+    """Kept here because ZeRO 3 empties the parameter itself."""
 
     @property
-    def is_bias_or_norm(self) -> bool:
-        """Biases and LayerNorm parameters: all one-dimensional ones, never decayed."""
-        return len(self.global_shape) == 1
+    def name(self) -> str:
+        """Name in the whole model; layers are numbered globally."""
+        return self.spec.name
+
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        return self.spec.shape
+
+    @property
+    def local_shape(self) -> tuple[int, ...]:
+        """Shape of the slice, also where ZeRO 3 has emptied the parameter."""
+        return self.part.shape
+
+    @property
+    def offset(self) -> tuple[int, ...]:
+        """First element of the slice in the whole parameter, along each dim."""
+        return self.part.offset
+
+    @property
+    def rows(self) -> tuple[RowPiece, ...]:
+        """Rows of a slice that is not one box; empty for one box."""
+        return self.part.rows
+
+    @property
+    def tensor_dim(self) -> int | None:
+        """Dim that is split over tensor-parallel ranks."""
+        return self.spec.tensor_dim
+
+    @property
+    def decays(self) -> bool:
+        """True where weight decay applies."""
+        return self.spec.decays
 
 
-def shard_of(
-    name: str,
-    parameter: torch.nn.Parameter,
+def match_shards(
+    named: Iterable[tuple[str, torch.nn.Parameter]],
+    specs: Iterable[ParameterSpec],
     *,
     tensor_rank: int,
     tensor_size: int,
-    gated: bool = False,
-) -> ParameterShard:
-    """Find out what part of the whole model's parameter a rank holds.
+) -> list[ParameterShard]:
+    """Find the spec of each new parameter, and the slice of the whole that it is.
 
     Args:
-        name: Name in the whole model.
-        parameter: This rank's slice.
-        tensor_rank: Place in the tensor-parallel group.
+        named: This rank's parameters under the names of the whole model.
+        specs: What this rank's part of the model must have.
+        tensor_rank: Index in the tensor-parallel group.
         tensor_size: Size of that group.
-        gated: Whether the MLP is a GeGLU, each rank of which has rows of the gate and of the value.
+
+    Returns:
+        A shard for each parameter, in the order of ``named``.
+
+    Raises:
+        RuntimeError: Modules and specs differ in names or shapes: one of the two is wrong.
     """
-    shape = tuple(parameter.shape)
-    dim = next((d for end, d in TENSOR_PARALLEL_DIMS.items() if name.endswith(end)), None)
-    global_shape, offset = list(shape), [0] * len(shape)
-    if dim is not None:
-        global_shape[dim] *= tensor_size
-        offset[dim] = tensor_rank * shape[dim]
-    rows: tuple[RowPiece, ...] = ()
-    if gated and tensor_size > 1 and name.endswith(GATE_AND_VALUE):
-        half = shape[0] // 2
-        gate = RowPiece(0, tensor_rank * half, half)
-        rows = (gate, RowPiece(half, (tensor_size + tensor_rank) * half, half))
-        offset[0] = 0
-    return ParameterShard(
-        name=name,
-        parameter=parameter,
-        local_shape=shape,
-        global_shape=tuple(global_shape),
-        offset=tuple(offset),
-        tensor_dim=dim,
-        rows=rows,
-    )
+    parameters, expected = dict(named), {spec.name: spec for spec in specs}
+    if parameters.keys() != expected.keys():
+        raise RuntimeError(
+            f"the modules lack {sorted(expected.keys() - parameters.keys())} and the table of "
+            f"parameters lacks {sorted(parameters.keys() - expected.keys())}"
+        )
+    shards = []
+    for name, parameter in parameters.items():
+        spec = expected[name]
+        part = spec.slice_of(tensor_rank, tensor_size=tensor_size)
+        if tuple(parameter.shape) != part.shape:
+            raise RuntimeError(
+                f"the module's {name} has shape {tuple(parameter.shape)}; the table of parameters "
+                f"says {part.shape}, a slice of {spec.shape}"
+            )
+        shards.append(ParameterShard(spec, parameter, part))
+    return shards
 
 
-def mark_for_norm(shards: Iterator[ParameterShard] | list[ParameterShard]) -> None:
-    """Tell DeepSpeed which gradients are slices: it counts replicated ones on slice 0 only."""
+def mark_for_norm(shards: Iterable[ParameterShard]) -> None:
+    """Mark for DeepSpeed which gradients are slices: it counts replicated ones on slice 0 only."""
     for shard in shards:
         shard.parameter.model_parallel = shard.tensor_dim is not None  # type: ignore[attr-defined]
 
 
 def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
-    """This rank's slice of a whole parameter, gradient or moment.
+    """Take this rank's slice of a whole parameter, gradient or moment.
 
     Args:
         shard: Which slice.
@@ -132,8 +123,8 @@ def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def initialize(shards: list[ParameterShard], model: ModelConfig, *, seed: int) -> None:
-    """Draw the official initialisation (GLM 4f61ed7): normal weights, zero biases, unit norms.
+def initialize(shards: Iterable[ParameterShard], *, seed: int) -> None:
+    """Draw the first values that the specs ask for, as the official code does (GLM 4f61ed7).
 
     Each whole parameter is drawn from a generator seeded by its name and cut afterwards, so no
     layout changes the model that training starts from. The drawing device does: a CPU and a GPU
@@ -141,27 +132,19 @@ def initialize(shards: list[ParameterShard], model: ModelConfig, *, seed: int) -
 
     Args:
         shards: Parameters of this rank.
-        model: Architecture; its ``init_std`` is divided by sqrt(2 * num_layers) where a block
-            writes to the residual stream, with DeepNorm on all of the path of values.
         seed: Seed of the run.
     """
-    smaller = 1 / math.sqrt(2 * model.num_layers)
-    is_deep_norm = model.residual is Residual.deep_norm
     for shard in shards:
-        parameter = shard.parameter
-        if shard.name.endswith("bias"):
-            parameter.zero_()
-        elif shard.is_bias_or_norm:
-            parameter.fill_(1.0)
-        else:
-            std = model.init_std
-            if shard.name.endswith(VALUE_PATH if is_deep_norm else RESIDUAL_OUTPUTS):
-                std *= smaller
-            generator = torch.Generator(parameter.device)
-            generator.manual_seed(derive_seed("initialize", seed, shard.name))
-            whole = torch.empty(shard.global_shape, dtype=torch.float32, device=parameter.device)
-            whole.normal_(0.0, std, generator=generator)
-            if is_deep_norm and shard.name.endswith("linear_qkv.weight"):
-                # Rows [a, 3, d]: query, key and value of one head stand together.
-                whole.view(model.num_attention_heads, 3, -1)[:, 2] *= smaller
-            parameter.copy_(cut(shard, whole))
+        parameter, initial = shard.parameter, shard.spec.initial
+        if isinstance(initial, Constant):
+            parameter.fill_(initial.value)
+            continue
+        generator = torch.Generator(parameter.device)
+        generator.manual_seed(derive_seed("initialize", seed, shard.name))
+        whole = torch.empty(shard.global_shape, dtype=torch.float32, device=parameter.device)
+        whole.normal_(0.0, initial.std, generator=generator)
+        grouped = whole.view(initial.row_groups, len(initial.row_factors), -1)
+        for index, factor in enumerate(initial.row_factors):
+            if factor != 1.0:
+                grouped[:, index] *= factor
+        parameter.copy_(cut(shard, whole))

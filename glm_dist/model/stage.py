@@ -3,7 +3,7 @@
 Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor ranks.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,18 +11,16 @@ from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_block import TransformerBlock
 
+from glm_dist.config.parameter_specs import WORD_EMBEDDINGS, ParameterSpec, parameter_specs
 from glm_dist.config.schema import Dtype, ModelConfig, PositionEncoding, RecomputeConfig
 from glm_dist.model.attention.rotary import plan_rotation
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.head import head_logits, head_loss
-from glm_dist.model.parameters import ParameterShard, mark_for_norm, shard_of
+from glm_dist.model.parameters import ParameterShard, mark_for_norm, match_shards
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import gather_targets, prepare_process
-
-WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
-"""Global name of the tied table, on whichever stage it lies."""
 
 
 class GLMStage(torch.nn.Module):
@@ -83,7 +81,8 @@ class GLMStage(torch.nn.Module):
             pg_collection=groups.collection(),
         )
         self.to(device)
-        mark_for_norm(self.shards())
+        self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
+        mark_for_norm(self._shards)
 
     def _first_tables(
         self, model: ModelConfig, padded_vocab_size: int, *, device: torch.device
@@ -168,17 +167,17 @@ class GLMStage(torch.nn.Module):
         )
 
     def shards(self) -> list[ParameterShard]:
-        """What each of this rank's parameters is in the whole model."""
-        return [
-            shard_of(
-                name,
-                parameter,
-                tensor_rank=self.groups.coordinates.tensor,
-                tensor_size=self.groups.layout.tensor_parallel_size,
-                gated=self.config.gated_linear_unit,
-            )
-            for name, parameter in self._global_names()
-        ]
+        """Describe each of this rank's parameters as a slice of one of the whole model."""
+        return list(self._shards)
+
+    def _matched(self, specs: Sequence[ParameterSpec], layers: range) -> list[ParameterShard]:
+        ends = {"is_first": self.is_first, "is_last": self.is_last}
+        return match_shards(
+            self._global_names(),
+            [spec for spec in specs if spec.is_held_by(layers, **ends)],
+            tensor_rank=self.groups.coordinates.tensor,
+            tensor_size=self.groups.layout.tensor_parallel_size,
+        )
 
     def _global_names(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
         for name, parameter in self.named_parameters():

@@ -17,39 +17,13 @@ Letters: l layers, h hidden, v vocabulary, s row length, p prefix, b = s - p.
 import re
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass
-from enum import Enum
+
+from glm_dist.config.architecture import ModelConfig
+from glm_dist.config.choices import RecomputeMode
+from glm_dist.config.parameter_specs import layer_specs
 
 TRAINING_PASSES = 3
 """Forward, and backward for inputs and for weights, which cost as much each."""
-
-
-class Recompute(Enum):
-    """Which activations backward computes again."""
-
-    none = "none"
-    attention = "attention"
-    """Scores and weighted sums of the core attention."""
-    layers = "layers"
-    """Whole layers."""
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that decide how much arithmetic a token needs."""
-
-    num_layers: int
-    hidden_size: int
-    vocab_size: int
-    """Without padding: padded rows are left out of the products."""
-    ffn_hidden_size: int
-    gated_ffn: bool = False
-    """Whether the MLP has a second input projection (GeGLU)."""
-
-    @property
-    def weights_per_layer(self) -> int:
-        """Elements of a layer's matrices: query, key, value, output, and the MLP's."""
-        mlp_matrices = 3 if self.gated_ffn else 2
-        return self.hidden_size * (4 * self.hidden_size + mlp_matrices * self.ffn_hidden_size)
 
 
 @dataclass(frozen=True)
@@ -124,47 +98,67 @@ def row_work(
     )
 
 
-def useful_operations(shape: ModelShape, work: Work) -> int:
-    """Operations of training that the objective needs."""
-    products = shape.num_layers * shape.weights_per_layer * work.real_tokens
-    attention = 2 * shape.num_layers * shape.hidden_size * work.useful_pairs
-    head = shape.hidden_size * shape.vocab_size * work.targets
+def weights_per_layer(model: ModelConfig) -> int:
+    """Count the elements of a layer's matrices: query, key, value, output, and the MLP's."""
+    return sum(spec.size for spec in layer_specs(model, 0) if len(spec.shape) == 2)
+
+
+def useful_operations(model: ModelConfig, work: Work, *, vocab_size: int) -> int:
+    """Count the operations of training that the objective needs.
+
+    Args:
+        model: Architecture.
+        work: Rows.
+        vocab_size: Tokens that exist; padded rows of the table are left out of the products.
+    """
+    products = model.num_layers * weights_per_layer(model) * work.real_tokens
+    attention = 2 * model.num_layers * model.hidden_size * work.useful_pairs
+    head = model.hidden_size * vocab_size * work.targets
     return TRAINING_PASSES * 2 * (products + attention + head)
 
 
-def convention_operations(shape: ModelShape, work: Work) -> int:
-    """Operations of training by the papers' convention, 6 N + 12 l h s a token."""
-    weights = shape.num_layers * shape.weights_per_layer + shape.hidden_size * shape.vocab_size
-    attention = 12 * shape.num_layers * shape.hidden_size * work.dense_pairs
+def convention_operations(model: ModelConfig, work: Work, *, vocab_size: int) -> int:
+    """Count the operations of training by the papers' convention, 6 N + 12 l h s a token.
+
+    Args:
+        model: Architecture.
+        work: Rows.
+        vocab_size: Tokens that exist.
+    """
+    weights = model.num_layers * weights_per_layer(model) + model.hidden_size * vocab_size
+    attention = 12 * model.num_layers * model.hidden_size * work.dense_pairs
     return 6 * weights * work.positions + attention
 
 
 def executed_operations(
-    shape: ModelShape,
+    model: ModelConfig,
     work: Work,
     *,
-    recompute: Recompute = Recompute.none,
+    vocab_size: int,
+    recompute: RecomputeMode = RecomputeMode.none,
     recomputed_share: float = 1.0,
     fused_attention: bool = True,
 ) -> int:
-    """Operations of training that kernels run.
+    """Count the operations of training that kernels run.
 
     Args:
-        shape: Model.
+        model: Architecture.
         work: Rows.
-        recompute: What backward computes again.
+        vocab_size: Tokens that exist.
+        recompute: What backward computes again; ``selective`` means scores and weighted sums of
+            the core attention, ``full`` whole layers.
         recomputed_share: Share of the layers that it applies to, 0 to 1.
         fused_attention: Whether attention's backward makes the scores again rather than keep
             them, as flash kernels do: five products instead of four.
     """
-    products = 2 * shape.num_layers * shape.weights_per_layer * work.positions
-    scores = 2 * shape.num_layers * shape.hidden_size * work.executed_pairs  # one product of pairs
+    products = 2 * model.num_layers * weights_per_layer(model) * work.positions
+    scores = 2 * model.num_layers * model.hidden_size * work.executed_pairs  # one product of pairs
     again = 0.0
-    if recompute is not Recompute.none:
+    if recompute is not RecomputeMode.none:
         again = 2 * scores
-    if recompute is Recompute.layers:
+    if recompute is RecomputeMode.full:
         again += products
-    head = 2 * shape.hidden_size * shape.vocab_size * work.targets
+    head = 2 * model.hidden_size * vocab_size * work.targets
     passes = 2 + (5 if fused_attention else 4)
     return TRAINING_PASSES * (products + head) + passes * scores + round(recomputed_share * again)
 

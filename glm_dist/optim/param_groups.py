@@ -7,15 +7,15 @@ import torch
 
 
 class Decayable(Protocol):
-    """A parameter that knows whether it is a bias or belongs to a norm."""
+    """A parameter that knows whether it decays."""
 
     @property
     def parameter(self) -> torch.nn.Parameter:
         """The tensor to optimise."""
 
     @property
-    def is_bias_or_norm(self) -> bool:
-        """True for what must not decay."""
+    def decays(self) -> bool:
+        """True where weight decay applies."""
 
 
 def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:
@@ -28,8 +28,8 @@ def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[di
     Returns:
         The decayed group, then the other; both always present, as ZeRO numbers its shards by group.
     """
-    decayed = [shard.parameter for shard in shards if not shard.is_bias_or_norm]
-    others = [shard.parameter for shard in shards if shard.is_bias_or_norm]
+    decayed = [shard.parameter for shard in shards if shard.decays]
+    others = [shard.parameter for shard in shards if not shard.decays]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -9,13 +9,11 @@ from dataclasses import astuple
 import torch
 import torch.distributed as dist
 
-from glm_dist.config.schema import Activation, Dtype, RecomputeMode, RunConfig
+from glm_dist.config.schema import Dtype, RunConfig
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.block import TORCH_DTYPES
 from glm_dist.observe.flops import (
-    ModelShape,
-    Recompute,
     Work,
     convention_operations,
     executed_operations,
@@ -32,24 +30,6 @@ from glm_dist.observe.metrics import (
     USEFUL_TFLOPS,
 )
 from glm_dist.parallel.groups import ParallelGroups
-
-RECOMPUTED = {
-    RecomputeMode.none: Recompute.none,
-    RecomputeMode.selective: Recompute.attention,
-    RecomputeMode.full: Recompute.layers,
-}
-
-
-def model_shape(config: RunConfig) -> ModelShape:
-    """The sizes that decide how much arithmetic a token needs."""
-    model = config.model
-    return ModelShape(
-        num_layers=model.num_layers,
-        hidden_size=model.hidden_size,
-        vocab_size=config.tokenizer.vocab_size,
-        ffn_hidden_size=model.mlp_size,
-        gated_ffn=model.activation is Activation.geglu,
-    )
 
 
 def micro_batch_work(micro_batch: MicroBatch, *, uses_mask: bool) -> Work:
@@ -88,8 +68,9 @@ class Efficiency:
             device: The rank's device; all ranks have the same kind.
         """
         dtype = config.precision.dtype
-        self._shape = model_shape(config)
-        self._recompute = RECOMPUTED[config.recompute.mode]
+        self._model = config.model
+        self._vocab_size = config.tokenizer.vocab_size
+        self._recompute = config.recompute.mode
         self._groups = groups
         self._device = device
         self._uses_mask = uses_mask(
@@ -127,7 +108,7 @@ class Efficiency:
         if work.positions == 0 or seconds <= 0:
             return {}
         per_device = 1e-12 / seconds / self._groups.layout.world_size
-        useful = useful_operations(self._shape, work) * per_device
+        useful = useful_operations(self._model, work, vocab_size=self._vocab_size) * per_device
         metrics = {
             USEFUL_TFLOPS: useful,
             PADDING_SHARE: 1 - work.real_tokens / work.positions,
@@ -135,12 +116,13 @@ class Efficiency:
         }
         if self._peak is not None:
             executed = executed_operations(
-                self._shape,
+                self._model,
                 work,
+                vocab_size=self._vocab_size,
                 recompute=self._recompute,
                 fused_attention=not self._uses_mask,
             )
-            convention = convention_operations(self._shape, work)
+            convention = convention_operations(self._model, work, vocab_size=self._vocab_size)
             metrics |= {
                 MFU: useful / self._peak,
                 MFU_CONVENTION: convention * per_device / self._peak,

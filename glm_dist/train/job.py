@@ -200,7 +200,7 @@ def build_engine(
         device=device,
         recompute=config.recompute,
     )
-    initialize(stage.shards(), config.model, seed=config.run.seed)
+    initialize(stage.shards(), seed=config.run.seed)
     if config.compile.enabled:
         compile_layers(stage)
     return TrainingEngine(

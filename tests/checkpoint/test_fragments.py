@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from glm_dist.checkpoint.fragments import Fragment, RowPiece, as_fragment, boxes_of_flat_range
+from glm_dist.checkpoint.fragments import Fragment, as_fragment, boxes_of_flat_range
+from glm_dist.config.parameter_specs import RowPiece
 
 SHAPES = [(), (1,), (7,), (3, 5), (1, 9), (9, 1), (4, 3, 5), (2, 1, 3, 4)]
 

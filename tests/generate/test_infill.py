@@ -46,7 +46,7 @@ def model(options: dict[str, object] | None = None) -> GLMStage:
         groups=build_groups(Layout(), timedelta(seconds=60)),
         device=rank_device(),
     )
-    initialize(stage.shards(), MODEL, seed=3)
+    initialize(stage.shards(), seed=3)
     return stage.eval()
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from glm_dist.config.parameter_specs import Constant, ParameterSpec, parameter_specs
 from glm_dist.config.schema import Dtype, ModelConfig, Residual
-from glm_dist.model.parameters import initialize
+from glm_dist.model.parameters import cut, initialize, match_shards
 from glm_dist.model.stage import GLMStage
 from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.cpu import enable_cpu
@@ -46,7 +47,7 @@ def initial_pieces(
             device=torch.device("cpu"),
         )
         shards = stage.shards()
-        initialize(shards, model, seed=seed)
+        initialize(shards, seed=seed)
         found.append([(p.name, p.offset, p.parameter.detach().numpy().copy()) for p in shards])
     return found
 
@@ -129,6 +130,69 @@ def test_parameters_and_seeds_draw_differently(model: dict[str, np.ndarray]) -> 
     first = model["decoder.layers.0.mlp.linear_fc1.weight"]
     assert not np.array_equal(first, model["decoder.layers.1.mlp.linear_fc1.weight"])
     assert not np.array_equal(first, whole(2)["decoder.layers.0.mlp.linear_fc1.weight"])
+
+
+def elements_held(layouts: list[Layout], models: list[ModelConfig]) -> list[dict[str, np.ndarray]]:
+    """Flat indices of the whole model's elements that this rank's shards hold, by name."""
+    enable_cpu()
+    found = []
+    for layout in layouts:
+        groups = build_groups(layout, timedelta(seconds=60))
+        for model in models:
+            stage = GLMStage(
+                model,
+                vocab_size=251,
+                padded_vocab_size=256,
+                dtype=Dtype.fp32,
+                groups=groups,
+                device=torch.device("cpu"),
+            )
+            held = {}
+            for shard in stage.shards():
+                whole = torch.arange(shard.spec.size).view(shard.global_shape)
+                assert cut(shard, whole).shape == shard.parameter.shape
+                held[shard.name] = cut(shard, whole).flatten().numpy()
+            found.append(held)
+    return found
+
+
+def test_the_stages_of_a_layout_hold_the_table_of_the_model() -> None:
+    options = [{}, *ARCHITECTURE.values()]
+    options.append({key: value for each in options for key, value in each.items()})
+    models = [replace(MODEL, **each) for each in options]
+    layouts = [Layout(2, 1, 1), Layout(1, 2, 1)]
+    ranks = run_ranks(elements_held, layouts, models, world_size=2)
+
+    cases = [(layout, model) for layout in layouts for model in models]
+    for (layout, model), first, second in zip(cases, *ranks, strict=True):
+        is_split = layout.tensor_parallel_size == 2
+        specs = {spec.name: spec for spec in parameter_specs(model, 256)}
+        assert first.keys() | second.keys() == specs.keys()
+        on_both = set(specs) if is_split else {"embedding.word_embeddings.weight"}
+        assert first.keys() & second.keys() == on_both
+        for name, spec in specs.items():
+            parts = [held[name] for held in (first, second) if name in held]
+            if is_split and spec.tensor_dim is not None:
+                parts = [np.sort(np.concatenate(parts))]
+            for part in parts:
+                assert np.array_equal(part, np.arange(spec.size)), name
+
+
+def test_modules_that_differ_from_the_table_are_a_bug_that_names_the_parameter() -> None:
+    spec = ParameterSpec("decoder.layers.3.a.weight", (4, 2), Constant(0.0), decays=True)
+    right, wrong = (torch.nn.Parameter(torch.zeros(rows, 2)) for rows in (4, 5))
+
+    def match(**named: torch.nn.Parameter) -> None:
+        given = {f"decoder.layers.3.{name}.weight": each for name, each in named.items()}
+        match_shards(given.items(), [spec], tensor_rank=0, tensor_size=1)
+
+    match(a=right)
+    with pytest.raises(RuntimeError, match=r"modules lack \['decoder.layers.3.a.weight'\]"):
+        match()
+    with pytest.raises(RuntimeError, match=r"table of parameters lacks \['decoder.*b.weight'\]"):
+        match(a=right, b=right)
+    with pytest.raises(RuntimeError, match=r"decoder.layers.3.a.weight has shape \(5, 2\)"):
+        match(a=wrong)
 
 
 def decayed_names(model: ModelConfig) -> set[str]:

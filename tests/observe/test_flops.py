@@ -2,9 +2,8 @@
 
 import pytest
 
+from glm_dist.config.schema import Activation, ModelConfig, RecomputeMode
 from glm_dist.observe.flops import (
-    ModelShape,
-    Recompute,
     Work,
     attended_pairs,
     convention_operations,
@@ -13,9 +12,17 @@ from glm_dist.observe.flops import (
     peak_tflops,
     row_work,
     useful_operations,
+    weights_per_layer,
 )
 
-BASE = ModelShape(num_layers=12, hidden_size=768, vocab_size=30524, ffn_hidden_size=3072)
+BASE = ModelConfig(
+    num_layers=12,
+    hidden_size=768,
+    num_attention_heads=12,
+    max_position_embeddings=512,
+    init_std=0.02,
+)
+VOCAB_SIZE = 30524
 
 
 def brute_force_pairs(prefix: int, length: int) -> int:
@@ -61,7 +68,9 @@ def test_work_adds_up() -> None:
     row = row_work([(60, 20)], row_length=64, num_targets=40)
 
     assert (row + row).positions == 128
-    assert useful_operations(BASE, row + row) == 2 * useful_operations(BASE, row)
+    assert useful_operations(BASE, row + row, vocab_size=VOCAB_SIZE) == 2 * useful_operations(
+        BASE, row, vocab_size=VOCAB_SIZE
+    )
 
 
 def test_the_convention_is_the_formula_of_megatron() -> None:
@@ -71,7 +80,9 @@ def test_the_convention_is_the_formula_of_megatron() -> None:
     expected = 72 * rows * layers * length * hidden**2
     expected *= 1 + length / (6 * hidden) + vocab / (12 * layers * hidden)
 
-    assert convention_operations(BASE, row + row + row) == pytest.approx(expected, rel=1e-12)
+    assert convention_operations(BASE, row + row + row, vocab_size=VOCAB_SIZE) == pytest.approx(
+        expected, rel=1e-12
+    )
 
 
 def test_useful_work_is_what_the_convention_counts_but_for_pairs_and_targets() -> None:
@@ -85,32 +96,49 @@ def test_useful_work_is_what_the_convention_counts_but_for_pairs_and_targets() -
         dense_pairs=576**2,
     )
 
-    assert useful_operations(BASE, full) == convention_operations(BASE, full)
-    assert executed_operations(BASE, full, fused_attention=False) == useful_operations(BASE, full)
+    assert useful_operations(BASE, full, vocab_size=VOCAB_SIZE) == convention_operations(
+        BASE, full, vocab_size=VOCAB_SIZE
+    )
+    assert executed_operations(
+        BASE, full, fused_attention=False, vocab_size=VOCAB_SIZE
+    ) == useful_operations(BASE, full, vocab_size=VOCAB_SIZE)
 
 
 def test_recomputed_layers_add_one_forward_of_the_blocks() -> None:
     row = row_work([(576, 400)], row_length=576, num_targets=176)
     forward = 2 * 12 * (12 * 768**2) * 576 + 4 * 12 * 768 * row.executed_pairs
-    plain = executed_operations(BASE, row)
+    plain = executed_operations(BASE, row, vocab_size=VOCAB_SIZE)
 
-    assert executed_operations(BASE, row, recompute=Recompute.layers) - plain == forward
     assert (
-        executed_operations(BASE, row, recompute=Recompute.layers, recomputed_share=0.25) - plain
+        executed_operations(BASE, row, recompute=RecomputeMode.full, vocab_size=VOCAB_SIZE) - plain
+        == forward
+    )
+    assert (
+        executed_operations(
+            BASE, row, recompute=RecomputeMode.full, recomputed_share=0.25, vocab_size=VOCAB_SIZE
+        )
+        - plain
         == forward // 4
     )
     assert (
-        executed_operations(BASE, row, recompute=Recompute.attention) - plain
+        executed_operations(BASE, row, recompute=RecomputeMode.selective, vocab_size=VOCAB_SIZE)
+        - plain
         == 4 * 12 * 768 * row.executed_pairs
     )
 
 
 def test_a_gated_mlp_has_three_matrices() -> None:
-    gated = ModelShape(
-        num_layers=1, hidden_size=8, vocab_size=1, ffn_hidden_size=32, gated_ffn=True
+    gated = ModelConfig(
+        num_layers=1,
+        hidden_size=8,
+        num_attention_heads=2,
+        max_position_embeddings=4,
+        ffn_hidden_size=32,
+        activation=Activation.geglu,
+        init_std=0.02,
     )
 
-    assert gated.weights_per_layer == 4 * 64 + 3 * 8 * 32
+    assert weights_per_layer(gated) == 4 * 64 + 3 * 8 * 32
 
 
 @pytest.mark.parametrize(

@@ -16,18 +16,24 @@ from glm_dist.data.rows import MicroBatch, Row, Segment
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage
-from glm_dist.observe.flops import ModelShape, executed_operations
+from glm_dist.observe.flops import executed_operations
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.rng import seed_step
-from glm_dist.train.efficiency import Efficiency, micro_batch_work, model_shape
+from glm_dist.train.efficiency import Efficiency, micro_batch_work
 from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE
 
 VOCAB_SIZE = 251
 ROW_LENGTH = 24
-SHAPE = ModelShape(num_layers=2, hidden_size=32, vocab_size=VOCAB_SIZE, ffn_hidden_size=128)
+MODEL = ModelConfig(
+    num_layers=2,
+    hidden_size=32,
+    num_attention_heads=4,
+    max_position_embeddings=ROW_LENGTH,
+    init_std=0.02,
+)
 
 
 def row(prefix: int, real: int, segments: tuple[Segment, ...] = ()) -> Row:
@@ -101,7 +107,7 @@ def counted_by_torch(dropout: float, options: dict[str, object]) -> int:
         groups=groups,
         device=torch.device("cpu"),
     )
-    initialize(stage.shards(), model, seed=1)
+    initialize(stage.shards(), seed=1)
     seed_step(1, 0, coordinates=groups.coordinates)
     stage.train()
     batch = StageBatch.from_micro_batch(MicroBatch.stack(ROWS), torch.device("cpu"))
@@ -115,7 +121,10 @@ def test_executed_operations_are_those_torch_counts(dropout: float) -> None:
     (counted,) = run_ranks(counted_by_torch, dropout, {}, world_size=1)
     work = micro_batch_work(MicroBatch.stack(ROWS), uses_mask=dropout > 0)
 
-    assert executed_operations(SHAPE, work, fused_attention=dropout == 0) == counted
+    assert (
+        executed_operations(MODEL, work, vocab_size=VOCAB_SIZE, fused_attention=dropout == 0)
+        == counted
+    )
 
 
 def test_executed_operations_of_the_options_are_those_torch_counts() -> None:
@@ -123,11 +132,11 @@ def test_executed_operations_of_the_options_are_those_torch_counts() -> None:
     (counted,) = run_ranks(counted_by_torch, 0.0, options, world_size=1)
     overrides = [f"model.{key}={getattr(value, 'name', value)}" for key, value in options.items()]
     sizes = ["model.num_layers=2", "model.hidden_size=32", f"tokenizer.vocab_size={VOCAB_SIZE}"]
-    shape = model_shape(load_config(["experiment=tiny", *sizes, *overrides]))
+    config = load_config(["experiment=tiny", *sizes, *overrides])
     work = micro_batch_work(MicroBatch.stack(ROWS), uses_mask=False)
 
-    assert shape.ffn_hidden_size == 44
-    assert executed_operations(shape, work) == counted
+    assert config.model.mlp_size == 44
+    assert executed_operations(config.model, work, vocab_size=VOCAB_SIZE) == counted
 
 
 def test_useful_pairs_are_those_of_the_mask_over_real_tokens() -> None:
