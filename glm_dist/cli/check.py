@@ -13,6 +13,7 @@ from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
+from glm_dist.parallel.layout import Layout
 from glm_dist.train.preflight import Preflight, check_files
 
 PROCESSES_PER_NODE = 8
@@ -43,9 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
         GlmDistError: The job would not work.
     """
     config = load_config(arguments.overrides, config_dir=arguments.config_dir)
-    parallel = config.parallel
-    replica = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
-    world_size = arguments.processes or replica * (parallel.data_parallel_size or 1)
+    world_size = arguments.processes or Layout.from_config(config).world_size
     check_config(config, world_size=world_size)
     files = None if arguments.no_files else check_files(config)
     lines = [*_describe(config, world_size), *_describe_files(config, files)]
@@ -58,16 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _describe(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
-    model, batch, parallel = config.model, config.batch, config.parallel
-    replicas = config.data_parallel_size(world_size)
+    model, batch = config.model, config.batch
+    layout = Layout.from_config(config, world_size)
     micro_batches = config.num_micro_batches(world_size)
     tokens = batch.global_batch_size * batch.row_length
     return [
         ("run", f"{config.run.name}, {config.run.steps:,} steps"),
         (
             "processes",
-            f"{world_size} = tp {parallel.tensor_parallel_size} "
-            f"x pp {parallel.pipeline_parallel_size} x dp {replicas}, ZeRO {config.zero.stage}, "
+            f"{world_size} = tp {layout.tensor_parallel_size} "
+            f"x pp {layout.pipeline_parallel_size} x dp {layout.data_parallel_size}, "
+            f"ZeRO {config.zero.stage}, "
             f"{config.precision.dtype.name}",
         ),
         (

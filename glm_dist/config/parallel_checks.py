@@ -4,6 +4,7 @@ What is refused here would be wrong without an error, or hang, once processes ru
 """
 
 import math
+from collections.abc import Sequence
 
 from glm_dist.config.schema import Dtype, Offload, RecomputeMode, RunConfig
 from glm_dist.config.wording import divisors, either, multiples
@@ -32,7 +33,7 @@ def check_parallel(config: RunConfig, *, replicas: int | None) -> None:
 
 def _check_stages(config: RunConfig) -> None:
     """Check that every chunk of every stage gets layers, and every layer a chunk."""
-    parallel, layers = config.parallel, config.model.num_layers
+    parallel = config.parallel
     pp, chunks = parallel.pipeline_parallel_size, parallel.virtual_stages
     if chunks > 1 and pp == 1:
         raise ConfigError(
@@ -42,8 +43,31 @@ def _check_stages(config: RunConfig) -> None:
             "to interleave",
             fix="leave it out, or choose parallel=pp2",
         )
-    if parallel.stage_layers:
-        _check_listed_layers(parallel.stage_layers, layers, stages=pp, chunks=chunks)
+    check_stage_layers(
+        config.model.num_layers,
+        num_stages=pp,
+        chunks_per_stage=chunks,
+        listed=parallel.stage_layers,
+    )
+
+
+def check_stage_layers(
+    layers: int, *, num_stages: int, chunks_per_stage: int, listed: Sequence[int]
+) -> None:
+    """Check that the chunks of all stages hold every layer once, and at least one each.
+
+    Args:
+        layers: Layers of the whole model.
+        num_stages: Pipeline stages.
+        chunks_per_stage: Virtual stages of each.
+        listed: Layers of each chunk; empty divides them evenly.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    pp, chunks = num_stages, chunks_per_stage
+    if listed:
+        _check_listed_layers(listed, layers, stages=pp, chunks=chunks)
         return
     proposal = _proposed_layers(layers, pp, chunks)
     uneven = f", or list the layers: parallel.stage_layers={proposal}" if proposal else ""
@@ -63,7 +87,7 @@ def _check_stages(config: RunConfig) -> None:
         )
 
 
-def _check_listed_layers(listed: list[int], layers: int, *, stages: int, chunks: int) -> None:
+def _check_listed_layers(listed: Sequence[int], layers: int, *, stages: int, chunks: int) -> None:
     number = stages * chunks
     if len(listed) != number and chunks > 1:
         problem = f"{stages} stages x {chunks} chunks = {number} numbers, one for each chunk"
@@ -101,7 +125,7 @@ def _proposed_layers(layers: int, stages: int, chunks: int) -> str:
     return _as_typed([least + (place in longer) for place in range(number)])
 
 
-def _as_typed(numbers: list[int]) -> str:
+def _as_typed(numbers: Sequence[int]) -> str:
     return f"[{','.join(map(str, numbers))}]"
 
 

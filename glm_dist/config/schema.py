@@ -41,6 +41,11 @@ VOCABULARY_MULTIPLE = 128
 """The vocabulary is padded to a multiple of this under every layout (official rule)."""
 
 
+def pad_vocabulary(vocab_size: int) -> int:
+    """Round up to the rows of the vocabulary embedding."""
+    return -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+
+
 @dataclass
 class RunSection(Section):
     """Identity and length of the run."""
@@ -91,6 +96,9 @@ class ParallelConfig(Section):
     """Layers of each stage (with virtual_stages: of each chunk, in the order in which rows pass);
     empty divides them evenly. The last stage also has the head, which costs about as much as
     vocab_size x share of targets / (12 hidden_size) layers."""
+    timeout_minutes: int = bounded(30, at_least=1, at_most=1440, default=30)
+    """Minutes after which processes that wait for each other give up and the job ends. Raise it
+    where saving a checkpoint to a slow disk, or starting many processes, takes longer."""
 
 
 @dataclass
@@ -286,7 +294,7 @@ class RunConfig:
     @property
     def padded_vocab_size(self) -> int:
         """Rows of the vocabulary embedding: the next multiple of 128 under every layout."""
-        return -(-self.tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        return pad_vocabulary(self.tokenizer.vocab_size)
 
     @property
     def run_dir(self) -> Path:

@@ -54,6 +54,11 @@ class ParameterShard:
         return self.spec.tensor_dim
 
     @property
+    def is_tied_copy(self) -> bool:
+        """True for the last stage's copy of the word table."""
+        return bool(getattr(self.parameter, "ds_pipe_replicated", False))
+
+    @property
     def decays(self) -> bool:
         """True where weight decay applies."""
         return self.spec.decays

@@ -7,6 +7,9 @@ tensor-parallel group are neighbours and share a node's fast links. No torch her
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from glm_dist.config.parallel_checks import check_stage_layers
+from glm_dist.config.schema import RunConfig
+
 
 @dataclass(frozen=True)
 class Coordinates:
@@ -30,6 +33,32 @@ class Layout:
     """Chunks of layers on each pipeline rank; more than one shortens the pipeline's bubble."""
     stage_layers: tuple[int, ...] = ()
     """Layers of each chunk in the order in which rows pass; () divides them evenly."""
+
+    @classmethod
+    def from_config(cls, config: RunConfig, world_size: int | None = None) -> "Layout":
+        """Lay out a configured run.
+
+        Args:
+            config: Configuration of the run.
+            world_size: Processes of the whole job; None: as many replicas as the configuration
+                asks for, or one.
+
+        Raises:
+            LaunchError: The processes do not divide into replicas, or not into as many as asked.
+        """
+        parallel = config.parallel
+        if world_size is None:
+            replicas = parallel.data_parallel_size or 1
+        else:
+            replicas = config.data_parallel_size(world_size)
+        return cls(
+            tensor_parallel_size=parallel.tensor_parallel_size,
+            pipeline_parallel_size=parallel.pipeline_parallel_size,
+            data_parallel_size=replicas,
+            sequence_parallel=parallel.sequence_parallel,
+            virtual_stages=parallel.virtual_stages,
+            stage_layers=tuple(parallel.stage_layers),
+        )
 
     @property
     def world_size(self) -> int:
@@ -86,15 +115,25 @@ class Layout:
         Rows pass through chunk 0 of every stage, then through chunk 1 of every stage, and so on.
 
         Args:
-            num_layers: Layers of the whole model; without ``stage_layers`` the chunks divide them.
+            num_layers: Layers of the whole model.
             stage: Pipeline coordinate.
-            chunk: Which of the stage's virtual stages.
+            chunk: Index among the stage's virtual stages.
+
+        Raises:
+            ConfigError: The chunks do not divide the layers evenly, or ``stage_layers`` does not
+                give each chunk its layers: a layer would be left out.
         """
+        check_stage_layers(
+            num_layers,
+            num_stages=self.pipeline_parallel_size,
+            chunks_per_stage=self.virtual_stages,
+            listed=self.stage_layers,
+        )
         num_chunks = self.pipeline_parallel_size * self.virtual_stages
         counts = self.stage_layers or (num_layers // num_chunks,) * num_chunks
-        place = chunk * self.pipeline_parallel_size + stage
-        first = sum(counts[:place])
-        return range(first, first + counts[place])
+        index = chunk * self.pipeline_parallel_size + stage
+        first = sum(counts[:index])
+        return range(first, first + counts[index])
 
     def __str__(self) -> str:
         """Short form such as tp2·pp2·dp1, with what else is on."""

@@ -46,9 +46,6 @@ from glm_dist.train.state import restore_state
 
 log = logging.getLogger(__name__)
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-"""A collective without an answer for this long ends the job; saving to a slow disk must fit."""
-
 
 def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     """Train. Collective over all ranks of the job.
@@ -66,9 +63,10 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
-    device = start_process(launch, COLLECTIVE_TIMEOUT)
-    layout = _layout(config, launch.world_size)
-    groups = build_groups(layout, COLLECTIVE_TIMEOUT)
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    device = start_process(launch, timeout)
+    layout = Layout.from_config(config, launch.world_size)
+    groups = build_groups(layout, timeout)
     folder = _open_folder(config, launch, layout, console=console)
     with Ranks(None).together("open the corpora", "data.corpora"):
         source = open_row_source(config)
@@ -107,17 +105,6 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     dist.barrier()
     dist.destroy_process_group()
     return 0 if is_finished else _stopped_status(config, launch)
-
-
-def _layout(config: RunConfig, world_size: int) -> Layout:
-    return Layout(
-        tensor_parallel_size=config.parallel.tensor_parallel_size,
-        pipeline_parallel_size=config.parallel.pipeline_parallel_size,
-        data_parallel_size=config.data_parallel_size(world_size),
-        sequence_parallel=config.parallel.sequence_parallel,
-        virtual_stages=config.parallel.virtual_stages,
-        stage_layers=tuple(config.parallel.stage_layers),
-    )
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:

@@ -2,6 +2,8 @@
 
 import pytest
 
+from glm_dist.config.load import load_config
+from glm_dist.errors import ConfigError
 from glm_dist.parallel.layout import Coordinates, Layout
 
 EIGHT = Layout(tensor_parallel_size=2, pipeline_parallel_size=2, data_parallel_size=2)
@@ -64,6 +66,45 @@ def test_listed_layers_follow_each_other_through_the_chunks() -> None:
         list(layout.layers_of_stage(7, stage, chunk=chunk)) for chunk in (0, 1) for stage in (0, 1)
     ]
     assert order == [[0], [1, 2, 3], [4, 5], [6]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "num_layers", "key", "value"),
+    [
+        (Layout(1, 2, 1), 3, "parallel.pipeline_parallel_size", 2),
+        (Layout(1, 2, 1, virtual_stages=2), 6, "parallel.virtual_stages", 2),
+        (Layout(1, 2, 1, stage_layers=(2, 2)), 3, "parallel.stage_layers", "[2,2]"),
+        (Layout(1, 2, 1, stage_layers=(1, 1)), 3, "parallel.stage_layers", "[1,1]"),
+        (Layout(1, 2, 1, stage_layers=(1, 1, 1)), 3, "parallel.stage_layers", "[1,1,1]"),
+        (Layout(1, 2, 1, stage_layers=(3, 0)), 3, "parallel.stage_layers", "[3,0]"),
+    ],
+    ids=str,
+)
+def test_no_layer_is_left_out_or_held_twice(
+    layout: Layout, num_layers: int, key: str, value: object
+) -> None:
+    for stage in (0, 1):
+        with pytest.raises(ConfigError) as caught:
+            layout.layers_of_stage(num_layers, stage)
+        assert (caught.value.key, caught.value.value) == (key, value)
+        assert caught.value.fix
+
+
+def test_a_layout_is_what_the_configuration_asks_for() -> None:
+    config = load_config(
+        [
+            "experiment=tiny",
+            "parallel=tp2_pp2",
+            "parallel.data_parallel_size=null",
+            "parallel.sequence_parallel=true",
+            "parallel.stage_layers=[1,3]",
+        ]
+    )
+    asked = {"sequence_parallel": True, "stage_layers": (1, 3)}
+
+    assert Layout.from_config(config) == Layout(2, 2, 1, **asked)
+    assert Layout.from_config(config, 12) == Layout(2, 2, 3, **asked)
+    assert Layout.from_config(load_config(["experiment=tiny", "parallel=dp2"])) == Layout(1, 1, 2)
 
 
 def test_interleaving_asks_for_whole_groups_of_micro_batches() -> None:

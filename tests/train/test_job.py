@@ -1,6 +1,7 @@
 """The whole job from the command line, under every launcher."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from glm_dist.checkpoint.load import load_tensors, read_checkpoint
+from glm_dist.config.launch import LaunchEnvironment, read_launch_environment
 from glm_dist.config.load import load_config
 from glm_dist.data.row_source import RowSource, open_row_source
-from glm_dist.errors import DataError
+from glm_dist.errors import DataError, LaunchError
 from glm_dist.observe.metrics_file import final_records, read_records
+from glm_dist.train import job as training_job
 from tests.train.jobs import make_files, with_deepspeed, with_python, with_srun, with_torchrun
 
 PROCESSES = 2
@@ -69,6 +72,22 @@ def test_every_launcher_trains_the_same_weights(
     provenance = json.loads((runs / launcher / "provenance.json").read_text())
     assert provenance["attempts"][0]["launcher"] == launcher
     assert provenance["attempts"][0]["world_size"] == PROCESSES
+
+
+def test_processes_wait_as_long_as_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[timedelta] = []
+
+    def start(launch: LaunchEnvironment, timeout: timedelta) -> None:
+        asked.append(timeout)
+        raise LaunchError("no process starts here", key="none")
+
+    monkeypatch.setattr(training_job, "start_process", start)
+    for overrides in ([], ["parallel.timeout_minutes=90"]):
+        config = load_config(["experiment=tiny", *overrides])
+        with pytest.raises(LaunchError):
+            training_job.run(config, read_launch_environment({}))
+
+    assert asked == [timedelta(minutes=30), timedelta(minutes=90)]
 
 
 def test_a_run_that_was_stopped_goes_on_to_the_same_weights(
