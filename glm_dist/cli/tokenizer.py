@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from glm_dist.config.schema import pad_vocabulary
 from glm_dist.data.prepare.inputs import expand_inputs
 from glm_dist.data.prepare.output import output_file
 from glm_dist.data.prepare.readers import (
@@ -26,9 +27,6 @@ from glm_dist.data.prepare.readers import (
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.data.tokenizer.training import train_sentencepiece
-
-PADDING_DIVISOR = 128
-"""The model's embedding table is padded to a multiple of this."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,7 +111,7 @@ def _documents(inputs: list[str], options: TextOptions) -> Iterator[str]:
 
 
 def _show(tokenizer: Tokenizer, console: Console) -> None:
-    padded = -(-tokenizer.vocab_size // PADDING_DIVISOR) * PADDING_DIVISOR
+    padded = pad_vocabulary(tokenizer.vocab_size)
     console.print(f"ids: {tokenizer.vocab_size}, padded to {padded} rows in the model")
     console.print(f"fingerprint: {tokenizer.fingerprint}", highlight=False, soft_wrap=True)
     table = Table("role", "id", "written as")
