@@ -5,13 +5,18 @@ the other waits. Beside each layout stand the parts of its loss: the same collec
 computation, measured in the same turns, and the pipeline's bubble by arithmetic.
 """
 
+import json
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import multiprocessing
 
 from benchmarks.harness import Report, Timing, machine, options, parse, timed
 from benchmarks.problems import (
@@ -32,7 +37,6 @@ from glm_dist.parallel.layout import Coordinates, Layout
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
-from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
@@ -118,6 +122,32 @@ def collectives(config: RunConfig, name: str, micro_batches: Sequence[MicroBatch
     return pass_rows
 
 
+def measure_in_two_processes(
+    config: RunConfig, micro: tuple[int, int, int], rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of every contestant on rank 0, one value a round."""
+    # Read when the ranks start CUDA and DeepSpeed: the comparison is between processes on CPUs.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        # Ends both ranks as soon as one fails.
+        multiprocessing.spawn(_rank, args=(Path(folder), config, micro, rounds), nprocs=2)
+        seconds: dict[str, list[float]] = json.loads((Path(folder) / "seconds.json").read_text())
+    return seconds
+
+
+def _rank(
+    rank: int, folder: Path, config: RunConfig, micro: tuple[int, int, int], rounds: int
+) -> None:
+    # DeepSpeed reads the first from a launcher's environment.
+    os.environ |= {"LOCAL_RANK": str(rank), "RANK": str(rank), "WORLD_SIZE": "2"}
+    store = dist.FileStore(str(folder / "store"), 2)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=TIMEOUT)
+    seconds = measure(config, micro, rounds)
+    if rank == 0:
+        (folder / "seconds.json").write_text(json.dumps(seconds))
+    dist.destroy_process_group()
+
+
 def measure(config: RunConfig, micro: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
     """Seconds of every contestant on this rank, one value a round."""
     enable_cpu()
@@ -195,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         row_length=parsed.row_length,
     )
     micro = (parsed.micro_batches, parsed.rows, parsed.row_length)
-    seconds, _ = run_ranks(measure, config, micro, parsed.rounds, world_size=2, timeout=7200)
+    seconds = measure_in_two_processes(config, micro, parsed.rounds)
     micro_batches = span_micro_batches(micro[0], rows=micro[1], row_length=micro[2])
     report = Report(
         f"layouts_{parsed.model}",
