@@ -247,6 +247,45 @@ def test_package_follows_the_rule(rule: Callable[[Module], Iterator[str]]) -> No
     assert not broken, "\n" + "\n".join(broken)
 
 
+@pytest.mark.parametrize(("library", "door"), [(name, d) for name in DOORS for d in DOORS[name]])
+def test_every_door_is_used(library: str, door: str) -> None:
+    users = [
+        module.path
+        for module in MODULES
+        if PurePosixPath(module.path).match(door)
+        and any(name.split(".")[0] == library for _, name in _imports(module.tree))
+    ]
+
+    assert users, f"nothing in {door} imports {library}"
+
+
+def test_documented_doors_are_those_of_the_rule() -> None:
+    by_door: dict[tuple[str, ...], list[str]] = {}
+    for library, doors in DOORS.items():
+        by_door.setdefault(doors, []).append(library)
+    table = "| library | door |\n| --- | --- |\n" + "".join(
+        f"| {', '.join(libraries)} | {', '.join(f'`{door}`' for door in doors)} |\n"
+        for doors, libraries in by_door.items()
+    )
+
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+
+    assert table in text, f"docs/architecture.md should have this table:\n{table}"
+
+
+def test_benchmarks_do_not_import_tests() -> None:
+    scripts = sorted((ROOT / "benchmarks").glob("*.py"))
+    imported = {
+        path.name: name
+        for path in scripts
+        for _, name in _imports(ast.parse(path.read_text(encoding="utf-8")))
+        if name.split(".")[0] == "tests"
+    }
+
+    assert scripts
+    assert not imported
+
+
 def test_every_imported_library_is_declared() -> None:
     distribution = {
         "backports": "backports-zstd",
