@@ -37,7 +37,7 @@ from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import TORCH_DTYPES, transformer_config
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import ParameterShard
-from glm_dist.model.stage import GLMStage
+from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.observe.flops import (
     Work,
     convention_operations,
@@ -52,6 +52,7 @@ from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.efficiency import micro_batch_work
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
+from glm_dist.train.task import Pretraining, TaskLoss
 
 try:
     from megatron.core.extensions.transformer_engine import HAVE_TE
@@ -132,6 +133,13 @@ class GPTStage(torch.nn.Module):
             future = (places[None, :] > places[:, None])[None, None]  # [1, 1, s, s]
         losses = self.gpt(tokens, places.expand_as(tokens), future, labels=tokens.roll(-1, 1))
         return losses.double().sum()
+
+
+class AllPositions(Pretraining):
+    """The task of GPTModel, which computes its loss itself."""
+
+    def loss(self, stage: object, hidden: torch.Tensor, batch: StageBatch) -> TaskLoss:
+        return TaskLoss(hidden, hidden.new_zeros(0, 2))
 
 
 def build(contestant: Contestant, model: ModelConfig, groups: ParallelGroups) -> torch.nn.Module:
@@ -231,7 +239,8 @@ def measure(
         torch.cuda.reset_peak_memory_stats()
     try:
         engine = TrainingEngine(
-            build(contestant, model, groups),
+            GLMShard([build(contestant, model, groups)]),  # type: ignore[list-item]
+            Pretraining() if contestant.is_glm else AllPositions(),
             config.optimizer,
             deepspeed_config=deepspeed_config(config, world_size=1),
             groups=groups,

@@ -29,7 +29,7 @@ from benchmarks.problems import (
 from benchmarks.step import BareLoop, fused_adamw, run_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
 from glm_dist.data.rows import MicroBatch
-from glm_dist.model.stage import GLMStage
+from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.observe.flops import weights_per_layer
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
@@ -37,6 +37,7 @@ from glm_dist.parallel.layout import Coordinates, Layout
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
+from glm_dist.train.task import Pretraining
 
 CPU = torch.device("cpu")
 TIMEOUT = timedelta(minutes=30)
@@ -82,7 +83,8 @@ def shared_work(config: RunConfig, layout: Layout, micro_batches: Sequence[Micro
     for parameter in stage.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     engine = TrainingEngine(
-        stage,
+        GLMShard([stage]),
+        Pretraining(),
         config.optimizer,
         deepspeed_config=deepspeed_config(replace(config, parallel=sizes), world_size=2),
         groups=groups,

@@ -19,6 +19,7 @@ from benchmarks.problems import (
     VOCAB_SIZE,
     device,
     glm,
+    loss_of,
     model_config,
     one_process,
     span_micro_batches,
@@ -63,7 +64,7 @@ class DenseAttention(torch.nn.Module):
 
 def loss_of_all_positions(stage: GLMStage, batch: StageBatch, micro: MicroBatch) -> torch.Tensor:
     """Logits everywhere, then the loss where there is a target."""
-    hidden = stage.hidden_states(batch).transpose(0, 1)  # [b, s, h]
+    hidden = stage(batch).transpose(0, 1)  # [b, s, h]
     logits = (hidden @ stage.tied_weight.t())[..., :VOCAB_SIZE]  # [b, s, v]
     losses = cross_entropy(logits.flatten(0, 1), micro.targets.flatten(), reduction="none")
     return (losses * micro.loss_mask.flatten()).sum()
@@ -90,7 +91,7 @@ def peak_and_seconds(
             )
 
     def step() -> None:
-        loss = stage(batch) if way in OURS else loss_of_all_positions(stage, batch, micro)
+        loss = loss_of(stage, batch) if way in OURS else loss_of_all_positions(stage, batch, micro)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -11,11 +11,13 @@ from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
 from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import start_process
+from glm_dist.train.task import Pretraining
 
 VOCAB_SIZE = 30524
 """BERT's 30522 pieces, sop and eop: GLM-Base and -Large."""
@@ -79,6 +81,11 @@ def glm(
     initialize(stage.shards(), seed=1)
     stage.train()
     return stage
+
+
+def loss_of(stage: GLMStage, batch: StageBatch) -> torch.Tensor:
+    """The summed loss of a micro-batch []."""
+    return Pretraining().loss(stage, stage(batch), batch).total
 
 
 def span_prefix(row_length: int) -> int:

@@ -20,6 +20,7 @@ from benchmarks.problems import (
     VOCAB_SIZE,
     device,
     glm,
+    loss_of,
     model_config,
     one_process,
     span_micro_batches,
@@ -30,7 +31,7 @@ from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.head import CHUNK_ELEMENTS
-from glm_dist.model.stage import GLMStage
+from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.observe.flops import Work, useful_operations
 from glm_dist.observe.sinks import JsonlSink
 from glm_dist.optim.param_groups import param_groups
@@ -38,8 +39,9 @@ from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.efficiency import micro_batch_work
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.loop import TrainingRun, train
+from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.task import Pretraining
 
 CLIP = 1.0
 
@@ -87,7 +89,7 @@ class BareLoop:
         batches = [StageBatch.from_micro_batch(m, device()) for m in micro_batches]
         scale = 1.0 / sum(batch.target_ids.numel() for batch in batches)
         for batch in batches:
-            (self._stage(batch) * scale).backward()
+            (loss_of(self._stage, batch) * scale).backward()
         torch.nn.utils.clip_grad_norm_(self._stage.parameters(), CLIP)
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -178,13 +180,14 @@ def measure(
     bare = BareLoop(stages[0], fused_adamw(stages[0], config))
     turns = Turns(micro_batches, products, bare, rounds=config.run.steps - 2)
     engine = TrainingEngine(
-        stages[1],
+        GLMShard([stages[1]]),
+        Pretraining(),
         config.optimizer,
         deepspeed_config=deepspeed_config(config, world_size=1),
         groups=groups,
     )
     with tempfile.TemporaryDirectory() as folder:
-        work = TrainingRun(
+        work = LoopContext(
             config=config,
             engine=engine,
             batches=iter(turns),

@@ -4,12 +4,18 @@ Each message is written by hand for its mistake: what is wrong, with the value; 
 obvious; what to do, as a command. Key, value and fix are also fields, for programs.
 """
 
+EXIT_BUG = 1
+"""Exit status after a failure that is ours to fix."""
+
 EXIT_USER_ERROR = 2
 """Exit status after a mistake that the user can correct."""
 
 
 class GlmDistError(Exception):
     """A mistake that the user can correct; anything else that goes wrong is a bug of ours."""
+
+    rank: int | None = None
+    """The only rank that met it; None if every rank raises the same."""
 
     def __init__(
         self,

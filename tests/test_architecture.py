@@ -35,7 +35,7 @@ DOORS = {
     "hydra": ("config/load.py",),
     "omegaconf": ("config/load.py",),
     "megatron": ("parallel/*.py", "model/*.py", "model/attention/*.py"),
-    "deepspeed": ("train/engine.py",),
+    "deepspeed": ("optim/deepspeed_engine.py",),
     "wandb": ("observe/sinks.py",),
     "sentencepiece": ("data/tokenizer/*.py",),
     "tokenizers": ("data/tokenizer/*.py",),
@@ -178,9 +178,8 @@ def exceptions_are_named(module: Module) -> Iterator[str]:
             continue
         caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
         named = all(c and ast.unparse(c) not in {"Exception", "BaseException"} for c in caught)
-        # Some libraries raise Exception itself; naming the mistake at once hides nothing.
-        only = node.body[0] if len(node.body) == 1 else None
-        translated = node.type is not None and isinstance(only, ast.Raise) and only.cause
+        # Some libraries raise Exception itself; what is raised again hides nothing.
+        translated = node.type is not None and isinstance(node.body[-1], ast.Raise)
         if not named and not translated:
             yield f"line {node.lineno}: catches everything"
 

@@ -17,6 +17,9 @@ from glm_dist.files import fsync_folder, is_dir
 
 log = logging.getLogger(__name__)
 
+MANIFEST_NAME = "manifest.json"
+"""File of a checkpoint that is written last."""
+
 _STEP = re.compile(r"(?:\.old-)?step_(\d{7,})")
 
 

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from glm_dist.checkpoint.folders import MANIFEST_NAME
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError
 from glm_dist.files import sha256_of
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
 
-MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
 
 

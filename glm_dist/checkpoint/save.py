@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.checkpoint.folders import (
+    MANIFEST_NAME,
     create_staging,
     publish,
     retire,
@@ -24,7 +25,6 @@ from glm_dist.checkpoint.folders import (
 )
 from glm_dist.checkpoint.fragments import as_fragment
 from glm_dist.checkpoint.manifest import (
-    MANIFEST_NAME,
     FileRecord,
     Json,
     Manifest,

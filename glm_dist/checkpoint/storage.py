@@ -29,7 +29,7 @@ from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.manifest import FileRecord, TensorRecord
 from glm_dist.errors import CheckpointError
 from glm_dist.files import write_atomically
-from glm_dist.parallel.errors import Explained, Ranks
+from glm_dist.parallel.errors import Ranks, as_checkpoint_error
 
 _MAX_LISTED = 10
 
@@ -164,7 +164,7 @@ class _HashingWriter(FileSystemWriter):
         return self.hashing.records
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        with Explained(rank=self.group_rank, task="write its tensors", key=str(self.path)):
+        with as_checkpoint_error(task="write tensors", path=str(self.path)):
             return super().write_data(plan, planner)
 
 

@@ -82,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             expected="one process, which holds the whole model",
             fix="start glm-dist generate without a launcher",
         )
-    device = start_process(launch, timedelta(minutes=10))
+    device = start_process(launch, timedelta(minutes=10)).device
     trained = load_trained(
         arguments.run, step=arguments.step, device=device, tokenizer=arguments.tokenizer
     )

@@ -8,11 +8,11 @@ deepspeed, torchrun or srun.
 
 import argparse
 import importlib
-import logging
 import os
 import sys
 from pathlib import Path
 
+from glm_dist.cli.once import print_once
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
     accelerator_is_visible,
@@ -20,10 +20,8 @@ from glm_dist.config.launch import (
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
-from glm_dist.errors import EXIT_USER_ERROR, ConfigError, GlmDistError
+from glm_dist.errors import ConfigError, GlmDistError
 from glm_dist.train.preflight import check_files
-
-log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,8 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check, then train.
 
+    Returns:
+        Exit status: see ``train.job.run``; 2 if what the user asked for cannot be done.
+
     Raises:
-        GlmDistError: What the user asked for cannot be done.
+        LaunchError: The variables of the launcher contradict each other.
     """
     launch = read_launch_environment(os.environ)
     hide_gpus_if_asked(os.environ)
@@ -51,29 +52,18 @@ def run(arguments: argparse.Namespace) -> int:
             world_size=launch.world_size,
             has_accelerator=accelerator_is_visible(os.environ),
         )
-    except GlmDistError:
-        if launch.rank == 0:
-            raise
-        return EXIT_USER_ERROR  # every rank met the same mistake; one of them speaks
+    except GlmDistError as error:
+        return print_once(error, launch, is_everywhere=True)
     if arguments.cfg:
         if launch.rank == 0:
             sys.stdout.write(dump_config(config))
         return 0
     try:
         check_files(config)
-    except GlmDistError:
-        if launch.local_rank == 0:
-            raise
-        return EXIT_USER_ERROR  # the ranks of a node see the same files
-    job = importlib.import_module("glm_dist.train.job")
-    try:
-        status: int = job.run(config, launch)
     except GlmDistError as error:
-        if launch.rank == 0:
-            raise
-        # The job raises one message on all ranks; here it goes to the rank's own log file.
-        log.info("stopped by %s: %s", type(error).__name__, error)
-        return EXIT_USER_ERROR
+        return print_once(error, launch, is_everywhere=False)
+    job = importlib.import_module("glm_dist.train.job")
+    status: int = job.run(config, launch)
     return status
 
 

@@ -94,6 +94,13 @@ class Resume(Enum):
     never = "never"
 
 
+class InitWith(Enum):
+    """What a run takes over from the one that run.init_from names."""
+
+    weights = "weights"
+    weights_and_optimizer = "weights_and_optimizer"
+
+
 class WandbMode(Enum):
     """Where Weights & Biases records go."""
 

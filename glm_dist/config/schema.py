@@ -16,6 +16,7 @@ from typing import ClassVar
 from glm_dist.config.architecture import ModelConfig as ModelConfig
 from glm_dist.config.choices import Activation as Activation
 from glm_dist.config.choices import Dtype as Dtype
+from glm_dist.config.choices import InitWith as InitWith
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
 from glm_dist.config.choices import Offload as Offload
@@ -58,6 +59,12 @@ class RunSection(Section):
     """Seeds initialisation, dropout and data; same seed, same run."""
     steps: int = bounded(200_000, at_least=1)
     """Steps to reach, skipped fp16 updates included; a resumed run stops at the same number."""
+    init_from: str | None = None
+    """Run folder or checkpoint folder that a new run takes its first weights from, in any layout;
+    unset: they are drawn. A run that has checkpoints itself continues from those."""
+    init_with: InitWith = InitWith.weights
+    """weights: begin at step 0 with a new optimizer, on any data; weights_and_optimizer: go on
+    where that run stood, in step, learning rate and rows."""
 
 
 @dataclass

@@ -4,6 +4,7 @@ Targets are listed by place, so that vocabulary logits are computed there and no
 is made on the host, where the loss mask already is: finding it on a GPU would stall the stream.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,8 @@ class StageBatch:
     """Token ids to predict [n]."""
     segments: tuple[tuple[Segment, ...], ...] = ()
     """Segments of packed rows, as in ``MicroBatch``."""
+    target_groups: torch.Tensor | None = None
+    """Members of each group of targets whose loss is a metric [g, n], bool; None: no groups."""
 
     @cached_property
     def attention(self) -> AttentionPlan:
@@ -43,16 +46,23 @@ class StageBatch:
         )
 
     @classmethod
-    def from_micro_batch(cls, micro_batch: MicroBatch, device: torch.device) -> "StageBatch":
+    def from_micro_batch(
+        cls, micro_batch: MicroBatch, device: torch.device, *, groups: Sequence[str] = ()
+    ) -> "StageBatch":
         """List the targets of a micro-batch and move it to the device.
 
         Args:
             micro_batch: Host tensors as the loader yields them.
             device: The rank's device.
+            groups: Objectives whose targets are groups.
         """
         loss_mask = micro_batch.loss_mask.t()  # [s, b], the order of the hidden states
         index = loss_mask.reshape(-1).nonzero().squeeze(1)
         ids = micro_batch.targets.t().reshape(-1)[index]
+        in_group = torch.tensor(
+            [[name == group for name in micro_batch.objectives] for group in groups],
+            dtype=torch.bool,
+        ).view(len(groups), loss_mask.size(1))  # [g, b]
 
         def to_device(tensor: torch.Tensor) -> torch.Tensor:
             if device.type == "cuda" and not tensor.is_pinned():
@@ -67,4 +77,5 @@ class StageBatch:
             target_index=to_device(index),
             target_ids=to_device(ids),
             segments=micro_batch.segments,
+            target_groups=to_device(in_group[:, index % loss_mask.size(1)]),
         )

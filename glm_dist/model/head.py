@@ -28,12 +28,14 @@ class _HeadLoss(torch.autograd.Function):
         target_ids: torch.Tensor,
         vocab_size: int,
         group: dist.ProcessGroup,
+        target_groups: torch.Tensor,
         needs_gradient: bool,
         chunk_size: int,
-    ) -> torch.Tensor:
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         first_row = group.rank() * weight.size(0)
         real = weight[: max(vocab_size - first_row, 0)]  # [r, h]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        by_group = total.new_zeros(target_groups.size(0))
         hidden_gradient = weight_gradient = None
         if needs_gradient:
             hidden_gradient = torch.zeros_like(hidden)
@@ -48,7 +50,9 @@ class _HeadLoss(torch.autograd.Function):
                 continue
             here = (local_ids >= 0) & (local_ids < real.size(0))
             column = local_ids.where(here, 0).unsqueeze(1)
-            total -= log_p.gather(1, column).squeeze(1).where(here, 0.0).double().sum()
+            found = log_p.gather(1, column).squeeze(1).where(here, 0.0).double()  # [c]
+            total -= found.sum()
+            by_group -= target_groups[:, part].double() @ found
             if hidden_gradient is None or weight_gradient is None:
                 continue
             logit_gradient = log_p.exp_()
@@ -62,17 +66,18 @@ class _HeadLoss(torch.autograd.Function):
                 dist.all_reduce(hidden_gradient, group=group)
         ctx.gradients = hidden_gradient, weight_gradient
         ctx.weight_dtype = weight.dtype
-        return total
+        ctx.mark_non_differentiable(by_group)
+        return total, by_group
 
     @staticmethod
-    def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # Scaled in place and handed over: the table's gradient is the largest tensor of a step.
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients
         return (
             _scaled(hidden_gradient, scale),
             _scaled(weight_gradient, scale).to(ctx.weight_dtype),
-            *(None,) * 5,
+            *(None,) * 6,
         )
 
 
@@ -118,9 +123,10 @@ def head_loss(
     *,
     vocab_size: int,
     group: dist.ProcessGroup,
+    target_groups: torch.Tensor | None = None,
     chunk_elements: int | None = None,
-) -> torch.Tensor:
-    """Sum over targets of -log p(target), natural logarithm.
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum -log p(target) over targets, in nats, in all and by groups of targets.
 
     Each loss is computed in fp32; their sum is fp64, since a step adds up many thousands.
 
@@ -130,23 +136,29 @@ def head_loss(
         target_ids: Token ids to predict [n], each below vocab_size.
         vocab_size: Tokens that exist; rows from here on are padding.
         group: Ranks that share the vocabulary.
+        target_groups: Members of each group [g, n], bool; None: no groups.
         chunk_elements: Logits held at once; None: ``CHUNK_ELEMENTS`` of the device.
 
     Returns:
-        [] on every rank of the group.
+        The sum [], equal on every rank of the group; and the sums by group [g] over the targets
+        whose token this rank holds, so that those of all ranks add up to the whole. Only the first
+        has a gradient.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     elements = chunk_elements or CHUNK_ELEMENTS[hidden.device.type]
-    loss: torch.Tensor = _HeadLoss.apply(  # type: ignore[no-untyped-call]
+    if target_groups is None:
+        target_groups = target_ids.new_empty((0, target_ids.numel()), dtype=torch.bool)
+    total, by_group = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden,
         weight,
         target_ids,
         vocab_size,
         group,
+        target_groups,
         needs_gradient,
         max(elements // weight.size(0), 1),
     )
-    return loss
+    return total, by_group
 
 
 def head_logits(

@@ -1,4 +1,4 @@
-"""One pipeline stage of GLM: its share of embedding, blocks, final norm and tied head.
+"""What one rank holds of GLM: its share of embedding, blocks, final norm and tied head.
 
 Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor ranks.
 """
@@ -10,14 +10,21 @@ import torch
 from megatron.core.enums import ModelType
 from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_block import TransformerBlock
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from glm_dist.config.parameter_specs import WORD_EMBEDDINGS, ParameterSpec, parameter_specs
-from glm_dist.config.schema import Dtype, ModelConfig, PositionEncoding, RecomputeConfig
+from glm_dist.config.schema import (
+    Dtype,
+    ModelConfig,
+    PositionEncoding,
+    RecomputeConfig,
+    RunConfig,
+)
 from glm_dist.model.attention.rotary import plan_rotation
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
-from glm_dist.model.head import head_logits, head_loss
+from glm_dist.model.head import head_logits
 from glm_dist.model.parameters import ParameterShard, mark_for_norm, match_shards
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import gather_targets, prepare_process
@@ -115,17 +122,12 @@ class GLMStage(torch.nn.Module):
         self.decoder.set_input_tensor(tensors[0])
 
     @property
-    def chunks(self) -> tuple["GLMStage", ...]:
-        """What the schedule runs: the stage itself, as it is in one piece."""
-        return (self,)
-
-    @property
     def tied_weight(self) -> torch.Tensor | None:
         """This stage's slice of the word table [v/t, h]; None on the stages between."""
         table = self.head if self.embedding is None else self.embedding.word_embeddings
         return None if table is None else table.weight
 
-    def hidden_states(self, batch: StageBatch) -> torch.Tensor:
+    def forward(self, batch: StageBatch) -> torch.Tensor:
         """Run the embedding, where this stage has it, and the blocks.
 
         Returns:
@@ -144,24 +146,33 @@ class GLMStage(torch.nn.Module):
         hidden: torch.Tensor = self.decoder(embedded, None, packed_seq_params=plan)
         return hidden
 
-    def forward(self, batch: StageBatch) -> torch.Tensor:
-        """Hidden states for the next stage [s, b, h], or on the last stage the summed loss []."""
-        hidden = self.hidden_states(batch)
-        if not self.is_last:
-            return hidden
-        return head_loss(
-            self._at_targets(hidden, batch),
-            self._head_weight(),
-            batch.target_ids,
-            vocab_size=self.vocab_size,
-            group=self.groups.tensor,
-        )
+    def at_targets(self, hidden: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor:
+        """Pick the hidden states at targets, from whichever tensor rank holds them.
+
+        Args:
+            hidden: What ``forward`` returns.
+            target_index: Where tokens are predicted [n], as s_index * b + b_index.
+
+        Returns:
+            [n, h] on every tensor rank.
+        """
+        if self.config.sequence_parallel:
+            # The head's gradient is already summed over its ranks, as this needs it.
+            return gather_targets(hidden, target_index, group=self.groups.tensor)
+        return hidden.flatten(0, 1)[target_index]  # [s, b, h] -> [n, h]
+
+    @property
+    def head_weight(self) -> torch.Tensor:
+        """The last stage's slice of the word table [v/t, h]."""
+        weight = self.tied_weight
+        assert weight is not None, "the last stage always holds the word table"
+        return weight
 
     def logits(self, batch: StageBatch) -> torch.Tensor:
-        """Logits at the targets [n, vocab_size] in fp32; last stage only."""
+        """Return logits at the targets [n, vocab_size] in fp32; last stage only."""
         return head_logits(
-            self._at_targets(self.hidden_states(batch), batch),
-            self._head_weight(),
+            self.at_targets(self(batch), batch.target_index),
+            self.head_weight,
             vocab_size=self.vocab_size,
             group=self.groups.tensor,
         )
@@ -189,13 +200,63 @@ class GLMStage(torch.nn.Module):
             else:
                 yield name, parameter
 
-    def _at_targets(self, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
-        if self.config.sequence_parallel:
-            # The head's gradient is already summed over its ranks, as this needs it.
-            return gather_targets(hidden, batch.target_index, group=self.groups.tensor)
-        return hidden.flatten(0, 1)[batch.target_index]  # [s, b, h] -> [n, h]
 
-    def _head_weight(self) -> torch.Tensor:
-        weight = self.tied_weight
-        assert weight is not None, "the last stage always holds the word table"
-        return weight
+class GLMShard(torch.nn.Module):
+    """All that one rank holds of the model: one stage, or several chunks that take turns."""
+
+    def __init__(self, chunks: Sequence[GLMStage]) -> None:
+        """Hold the chunks, in the order in which rows pass through them."""
+        super().__init__()
+        self._chunks = torch.nn.ModuleList(chunks)
+
+    @property
+    def chunks(self) -> tuple[GLMStage, ...]:
+        """What the schedule runs; several only where stages are interleaved."""
+        return tuple(self._chunks)  # type: ignore[arg-type]
+
+    @property
+    def config(self) -> TransformerConfig:
+        """megatron-core's configuration that the schedule reads."""
+        return self.chunks[0].config
+
+    @property
+    def tied_weight(self) -> torch.Tensor | None:
+        """This rank's slice of the word table [v/t, h]; None on the stages between."""
+        tables = [chunk.tied_weight for chunk in self.chunks if chunk.tied_weight is not None]
+        return tables[0] if tables else None
+
+    def shards(self) -> list[ParameterShard]:
+        """What each of this rank's parameters is in the whole model."""
+        return [place for chunk in self.chunks for place in chunk.shards()]
+
+
+def build_shard(
+    config: RunConfig,
+    *,
+    groups: ParallelGroups,
+    device: torch.device,
+    recompute: RecomputeConfig | None = None,
+) -> GLMShard:
+    """Create this rank's part of the model; ``parameters.initialize`` gives it values.
+
+    Args:
+        config: Checked configuration.
+        groups: This rank's process groups.
+        device: Where parameters live.
+        recompute: Activations that are not kept; None keeps all.
+    """
+    return GLMShard(
+        [
+            GLMStage(
+                config.model,
+                vocab_size=config.tokenizer.vocab_size,
+                padded_vocab_size=config.padded_vocab_size,
+                dtype=config.precision.dtype,
+                groups=groups,
+                device=device,
+                recompute=recompute,
+                chunk=chunk,
+            )
+            for chunk in range(groups.layout.virtual_stages)
+        ]
+    )

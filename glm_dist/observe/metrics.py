@@ -5,6 +5,8 @@ Names are ``area/what`` with the unit in the name where there is one; a dashboar
 
 TRAIN_LOSS = "train/loss"
 """Nats per predicted token, mean over the steps of the record."""
+TRAIN_LOSS_OF = "train/loss_"
+"""Prefix: the same for the rows of one objective."""
 GRAD_NORM = "train/grad_norm"
 """Global norm before clipping, of the record's last step."""
 LEARNING_RATE = "train/learning_rate"

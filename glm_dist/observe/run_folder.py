@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
 LOCK_FILE = "lock"
+CHECKPOINTS = "checkpoints"
+"""Folder of the checkpoints inside a run folder."""
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
 """Whose versions decide what a run computes, beside our own."""

@@ -1,12 +1,8 @@
-"""How fast training goes and when it ends: arithmetic on a clock that is handed in.
+"""How fast training goes and when it ends: arithmetic on the clock of phases.
 
 A record's speed counts the time of its steps alone; validation and checkpoints are pauses. The
 estimated time of arrival counts everything, because the rest of the run will pause as well.
 """
-
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 from glm_dist.observe.metrics import (
     ETA_SECONDS,
@@ -15,6 +11,13 @@ from glm_dist.observe.metrics import (
     TOKENS_PER_SECOND_PER_GPU,
     WAIT_SHARE,
 )
+from glm_dist.observe.phases import DATA, SAVE, VALIDATE, PhaseClock
+
+PAUSES = (VALIDATE, SAVE)
+"""Phases that belong to no step."""
+
+WAITS = (DATA,)
+"""Phases of a step in which nothing is computed."""
 
 
 class Throughput:
@@ -26,25 +29,23 @@ class Throughput:
         first_step: int,
         last_step: int,
         world_size: int,
-        clock: Callable[[], float] = time.monotonic,
+        phases: PhaseClock,
     ) -> None:
-        """Start the clock.
+        """Start counting.
 
         Args:
             first_step: Steps done before this process began.
             last_step: Step at which the run ends.
             world_size: Accelerators that share the work.
-            clock: Seconds, from any origin.
+            phases: Clock of the loop; nobody else may take its seconds.
         """
-        self._clock = clock
+        self._phases = phases
         self._first_step = first_step
         self._last_step = last_step
         self._world_size = world_size
         self._done = first_step
         self._settled: tuple[int, float] | None = None
-        self._window_start = clock()
-        self._paused = 0.0
-        self._waits: dict[str, float] = {}
+        self._window_start = phases.now()
         self._tokens = 0
         self._window_first = first_step
 
@@ -58,29 +59,7 @@ class Throughput:
         self._tokens += tokens
         if self._settled is None:
             # The first step compiles kernels and opens connections; the estimate starts after it.
-            self._settled = (self._done, self._clock())
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Mark work that belongs to no step, such as a validation or a checkpoint."""
-        started = self._clock()
-        try:
-            yield
-        finally:
-            self._paused += self._clock() - started
-
-    @contextmanager
-    def waiting(self, reason: str) -> Iterator[None]:
-        """Mark time inside a step in which nothing is computed.
-
-        Args:
-            reason: What is waited for, such as ``data``; names the metric.
-        """
-        started = self._clock()
-        try:
-            yield
-        finally:
-            self._waits[reason] = self._waits.get(reason, 0.0) + self._clock() - started
+            self._settled = (self._done, self._phases.now())
 
     def take(self) -> dict[str, float]:
         """Metrics of the steps since the last call, which starts a new window.
@@ -88,9 +67,10 @@ class Throughput:
         Returns:
             Metric name -> value; empty if no step was done.
         """
-        now = self._clock()
+        now, by_phase = self._phases.now(), self._phases.take()
         steps = self._done - self._window_first
-        seconds = now - self._window_start - self._paused
+        paused = sum(by_phase.get(phase, 0.0) for phase in PAUSES)
+        seconds = now - self._window_start - paused
         metrics: dict[str, float] = {}
         if steps > 0 and seconds > 0:
             per_second = self._tokens / seconds
@@ -100,12 +80,14 @@ class Throughput:
                 TOKENS_PER_SECOND_PER_GPU: per_second / self._world_size,
                 ETA_SECONDS: self._eta(now, seconds / steps),
             }
-            metrics |= {WAIT_SHARE + name: wait / seconds for name, wait in self._waits.items()}
+            metrics |= {
+                WAIT_SHARE + phase: by_phase[phase] / seconds
+                for phase in WAITS
+                if phase in by_phase
+            }
         self._window_start = now
         self._window_first = self._done
-        self._paused = 0.0
         self._tokens = 0
-        self._waits = {}
         return metrics
 
     def _eta(self, now: float, seconds_per_step: float) -> float:

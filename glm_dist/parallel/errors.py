@@ -1,30 +1,95 @@
 """How ranks fail together: what goes wrong on one of them is raised on all of them.
 
 A lone exception between two collectives is a hang for the others. Local work (files, mostly) runs
-inside ``Ranks.together``, which ends with one small exchange and one common verdict.
+inside ``Ranks.together``, which ends with one small exchange and one common verdict:
+
+- a mistake of the user (``GlmDistError``) is raised as it is on every rank;
+- what the operating system refuses (``OSError``) becomes a message that names path and remedy;
+- anything else is a bug: the rank that met it keeps its exception, the others raise a
+  ``RankFailure`` that names it.
 """
 
 import errno
-from collections.abc import Callable
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
 
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from glm_dist.errors import CheckpointError, GlmDistError
+from glm_dist.errors import EXIT_BUG, EXIT_USER_ERROR, CheckpointError, GlmDistError
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FIXES = {
-    errno.ENOSPC: "free space there, or point paths.runs at a file system with room",
-    errno.EDQUOT: "raise the quota there, or point paths.runs at a file system with room",
-    errno.EFBIG: "raise the file size limit (ulimit -f)",
-    errno.EACCES: "make it writable for this user, or point paths.runs elsewhere",
-    errno.EPERM: "make it writable for this user, or point paths.runs elsewhere",
-    errno.EROFS: "point paths.runs at a file system that is not read-only",
+_REMEDIES = {
+    errno.ENOSPC: "Free space there, or set paths.runs to a file system with room.",
+    errno.EDQUOT: "Raise the quota there, or set paths.runs to a file system with room.",
+    errno.EFBIG: "Raise the file size limit (ulimit -f).",
+    errno.EACCES: "Make it writable for this user, or set paths.runs to another folder.",
+    errno.EPERM: "Make it writable for this user, or set paths.runs to another folder.",
+    errno.EROFS: "Set paths.runs to a file system that is not read-only.",
 }
-_FALLBACK_FIX = "see the cause named above; the checkpoints saved before are untouched"
+_NOTHING_LOST = "Checkpoints saved before are intact; start the same command again to continue."
+
+
+class RankFailure(Exception):  # noqa: N818
+    """The news that another rank failed, on a rank that did not."""
+
+    def __init__(self, rank: int, host: str, summary: str, *, is_bug: bool = True) -> None:
+        """Name the rank.
+
+        Args:
+            rank: The rank that failed.
+            host: Its host.
+            summary: What it met, in one line.
+            is_bug: False for a mistake of the user that only that rank met.
+        """
+        super().__init__(rank, host, summary, is_bug)
+        self.rank = rank
+        self.host = host
+        self.summary = summary
+        self.is_bug = is_bug
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Pickle with every field."""
+        return (_rank_failure, self.args)
+
+    @property
+    def status(self) -> int:
+        """Exit status of every rank of the job."""
+        return EXIT_BUG if self.is_bug else EXIT_USER_ERROR
+
+    def __str__(self) -> str:
+        """Say who failed, with what, and where to read more."""
+        log_file = f"log/rank_{self.rank:04d}.log"
+        return f"rank {self.rank} on {self.host} failed: {self.summary} (see its {log_file})"
+
+
+def _rank_failure(rank: int, host: str, summary: str, is_bug: bool) -> RankFailure:
+    return RankFailure(rank, host, summary, is_bug=is_bug)
+
+
+@contextmanager
+def on_this_rank(rank: int) -> Iterator[None]:
+    """Mark the user's mistakes that are met in the block as this rank's alone.
+
+    Others do not raise them, so whoever reports them names rank and host.
+
+    Args:
+        rank: This rank.
+    """
+    try:
+        yield
+    except GlmDistError as error:
+        error.rank = rank
+        raise
 
 
 class Ranks:
@@ -43,7 +108,7 @@ class Ranks:
         self.size = dist.get_world_size(group) if self.is_joined else 1
 
     def gather(self, value: T) -> list[T]:
-        """Everybody's value, in rank order, on every rank."""
+        """Return everybody's value, in rank order, on every rank."""
         if not self.is_joined:
             return [value]
         values: list[T] = [value] * self.size
@@ -53,33 +118,48 @@ class Ranks:
     def on_first(self, task: str, key: str, action: Callable[[], T]) -> T:
         """Run an action on rank 0 only; its result, or its failure, reaches every rank."""
         results: list[T] = []
-        with self.together(task, key):
+        with Together(self, task, key, names_rank=False):
             if self.rank == 0:
                 results.append(action())
         return next(iter(self.gather(results)[0]))
 
     def together(self, task: str, key: str) -> "Together":
-        """Context in which a failure of any rank is raised on all of them.
-
-        Errors of this package keep their class; others become a CheckpointError.
+        """Return a context in which a failure of any rank is raised on all of them.
 
         The block holds local work, or one collective that already fails on every rank.
 
         Args:
-            task: What every rank is expected to do, to follow "every rank to".
+            task: What the block does, to follow "could not".
             key: Path at stake.
         """
         return Together(self, task, key)
 
 
+@dataclass(frozen=True)
+class _Verdict:
+    """What one rank met."""
+
+    rank: int
+    host: str
+    error: GlmDistError | RankFailure
+
+
 class Together:
     """See ``Ranks.together``."""
 
-    def __init__(self, ranks: Ranks, task: str, key: str) -> None:
-        """Keep what the error will name."""
+    def __init__(self, ranks: Ranks, task: str, key: str, *, names_rank: bool = True) -> None:
+        """Keep what the error will name.
+
+        Args:
+            ranks: Who takes part.
+            task: What the block does, to follow "could not".
+            key: Path at stake.
+            names_rank: Say which rank and host an error is of if others did not meet it.
+        """
         self.ranks = ranks
         self.task = task
         self.key = key
+        self.names_rank = names_rank
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -91,86 +171,106 @@ class Together:
         trace: TracebackType | None,
     ) -> None:
         """Exchange verdicts; raise the same error everywhere if one rank failed."""
-        mine = {} if error is None else self._failures(error)
-        failures = {rank: e for each in self.ranks.gather(mine) for rank, e in each.items()}
-        if not failures or _is_stop(error):
+        mine = [] if error is None else self._verdicts(error)
+        verdicts = {v.rank: v for each in self.ranks.gather(mine) for v in each}
+        if not verdicts or _is_stop(error):
             return
-        distinct = {str(e): e for _, e in sorted(failures.items())}
-        if len(distinct) == 1:
-            raise next(iter(distinct.values())) from error
-        raise CheckpointError(
-            key=self.key,
-            found="; ".join(str(e.found) for e in distinct.values()),
-            expected=f"every rank to {self.task}",
-            fix=next(iter(distinct.values())).fix,
-        ) from error
+        own = verdicts.get(self.ranks.rank)
+        if own is not None and isinstance(own.error, RankFailure):
+            if isinstance(error, CheckpointException):
+                raise _original(error, self.ranks.rank)
+            return  # a bug keeps its exception
+        failures = [v.error for v in verdicts.values() if isinstance(v.error, RankFailure)]
+        if failures:
+            raise failures[0]
+        raise self._common(sorted(verdicts.values(), key=lambda v: v.rank)) from error
 
-    def _failures(self, error: BaseException) -> dict[int, GlmDistError]:
-        """Failures by rank; torch.distributed.checkpoint reports those of all ranks at once."""
+    def _common(self, verdicts: list[_Verdict]) -> GlmDistError:
+        """Turn the mistakes that ranks met into one, equal on every rank."""
+        by_text = {str(v.error): v for v in reversed(verdicts)}
+        first = verdicts[0].error
+        assert isinstance(first, GlmDistError)
+        is_everywhere = len(verdicts) == self.ranks.size
+        if len(by_text) == 1 and (is_everywhere or not self.names_rank):
+            return first
+        lines = [f"Rank {v.rank} on {v.host}: {text}" for text, v in reversed(by_text.items())]
+        return type(first)("\n".join(lines), key=first.key, value=first.value, fix=first.fix)
+
+    def _verdicts(self, error: BaseException) -> list[_Verdict]:
+        """Judge what was raised; torch.distributed.checkpoint reports all ranks at once."""
         by_rank: dict[int, BaseException] = {self.ranks.rank: error}
         if isinstance(error, CheckpointException):
             by_rank = {rank: wrapped for rank, (wrapped, _) in error.failures.items()}
-        return {r: explain(e, rank=r, task=self.task, key=self.key) for r, e in by_rank.items()}
+        host = socket.gethostname()
+        return [
+            _Verdict(rank, host, self._judge(wrapped, rank, host))
+            for rank, wrapped in by_rank.items()
+            if rank == self.ranks.rank
+        ]
+
+    def _judge(self, error: BaseException, rank: int, host: str) -> GlmDistError | RankFailure:
+        if isinstance(error, GlmDistError):
+            return error
+        cause = operating_system_error(error)
+        if cause is not None:
+            return refusal(cause, task=self.task, path=self.key)
+        return RankFailure(rank, host, f"{type(error).__name__}: {error}")
 
 
-class Explained:
-    """Context that turns any failure into the CheckpointError a user can act on.
+@contextmanager
+def as_checkpoint_error(*, task: str, path: str) -> Iterator[None]:
+    """Turn a refusal of the operating system into words, where it happens.
 
     For code that runs inside torch.distributed.checkpoint: an exception's cause is lost when it is
-    sent to other ranks, so it is read here, where it happened.
-    """
-
-    def __init__(self, *, rank: int, task: str, key: str) -> None:
-        """Keep what the error will name; see ``explain``."""
-        self.rank = rank
-        self.task = task
-        self.key = key
-
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Replace the failure, if there is one."""
-        if isinstance(error, Exception):
-            raise explain(error, rank=self.rank, task=self.task, key=self.key) from error
-
-
-def explain(error: BaseException, *, rank: int, task: str, key: str) -> GlmDistError:
-    """A failure of one rank in words: its root cause, and what the user can do about it.
+    sent to other ranks.
 
     Args:
-        error: Whatever was raised; what is in words already stays as it is.
-        rank: Where.
-        task: What every rank is expected to do, to follow "every rank to".
-        key: Path at stake.
+        task: What the block does, to follow "could not".
+        path: Where.
     """
-    if isinstance(error, GlmDistError):
-        return error
-    cause = _root_cause(error)
-    number = cause.errno if isinstance(cause, OSError) else None
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = operating_system_error(error)
+        if cause is None:
+            raise
+        raise refusal(cause, task=task, path=path) from error
+
+
+def refusal(error: OSError, *, task: str, path: str) -> CheckpointError:
+    """Explain what the operating system refused, and what the user can do about it.
+
+    Args:
+        error: What was raised.
+        task: What was tried, to follow "could not".
+        path: Where.
+    """
+    reason = error.strerror or str(error)
+    remedy = _REMEDIES.get(error.errno or 0, _NOTHING_LOST)
     return CheckpointError(
-        key=key,
-        found=f"{type(cause).__name__} on rank {rank}: {cause}",
-        expected=f"every rank to {task}",
-        fix=_FIXES.get(number or 0, _FALLBACK_FIX),
+        f"{path}: could not {task}: {reason}.\n{remedy}", key=path, value=reason, fix=remedy
     )
 
 
-def _is_stop(error: BaseException | None) -> bool:
-    """Whether the process itself is asked to end, which is no checkpoint's fault."""
-    return isinstance(error, KeyboardInterrupt | SystemExit)
-
-
-def _root_cause(error: BaseException) -> BaseException:
-    """The operating system's reason, where torch only says that a write failed."""
-    link: BaseException | None = error
+def operating_system_error(error: BaseException) -> OSError | None:
+    """Return the refusal behind an exception; torch may only say that a write failed."""
+    if isinstance(error, OSError):
+        return error
+    link = error if isinstance(error, RuntimeError) else None
     while link is not None:
         if isinstance(link, OSError):
             return link
-        link = link.__cause__ or link.__context__
-    return error
+        link = link.__cause__ or link.__context__  # type: ignore[assignment]
+    return None
+
+
+def _original(error: CheckpointException, rank: int) -> BaseException:
+    """Return this rank's own exception; its way back cost it the traceback, so that is a note."""
+    wrapped, stack = error.failures[rank]
+    wrapped.add_note("".join(["Raised at:", os.linesep, *stack.format()]))
+    return wrapped
+
+
+def _is_stop(error: BaseException | None) -> bool:
+    """Return True if the process itself is asked to end."""
+    return isinstance(error, KeyboardInterrupt | SystemExit)

@@ -1,46 +1,65 @@
-"""Start and end of a process's part in the job: device, backend, process group."""
+"""Start of a process's part in the job: device, backend, process group, failure board."""
 
-import os
+from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.parallel.failures import FailureBoard
 
 
-def start_process(launch: LaunchEnvironment, timeout: timedelta) -> torch.device:
+@dataclass(frozen=True)
+class JobProcess:
+    """This process as a member of its job."""
+
+    device: torch.device
+    """Where this rank's parameters live."""
+    board: FailureBoard
+    """Where ranks that fail alone are read."""
+
+
+def choose_device(local_rank: int) -> torch.device:
+    """Choose this process's device; without CUDA, let megatron-core run on the CPU.
+
+    Args:
+        local_rank: Number among the processes of this node; several may share a GPU.
+    """
+    if not torch.cuda.is_available():
+        enable_cpu()
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def start_process(launch: LaunchEnvironment, timeout: timedelta) -> JobProcess:
     """Join the job and choose this process's device.
 
     Args:
         launch: Who this process is, as its launcher says.
         timeout: Time after which a collective without an answer fails.
-
-    Returns:
-        The device that holds this rank's parameters.
     """
-    if torch.cuda.is_available():
-        device = torch.device("cuda", launch.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        backend = "cpu:gloo,cuda:nccl"
-        # DeepSpeed takes its device from here, and a task that sees one GPU only calls it 0.
-        os.environ["LOCAL_RANK"] = str(device.index)
-    else:
-        enable_cpu()
-        device, backend = torch.device("cpu"), "gloo"
-    # DeepSpeed insists on finding it, and only some launchers export it.
-    os.environ.setdefault("LOCAL_RANK", str(launch.local_rank))
-    if launch.world_size == 1:
+    device = choose_device(launch.local_rank)
+    store: Store
+    rank, world_size = launch.rank, launch.world_size
+    if world_size == 1:
         # One process needs no network: a store in memory cannot clash with another job's port.
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = HashStore()
     else:
-        dist.init_process_group(
-            backend,
-            init_method=f"tcp://{launch.master_addr}:{launch.master_port}",
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timeout,
-        )
-    return device
+        address = f"tcp://{launch.master_addr}:{launch.master_port}"
+        store, rank, world_size = next(rendezvous(address, rank, world_size, timeout=timeout))
+        store.set_timeout(timeout)
+    dist.init_process_group(
+        "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
+        store=PrefixStore("default", store),
+        rank=rank,
+        world_size=world_size,
+        timeout=timeout,
+    )
+    mirror = store.clone()  # type: ignore[attr-defined]  # missing in torch's stubs
+    return JobProcess(device, FailureBoard(mirror, rank=rank, world_size=world_size))

@@ -6,7 +6,7 @@ DeepSpeed's engine, whose hooks would scale and reduce twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
@@ -19,28 +19,39 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from glm_dist.parallel.groups import ParallelGroups
 
-Batch = TypeVar("Batch", contravariant=True)
+Batch = TypeVar("Batch")
+Input = TypeVar("Input", contravariant=True)
 
 
-class Stage(Protocol[Batch]):
+class Stage(Protocol[Input]):
     """What the schedule needs of a chunk of the model."""
 
     config: TransformerConfig
 
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        """Hidden states [s, b, h], or from the last chunk the sum of losses []."""
+    def __call__(self, batch: Input) -> torch.Tensor:
+        """Return hidden states [s, b, h]."""
+
+
+class Result(NamedTuple):
+    """What the last chunk's hidden states are turned into."""
+
+    loss: torch.Tensor
+    """Where backward begins []; unscaled."""
+    collected: Any
+    """What the caller of the schedule gets back; without a gradient."""
 
 
 def run_schedule(
     chunks: Sequence[Stage[Batch]],
     batches: Sequence[Batch],
     *,
+    finish: Callable[[Any, torch.Tensor, Batch], Result],
     loss_scales: Sequence[torch.Tensor],
     row_length: int,
     micro_batch_size: int,
     groups: ParallelGroups,
     forward_only: bool = False,
-) -> list[torch.Tensor]:
+) -> list[Any]:
     """Run every micro-batch forward and, unless told not to, backward.
 
     Gradients are added to ``.grad`` of the chunks' parameters.
@@ -49,33 +60,19 @@ def run_schedule(
         chunks: This rank's part of the model; several only with several stages.
         batches: Micro-batches of this replica, equal on all its ranks; with several chunks a
             multiple of the number of stages.
-        loss_scales: Factor [] for each micro-batch's summed loss before backward.
+        finish: Turns the last chunk, its hidden states and the micro-batch into a result.
+        loss_scales: Factor [] for each micro-batch's loss before backward.
         row_length: Tokens of a row (s).
         micro_batch_size: Rows of a micro-batch (b).
         groups: This rank's process groups.
         forward_only: Leave gradients alone.
 
     Returns:
-        On the last stage the summed loss [] of each micro-batch, unscaled and detached; elsewhere
-        an empty list.
+        On the last stage what ``finish`` collected of each micro-batch; elsewhere an empty list.
     """
     inputs = list(zip(batches, loss_scales, strict=True))
-
-    def forward_step(
-        iterator: Iterator[tuple[Batch, torch.Tensor]], model: Stage[Batch]
-    ) -> tuple[torch.Tensor, Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor, object]]]:
-        batch, scale = next(iterator)
-
-        def scaled(loss_sum: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:
-            # The middle value is megatron's own token count; with calculate_per_token_loss it
-            # divides by nothing, so the scale above is the only factor.
-            count = torch.zeros([], dtype=torch.int, device=loss_sum.device)
-            return loss_sum * scale, count, loss_sum.detach()
-
-        return model(batch), scaled
-
     arguments = {
-        "forward_step_func": forward_step,
+        "forward_step_func": _forward_step(finish),
         "data_iterator": [iter(inputs) for _ in chunks],
         "model": list(chunks),
         "num_microbatches": len(inputs),
@@ -91,3 +88,21 @@ def run_schedule(
         schedule = forward_backward_pipelining_with_interleaving
     communicator = P2PCommunicator(pp_group=groups.pipeline, config=chunks[0].config)
     return list(schedule(p2p_communicator=communicator, **arguments))
+
+
+def _forward_step(finish: Callable[[Any, torch.Tensor, Batch], Result]) -> Callable[..., Any]:
+    """Make what megatron-core calls for each micro-batch and chunk."""
+
+    def forward_step(iterator: Iterator[tuple[Batch, torch.Tensor]], model: Stage[Batch]) -> Any:
+        batch, scale = next(iterator)
+
+        def scaled(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:
+            loss, collected = finish(model, hidden, batch)
+            # The middle value is megatron's own token count; with calculate_per_token_loss it
+            # divides by nothing, so the scale above is the only factor.
+            count = torch.zeros([], dtype=torch.int, device=loss.device)
+            return loss * scale, count, collected
+
+        return model(batch), scaled
+
+    return forward_step

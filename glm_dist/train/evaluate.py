@@ -7,9 +7,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.data.rows import MicroBatch, Row
-from glm_dist.model.batch import StageBatch
 from glm_dist.parallel.groups import ParallelGroups
-from glm_dist.parallel.schedule import run_schedule
 from glm_dist.train.engine import TrainingEngine
 
 
@@ -44,7 +42,6 @@ def replica_rows(
     return batches
 
 
-@torch.no_grad()
 def validation_losses(
     engine: TrainingEngine,
     row_of: Callable[[str, int], Row],
@@ -54,7 +51,7 @@ def validation_losses(
     micro_batch_size: int,
     device: torch.device,
 ) -> dict[str, float]:
-    """Mean loss per predicted token of each objective. Collective over all ranks.
+    """Compute the mean loss per predicted token of each objective. Collective over all ranks.
 
     Args:
         engine: Model of this rank.
@@ -67,12 +64,11 @@ def validation_losses(
     Returns:
         Objective -> nats per token, equal on all ranks.
     """
-    groups, stage = engine.groups, engine.stage
-    stage.eval()
+    groups, task = engine.groups, engine.task
     sums = torch.zeros(len(objectives), 2, dtype=torch.float64, device=device)
     for i, objective in enumerate(objectives):
         batches = [
-            StageBatch.from_micro_batch(batch, device)
+            task.batch(batch, device)
             for batch in replica_rows(
                 lambda index, name=objective: row_of(name, index),  # type: ignore[misc]
                 num_rows,
@@ -80,19 +76,9 @@ def validation_losses(
                 groups=groups,
             )
         ]
-        one = torch.ones((), device=device)
-        losses = run_schedule(
-            stage.chunks,
-            batches,
-            loss_scales=[one] * len(batches),
-            row_length=batches[0].tokens.size(1),
-            micro_batch_size=micro_batch_size,
-            groups=groups,
-            forward_only=True,
-        )
+        losses = engine.evaluate(batches)
         if groups.reports_loss:
-            sums[i, 0] = torch.stack(losses).sum()
-            sums[i, 1] = sum(batch.target_ids.numel() for batch in batches)
+            sums[i, 0] = torch.stack([loss.total for loss in losses]).sum()
+            sums[i, 1] = sum(task.weight(batch) for batch in batches)
     dist.all_reduce(sums, group=groups.world)
-    stage.train()
     return {name: float(sums[i, 0] / sums[i, 1]) for i, name in enumerate(objectives)}

@@ -5,44 +5,50 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 
-from glm_dist.checkpoint.folders import list_steps
-from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.save import check_shared
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
-from glm_dist.config.schema import Resume, RunConfig
+from glm_dist.config.schema import RunConfig
 from glm_dist.data.loader import training_batches
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.data.rows import MicroBatch
 from glm_dist.data.tokenizer.stored import store_tokenizer
-from glm_dist.errors import CheckpointError
-from glm_dist.model.chunks import build_stage
+from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
+from glm_dist.model.stage import build_shard
 from glm_dist.observe.log import quiet_libraries, setup_logging
-from glm_dist.observe.run_folder import RunFolder, collect_provenance, open_run_folder
+from glm_dist.observe.run_folder import (
+    CHECKPOINTS,
+    RunFolder,
+    collect_provenance,
+    open_run_folder,
+)
 from glm_dist.observe.sinks import SinkGroup, open_sinks
-from glm_dist.parallel.errors import Ranks
+from glm_dist.parallel.errors import RankFailure, Ranks
+from glm_dist.parallel.failures import (
+    heard_by_all,
+    report_failure,
+    report_mistake,
+)
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
-from glm_dist.parallel.process import start_process
+from glm_dist.parallel.process import JobProcess, start_process
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.loop import TrainingRun, train
+from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
-from glm_dist.train.preflight import CHECKPOINTS
-from glm_dist.train.same_run import check_same_rows
-from glm_dist.train.state import restore_state
+from glm_dist.train.start import starting_point
+from glm_dist.train.task import Pretraining
 
 log = logging.getLogger(__name__)
 
@@ -55,25 +61,52 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
         launch: Who this process is.
 
     Returns:
-        Exit status: 0 finished, 75 asked to stop and saved, 130 asked to stop and not saved.
-
-    Raises:
-        GlmDistError: On every rank, with one message.
+        Exit status: 0 finished, 75 asked to stop and saved, 130 asked to stop and not saved, 2 a
+        mistake that the user can correct or a refusal of the operating system, 1 a bug.
     """
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
-    timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    device = start_process(launch, timeout)
+    process = start_process(launch, timedelta(minutes=config.parallel.timeout_minutes))
+    board = process.board
+    try:
+        with heard_by_all(board):
+            is_finished = _run(config, launch, process, console=console, started=started)
+    except RankFailure as failure:
+        report_failure(board, failure)
+        return failure.status
+    except GlmDistError as error:
+        report_mistake(board, error)
+        return EXIT_USER_ERROR
+    dist.barrier()
+    dist.destroy_process_group()
+    return 0 if is_finished else _stopped_status(config, launch)
+
+
+def _run(
+    config: RunConfig,
+    launch: LaunchEnvironment,
+    process: JobProcess,
+    *,
+    console: Console,
+    started: float,
+) -> bool:
+    """Train; returns False if the run was asked to stop before its last step."""
     layout = Layout.from_config(config, launch.world_size)
-    groups = build_groups(layout, timeout)
+    groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, layout, console=console)
     with Ranks(None).together("open the corpora", "data.corpora"):
         source = open_row_source(config)
-    engine = build_engine(config, groups, device=device, world_size=launch.world_size)
+    engine = build_engine(
+        config,
+        groups,
+        device=process.device,
+        world_size=launch.world_size,
+        objectives=source.objectives,
+    )
     quiet_libraries()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
-    first_step = _resume(config, engine, identity)
+    start = starting_point(config, engine, identity)
     Ranks(None).on_first(
         "keep the tokenizer",
         str(config.run_dir),
@@ -81,30 +114,33 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     )
     sink = SinkGroup()
     if folder is not None:
-        _announce(config, engine, first_step=first_step, seconds=time.monotonic() - started)
-        attempt = folder.attempt
+        _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
         sink = open_sinks(
-            config, attempt=attempt, first_step=first_step, console=console, environ=os.environ
+            config,
+            attempt=folder.attempt,
+            first_step=start.step,
+            console=console,
+            environ=os.environ,
         )
-    work = TrainingRun(
+        if start.origin is not None:
+            sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+    context = LoopContext(
         config=config,
         engine=engine,
-        batches=_batches(config, source, groups, first_step=first_step),
+        batches=_batches(config, source, groups, first_step=start.step),
         validation_row=source.validation_row,
         objectives=source.objectives,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity,
-        device=device,
+        device=process.device,
+        validates_first=start.origin is not None,
     )
     try:
-        is_finished = train(work, first_step=first_step)
+        return train(context, first_step=start.step)
     finally:
         sink.close()
-    dist.barrier()
-    dist.destroy_process_group()
-    return 0 if is_finished else _stopped_status(config, launch)
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
@@ -160,7 +196,7 @@ def _open_folder(
         opened.append(folder)
 
     ranks.on_first("open the run folder", str(config.run_dir), open_here)
-    with ranks.together("open its log file", str(config.run_dir)):
+    with ranks.together("open a log file", str(config.run_dir)):
         setup_logging(launch.rank, config.run_dir, console=console)
     if config.checkpoint.interval > 0:
         check_shared(config.run_dir)
@@ -168,79 +204,33 @@ def _open_folder(
 
 
 def build_engine(
-    config: RunConfig, groups: ParallelGroups, *, device: torch.device, world_size: int
+    config: RunConfig,
+    groups: ParallelGroups,
+    *,
+    device: torch.device,
+    world_size: int,
+    objectives: Sequence[str] = (),
 ) -> TrainingEngine:
-    """This rank's model with its first weights, and its optimizer. Collective over all ranks.
+    """Build this rank's model with drawn weights, and its optimizer. Collective over all ranks.
 
     Args:
         config: Checked configuration.
         groups: This rank's process groups.
         device: Where the model lives.
         world_size: Processes of the whole job.
+        objectives: Those whose training losses are reported one by one.
     """
-    stage = build_stage(
-        config.model,
-        vocab_size=config.tokenizer.vocab_size,
-        padded_vocab_size=config.padded_vocab_size,
-        dtype=config.precision.dtype,
-        groups=groups,
-        device=device,
-        recompute=config.recompute,
-    )
-    initialize(stage.shards(), seed=config.run.seed)
+    model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
+    initialize(model.shards(), seed=config.run.seed)
     if config.compile.enabled:
-        compile_layers(stage)
+        compile_layers(model)
     return TrainingEngine(
-        stage,
+        model,
+        Pretraining(tuple(objectives)),
         config.optimizer,
         deepspeed_config=deepspeed_config(config, world_size=world_size),
         groups=groups,
     )
-
-
-def _resume(config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Json]) -> int:
-    """Continue from the newest complete checkpoint, if the run may; the steps done.
-
-    Raises:
-        CheckpointError: The checkpoint was trained on other data, there are some and none is
-            complete, or there must be one and is not.
-    """
-    if config.checkpoint.resume is Resume.never:
-        return 0
-    folder = config.run_dir / CHECKPOINTS
-    info = find_checkpoint(folder)
-    if info is None:
-        Ranks(None).on_first(
-            "see whether the run is new", str(folder), lambda: _check_is_new(folder)
-        )
-        if config.checkpoint.resume is Resume.must:
-            raise CheckpointError(
-                key="checkpoint.resume",
-                found="must, without a complete checkpoint",
-                expected=f"a complete checkpoint in {folder}",
-                fix="begin anew with checkpoint.resume=auto, or restore the checkpoint's files",
-            )
-        return 0
-    check_same_rows(
-        config, info.path, saved=info.manifest.extra.get("data"), current=identity["data"]
-    )
-    return restore_state(engine, info)
-
-
-def _check_is_new(folder: Path) -> None:
-    """Refuse to begin at step 0 beside checkpoints that nobody could read: that hides a loss.
-
-    Raises:
-        CheckpointError: There are folders of steps.
-    """
-    steps = list_steps(folder)
-    if steps:
-        raise CheckpointError(
-            key=str(folder),
-            found=f"{len(steps)} checkpoint(s), none usable",
-            expected="at least one as it was written, to continue from; the log says what is wrong",
-            fix="restore the files, or begin another run with run.name=...",
-        )
 
 
 def _announce(

@@ -5,8 +5,9 @@ Everything here reads headers and a few blocks, so it takes the same time for an
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from glm_dist.checkpoint.folders import list_steps
+from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
 from glm_dist.config.schema import DataConfig, Resume, RunConfig
 from glm_dist.data.corpus.indexed import IndexedTokens
@@ -18,11 +19,9 @@ from glm_dist.data.identity import data_identity
 from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
-from glm_dist.files import ensure_writable, is_dir
+from glm_dist.files import ensure_writable, is_dir, is_file
+from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.train.same_run import check_same_config, check_same_rows
-
-CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints inside a run folder."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +106,33 @@ def check_run_folder(config: RunConfig) -> int | None:
             fix="choose another run.name, or continue with checkpoint.resume=auto",
         )
     if not steps:
+        if config.run.init_from is not None:
+            _check_origin(Path(config.run.init_from))
         return None
     rows_read = steps[0][0] * config.batch.global_batch_size
     check_same_config(config, newest=steps[0][1].name, rows_read=rows_read)
     return steps[0][0]
+
+
+def no_origin(path: Path) -> CheckpointError:
+    """Explain that ``run.init_from`` names nothing to start from."""
+    return CheckpointError(
+        f"run.init_from={path} holds no usable checkpoint.\nName a run folder (with {CHECKPOINTS}/"
+        f"step_…) or one checkpoint's folder (with {MANIFEST_NAME}).",
+        key="run.init_from",
+        value=str(path),
+        fix="run.init_from=runs/<run>",
+    )
+
+
+def _check_origin(path: Path) -> None:
+    """Check that ``run.init_from`` names something that may hold weights; ranks read it later.
+
+    Raises:
+        CheckpointError: There is no checkpoint.
+    """
+    if not is_file(path / MANIFEST_NAME) and not list_steps(path / CHECKPOINTS):
+        raise no_origin(path)
 
 
 def _load_tokenizer(config: RunConfig) -> Tokenizer:

@@ -21,6 +21,8 @@ FREE_KEYS: tuple[str, ...] = (
     "config_version",
     "run.name",
     "run.steps",
+    "run.init_from",
+    "run.init_with",
     "parallel.",
     "zero.",
     "recompute.",

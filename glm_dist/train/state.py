@@ -1,26 +1,23 @@
-"""What a run must remember between two lives: tensors by fragment, and a few numbers.
+"""Training state that must survive a restart: tensors by fragment, and a few numbers.
 
 There is no generator state: dropout is seeded by step, rows are addressed by index. So the state is
 weights, moments, counters and, in fp16, the loss scale; any layout can read it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
+from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import CheckpointInfo, load_tensors
 from glm_dist.checkpoint.manifest import Json
-from glm_dist.checkpoint.optimizer_state import (
-    ensure_moments,
-    prepare_for_load,
-    publish_weights,
-    training_fragments,
-    update_count,
-)
 from glm_dist.checkpoint.save import save_checkpoint
+from glm_dist.model.parameters import ParameterShard
+from glm_dist.optim.state import OptimizerCounters, StateSlice
 from glm_dist.train.engine import TrainingEngine
 
-LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+WEIGHTS = "model."
+"""Prefix of the weights in a checkpoint, beside the optimizer's moments."""
 
 
 def save_state(
@@ -46,17 +43,12 @@ def save_state(
     Raises:
         CheckpointError: On every rank, if any rank could not write.
     """
-    ensure_moments(engine.optimizer, zero_stage=engine.zero_stage)
+    engine.zero.ensure_moments()
     return save_checkpoint(
         directory,
         step=step,
-        tensors=_fragments(engine),
-        extra={
-            **extra,
-            "optimizer_updates": update_count(engine.optimizer, zero_stage=engine.zero_stage),
-            "skipped_steps": engine.skipped_steps,
-            "loss_scaler": _loss_scaler_state(engine.optimizer),
-        },
+        tensors=training_fragments(engine),
+        extra={**extra, **_counters_to_json(engine.zero.counters())},
         layout=engine.groups.layout.sizes(),
         keep_last=keep_last,
     )
@@ -75,40 +67,84 @@ def restore_state(engine: TrainingEngine, info: CheckpointInfo) -> int:
     Raises:
         CheckpointError: The checkpoint is of another model.
     """
-    extra = info.manifest.extra
-    updates = int(str(extra["optimizer_updates"]))
-    prepare_for_load(engine.optimizer, zero_stage=engine.zero_stage, update=updates)
-    load_tensors(info, _fragments(engine))
-    publish_weights(engine.optimizer, zero_stage=engine.zero_stage)
-    engine.restore_skipped_steps(int(str(extra["skipped_steps"])))
-    scaler_state = extra["loss_scaler"]
-    if isinstance(scaler_state, dict):
-        _restore_loss_scaler(engine.optimizer, scaler_state)
+    counters = _counters_from_json(info.manifest.extra)
+    engine.zero.prepare_for_load(updates=counters.updates)
+    load_tensors(info, training_fragments(engine))
+    engine.zero.publish_weights()
+    engine.zero.restore_counters(counters)
     return info.manifest.step
 
 
-def _fragments(engine: TrainingEngine) -> dict[str, Any]:
-    return dict(
-        training_fragments(
-            engine.shards,
-            engine.optimizer,
-            zero_stage=engine.zero_stage,
-            data_rank=engine.groups.coordinates.data,
-        )
+def training_fragments(engine: TrainingEngine) -> dict[str, Fragment]:
+    """Describe what this rank owns of the training state.
+
+    Returns:
+        ``model.<name>`` (fp32 master weight), ``exp_avg.<name>`` and ``exp_avg_sq.<name>``; names
+        of which other replicas hold every element are left out.
+    """
+    return {
+        f"{part.kind}.{shard.name}": _fragment(shard, part, shard.global_shape)
+        for shard in engine.shards
+        for part in engine.zero.state_slices(shard)
+    }
+
+
+def weight_fragments(
+    engine: TrainingEngine, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, Fragment]:
+    """Describe what this rank owns of the master weights, as far as a checkpoint has them.
+
+    Args:
+        engine: Model and optimizer of this rank, with moments.
+        shapes: Saved shape of each weight to load; fewer rows than here where a table has grown.
+
+    Returns:
+        ``model.<name>``.
+    """
+    fragments = {}
+    for shard in engine.shards:
+        if shard.name not in shapes:
+            continue
+        for part in engine.zero.state_slices(shard):
+            if f"{part.kind}." == WEIGHTS:
+                fragments[WEIGHTS + shard.name] = _fragment(shard, part, shapes[shard.name])
+    return fragments
+
+
+def grown_table(name: str, saved: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Return True if a weight is a position table that has more rows than the saved one."""
+    is_table = name.endswith("position_embeddings.weight")
+    return is_table and saved[0] < wanted[0] and tuple(saved[1:]) == tuple(wanted[1:])
+
+
+def _fragment(shard: ParameterShard, part: StateSlice, saved_shape: tuple[int, ...]) -> Fragment:
+    has_grown = saved_shape != shard.global_shape
+    return Fragment(
+        part.data,
+        global_shape=saved_shape,
+        offset=shard.offset,
+        # Elements past the end are neither read nor written; only whole tables grow, at their end.
+        local_shape=saved_shape if has_grown else shard.local_shape,
+        start=part.start,
+        rows=shard.rows or None,
+        # The last stage's copy of the word table is cut at other places than the first's.
+        is_saved=not shard.is_tied_copy,
     )
 
 
-def _loss_scaler_state(optimizer: Any) -> Json:
-    """Numbers of a dynamic loss scaler; None where there is none (fp32, bf16)."""
-    scaler = getattr(optimizer, "loss_scaler", None)
-    if scaler is None or not getattr(scaler, "dynamic", False):
-        return None
-    return {name: getattr(scaler, name) for name in LOSS_SCALER_FIELDS if hasattr(scaler, name)}
+def _counters_to_json(counters: OptimizerCounters) -> dict[str, Json]:
+    scaler = counters.loss_scaler
+    return {
+        "optimizer_updates": counters.updates,
+        "skipped_steps": counters.skipped_steps,
+        "loss_scaler": None if scaler is None else dict(scaler),
+    }
 
 
-def _restore_loss_scaler(optimizer: Any, state: Mapping[str, Json]) -> None:
-    scaler = getattr(optimizer, "loss_scaler", None)
-    if scaler is None or not getattr(scaler, "dynamic", False):
-        return
-    for name, value in state.items():
-        setattr(scaler, name, value)
+def _counters_from_json(extra: Mapping[str, Json]) -> OptimizerCounters:
+    scaler = extra["loss_scaler"]
+    return OptimizerCounters(
+        updates=int(str(extra["optimizer_updates"])),
+        skipped_steps=int(str(extra["skipped_steps"])),
+        loss_scaler=cast("Mapping[str, float]", scaler) if isinstance(scaler, dict) else None,
+    )

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import LossNormalization
 from glm_dist.data.rows import MicroBatch
-from glm_dist.model.batch import StageBatch
+from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.engine import TrainingEngine
 
@@ -23,44 +23,45 @@ class StepResult:
 
     loss_share: torch.Tensor
     """This rank's part of the loss []; summed over all ranks of the job it is the step's loss."""
-    grad_norm: torch.Tensor
-    """Global gradient norm before clipping [], equal on all ranks."""
-    num_targets: torch.Tensor
-    """Predicted tokens of the whole step []."""
+    metrics: torch.Tensor
+    """This rank's part of the sum and count of each of the task's metrics [m, 2]."""
+    outcome: StepOutcome
+    """Gradient norm, equal on all ranks, and whether the update was made."""
+    weight: torch.Tensor
+    """What the loss was divided by [], in pretraining the predicted tokens of the whole step."""
 
 
 def loss_scales(
-    batches: Sequence[StageBatch],
+    weights: Sequence[int],
     *,
     normalize_by: LossNormalization,
     groups: ParallelGroups,
     device: torch.device,
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Factor of each micro-batch's summed loss, and the step's number of targets.
+    """Compute the factor of each micro-batch's summed loss, and the step's weight.
 
     The number of replicas is a factor because DeepSpeed averages gradients over them.
 
     Args:
-        batches: Micro-batches of this replica.
-        normalize_by: Divide by the step's targets, or average means as the official code does.
+        weights: Weight of each micro-batch of this replica.
+        normalize_by: Divide by the step's weight, or average means as the official code does.
         groups: This rank's process groups.
         device: The rank's device.
 
     Returns:
-        Scales [] per micro-batch, and the targets [] of the whole step.
+        Scales [] per micro-batch, and the weight [] of the whole step.
     """
-    counts = [b.target_ids.numel() for b in batches]
-    total = _scalar(sum(counts), device)
+    total = _scalar(sum(weights), device)
     dist.all_reduce(total, group=groups.data)
     replicas = groups.layout.data_parallel_size
     if normalize_by is LossNormalization.global_tokens:
         scale = replicas / total.clamp(min=1.0)
-        return [scale] * len(batches), total
-    return [_scalar(1.0 / (max(n, 1) * len(batches)), device) for n in counts], total
+        return [scale] * len(weights), total
+    return [_scalar(1.0 / (max(n, 1) * len(weights)), device) for n in weights], total
 
 
 def _scalar(value: float, device: torch.device) -> torch.Tensor:
-    """A number [] in fp64; made on the device, as a copy to it would wait for the last step."""
+    """Make a number [] in fp64 on the device; a copy to it would wait for the last step."""
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
@@ -72,7 +73,7 @@ def train_step(
     normalize_by: LossNormalization,
     device: torch.device,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, update.
+    """Forward, backward, reduce, clip, check, update.
 
     Args:
         engine: Model and optimizer of this rank.
@@ -81,17 +82,20 @@ def train_step(
         normalize_by: See ``loss_scales``.
         device: The rank's device.
     """
-    groups = engine.groups
-    batches = [StageBatch.from_micro_batch(m, device) for m in micro_batches]
-    scales, num_targets = loss_scales(
-        batches, normalize_by=normalize_by, groups=groups, device=device
+    groups, task = engine.groups, engine.task
+    batches = [task.batch(micro_batch, device) for micro_batch in micro_batches]
+    scales, weight = loss_scales(
+        [task.weight(batch) for batch in batches],
+        normalize_by=normalize_by,
+        groups=groups,
+        device=device,
     )
     losses = engine.forward_backward(batches, loss_scales=scales)
     share = torch.zeros((), dtype=torch.float64, device=device)
-    if groups.reports_loss:
-        for loss, scale in zip(losses, scales, strict=True):
-            share += loss * scale
-        share /= groups.layout.data_parallel_size
-    return StepResult(
-        loss_share=share, grad_norm=engine.step(learning_rate), num_targets=num_targets
-    )
+    metrics = torch.zeros(len(task.metric_names), 2, dtype=torch.float64, device=device)
+    for loss, scale in zip(losses, scales, strict=False):  # none but on the last stage
+        metrics += loss.metrics
+        if groups.reports_loss:
+            share += loss.total * scale
+    share /= groups.layout.data_parallel_size
+    return StepResult(share, metrics, engine.step(learning_rate), weight)

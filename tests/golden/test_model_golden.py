@@ -13,7 +13,8 @@ from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import cut
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.layout import Layout
-from glm_dist.parallel.schedule import run_schedule
+from glm_dist.parallel.schedule import Result, run_schedule
+from glm_dist.train.task import Pretraining
 from tests.golden.reference import (
     heads_of,
     official_stage,
@@ -50,9 +51,15 @@ def pipeline_logits(stage: GLMStage, batch: StageBatch) -> torch.Tensor | None:
         stage.set_input_tensor([hidden])
     if groups.is_last_stage:
         return stage.logits(batch)
-    hidden = stage.hidden_states(batch).contiguous()
+    hidden = stage(batch).contiguous()
     dist.send(hidden, group=groups.pipeline, group_dst=groups.coordinates.pipeline + 1)
     return None
+
+
+def finish(stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> Result:
+    """Summed loss, and its value."""
+    loss = Pretraining().loss(stage, hidden, batch).total
+    return Result(loss, loss.detach())
 
 
 def check_model(file: Path, layouts: list[Layout]) -> None:
@@ -70,8 +77,9 @@ def check_model(file: Path, layouts: list[Layout]) -> None:
     for layout in layouts:
         stage = official_stage(state, num_attention_heads=heads, layout=layout)
         losses = run_schedule(
-            stage.chunks,
+            [stage],
             [batch],
+            finish=finish,
             loss_scales=[torch.tensor(1.0 / num_targets)],
             row_length=s,
             micro_batch_size=b,

@@ -16,10 +16,12 @@ from glm_dist.config.schema import (
 from glm_dist.convert.official import from_official
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.parameters import cut
+from glm_dist.model.stage import GLMShard
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.parallel.layout import Layout
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
+from glm_dist.train.task import Pretraining
 from tests.golden.reference import (
     official_stage,
     reference_files,
@@ -69,7 +71,8 @@ def replay(file: Path, zero_stage: int) -> tuple[list[float], list[float], list[
         decay_to_ratio=settings["decay_to_ratio"],
     )
     engine = TrainingEngine(
-        stage,
+        GLMShard([stage]),
+        Pretraining(),
         optimizer,
         deepspeed_config={
             "train_micro_batch_size_per_gpu": settings["micro_batch"],
@@ -92,7 +95,7 @@ def replay(file: Path, zero_stage: int) -> tuple[list[float], list[float], list[
             device=torch.device("cpu"),
         )
         losses.append(float(result.loss_share))
-        norms.append(float(result.grad_norm))
+        norms.append(float(result.outcome.norm))
     final = from_official(
         with_padded_vocabulary(tensors_under(arrays, "w1/")), num_attention_heads=heads
     )

@@ -9,7 +9,9 @@ from torch._dynamo.utils import counters
 
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
+from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.train.task import Pretraining
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, micro_batches_of, rows_of_step
 
@@ -17,13 +19,13 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ comp
 
 
 def losses_and_gradients(
-    stage: torch.nn.Module, batches: list[StageBatch]
+    stage: GLMStage, batches: list[StageBatch]
 ) -> tuple[list[float], list[torch.Tensor]]:
     """Loss of each micro-batch and the sum of their gradients."""
     stage.zero_grad()
     losses = []
     for batch in batches:
-        loss = stage(batch)
+        loss = Pretraining().loss(stage, stage(batch), batch).total
         loss.backward()
         losses.append(loss.item())
     return losses, [parameter.grad.clone() for parameter in stage.parameters()]
@@ -34,7 +36,7 @@ def compare(tensor_parallel_size: int) -> int:
     enable_cpu()
     case = Case(tp=tensor_parallel_size, micro_batch=2)
     engine = build_engine(case)
-    stage = engine.stage
+    (stage,) = engine.model.chunks
     batches = [
         StageBatch.from_micro_batch(m, torch.device("cpu"))
         for m in micro_batches_of(rows_of_step(0), case, replica=0)[:3]

@@ -31,7 +31,7 @@ def influence(stage: GLMStage, row: Row) -> torch.Tensor:
 
     assert stage.embedding is not None
     handle = stage.embedding.register_forward_hook(keep)
-    hidden = stage.hidden_states(batch)[:, 0]  # [s, h]
+    hidden = stage(batch)[:, 0]  # [s, h]
     handle.remove()
     # A random direction: the sum over h of a layer norm's output is constant.
     weight = torch.randn(hidden.size(1), dtype=hidden.dtype)

@@ -25,6 +25,7 @@ from glm_dist.config.schema import (
 )
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.model.parameters import ParameterShard
+from glm_dist.optim.zero import ParameterShards
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
@@ -254,7 +255,7 @@ def run_steps(
         loss = result.loss_share.clone()
         dist.all_reduce(loss)
         losses.append(float(loss))
-        norms.append(float(result.grad_norm))
+        norms.append(float(result.outcome.norm))
     return losses, norms
 
 
@@ -262,7 +263,7 @@ def parts_of(
     engine: TrainingEngine, shard: ParameterShard, value: np.ndarray
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """Where a rank's slice lies in the whole: a GeGLU's two halves are cut each for itself."""
-    gated = engine.stage.config.gated_linear_unit and "linear_fc1" in shard.name
+    gated = engine.model.config.gated_linear_unit and "linear_fc1" in shard.name
     if not gated:
         yield shard.offset, value
         return
@@ -278,7 +279,7 @@ def whole_weights(engine: TrainingEngine) -> dict[str, np.ndarray]:
 
     pieces: list[tuple[str, tuple[int, ...], tuple[int, ...], np.ndarray]] = []
     with deepspeed.zero.GatheredParameters(
-        [p.parameter for p in engine.shards], enabled=engine.zero_stage == 3
+        [p.parameter for p in engine.shards], enabled=isinstance(engine.zero, ParameterShards)
     ):
         for shard in engine.shards:
             value = shard.parameter.detach().float().cpu().numpy().copy()

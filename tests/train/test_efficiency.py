@@ -22,6 +22,7 @@ from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.efficiency import Efficiency, micro_batch_work
+from glm_dist.train.task import Pretraining
 from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE
 
@@ -112,7 +113,7 @@ def counted_by_torch(dropout: float, options: dict[str, object]) -> int:
     stage.train()
     batch = StageBatch.from_micro_batch(MicroBatch.stack(ROWS), torch.device("cpu"))
     with FlopCounterMode(display=False, custom_mapping=FLASH_COUNTS) as counter:
-        stage(batch).backward()
+        Pretraining().loss(stage, stage(batch), batch).total.backward()
     return counter.get_total_flops()
 
 

@@ -160,7 +160,7 @@ def offloads(cases: list[Case]) -> list[bool]:
     answers = []
     for case in cases:
         engine = build_engine(case)
-        optimizer = engine.optimizer
+        optimizer = engine.zero._inner
         answers.append(getattr(optimizer, "cpu_offload", False) or optimizer.offload_optimizer)
     return answers
 

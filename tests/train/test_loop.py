@@ -17,7 +17,7 @@ from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.job import build_engine
-from glm_dist.train.loop import TrainingRun, train
+from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
 from tests.ranks import run_ranks
 from tests.train.jobs import make_files
@@ -75,7 +75,7 @@ def train_poisoned(
         prefetch=config.data.prefetch,
     )
     sink = Records()
-    run = TrainingRun(
+    run = LoopContext(
         config=config,
         engine=engine,
         batches=poisoned(batches, engine, step=step),
@@ -95,7 +95,7 @@ def train_poisoned(
     return sink.by_step, sorted(p.name for p in run.checkpoints.glob("step_*")), end
 
 
-def test_no_checkpoint_is_written_after_a_gradient_that_was_not_finite(tmp_path: Path) -> None:
+def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
     overrides = [
         *make_files(tmp_path),
         "zero=stage0",
@@ -107,10 +107,14 @@ def test_no_checkpoint_is_written_after_a_gradient_that_was_not_finite(tmp_path:
 
     ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 3, world_size=1)
 
-    # Records are of step 1 and, never reached, 6: only the save of step 4 can notice step 3.
     assert list(records) == [1]
     assert checkpoints == ["step_0000002"]
-    assert end.startswith("steps 2 to 4 = loss ")
+    assert end == (
+        "The gradient norm is nan in step 3; no weight was changed.\n"
+        "Continue from step_0000002 in a new run with a lower learning rate:\n"
+        f"  run.name=poisoned_2 run.init_from={tmp_path}/runs/poisoned "
+        "run.init_with=weights_and_optimizer optimizer.learning_rate=0.0005"
+    )
 
 
 def test_dropped_updates_are_recorded_and_do_not_advance_the_rate(tmp_path: Path) -> None:

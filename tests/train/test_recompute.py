@@ -28,7 +28,7 @@ def forward_calls(cases: list[Case]) -> list[tuple[int, int]]:
     for case in cases:
         engine = build_engine(case)
         called: list[type] = []
-        for module in engine.stage.modules():
+        for module in engine.model.modules():
             if isinstance(module, PrefixAttention | MLP):
                 module.register_forward_hook(partial(note, called))
         run_steps(engine, case, range(1))

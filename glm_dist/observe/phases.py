@@ -1,0 +1,68 @@
+"""A clock of named phases: where a rank's time goes, and what it is doing right now."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+DATA = "data"
+"""Waiting for rows."""
+STEP = "step"
+"""Forward, backward and update."""
+VOTE = "vote"
+"""Agreeing on a stop request."""
+RECORD = "record"
+"""Reading what the steps left on the device; on GPUs their arithmetic ends here."""
+VALIDATE = "validate"
+SAVE = "save"
+
+
+class PhaseClock:
+    """Seconds by phase. Inside a phase another may run; its time counts for itself alone."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start outside of every phase.
+
+        Args:
+            clock: Seconds, from any origin.
+        """
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+        self._running: list[str] = []
+        self._since = clock()
+
+    @property
+    def current(self) -> str | None:
+        """The innermost phase that is running."""
+        return self._running[-1] if self._running else None
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Count the time of the block as a phase.
+
+        Args:
+            phase: Its name, which metrics may carry.
+        """
+        self._charge()
+        self._running.append(phase)
+        try:
+            yield
+        finally:
+            self._charge()
+            self._running.pop()
+
+    def now(self) -> float:
+        """Return the clock's reading."""
+        return self._clock()
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds of each phase since the last call."""
+        self._charge()
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+    def _charge(self) -> None:
+        now = self._clock()
+        if self._running:
+            phase = self._running[-1]
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._since
+        self._since = now

@@ -1,0 +1,154 @@
+"""Opening a DeepSpeed engine around a rank's part of the model: the only door to DeepSpeed."""
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.config.schema import OptimizerConfig
+from glm_dist.model.parameters import ParameterShard
+from glm_dist.optim.param_groups import param_groups
+from glm_dist.optim.zero import (
+    FlatBF16,
+    FlatPartitionedShards,
+    FlatShards,
+    ParameterShards,
+    PlainAdamW,
+    ZeroOptimizer,
+)
+from glm_dist.parallel.groups import ParallelGroups
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
+import deepspeed
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+
+# Training never calls this op, yet DeepSpeed (0.19) compiles it at every first start on CPU: that
+# needs a compiler, and a start killed meanwhile leaves a lock on which later ones wait in silence.
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+ADAPTERS: Mapping[int, type[ZeroOptimizer]] = {
+    0: PlainAdamW,
+    1: FlatShards,
+    2: FlatPartitionedShards,
+    3: ParameterShards,
+}
+
+
+def open_zero_optimizer(
+    module: torch.nn.Module,
+    shards: Sequence[ParameterShard],
+    config: OptimizerConfig,
+    *,
+    deepspeed_config: Mapping[str, Any],
+    groups: ParallelGroups,
+    tied_weight: torch.Tensor | None,
+) -> ZeroOptimizer:
+    """Hand a module to DeepSpeed and adapt what comes back. Collective over all ranks.
+
+    Args:
+        module: What ``ZeroOptimizer.forward`` runs; holds the parameters.
+        shards: The parameters; ZeRO 3 empties them, so their shapes are taken before.
+        config: AdamW's numbers.
+        deepspeed_config: As ``train.deepspeed_config`` generates it.
+        groups: This rank's process groups.
+        tied_weight: Slice of the word table that ``module`` reads outside the embedding; None
+            where this rank has none.
+    """
+    stage = int(deepspeed_config["zero_optimization"]["stage"])
+    settings = dict(deepspeed_config)
+    if stage == 0:
+        settings["gradient_clipping"] = 0.0  # PlainAdamW clips
+    if stage == 3 and tied_weight is not None:
+        deepspeed.zero.register_external_parameter(module, tied_weight)
+    optimizer = torch.optim.AdamW(
+        param_groups(shards, weight_decay=config.weight_decay),
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
+    # BF16_Optimizer (0.19) prints memory statistics while it is built; failures still raise.
+    with redirect_stdout(io.StringIO()), _local_rank(shards[0].parameter.device):
+        engine: Any = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            mpu=_ModelParallelUnit(groups),
+            config=settings,
+            dist_init_required=False,
+        )[0]
+    adapter = FlatBF16 if isinstance(engine.optimizer, BF16_Optimizer) else ADAPTERS[stage]
+    return adapter(engine, shards, groups=groups, clip=config.gradient_clipping)
+
+
+@contextmanager
+def _local_rank(device: torch.device) -> Iterator[None]:
+    """Set the variable from which DeepSpeed takes its device, for the time of the block.
+
+    A task that sees one GPU only calls it 0, whatever rank the launcher gave it.
+    """
+    before = os.environ.get("LOCAL_RANK")
+    os.environ["LOCAL_RANK"] = str(device.index or 0) if device.type == "cuda" else before or "0"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["LOCAL_RANK"]
+        else:
+            os.environ["LOCAL_RANK"] = before
+
+
+class _ModelParallelUnit:
+    """The groups under the names DeepSpeed asks for ("mpu")."""
+
+    def __init__(self, groups: ParallelGroups) -> None:
+        self._groups = groups
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """All ranks of a replica, so that norms and overflow checks see the whole model."""
+        return self._groups.model
+
+    def get_model_parallel_world_size(self) -> int:
+        """Ranks of a replica."""
+        return self._groups.model.size()
+
+    def get_model_parallel_rank(self) -> int:
+        """Rank in its replica."""
+        place, layout = self._groups.coordinates, self._groups.layout
+        return place.pipeline * layout.tensor_parallel_size + place.tensor
+
+    def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
+        """Ranks that share each layer."""
+        return self._groups.tensor
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        """Tensor-parallel degree."""
+        return self._groups.layout.tensor_parallel_size
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        """Rank in that group."""
+        return self._groups.coordinates.tensor
+
+    def get_pipeline_model_parallel_group(self) -> dist.ProcessGroup:
+        """Stages of the same slice."""
+        return self._groups.pipeline
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        """Pipeline stages."""
+        return self._groups.layout.pipeline_parallel_size
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        """Replicas of the same parameters."""
+        return self._groups.data
+
+    def get_data_parallel_world_size(self) -> int:
+        """Number of replicas."""
+        return self._groups.layout.data_parallel_size
+
+    def get_data_parallel_rank(self) -> int:
+        """Number of this replica."""
+        return self._groups.coordinates.data

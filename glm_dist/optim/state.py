@@ -1,0 +1,50 @@
+"""What an optimizer reports of a step, and what of it outlives a restart."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's state beside the weight, under torch's names."""
+
+LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+Number: TypeAlias = bool | int | float
+
+
+@dataclass(frozen=True)
+class StateSlice:
+    """The part of one parameter's fp32 state that this rank updates."""
+
+    kind: str
+    """``model`` (master weight) or one of ``MOMENTS``."""
+    data: torch.Tensor
+    """Flat elements [n]; writing to them changes the optimizer."""
+    start: int
+    """Element of the rank's flattened local parameter at which they begin."""
+
+
+@dataclass(frozen=True)
+class OptimizerCounters:
+    """Numbers of an optimizer that a continued run needs back."""
+
+    updates: int
+    """Updates that AdamW has made; fewer than steps if fp16 overflows skipped some."""
+    skipped_steps: int
+    """Updates dropped because fp16 gradients overflowed."""
+    loss_scaler: Mapping[str, Number] | None
+    """State of the dynamic loss scale; None where there is none (fp32, bf16)."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What became of one optimizer step."""
+
+    norm: torch.Tensor
+    """Global gradient norm before clipping []."""
+    is_skipped: bool
+    """True if the gradients were not finite, and nothing was updated."""
+    is_recoverable: bool
+    """True if a smaller loss scale may avoid the next overflow (fp16)."""

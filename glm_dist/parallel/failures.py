@@ -1,0 +1,198 @@
+"""How a rank that fails alone is heard: a board in the job's store, and a thread that reads it.
+
+A rank that raises in the middle of a step leaves the others in a collective, where NCCL may wait
+for half an hour and nobody learns whose fault it was. So a failing rank posts its name before it
+ends. Every other rank looks at the board once a second, says who failed, and ends as well.
+
+The user's mistakes that all ranks raise are printed once, by whichever rank comes first.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch._C._distributed_c10d import PrefixStore, Store
+
+from glm_dist.errors import EXIT_BUG, GlmDistError
+from glm_dist.parallel.errors import RankFailure, refusal
+
+log = logging.getLogger(__name__)
+
+POLL_SECONDS = 1.0
+"""Between two looks at the board."""
+
+LINGER_SECONDS = 5.0
+"""Longest wait of a rank that fails, for the others to read the board; launchers end them soon."""
+
+PEER_SECONDS = 3.0
+"""Longest wait for a name after a collective broke, which may happen before the name is posted."""
+
+_FAILED, _READ = "failed", "read"
+
+
+class FailureBoard:
+    """One job's board."""
+
+    def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
+        """Look at the board of a job.
+
+        Args:
+            store: The job's store; rank 0 or the launcher holds it.
+            rank: This process.
+            world_size: Processes of the job.
+        """
+        self._store = PrefixStore("glm_dist/failures", store)
+        self._world_size = world_size
+        self.rank = rank
+        self.host = socket.gethostname()
+        self._ends = threading.Event()
+
+    def post(self, error: BaseException, *, is_bug: bool) -> None:
+        """Say that this rank fails, unless another one did before, and wait until all have read it.
+
+        Args:
+            error: What it met.
+            is_bug: False for a mistake of the user.
+        """
+        first_line = (str(error).splitlines() or [""])[0]
+        summary = f"{type(error).__name__}: {first_line}"
+        try:
+            self._store.compare_set(
+                _FAILED, "", json.dumps([self.rank, self.host, summary, is_bug])
+            )
+        except RuntimeError:
+            return  # whoever held the store has left
+        self.acknowledge()
+
+    def read(self, *, within: float = 0.0) -> RankFailure | None:
+        """Return the failure on the board, if another rank posted one.
+
+        Args:
+            within: Seconds to wait for one.
+        """
+        deadline = time.monotonic() + within
+        while True:
+            try:
+                if self._store.check([_FAILED]):
+                    rank, host, summary, is_bug = json.loads(self._store.get(_FAILED))
+                    failure = RankFailure(rank, host, summary, is_bug=is_bug)
+                    return failure if rank != self.rank else None
+            except RuntimeError:
+                return None
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.1)
+
+    def acknowledge(self) -> None:
+        """Note that this rank has read the board, and wait a little for the others.
+
+        Launchers end a whole job when its first process ends, and the store ends with its holder.
+        """
+        try:
+            self._store.add(_READ, 1)
+            deadline = time.monotonic() + LINGER_SECONDS
+            while self._store.add(_READ, 0) < self._world_size and time.monotonic() < deadline:
+                time.sleep(0.05)
+        except RuntimeError:
+            return
+
+    def claim(self, text: str) -> bool:
+        """Return True on the first rank that asks for this text; it prints for all."""
+        try:
+            key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+            return int(self._store.add(key, 1)) == 1
+        except RuntimeError:
+            return False
+
+    def watch(self, when_failed: Callable[[RankFailure], None]) -> None:
+        """Look at the board from a thread until ``close``.
+
+        Args:
+            when_failed: Called once, in that thread, if another rank fails.
+        """
+
+        def look() -> None:
+            while not self._ends.wait(POLL_SECONDS):
+                failure = self.read()
+                if failure is not None and not self._ends.is_set():
+                    when_failed(failure)
+                    return
+
+        threading.Thread(target=look, name="failure watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop looking."""
+        self._ends.set()
+
+
+def report_failure(board: FailureBoard, failure: RankFailure) -> None:
+    """Say which rank failed: in this rank's log, and once per host on the console."""
+    speaks = board.claim(f"{board.host} {failure}")
+    log.log(logging.ERROR if speaks else logging.INFO, "%s", failure)
+
+
+def report_mistake(board: FailureBoard, error: GlmDistError) -> None:
+    """Print a mistake of the user on the first rank that comes; the others only log it.
+
+    One that a single rank met begins with that rank and its host.
+    """
+    text = f"{type(error).__name__}: {error}"
+    log.info("stopped by %s", text)
+    if board.claim(text):
+        place = "" if error.rank is None else f"rank {error.rank} on {board.host}: "
+        sys.stderr.write(f"{place}{text}\n")
+        sys.stderr.flush()
+
+
+@contextmanager
+def heard_by_all(board: FailureBoard) -> Iterator[None]:
+    """Post what goes wrong in the block on this rank alone; end if another rank posts.
+
+    Raises:
+        RankFailure: Another rank failed; also instead of a collective that broke because it left.
+        GlmDistError: A mistake of the user, or what the operating system refused.
+        SystemExit: A bug; its traceback is on the console and in this rank's log.
+    """
+
+    def end(failure: RankFailure) -> None:
+        report_failure(board, failure)
+        board.acknowledge()
+        logging.shutdown()
+        os._exit(failure.status)  # the main thread may be in a collective for good
+
+    board.watch(end)
+    try:
+        yield
+    except RankFailure:
+        board.acknowledge()
+        raise
+    except GlmDistError as error:
+        board.close()
+        if error.rank is not None:
+            board.post(error, is_bug=False)
+        raise
+    except OSError as error:
+        board.close()
+        mistake = refusal(error, task="go on", path=str(error.filename or "input or output"))
+        mistake.rank = board.rank
+        board.post(mistake, is_bug=False)
+        raise mistake from error
+    except Exception as error:
+        board.close()
+        # What a collective says of a peer that left is no failure of this rank.
+        other = board.read(within=PEER_SECONDS if isinstance(error, RuntimeError) else 0.0)
+        if other is not None and isinstance(error, RuntimeError):
+            board.acknowledge()
+            raise other from None
+        log.exception("rank %d on %s failed", board.rank, board.host)
+        board.post(error, is_bug=True)
+        raise SystemExit(EXIT_BUG) from error
+    finally:
+        board.close()

@@ -1,0 +1,282 @@
+"""What happens beside the steps, each when it is due: records, validation, checkpoints.
+
+Every observer decides by the step and by values that are equal on all ranks, so all ranks take the
+same branches.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.checkpoint.manifest import Json
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.observe.metrics import (
+    GRAD_NORM,
+    LEARNING_RATE,
+    LOSS_SCALE,
+    PEAK_MEMORY,
+    SECONDS_PER_STEP,
+    SKIPPED_STEPS,
+    TRAIN_LOSS,
+    TRAIN_LOSS_OF,
+    VALID_LOSS,
+)
+from glm_dist.observe.phases import RECORD, SAVE, VALIDATE, PhaseClock
+from glm_dist.observe.sinks import MetricSink
+from glm_dist.observe.throughput import Throughput
+from glm_dist.parallel.errors import on_this_rank
+from glm_dist.train.divergence import non_finite_loss
+from glm_dist.train.efficiency import Efficiency
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.evaluate import validation_losses
+from glm_dist.train.state import save_state
+from glm_dist.train.step import StepResult
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One finished step, as observers see it."""
+
+    step: int
+    """Steps done since the run began."""
+    is_first: bool = False
+    """True for the first step of this process."""
+    is_last: bool = False
+    """True for the run's last step."""
+    stops: bool = False
+    """True if the run ends after this step because somebody asked for it."""
+    learning_rate: float = 0.0
+
+
+class Observer(Protocol):
+    """Something that is done beside the steps."""
+
+    @property
+    def phase(self) -> str:
+        """Name under which its time is counted."""
+
+    def due(self, done: StepDone) -> bool:
+        """Return True if ``act`` shall run after this step; equal on all ranks."""
+
+    def act(self, done: StepDone) -> None:
+        """Do it. Collective over all ranks."""
+
+
+def _due(step: int, interval: int, *, at_once: bool) -> bool:
+    return interval > 0 and (at_once or step % interval == 0)
+
+
+class Recorder:
+    """Writes the metrics of the steps since the last record."""
+
+    phase = RECORD
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: TrainingEngine,
+        *,
+        sink: MetricSink,
+        phases: PhaseClock,
+        first_step: int,
+        device: torch.device,
+    ) -> None:
+        """Start an empty record.
+
+        Args:
+            config: The run's configuration.
+            engine: Gives loss scale and skipped steps.
+            sink: Takes records; does nothing on ranks other than 0.
+            phases: Clock of the loop.
+            first_step: Steps done before this process began.
+            device: The rank's device.
+        """
+        self._config = config
+        self._engine = engine
+        self._sink = sink
+        self._device = device
+        self._throughput = Throughput(
+            first_step=first_step,
+            last_step=config.run.steps,
+            world_size=engine.groups.layout.world_size,
+            phases=phases,
+        )
+        self._efficiency = Efficiency(config, groups=engine.groups, device=device)
+        self._results: list[StepResult] = []
+
+    def add(self, result: StepResult, micro_batches: Sequence[MicroBatch]) -> None:
+        """Take in a step; nothing is read from the device yet."""
+        batch = self._config.batch
+        self._results.append(result)
+        self._throughput.step_done(batch.global_batch_size * batch.row_length)
+        self._efficiency.step_done(micro_batches)
+
+    def due(self, done: StepDone) -> bool:
+        """See ``Observer``; the first step too, or nobody sees where the loss began."""
+        at_once = done.is_last or done.stops
+        return done.is_first or _due(done.step, self._config.observe.log_interval, at_once=at_once)
+
+    def act(self, done: StepDone) -> None:
+        """Write a record.
+
+        Raises:
+            TrainingError: On every rank: a loss is not finite.
+        """
+        record = self._losses(done.step) | {
+            GRAD_NORM: float(self._results[-1].outcome.norm),
+            SKIPPED_STEPS: float(self._engine.zero.skipped_steps),
+            LEARNING_RATE: done.learning_rate,
+        }
+        loss_scale = self._engine.zero.loss_scale
+        if loss_scale is not None:
+            record[LOSS_SCALE] = loss_scale
+        if self._device.type == "cuda":
+            record[PEAK_MEMORY] = torch.cuda.max_memory_allocated(self._device) / 2**30
+        speed = self._throughput.take()
+        seconds = speed.get(SECONDS_PER_STEP, 0.0) * len(self._results)
+        self._sink.write(done.step, record | speed | self._efficiency.take(seconds))
+        self._results.clear()
+
+    def check(self, step: int) -> None:
+        """Check the losses of the steps that no record has seen yet.
+
+        Raises:
+            TrainingError: See ``act``.
+        """
+        if self._results:
+            self._losses(step)
+
+    def _losses(self, step: int) -> dict[str, float]:
+        """Reduce the losses since the last record; the loop's only host-device synchronisation."""
+        results, names = self._results, self._engine.task.metric_names
+        total = torch.stack([result.loss_share for result in results]).sum()
+        metrics = torch.stack([result.metrics for result in results]).sum(dim=0)
+        sums = torch.cat([total.unsqueeze(0), metrics.flatten()])
+        dist.all_reduce(sums, group=self._engine.groups.world)
+        loss = float(sums[0]) / len(results)
+        if not math.isfinite(loss):
+            raise non_finite_loss(self._config, loss, first=step - len(results) + 1, last=step)
+        means = {
+            TRAIN_LOSS_OF + name: total / count
+            for name, (total, count) in zip(names, sums[1:].view(-1, 2).tolist(), strict=True)
+            if count > 0
+        }
+        return {TRAIN_LOSS: loss} | means
+
+
+class Validator:
+    """Measures each objective's loss on held-out rows."""
+
+    phase = VALIDATE
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: TrainingEngine,
+        row_of: Callable[[str, int], Row],
+        *,
+        objectives: Sequence[str],
+        sink: MetricSink,
+        device: torch.device,
+    ) -> None:
+        """Keep what a validation needs.
+
+        Args:
+            config: The run's configuration.
+            engine: Model of this rank.
+            row_of: Validation row by objective and index.
+            objectives: Which ones are measured.
+            sink: Takes records; does nothing on ranks other than 0.
+            device: The rank's device.
+        """
+        self._config = config
+        self._engine = engine
+        self._row_of = row_of
+        self._objectives = objectives
+        self._sink = sink
+        self._device = device
+
+    def due(self, done: StepDone) -> bool:
+        """See ``Observer``; a run that was asked to stop has no time for it."""
+        interval = self._config.evaluation.interval
+        return not done.stops and _due(done.step, interval, at_once=done.is_last)
+
+    def act(self, done: StepDone) -> None:
+        """Validate and write the losses."""
+        with on_this_rank(self._engine.groups.rank):
+            losses = validation_losses(
+                self._engine,
+                self._row_of,
+                objectives=self._objectives,
+                num_rows=self._config.evaluation.rows_per_objective,
+                micro_batch_size=self._config.batch.micro_batch_size,
+                device=self._device,
+            )
+        self._sink.write(done.step, {VALID_LOSS + name: loss for name, loss in losses.items()})
+
+
+class Saver:
+    """Writes checkpoints."""
+
+    phase = SAVE
+
+    def __init__(
+        self,
+        config: RunConfig,
+        engine: TrainingEngine,
+        directory: Path,
+        *,
+        identity: Mapping[str, Json],
+        check: Callable[[int], None],
+        sink: MetricSink,
+    ) -> None:
+        """Keep what a save needs.
+
+        Args:
+            config: The run's configuration.
+            engine: Model and optimizer of this rank.
+            directory: The run's checkpoints folder.
+            identity: What a checkpoint says of the run, such as the data's fingerprint.
+            check: Raises if a step up to the given one went wrong.
+            sink: Takes an event for each checkpoint.
+        """
+        self._config = config
+        self._engine = engine
+        self._directory = directory
+        self._identity = identity
+        self._check = check
+        self._sink = sink
+
+    def due(self, done: StepDone) -> bool:
+        """See ``Observer``."""
+        at_once = done.is_last or done.stops
+        return _due(done.step, self._config.checkpoint.interval, at_once=at_once)
+
+    def act(self, done: StepDone) -> None:
+        """Save.
+
+        Raises:
+            CheckpointError: On every rank, if any rank could not write.
+            TrainingError: On every rank: a loss is not finite.
+        """
+        self._check(done.step)
+        started = time.monotonic()
+        path = save_state(
+            self._engine,
+            self._directory,
+            step=done.step,
+            extra={
+                **self._identity,
+                "rows": done.step * self._config.batch.global_batch_size,
+            },
+            keep_last=self._config.checkpoint.keep_last,
+        )
+        seconds = round(time.monotonic() - started, 2)
+        self._sink.event(done.step, "checkpoint", {"path": str(path), "seconds": seconds})

@@ -1,0 +1,191 @@
+"""Where training starts: at step 0, at the run's own checkpoint, or from another run."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
+from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint, load_tensors, read_checkpoint
+from glm_dist.checkpoint.manifest import Json
+from glm_dist.config.schema import InitWith, Resume, RunConfig
+from glm_dist.data.identity import describe_differences
+from glm_dist.errors import CheckpointError, ConfigError
+from glm_dist.files import is_file
+from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.parallel.errors import Ranks
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.preflight import no_origin
+from glm_dist.train.same_run import check_same_rows
+from glm_dist.train.state import WEIGHTS, grown_table, restore_state, weight_fragments
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a process's training starts."""
+
+    step: int = 0
+    """Steps already done."""
+    origin: CheckpointInfo | None = None
+    """Checkpoint of another run that gave the weights."""
+
+
+def starting_point(
+    config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Json]
+) -> Start:
+    """Continue the run, or begin it with its first weights. Collective over all ranks.
+
+    Args:
+        config: Checked configuration.
+        engine: Freshly built; its weights and moments may be overwritten.
+        identity: The data's fingerprint, as checkpoints record it.
+
+    Raises:
+        CheckpointError: There are checkpoints and none is usable, there must be one and is not,
+            it was trained on other data, or ``run.init_from`` does not fit.
+        ConfigError: ``run.init_from`` has done all of ``run.steps``.
+    """
+    own = None
+    if config.checkpoint.resume is not Resume.never:
+        own = _own_checkpoint(config)
+    if own is not None:
+        check_same_rows(
+            config, own.path, saved=own.manifest.extra.get("data"), current=identity["data"]
+        )
+        return Start(restore_state(engine, own))
+    if config.run.init_from is None:
+        return Start()
+    origin = find_origin(Path(config.run.init_from))
+    if config.run.init_with is InitWith.weights:
+        _load_weights(engine, origin)
+        return Start(origin=origin)
+    if origin.manifest.step >= config.run.steps:
+        raise ConfigError(
+            f"run.steps={config.run.steps} are done: {origin.path} is of step"
+            f" {origin.manifest.step}.\nSet a larger run.steps, or take the weights alone with"
+            " run.init_with=weights.",
+            key="run.steps",
+            value=config.run.steps,
+            fix="run.init_with=weights",
+        )
+    saved, current = origin.manifest.extra.get("data"), identity["data"]
+    if isinstance(saved, Mapping) and isinstance(current, Mapping):
+        for difference in describe_differences(saved, current):
+            log.info("run.init_from: other data from here on: %s", difference)
+    return Start(restore_state(engine, origin), origin)
+
+
+def find_origin(path: Path) -> CheckpointInfo:
+    """Find the checkpoint that ``run.init_from`` names. Collective over all ranks.
+
+    Args:
+        path: A run folder, whose newest complete checkpoint counts, or a checkpoint's own folder.
+
+    Raises:
+        CheckpointError: It holds no usable checkpoint.
+    """
+    if is_file(path / MANIFEST_NAME):
+        return read_checkpoint(path)
+    info = find_checkpoint(path / CHECKPOINTS)
+    if info is None:
+        raise no_origin(path)
+    return info
+
+
+def _load_weights(engine: TrainingEngine, origin: CheckpointInfo) -> None:
+    """Load the weights that both models have, and say which they do not.
+
+    Position tables may be longer than the saved ones: their first rows are loaded.
+
+    Raises:
+        CheckpointError: Shapes differ in another way.
+    """
+    saved = {
+        name.removeprefix(WEIGHTS): record.shape
+        for name, record in origin.manifest.tensors.items()
+        if name.startswith(WEIGHTS)
+    }
+    ranks = Ranks(None)
+    wanted = {
+        name: shape
+        for each in ranks.gather({s.name: s.global_shape for s in engine.shards})
+        for name, shape in each.items()
+    }
+    loaded = sorted(saved.keys() & wanted.keys())
+    grown = [name for name in loaded if grown_table(name, saved[name], wanted[name])]
+    _check_shapes(origin, saved, wanted, [name for name in loaded if name not in grown])
+    engine.zero.ensure_moments()
+    fragments = weight_fragments(engine, {name: saved[name] for name in loaded})
+    load_tensors(origin, fragments, prefixes=[f"{WEIGHTS}{name}" for name in loaded])
+    engine.zero.publish_weights()
+    if ranks.rank > 0:
+        return
+    fresh, unused = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
+    log.info(
+        "weights from=%s step=%d loaded=%d grown=%d new=%d unused=%d",
+        *(origin.path, origin.manifest.step, len(loaded), len(grown), len(fresh), len(unused)),
+    )
+    for title, names in (("longer than in", grown), ("not in", fresh), ("only in", unused)):
+        if names:
+            log.warning("weights %s the checkpoint: %s", title, ", ".join(names))
+
+
+def _check_shapes(
+    origin: CheckpointInfo,
+    saved: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    names: list[str],
+) -> None:
+    different = [name for name in names if saved[name] != wanted[name]]
+    if different:
+        lines = [f"  {name}: {saved[name]} saved, {wanted[name]} here" for name in different]
+        raise CheckpointError(
+            f"run.init_from={origin.path} has weights of other shapes:\n"
+            + "\n".join(lines)
+            + "\nSet model.* and tokenizer.vocab_size to those of its run (config.yaml there).",
+            key="run.init_from",
+            value=str(origin.path),
+            fix="model=<that run's>",
+        )
+
+
+def _own_checkpoint(config: RunConfig) -> CheckpointInfo | None:
+    """Find the newest complete checkpoint of the run; None if the run is new.
+
+    Raises:
+        CheckpointError: There are some and none is complete, or there must be one and is not.
+    """
+    folder = config.run_dir / CHECKPOINTS
+    info = find_checkpoint(folder)
+    if info is not None:
+        return info
+    Ranks(None).on_first("look for checkpoints", str(folder), lambda: _check_is_new(folder))
+    if config.checkpoint.resume is Resume.must:
+        raise CheckpointError(
+            f"checkpoint.resume=must, but {folder} has no complete checkpoint.\n"
+            "Restore its files, or start over with checkpoint.resume=auto.",
+            key="checkpoint.resume",
+            value="must",
+            fix="checkpoint.resume=auto",
+        )
+    return None
+
+
+def _check_is_new(folder: Path) -> None:
+    """Refuse to begin at step 0 beside checkpoints that nobody could read: that hides a loss.
+
+    Raises:
+        CheckpointError: There are folders of steps.
+    """
+    steps = list_steps(folder)
+    if steps:
+        names = ", ".join(path.name for _, path in steps)
+        raise CheckpointError(
+            f"All checkpoints in {folder} are damaged ({names}); the log above says how.\n"
+            "Restore their files, or begin another run with run.name=<new>.",
+            key=str(folder),
+            value=names,
+            fix="run.name=<new>",
+        )

@@ -1,0 +1,92 @@
+"""What is trained: from rows to a batch, from hidden states to a loss.
+
+The model's last stage returns hidden states; a task turns them into a sum of losses, a weight that
+the step divides by, and metrics. Schedule, engine and step know nothing else about the loss.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+
+from glm_dist.data.rows import MicroBatch
+from glm_dist.model.batch import StageBatch
+from glm_dist.model.head import head_loss
+from glm_dist.model.stage import GLMStage
+
+
+class TaskLoss(NamedTuple):
+    """Loss of one micro-batch, on the last stage."""
+
+    total: torch.Tensor
+    """Sum of losses [], to be divided by the step's weight."""
+    metrics: torch.Tensor
+    """This rank's part of the sum and count of each named metric [m, 2] in fp64, detached; the
+    parts of all ranks add up."""
+
+
+class Task(Protocol):
+    """One way to train the model on rows."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics [m], each a mean over what it counts; the same on every rank."""
+
+    def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
+        """Move a micro-batch to the device in the form that the model and the loss need.
+
+        Args:
+            micro_batch: Host tensors as the loader yields them.
+            device: The rank's device.
+        """
+
+    def weight(self, batch: StageBatch) -> int:
+        """Return what the summed loss is divided by, added up over the step; known on the host."""
+
+    def loss(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> TaskLoss:
+        """Compute the loss of a micro-batch.
+
+        Args:
+            stage: The last stage, which holds the head.
+            hidden: Its final hidden states [s, b, h], or this rank's part of the rows under
+                sequence parallelism.
+            batch: As ``batch`` made it.
+        """
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Cross entropy of the tokens that the objectives hide, each objective also by itself."""
+
+    objectives: Sequence[str] = ()
+    """Names of the objectives whose losses are reported; others only count in the total."""
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return tuple(self.objectives)
+
+    def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
+        """See ``Task``."""
+        return StageBatch.from_micro_batch(micro_batch, device, groups=self.metric_names)
+
+    def weight(self, batch: StageBatch) -> int:
+        """Return the number of predicted tokens."""
+        return batch.target_ids.numel()
+
+    def loss(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> TaskLoss:
+        """See ``Task``."""
+        total, by_objective = head_loss(
+            stage.at_targets(hidden, batch.target_index),
+            stage.head_weight,
+            batch.target_ids,
+            vocab_size=stage.vocab_size,
+            group=stage.groups.tensor,
+            target_groups=batch.target_groups,
+        )
+        counts = torch.zeros_like(by_objective)
+        if batch.target_groups is not None and stage.groups.reports_loss:
+            # Every tensor rank has a part of the sums; one of them counts the targets.
+            counts = batch.target_groups.sum(dim=1, dtype=counts.dtype)
+        return TaskLoss(total, torch.stack([by_objective, counts], dim=1))

@@ -1,0 +1,68 @@
+"""The adapters answer the same under every stage, and let go of what they hold."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from glm_dist.optim.deepspeed_engine import ADAPTERS
+from glm_dist.parallel.cpu import enable_cpu
+from tests.ranks import run_ranks
+from tests.train.grid import Case, build_engine, run_steps
+
+CASES = [
+    Case(dp=2, zero=0, micro_batch=8),
+    Case(dp=2, zero=1, micro_batch=8),
+    Case(dp=2, zero=2, micro_batch=8),
+    Case(dp=2, zero=3, micro_batch=8),
+    Case(dp=2, zero=1, micro_batch=8, dtype="bf16"),
+    Case(dp=2, zero=1, micro_batch=8, dtype="fp16"),
+    Case(dp=2, zero=2, micro_batch=8, dtype="fp16", offload=True),
+]
+
+
+def living_tensors() -> int:
+    """Bytes of all tensors that somebody can still reach."""
+    for _ in range(2):  # what finalizers let go of is found by the second pass
+        gc.collect()
+    storages = {
+        held.untyped_storage().data_ptr(): held.untyped_storage().nbytes()
+        for held in gc.get_objects()
+        if type(held) in (torch.Tensor, torch.nn.Parameter)
+    }
+    return sum(storages.values())
+
+
+def close_engines(cases: list[Case]) -> dict[str, tuple[bool, int]]:
+    """For each case: whether the model is gone after closing, and the bytes that stayed."""
+    enable_cpu()
+    run_steps(build_engine(cases[0]), cases[0], range(1))  # first use makes things that stay
+    answers = {}
+    for case in cases:
+        before = living_tensors()
+        engine = build_engine(case)
+        run_steps(engine, case, range(2))
+        model = weakref.ref(engine.model)
+        engine.close()
+        del engine
+        after = living_tensors()
+        answers[str(case)] = (model() is None, after - before)
+    return answers
+
+
+def test_a_closed_engine_frees_model_and_optimizer() -> None:
+    # The model has 4 * 12 * 32**2 + 256 * 32 + … > 50 000 weights of 4 bytes, three times.
+    for answers in run_ranks(close_engines, CASES, world_size=2):
+        for case, (is_gone, kept) in answers.items():
+            assert is_gone, case
+            assert kept < 20_000, (case, kept)
+
+
+def test_every_stage_has_an_adapter() -> None:
+    assert sorted(ADAPTERS) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_only_the_stages_that_shard_gradients_reduce_in_backward(stage: int) -> None:
+    assert ADAPTERS[stage].reduces_in_backward == (stage >= 2)
