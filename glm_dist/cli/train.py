@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         LaunchError: The variables of the launcher contradict each other.
     """
-    launch = read_launch_environment(os.environ)
+    launch = read_launch_environment(os.environ, trains=not arguments.cfg)
     hide_gpus_if_asked(os.environ)
     try:
         if arguments.multirun:

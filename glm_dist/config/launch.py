@@ -38,7 +38,9 @@ class LaunchEnvironment:
     """torchrun, deepspeed, environment (any other that exports RANK), srun or python."""
 
 
-def read_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
+def read_launch_environment(
+    environ: Mapping[str, str], *, trains: bool = True
+) -> LaunchEnvironment:
     """Read who this process is.
 
     RANK and its companions win over SLURM's variables, because torchrun and deepspeed also run
@@ -46,6 +48,8 @@ def read_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
 
     Args:
         environ: Environment of the process.
+        trains: Refuse to be alone where several tasks were reserved; what does not train may run
+            so, in a batch script for example.
 
     Raises:
         LaunchError: Variables are missing, malformed or contradict each other.
@@ -54,7 +58,8 @@ def read_launch_environment(environ: Mapping[str, str]) -> LaunchEnvironment:
         return _exported(environ)
     if _is_srun_task(environ):
         return _srun(environ)
-    _refuse_lonely_process(environ)
+    if trains:
+        _refuse_lonely_process(environ)
     return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0, "python")
 
 

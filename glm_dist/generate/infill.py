@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
@@ -43,7 +44,7 @@ def fill_blanks(
     """Generate the answer of every mask token in a context.
 
     Args:
-        stage: The whole model on one stage, in evaluation mode.
+        stage: This rank's stage, in evaluation mode; every rank of a replica calls alike.
         context: Token ids of Part A, mask tokens included.
         special: Ids of special tokens.
         sampling: How tokens are drawn.
@@ -106,4 +107,30 @@ def _forward(
         target_index=torch.tensor([len(tokens) - 1], device=device),
         target_ids=torch.zeros(1, dtype=torch.int64, device=device),
     )
-    return stage.logits(batch)[0].cpu()
+    return _pipelined_logits(stage, batch)[0].cpu()
+
+
+def _pipelined_logits(stage: GLMStage, batch: StageBatch) -> torch.Tensor:
+    """Pass a batch through the stages; logits at its targets [n, v] on every rank."""
+    groups = stage.groups
+    last, own = groups.layout.pipeline_parallel_size - 1, groups.coordinates.pipeline
+    if last == 0:
+        return stage.logits(batch)
+    if own > 0:
+        rows, length = batch.tokens.shape
+        hidden = torch.empty(
+            (length, rows, stage.config.hidden_size),
+            dtype=stage.config.params_dtype,
+            device=batch.tokens.device,
+        )
+        dist.recv(hidden, group=groups.pipeline, group_src=own - 1)
+        stage.set_input_tensor([hidden])
+    if own < last:
+        dist.send(stage(batch).contiguous(), group=groups.pipeline, group_dst=own + 1)
+        logits = torch.empty(
+            (batch.target_ids.numel(), stage.vocab_size), device=batch.tokens.device
+        )
+    else:
+        logits = stage.logits(batch).contiguous()
+    dist.broadcast(logits, group=groups.pipeline, group_src=last)
+    return logits

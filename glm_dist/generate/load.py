@@ -1,10 +1,18 @@
-"""A trained run as one process can use it: the whole model, its tokenizer, its configuration."""
+"""A trained run, or one of its checkpoints, as a model that fills blanks and measures losses.
 
-from dataclasses import dataclass
+Any layout: one process by default, tensor and pipeline parallel ranks under a launcher.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from glm_dist.checkpoint.folders import list_steps, step_name
 from glm_dist.checkpoint.fragments import Fragment
@@ -14,95 +22,186 @@ from glm_dist.checkpoint.load import (
     load_tensors,
     read_checkpoint,
 )
+from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
-from glm_dist.errors import CheckpointError
-from glm_dist.model.stage import GLMStage
-from glm_dist.parallel.groups import build_groups
+from glm_dist.errors import CheckpointError, LaunchError
+from glm_dist.files import exists
+from glm_dist.generate.complete import complete
+from glm_dist.generate.sampling import GREEDY, Sampling
+from glm_dist.model.batch import StageBatch
+from glm_dist.model.stage import GLMShard, build_shard
+from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
+from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
+from glm_dist.parallel.process import choose_device, start_process
+from glm_dist.train.state import WEIGHTS
+from glm_dist.train.task import Pretraining, Task, TaskLoss, run_task
 
-WEIGHTS = "model."
-"""Prefix of the weights in a checkpoint, beside the optimizer's moments."""
+TIMEOUT = timedelta(minutes=10)
+"""Time after which a collective without an answer fails."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """Everything that generation and evaluation need."""
+    """A run's weights in this process's part of a layout, with all that reading texts needs."""
 
-    stage: GLMStage
-    """The whole model in evaluation mode."""
+    model: GLMShard
+    """This rank's part of the model, in evaluation mode."""
     tokenizer: Tokenizer
     config: RunConfig
     step: int
+    """Optimizer steps that the weights have seen."""
+    groups: ParallelGroups
+    task: Task = field(default_factory=Pretraining)
+
+    def complete(
+        self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = 64, seed: int = 0
+    ) -> str:
+        """Fill every blank of a text; see ``generate.complete``. Collective over a replica.
+
+        Args:
+            text: May contain [MASK], [sMASK] and [gMASK].
+            sampling: How tokens are drawn.
+            max_tokens: Longest answer of a blank.
+            seed: Of the draws.
+
+        Raises:
+            DataError: The text names a mask that the tokenizer does not have, or is too long.
+        """
+        (stage,) = self.model.chunks
+        return complete(
+            stage,
+            self.tokenizer,
+            text,
+            config=self.config,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            seed=seed,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[StageBatch]) -> list[TaskLoss]:
+        """Compute losses without dropout and gradients. Collective over a replica.
+
+        Args:
+            batches: Micro-batches of one shape, the same on all ranks of a replica.
+
+        Returns:
+            Loss of each micro-batch on the last stage; empty elsewhere.
+        """
+        return run_task(self.model, self.task, batches, groups=self.groups)
 
 
 def load_trained(
-    run_dir: Path, *, step: int | None, device: torch.device, tokenizer: Path | None = None
+    run: str | Path,
+    *,
+    step: int | None = None,
+    tokenizer: str | Path | None = None,
+    tensor_parallel_size: int = 1,
+    pipeline_parallel_size: int = 1,
 ) -> TrainedModel:
-    """Load the weights of a run. Needs a process group of one process.
+    """Load the weights of a run. Collective over all ranks of the job, if there is one.
+
+    Joins the launcher's job, or makes a job of this process, unless torch.distributed has been
+    initialised already. May be called again and again; models share nothing but their groups.
 
     Args:
-        run_dir: The run's folder.
+        run: The run's folder.
         step: Which checkpoint; the newest complete one if None.
-        device: Where the model goes.
         tokenizer: Its tokenizer's files, if they are neither in the run's folder nor where they
             were during training.
+        tensor_parallel_size: Ranks that share each layer.
+        pipeline_parallel_size: Stages. Ranks beyond their product are further replicas.
 
     Raises:
         CheckpointError: The run has no such checkpoint, or it is damaged.
         ConfigError: The run's saved configuration cannot be read.
         DataError: Its tokenizer is gone, or is not the one it was trained with.
+        LaunchError: The ranks do not divide into replicas of that size.
     """
-    config = load_config_file(run_dir / "config.yaml")
-    info = _checkpoint(run_dir, step)
+    folder = Path(run)
+    config = load_config_file(folder / CONFIG_FILE)
+    device = _join()
+    groups = _groups(_layout(tensor_parallel_size, pipeline_parallel_size), dist.group.WORLD)
+    info = _checkpoint(folder, step)
     opened = load_stored_tokenizer(
-        config.tokenizer, run_dir, checkpoint=info.manifest.extra, path=tokenizer
+        config.tokenizer,
+        folder,
+        checkpoint=info.manifest.extra,
+        path=None if tokenizer is None else Path(tokenizer),
     )
-    stage = GLMStage(
-        config.model,
-        vocab_size=config.tokenizer.vocab_size,
-        padded_vocab_size=config.padded_vocab_size,
-        dtype=config.precision.dtype,
-        groups=build_groups(Layout(), timedelta(minutes=10)),
-        device=device,
-    )
-    load_tensors(
-        info,
-        {
-            WEIGHTS + shard.name: Fragment(shard.parameter.data, global_shape=shard.global_shape)
-            for shard in stage.shards()
-        },
-        prefixes=(WEIGHTS,),
-    )
-    return TrainedModel(
-        stage=stage.eval(),
-        tokenizer=opened,
-        config=config,
-        step=info.manifest.step,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # libraries speak of optional kernels
+        model = build_shard(config, groups=groups, device=device)
+    fragments = {
+        WEIGHTS + shard.name: Fragment(
+            shard.parameter.data,
+            global_shape=shard.global_shape,
+            offset=shard.offset,
+            rows=shard.rows or None,
+        )
+        for shard in model.shards()
+    }
+    load_tensors(info, fragments, prefixes=(WEIGHTS,))
+    return TrainedModel(model.eval(), opened, config, info.manifest.step, groups)
+
+
+def _join() -> torch.device:
+    """Choose this process's device, and become a member of a job if it is not one yet."""
+    launch = read_launch_environment(os.environ, trains=False)
+    if dist.is_initialized():
+        return choose_device(launch.local_rank)
+    return start_process(launch, TIMEOUT).device
+
+
+def _layout(tensor_parallel_size: int, pipeline_parallel_size: int) -> Layout:
+    """Fill the job with replicas of a size.
+
+    Raises:
+        LaunchError: They do not.
+    """
+    size, replica = dist.get_world_size(), tensor_parallel_size * pipeline_parallel_size
+    if size % replica:
+        raise LaunchError(
+            f"{size} processes do not divide into replicas of tensor_parallel_size="
+            f"{tensor_parallel_size} x pipeline_parallel_size={pipeline_parallel_size}.\n"
+            f"Start {replica} processes, e.g. torchrun --nproc-per-node {replica} …",
+            key="world size",
+            value=size,
+            fix=f"--nproc-per-node {replica}",
+        )
+    return Layout(tensor_parallel_size, pipeline_parallel_size, size // replica)
+
+
+@lru_cache(maxsize=8)
+def _groups(layout: Layout, world: dist.ProcessGroup) -> ParallelGroups:
+    """Make a layout's groups once per job: every group keeps threads until it ends."""
+    return build_groups(layout, TIMEOUT)
 
 
 def _checkpoint(run_dir: Path, step: int | None) -> CheckpointInfo:
-    checkpoints = run_dir / "checkpoints"
+    checkpoints = run_dir / CHECKPOINTS
     if step is not None:
         path = checkpoints / step_name(step)
-        if not path.exists():
-            steps = ", ".join(str(number) for number, _ in list_steps(checkpoints))
+        if not exists(path):
+            steps = ", ".join(str(number) for number, _ in list_steps(checkpoints)) or "none"
             raise CheckpointError(
+                f"There is no checkpoint of step {step} in {checkpoints}; there are: {steps}.\n"
+                "Name one of these, or leave --step out for the newest.",
                 key="--step",
-                found=step,
-                expected=f"the step of a checkpoint in {checkpoints}: {steps or 'there is none'}",
-                fix="name another step, or leave --step out for the newest",
+                value=step,
+                fix="leave --step out",
             )
         return read_checkpoint(path)
     info = find_checkpoint(checkpoints)
     if info is None:
         raise CheckpointError(
+            f"{checkpoints} holds no complete checkpoint.\n"
+            "Train the run with checkpoint.interval above 0, or name another run.",
             key=str(checkpoints),
-            found="no complete checkpoint",
-            expected="a checkpoint to generate from",
-            fix="train the run with checkpoint.interval above 0, or name another run",
+            fix="checkpoint.interval=1000",
         )
     return info

@@ -370,7 +370,13 @@ class ParameterShards(ZeroOptimizer):
             self._inner._reassign_or_swap_out_partitioned_parameters(group)
 
     def close(self) -> None:
-        """See ``ZeroOptimizer``; DeepSpeed (0.19) also remembers the last module it ran."""
-        offload = sys.modules[type(self._inner.parameter_offload).__module__]
+        """See ``ZeroOptimizer``; DeepSpeed (0.19) also keeps modules in a list and in a cache."""
+        parameters = self._inner.parameter_offload
+        coordinator = type(parameters.get_param_coordinator())
+        offload = sys.modules[type(parameters).__module__]
         super().close()
         offload.FWD_MODULE_STACK.clear()
+        for method in vars(coordinator).values():
+            for cell in getattr(method, "__closure__", None) or ():
+                if hasattr(cell.cell_contents, "cache_clear"):
+                    cell.cell_contents.cache_clear()

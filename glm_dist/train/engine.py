@@ -17,17 +17,16 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.stage import GLMShard, GLMStage
+from glm_dist.model.stage import GLMShard
 from glm_dist.optim.deepspeed_engine import open_zero_optimizer
 from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.groups import ParallelGroups
-from glm_dist.parallel.schedule import Result, run_schedule
 from glm_dist.parallel.sequence import (
     has_partial_gradient,
     sum_gradients,
     sum_gradients_on_arrival,
 )
-from glm_dist.train.task import Task, TaskLoss
+from glm_dist.train.task import Task, TaskLoss, run_task
 
 
 class TrainingEngine:
@@ -89,7 +88,9 @@ class TrainingEngine:
                 losses.append(TaskLoss(total.detach(), metrics))
             return losses
         self.zero.begin_accumulation()
-        losses = self._run(batches, loss_scales, forward_only=False)
+        losses = run_task(
+            self.model, self.task, batches, groups=self.groups, loss_scales=loss_scales
+        )
         self._sum_shared_gradients()
         self.zero.reduce_gradients()
         return losses
@@ -108,33 +109,9 @@ class TrainingEngine:
         if self.zero.reduces_in_backward:
             losses = [TaskLoss(*self._loss_module(batch)) for batch in batches]
         else:
-            one = torch.ones((), device=batches[0].tokens.device)
-            losses = self._run(batches, [one] * len(batches), forward_only=True)
+            losses = run_task(self.model, self.task, batches, groups=self.groups)
         self.model.train()
         return losses
-
-    def _run(
-        self,
-        batches: Sequence[StageBatch],
-        loss_scales: Sequence[torch.Tensor],
-        *,
-        forward_only: bool,
-    ) -> list[TaskLoss]:
-        rows, length = batches[0].tokens.shape
-        return run_schedule(
-            self.model.chunks,
-            batches,
-            finish=self._finish,
-            loss_scales=loss_scales,
-            row_length=length,
-            micro_batch_size=rows,
-            groups=self.groups,
-            forward_only=forward_only,
-        )
-
-    def _finish(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> Result:
-        loss = self.task.loss(stage, hidden, batch)
-        return Result(loss.total, TaskLoss(loss.total.detach(), loss.metrics))
 
     def _sum_shared_gradients(self) -> None:
         """Complete what one rank of a replica knows only a part of, before replicas average it."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
 from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.model.batch import StageBatch
 from glm_dist.parallel.groups import ParallelGroups
-from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.task import Task, TaskLoss
 
 
 def replica_rows(
@@ -42,8 +44,23 @@ def replica_rows(
     return batches
 
 
+class Evaluator(Protocol):
+    """A model that computes losses: in training an engine, otherwise a loaded run."""
+
+    @property
+    def groups(self) -> ParallelGroups:
+        """This rank's process groups."""
+
+    @property
+    def task(self) -> Task:
+        """Turns rows into batches and hidden states into losses."""
+
+    def evaluate(self, batches: Sequence[StageBatch]) -> list[TaskLoss]:
+        """Compute losses without dropout and gradients; empty but on the last stage."""
+
+
 def validation_losses(
-    engine: TrainingEngine,
+    model: Evaluator,
     row_of: Callable[[str, int], Row],
     *,
     objectives: Sequence[str],
@@ -54,7 +71,7 @@ def validation_losses(
     """Compute the mean loss per predicted token of each objective. Collective over all ranks.
 
     Args:
-        engine: Model of this rank.
+        model: Model of this rank.
         row_of: Validation row by objective and index.
         objectives: Which ones.
         num_rows: Rows of each.
@@ -64,7 +81,7 @@ def validation_losses(
     Returns:
         Objective -> nats per token, equal on all ranks.
     """
-    groups, task = engine.groups, engine.task
+    groups, task = model.groups, model.task
     sums = torch.zeros(len(objectives), 2, dtype=torch.float64, device=device)
     for i, objective in enumerate(objectives):
         batches = [
@@ -76,7 +93,7 @@ def validation_losses(
                 groups=groups,
             )
         ]
-        losses = engine.evaluate(batches)
+        losses = model.evaluate(batches)
         if groups.reports_loss:
             sums[i, 0] = torch.stack([loss.total for loss in losses]).sum()
             sums[i, 1] = sum(task.weight(batch) for batch in batches)

@@ -13,7 +13,9 @@ import torch
 from glm_dist.data.rows import MicroBatch
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.head import head_loss
-from glm_dist.model.stage import GLMStage
+from glm_dist.model.stage import GLMShard, GLMStage
+from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.schedule import Result, run_schedule
 
 
 class TaskLoss(NamedTuple):
@@ -90,3 +92,42 @@ class Pretraining:
             # Every tensor rank has a part of the sums; one of them counts the targets.
             counts = batch.target_groups.sum(dim=1, dtype=counts.dtype)
         return TaskLoss(total, torch.stack([by_objective, counts], dim=1))
+
+
+def run_task(
+    model: GLMShard,
+    task: Task,
+    batches: Sequence[StageBatch],
+    *,
+    groups: ParallelGroups,
+    loss_scales: Sequence[torch.Tensor] | None = None,
+) -> list[TaskLoss]:
+    """Run micro-batches through the pipeline. Collective over a replica.
+
+    Args:
+        model: This rank's part of the model.
+        task: Turns hidden states into losses.
+        batches: Micro-batches of this replica, of one shape.
+        groups: This rank's process groups.
+        loss_scales: Factor [] of each summed loss before backward; None: forward only.
+
+    Returns:
+        Detached loss of each micro-batch on the last stage; empty elsewhere.
+    """
+
+    def finish(stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> Result:
+        loss = task.loss(stage, hidden, batch)
+        return Result(loss.total, TaskLoss(loss.total.detach(), loss.metrics))
+
+    rows, length = batches[0].tokens.shape
+    one = torch.ones((), device=batches[0].tokens.device)
+    return run_schedule(
+        model.chunks,
+        batches,
+        finish=finish,
+        loss_scales=loss_scales or [one] * len(batches),
+        row_length=length,
+        micro_batch_size=rows,
+        groups=groups,
+        forward_only=loss_scales is None,
+    )

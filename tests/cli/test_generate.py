@@ -4,10 +4,11 @@ import io
 
 import pytest
 
-from glm_dist.cli.generate import context_of, lines_of_input, not_text, render
+from glm_dist.cli.generate import lines_of_input
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import DataError
+from glm_dist.generate.complete import context_of, not_text, render
 from glm_dist.generate.infill import Blank
 from tests.data.corpora import CLS, EOS, GMASK, MASK, SOP, VOCAB_SIZE, write_vocabulary
 

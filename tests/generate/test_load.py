@@ -1,29 +1,102 @@
-"""Which checkpoint a run's folder offers."""
+"""A trained run as a library sees it: in any layout, again and again, quietly."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from glm_dist.config.load import dump_config, load_config
-from glm_dist.errors import CheckpointError
-from glm_dist.generate.load import load_trained
-from tests.train.jobs import make_files
+import glm_dist
+from glm_dist.data.row_source import open_row_source
+from glm_dist.errors import CheckpointError, LaunchError
+from glm_dist.observe.metrics_file import METRICS_FILE, read_records
+from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.train.evaluate import validation_losses
+from tests.ranks import run_ranks
+from tests.train.jobs import make_files, start, with_python
+
+TEXT = "w10 [MASK] w11 w12 [MASK] w13"
 
 
-@pytest.mark.parametrize(
-    ("steps", "offered"), [((2, 4), "4, 2"), ((), "there is none")], ids=["some", "none"]
-)
-def test_a_step_without_a_checkpoint_is_answered_with_those_that_have_one(
-    steps: tuple[int, ...], offered: str, tmp_path: Path
-) -> None:
-    config = load_config([*make_files(tmp_path), "run.name=a"])
-    for step in steps:
-        (config.run_dir / "checkpoints" / f"step_{step:07d}").mkdir(parents=True)
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    (config.run_dir / "config.yaml").write_text(dump_config(config))
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, validated and saved at its end."""
+    folder = tmp_path_factory.mktemp("trained")
+    done = with_python([*make_files(folder), "run.name=a", "parallel=single", "run.steps=2"])
+    assert done.returncode == 0, done.stderr
+    return folder / "runs" / "a"
 
-    with pytest.raises(CheckpointError, match="--step = 3") as caught:
-        load_trained(config.run_dir, step=3, device=torch.device("cpu"))
 
-    assert str(caught.value).splitlines()[0].endswith(f"{offered}.")
+def measure(folder: Path, layouts: list[dict[str, int]]) -> list[tuple[dict[str, float], str]]:
+    """Validation losses and a filled text in each layout, one model after the other."""
+    enable_cpu()
+    answers = []
+    for layout in layouts:
+        model = glm_dist.load(folder, **layout)
+        source = open_row_source(model.config)
+        losses = validation_losses(
+            model,
+            source.validation_row,
+            objectives=source.objectives,
+            num_rows=model.config.evaluation.rows_per_objective,
+            micro_batch_size=2,
+            device=torch.device("cpu"),
+        )
+        assert model.step == 2
+        answers.append((losses, model.complete(TEXT, max_tokens=4)))
+    return answers
+
+
+def test_a_loaded_model_equals_the_trained_one_in_every_layout(run_folder: Path) -> None:
+    records = read_records(run_folder / METRICS_FILE)
+    expected = {
+        name.removeprefix("valid/loss_"): loss
+        for record in records
+        if record["step"] == 2
+        for name, loss in record.items()
+        if name.startswith("valid/loss_")
+    }
+    assert set(expected) == {"span", "sentence", "document"}
+    layouts = [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}, {}]
+
+    ((alone, text),) = run_ranks(measure, run_folder, [{}], world_size=1)[0]
+    assert alone == pytest.approx(expected, abs=1e-5)
+    for of_rank in run_ranks(measure, run_folder, layouts, world_size=2):
+        for losses, filled in of_rank:
+            assert losses == pytest.approx(expected, abs=1e-5)
+            assert filled == text
+
+
+def test_a_program_loads_models_quietly_and_keeps_its_environment(run_folder: Path) -> None:
+    program = f"""
+import os, sys
+before = dict(os.environ)
+import glm_dist
+assert "torch" not in sys.modules
+first, second = (glm_dist.load({str(run_folder)!r}) for _ in range(2))
+assert first.complete({TEXT!r}, max_tokens=4) == second.complete({TEXT!r}, max_tokens=4)
+assert dict(os.environ) == before
+"""
+    # As a notebook in a batch job: several tasks are reserved, and this process is alone.
+    done = start([sys.executable, "-c", program], SLURM_NTASKS="8")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def wrong_loads(folder: Path) -> list[str]:
+    """What is said about a step that is missing, and about ranks that do not fit."""
+    enable_cpu()
+    with pytest.raises(CheckpointError) as no_step:
+        glm_dist.load(folder, step=3)
+    with pytest.raises(LaunchError) as no_layout:
+        glm_dist.load(folder, tensor_parallel_size=2)
+    return [str(no_step.value), str(no_layout.value)]
+
+
+def test_a_missing_step_and_a_wrong_layout_are_answered_in_words(run_folder: Path) -> None:
+    (no_step, no_layout) = run_ranks(wrong_loads, run_folder, world_size=1)[0]
+
+    assert no_step.startswith(
+        f"There is no checkpoint of step 3 in {run_folder}/checkpoints; there are: 2."
+    )
+    assert no_layout.startswith("1 processes do not divide into replicas of tensor_parallel_size=2")

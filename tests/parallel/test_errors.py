@@ -1,13 +1,15 @@
-"""One rank's failure is everybody's, in the same words and of the same class."""
+"""One rank's failure is everybody's: mistakes in the same words, bugs by the name of the rank."""
 
 import pickle
+import socket
 
 import pytest
-import torch.distributed as dist
 
-from glm_dist.errors import CheckpointError, ConfigError
-from glm_dist.parallel.errors import Ranks
+from glm_dist.errors import CheckpointError, ConfigError, GlmDistError
+from glm_dist.parallel.errors import RankFailure, Ranks, as_checkpoint_error
 from tests.ranks import run_ranks
+
+HOST = socket.gethostname()
 
 
 class Unpicklable(Exception):  # noqa: N818
@@ -17,64 +19,98 @@ class Unpicklable(Exception):  # noqa: N818
         raise TypeError("not me")
 
 
-def attempt(ranks: Ranks, errors: dict[int, Exception] | dict[int, KeyboardInterrupt]) -> None:
+def attempt(ranks: Ranks, errors: dict[int, BaseException]) -> None:
     with ranks.together("try", "place"):
         if ranks.rank in errors:
             raise errors[ranks.rank]
 
 
-def failure(ranks: Ranks, errors: dict[int, Exception]) -> tuple[str, str]:
-    with pytest.raises((CheckpointError, ConfigError)) as caught:
+def failure(ranks: Ranks, errors: dict[int, BaseException]) -> tuple[str, str]:
+    """Class and text of what this rank raises."""
+    with pytest.raises(BaseException) as caught:  # noqa: PT011
         attempt(ranks, errors)
-    pickle.dumps(caught.value)
+    if isinstance(caught.value, GlmDistError | RankFailure):
+        pickle.dumps(caught.value)
     return type(caught.value).__name__, str(caught.value)
+
+
+def ours() -> ConfigError:
+    return ConfigError("paths.runs is wrong.", key="paths.runs", value="x", fix="z")
 
 
 def check_failures() -> list[tuple[str, str]]:
     ranks = Ranks(None)
-    ours = ConfigError(key="paths.runs", found="x", expected="y", fix="z")
     with ranks.together("do nothing wrong", "place"):
         pass
     seen = [
         failure(ranks, {1: OSError(28, "No space left on device")}),
-        failure(ranks, {1: ours}),
-        failure(ranks, {0: ValueError("a"), 1: ValueError("b")}),
+        failure(ranks, {0: ours(), 1: ours()}),
+        failure(ranks, {1: ours()}),
+        failure(ranks, {0: OSError(28, "No space left on device"), 1: OSError(30, "Read-only")}),
+        failure(ranks, {1: KeyError("split")}),
         failure(ranks, {1: Unpicklable("odd")}),
+        failure(ranks, {0: ours(), 1: KeyError("split")}),
+        failure(ranks, {1: KeyboardInterrupt()}),
     ]
     assert ranks.gather(ranks.rank) == [0, 1]
     assert ranks.on_first("name itself", "place", lambda: f"rank {ranks.rank}") == "rank 0"
+    with pytest.raises(ConfigError, match=r"^paths\.runs is wrong\.$"):
+        ranks.on_first("fail", "place", lambda: attempt_alone(ours()))
     return seen
 
 
-def check_a_rank_that_is_stopped() -> str:
-    """An interrupt stays one where it arrives, and the others do not wait."""
-    ranks = Ranks(dist.group.WORLD)
-    with pytest.raises((KeyboardInterrupt, CheckpointError)) as caught:
-        attempt(ranks, {1: KeyboardInterrupt()})
-    return type(caught.value).__name__
-
-
-def check_all() -> tuple[list[tuple[str, str]], str]:
-    return check_failures(), check_a_rank_that_is_stopped()
+def attempt_alone(error: Exception) -> None:
+    raise error
 
 
 def test_ranks_fail_together() -> None:
-    (first, first_stop), (second, second_stop) = run_ranks(check_all, world_size=2)
-    assert first == second
-    full, ours, both, odd = first
-    assert full[0] == "CheckpointError"
-    assert "OSError on rank 1: [Errno 28] No space left on device" in full[1]
-    assert "expected every rank to try" in full[1]
-    assert "Fix: free space there" in full[1]
-    assert ours == ("ConfigError", "paths.runs = x: expected y.\n  Fix: z.")
-    assert "place = ValueError on rank 0: a; ValueError on rank 1: b: expected" in both[1]
-    assert "Unpicklable on rank 1: odd" in odd[1]
-    assert (first_stop, second_stop) == ("CheckpointError", "KeyboardInterrupt")
+    first, second = run_ranks(check_failures, world_size=2)
+
+    full = "place: could not try: No space left on device.\n"
+    full += "Free space there, or set paths.runs to a file system with room."
+    readonly = "place: could not try: Read-only.\n"
+    readonly += "Set paths.runs to a file system that is not read-only."
+    named = f"rank 1 on {HOST} failed: "
+    see = " (see its log/rank_0001.log)"
+    assert first == [
+        ("CheckpointError", f"Rank 1 on {HOST}: {full}"),
+        ("ConfigError", "paths.runs is wrong."),
+        ("ConfigError", f"Rank 1 on {HOST}: paths.runs is wrong."),
+        ("CheckpointError", f"Rank 0 on {HOST}: {full}\nRank 1 on {HOST}: {readonly}"),
+        ("RankFailure", f"{named}KeyError: 'split'{see}"),
+        ("RankFailure", f"{named}Unpicklable: odd{see}"),
+        ("RankFailure", f"{named}KeyError: 'split'{see}"),
+        ("RankFailure", f"{named}KeyboardInterrupt: {see}"),
+    ]
+    own = {4: ("KeyError", "'split'"), 5: ("Unpicklable", "odd"), 6: ("KeyError", "'split'")}
+    own[7] = ("KeyboardInterrupt", "")
+    assert second == [own.get(number, seen) for number, seen in enumerate(first)]
 
 
 def test_one_process_without_a_group_agrees_with_itself() -> None:
     ranks = Ranks(None)
     assert (ranks.rank, ranks.size, ranks.gather("x")) == (0, 1, ["x"])
-    assert failure(ranks, {0: PermissionError(13, "Permission denied")})[1].endswith(
-        "Fix: make it writable for this user, or point paths.runs elsewhere."
-    )
+    kind, text = failure(ranks, {0: PermissionError(13, "Permission denied")})
+    assert kind == "CheckpointError"
+    assert text.startswith("place: could not try: Permission denied.\nMake it writable")
+
+
+def fail(error: Exception, *, while_handling: Exception | None = None) -> None:
+    """Raise inside the translation, by itself or while another error is handled."""
+    with as_checkpoint_error(task="write", path="p"):
+        if while_handling is None:
+            raise error
+        try:
+            raise while_handling
+        except OSError:
+            raise error  # noqa: B904  # as torch's writer does
+
+
+def test_only_a_refusal_of_the_system_is_translated_inside_torch() -> None:
+    full = OSError(28, "No space left on device")
+    with pytest.raises(CheckpointError, match="p: could not write: No space left"):
+        fail(RuntimeError("write failed"), while_handling=full)
+    with pytest.raises(RuntimeError, match="bug"):
+        fail(RuntimeError("bug"))
+    with pytest.raises(KeyError):
+        fail(KeyError("split"), while_handling=full)

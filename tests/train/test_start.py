@@ -1,0 +1,118 @@
+"""Where a run starts: its own checkpoint, or the weights (and optimizer) of another run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from glm_dist.observe.metrics_file import METRICS_FILE, read_records
+from tests.train.jobs import make_files, with_python, with_torchrun
+
+WITH_OPTIMIZER = "run.init_with=weights_and_optimizer"
+
+
+def metrics(folder: Path, run: str, prefix: str) -> dict[int, dict[str, float]]:
+    """Metrics of a run whose names begin with a prefix, by step; later attempts win."""
+    found: dict[int, dict[str, float]] = {}
+    for record in read_records(folder / "runs" / run / METRICS_FILE):
+        chosen = {name: value for name, value in record.items() if name.startswith(prefix)}
+        if chosen:
+            found.setdefault(record["step"], {}).update(chosen)
+    return found
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A finished run ``a`` of 4 steps with checkpoints of 2 and 4, and the overrides it had."""
+    folder = tmp_path_factory.mktemp("source")
+    overrides = make_files(folder)
+    done = with_torchrun([*overrides, "run.name=a", "parallel=tp2", "zero=stage1"], 2)
+    assert done.returncode == 0, done.stderr
+    return folder, overrides
+
+
+def test_weights_of_a_run_start_another_one_in_another_layout(
+    source: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = source
+    done = with_torchrun(
+        [
+            *overrides,
+            "run.name=b",
+            f"run.init_from={folder}/runs/a",
+            "parallel=dp2",
+            "zero=stage3",
+            "batch.micro_batch_size=1",
+            "run.steps=1",
+        ],
+        2,
+    )
+    assert done.returncode == 0, done.stderr
+
+    first = metrics(folder, "b", "valid/loss_")[0]
+    assert first == pytest.approx(metrics(folder, "a", "valid/loss_")[4], abs=1e-5)
+    assert re.search(
+        r"weights from=\S+step_0000004 step=4 loaded=\d+ grown=0 new=0 unused=0", done.stderr
+    )
+
+
+def test_weights_and_optimizer_continue_as_resuming_does(source: tuple[Path, list[str]]) -> None:
+    folder, overrides = source
+    checkpoint = folder / "runs" / "a" / "checkpoints" / "step_0000002"
+    done = with_torchrun(
+        [*overrides, "run.name=c", f"run.init_from={checkpoint}", WITH_OPTIMIZER, "parallel=pp2"],
+        2,
+    )
+    assert done.returncode == 0, done.stderr
+
+    continued, resumed = (metrics(folder, run, "") for run in ("c", "a"))
+    for step in (3, 4):
+        for name in ("train/loss", "train/grad_norm", "train/learning_rate"):
+            assert continued[step][name] == pytest.approx(resumed[step][name], abs=1e-5), name
+    assert 1 not in metrics(folder, "c", "train/")
+
+
+def test_position_tables_may_grow_and_every_other_difference_is_said(
+    source: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = source
+    done = with_python(
+        [
+            *overrides,
+            "run.name=d",
+            f"run.init_from={folder}/runs/a",
+            "parallel=single",
+            "run.steps=1",
+            "model.max_position_embeddings=1030",
+            "model.num_layers=3",
+        ]
+    )
+    assert done.returncode == 0, done.stderr
+
+    assert "weights longer than in the checkpoint: embedding.block_position_embeddings.weight" in (
+        done.stderr
+    )
+    assert "weights not in the checkpoint: decoder.layers.2." in done.stderr
+    assert "only in the checkpoint" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["run.init_from=/nowhere"], "run.init_from=/nowhere holds no usable checkpoint"),
+        (["model.hidden_size=64"], "has weights of other shapes"),
+        ([WITH_OPTIMIZER], "run.steps=4 are done"),
+    ],
+    ids=["nothing there", "another model", "nothing left"],
+)
+def test_an_origin_that_does_not_fit_is_refused_in_words(
+    changes: list[str], words: str, source: tuple[Path, list[str]]
+) -> None:
+    folder, overrides = source
+    origin = f"run.init_from={folder}/runs/a"
+
+    done = with_python([*overrides, "run.name=e", "parallel=single", origin, *changes])
+
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
