@@ -92,6 +92,8 @@ def _console_handler(rank: int, console: Console) -> logging.Handler:
         handler.setFormatter(_ConsoleLine(rank))
     handler.set_name(CONSOLE_HANDLER)
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    # What is said on the console in another way is only kept in the file.
+    handler.addFilter(lambda record: not getattr(record, "file_only", False))
     if rank:
         # Every rank meets the same warnings; the first one's are enough on a console.
         handler.addFilter(lambda record: record.name != "py.warnings")

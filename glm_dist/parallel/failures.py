@@ -144,7 +144,7 @@ def report_mistake(board: FailureBoard, error: GlmDistError) -> None:
     One that a single rank met begins with that rank and its host.
     """
     text = f"{type(error).__name__}: {error}"
-    log.info("stopped by %s", text)
+    log.info("stopped by %s", text, extra={"file_only": True})
     if board.claim(text):
         place = "" if error.rank is None else f"rank {error.rank} on {board.host}: "
         sys.stderr.write(f"{place}{text}\n")
