@@ -28,6 +28,9 @@ from glm_dist.parallel.errors import Ranks
 
 log = logging.getLogger(__name__)
 
+WEIGHTS = "model."
+"""Prefix of the weights in a checkpoint, beside the optimizer's moments."""
+
 _MAX_LISTED = 10
 
 

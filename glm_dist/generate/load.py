@@ -17,6 +17,7 @@ import torch.distributed as dist
 from glm_dist.checkpoint.folders import list_steps, step_name
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import (
+    WEIGHTS,
     CheckpointInfo,
     find_checkpoint,
     load_tensors,
@@ -37,7 +38,6 @@ from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import choose_device, start_process
-from glm_dist.train.state import WEIGHTS
 from glm_dist.train.task import Pretraining, Task, TaskLoss, run_task
 
 TIMEOUT = timedelta(minutes=10)
@@ -151,10 +151,9 @@ def load_trained(
 
 def _join() -> torch.device:
     """Choose this process's device, and become a member of a job if it is not one yet."""
-    launch = read_launch_environment(os.environ, trains=False)
     if dist.is_initialized():
-        return choose_device(launch.local_rank)
-    return start_process(launch, TIMEOUT).device
+        return choose_device(int(os.environ.get("LOCAL_RANK", dist.get_rank())))
+    return start_process(read_launch_environment(os.environ, trains=False), TIMEOUT).device
 
 
 def _layout(tensor_parallel_size: int, pipeline_parallel_size: int) -> Layout:

@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
-from glm_dist.checkpoint.load import CheckpointInfo, find_checkpoint, load_tensors, read_checkpoint
+from glm_dist.checkpoint.load import (
+    WEIGHTS,
+    CheckpointInfo,
+    find_checkpoint,
+    load_tensors,
+    read_checkpoint,
+)
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.identity import describe_differences
@@ -17,7 +23,7 @@ from glm_dist.parallel.errors import Ranks
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.preflight import no_origin
 from glm_dist.train.same_run import check_same_rows
-from glm_dist.train.state import WEIGHTS, grown_table, restore_state, weight_fragments
+from glm_dist.train.state import grown_table, restore_state, weight_fragments
 
 log = logging.getLogger(__name__)
 

@@ -9,15 +9,12 @@ from pathlib import Path
 from typing import cast
 
 from glm_dist.checkpoint.fragments import Fragment
-from glm_dist.checkpoint.load import CheckpointInfo, load_tensors
+from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.state import OptimizerCounters, StateSlice
 from glm_dist.train.engine import TrainingEngine
-
-WEIGHTS = "model."
-"""Prefix of the weights in a checkpoint, beside the optimizer's moments."""
 
 
 def save_state(

@@ -76,12 +76,14 @@ def clean_environment(*, device: str = "cpu", **variables: str) -> dict[str, str
     }
 
 
-def start(command: list[str], *, device: str = "cpu") -> subprocess.CompletedProcess[str]:
+def start(
+    command: list[str], *, device: str = "cpu", **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a command in the project's root and wait for it."""
     return subprocess.run(
         command,
         cwd=ROOT,
-        env=clean_environment(device=device),
+        env=clean_environment(device=device, **variables),
         capture_output=True,
         text=True,
         timeout=TIMEOUT_SECONDS,

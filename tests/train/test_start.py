@@ -101,7 +101,7 @@ def test_position_tables_may_grow_and_every_other_difference_is_said(
     [
         (["run.init_from=/nowhere"], "run.init_from=/nowhere holds no usable checkpoint"),
         (["model.hidden_size=64"], "has weights of other shapes"),
-        ([WITH_OPTIMIZER], "run.steps=4 are done"),
+        pytest.param([WITH_OPTIMIZER], "run.steps=4 are done", marks=pytest.mark.slow),
     ],
     ids=["nothing there", "another model", "nothing left"],
 )
