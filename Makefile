@@ -31,9 +31,11 @@ RUN := $(RUNS)/quickstart
 
 EXPERIMENT ?= glm_large
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# Files with messages; whole files, so that messages nobody says any more go.
+MESSAGE_TESTS = $(shell grep -lE "\bsays\b" -r tests --include="test_*.py")
 SOURCES := glm_dist tests train.py benchmarks
 
-.PHONY: help setup train test test-slow test-gpu golden check lint types format \
+.PHONY: help setup train test test-slow test-gpu messages golden check lint types format \
 	config docs parity bench docker clean distclean
 
 help: ## list the targets
@@ -97,6 +99,9 @@ test-slow: $(ENVIRONMENT) ## the slow tests: whole grids, whole corpora
 
 test-gpu: $(ENVIRONMENT) ## the tests that need a GPU; they skip where there is none
 	@$(PYTEST) -m gpu tests/gpu $(ARGS)
+
+messages: $(ENVIRONMENT) ## rewrite tests/messages.txt, what users read, from the tests
+	@$(PYTEST) --rewrite-messages $(or $(ARGS),$(MESSAGE_TESTS))
 
 golden: $(ENVIRONMENT) ## compare with recorded results of the official code (GLM_REFERENCE_DIR)
 	@$(PYTEST) -m golden -rs tests/golden $(ARGS)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.environment import CPU_ONLY, ONE_THREAD
 
+pytest_plugins = ["tests.messages"]
+
 os.environ.update({**ONE_THREAD, **os.environ})
 os.environ["HYDRA_FULL_ERROR"] = "1"
 # A suite started inside a job must not believe it is one of the job's ranks.
