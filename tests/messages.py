@@ -14,9 +14,7 @@ import pytest
 FILE = Path(__file__).with_name("messages.txt")
 ROOT = FILE.parents[1]
 
-HEAD = (
-    "# What users read, as the tests meet it. Rewritten by `make messages`; read the diff aloud.\n"
-)
+HEAD = "# What users read, as the tests meet it. `make messages` rewrites this file.\n"
 
 
 class Messages:

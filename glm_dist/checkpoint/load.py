@@ -117,7 +117,7 @@ def load_tensors(
         for name, shape in each.items():
             wanted.setdefault(name, set()).add(shape)
     _check_names(info, wanted, prefixes)
-    with ranks.together("read its tensors", str(info.path)):
+    with ranks.together("read tensors", str(info.path)):
         read_tensors(info.path, fragments, ranks)
     log.info(
         "loaded step=%d from=%s tensors=%d seconds=%.1f",

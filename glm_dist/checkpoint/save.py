@@ -101,7 +101,7 @@ def save_checkpoint(
 
 def _retire_older(directory: Path, ranks: Ranks, *, step: int, keep_last: int) -> None:
     removed = ranks.on_first(
-        "see older checkpoints removed",
+        "remove older checkpoints",
         str(directory),
         lambda: retire(directory, step, keep_last=max(keep_last, 1)),
     )
@@ -119,14 +119,14 @@ def _write_all(
 ) -> Manifest:
     """Fill the staging folder; the manifest comes back with its tensors and files."""
     key = str(staging)
-    with ranks.together("see the folder that rank 0 created", key):
+    with ranks.together("find the folder that rank 0 created", key):
         _check_is_shared(staging)
     on_phase("staged")
     fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
-    with ranks.together("write its tensors", key):
+    with ranks.together("write tensors", key):
         files, saved_tensors = write_tensors(staging, fragments, ranks)
     on_phase("tensors_written")
-    with ranks.together("see its files on disk", key):
+    with ranks.together("sync the folder", key):
         fsync_folder(staging)
     with ranks.together("read back what it wrote", key):
         _check_written(staging, files)
@@ -143,7 +143,7 @@ def _discarded_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
     """A failed save gives back its disk space; it may be the space it failed for."""
     try:
         yield
-    except CheckpointError:
+    except Exception:
         if ranks.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -167,7 +167,7 @@ def check_shared(directory: Path) -> None:
         lambda: Path(tempfile.mkdtemp(prefix=".shared-", dir=directory)).name,
     )
     try:
-        with ranks.together("see what rank 0 wrote", str(directory)):
+        with ranks.together("find what rank 0 wrote", str(directory)):
             _check_is_shared(directory / name)
     finally:
         if ranks.rank == 0:

@@ -100,6 +100,8 @@ class FailureBoard:
             deadline = time.monotonic() + LINGER_SECONDS
             while self._store.add(_READ, 0) < self._world_size and time.monotonic() < deadline:
                 time.sleep(0.05)
+            if self.rank == 0:
+                time.sleep(0.5)  # it may hold the store that the others are still asking
         except RuntimeError:
             return
 

@@ -16,7 +16,7 @@ from glm_dist.config.load import (
     load_config,
     load_config_file,
 )
-from glm_dist.config.schema import Activation, PositionEncoding, Residual, RunConfig
+from glm_dist.config.schema import Activation, InitWith, PositionEncoding, Residual, RunConfig
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
@@ -303,6 +303,8 @@ def test_what_decides_the_result_has_a_default_in_code_only_where_it_means_off()
         if key.startswith(tuple(f"{section}." for section in COMPUTING))
     }
     assert defaults == {
+        "run.init_from": None,
+        "run.init_with": InitWith.weights,
         "tokenizer.fixed_task_masks": True,
         "tokenizer.sentinel_pairs": 0,
         "model.ffn_hidden_size": None,

@@ -56,6 +56,7 @@ def check(rows: list[Row]) -> None:
             hidden_dropout=0.0,
             attention_dropout=0.0,
             layernorm_epsilon=1e-5,
+            init_std=0.02,
         ),
         vocab_size=VOCAB_SIZE,
         padded_vocab_size=1024,

@@ -12,12 +12,12 @@ class Parameter:
     """A parameter with a name for the test's sake."""
 
     parameter: torch.nn.Parameter
-    is_bias_or_norm: bool
+    decays: bool
 
 
 def test_biases_and_norms_do_not_decay() -> None:
-    weight = Parameter(torch.nn.Parameter(torch.ones(2, 2)), is_bias_or_norm=False)
-    bias = Parameter(torch.nn.Parameter(torch.ones(2)), is_bias_or_norm=True)
+    weight = Parameter(torch.nn.Parameter(torch.ones(2, 2)), decays=True)
+    bias = Parameter(torch.nn.Parameter(torch.ones(2)), decays=False)
 
     decayed, others = param_groups([bias, weight], weight_decay=0.1)
 

@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 from tests.train.jobs import ROOT, clean_environment, free_port, make_files, start
 from tests.train.test_job import losses_of, weights_of
 
-STEPS = 400
+STEPS = 150
 ARGUMENTS = (
     "parallel=tp2",
     f"run.steps={STEPS}",
