@@ -19,13 +19,11 @@ class GlmDistError(Exception):
 
     def __init__(
         self,
-        message: str | None = None,
+        message: str,
         *,
         key: str,
         value: object = None,
         fix: str = "",
-        found: object = None,
-        expected: str = "",
     ) -> None:
         """Keep the message and its parts.
 
@@ -33,16 +31,11 @@ class GlmDistError(Exception):
             message: All that the user reads.
             key: Configuration key, file or launch variable at fault, as the user would type it.
             value: The value that was met there.
-            fix: What to type or change.
-            found: Old name of value, for messages that are still composed.
-            expected: Part of composed messages.
+            fix: What to type or change; empty if only the message can say it.
         """
         self.key = key
-        self.value = found if message is None else value
+        self.value = value
         self.fix = fix
-        if message is None:
-            message = f"{key} = {found}: expected {expected}.\n  Fix: {fix}."
-        self.found = self.value
         super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:

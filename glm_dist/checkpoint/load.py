@@ -68,7 +68,7 @@ def find_checkpoint(
             return _read_checked(path, ranks, read_content=verify)
         except DamagedCheckpointError as error:
             if ranks.rank == 0:
-                log.warning("skipped damaged checkpoint path=%s reason=%s", path, error.found)
+                log.warning("skipped damaged checkpoint path=%s reason=%s", path, error.value)
     return None
 
 
@@ -146,11 +146,11 @@ def _check_names(
     expected = saved if prefixes is None else [n for n in saved if n.startswith(tuple(prefixes))]
     problems = []
     if missing := sorted(set(wanted) - set(saved)):
-        problems.append(f"no {_listed(missing)}")
+        problems.append(f"it has no {_listed(missing)}")
     if unexpected := sorted(set(expected) - set(wanted)):
-        problems.append(f"{_listed(unexpected)}, which the model does not have")
+        problems.append(f"the model has no {_listed(unexpected)}")
     different = [
-        f"{name} of shape {saved[name].shape} where the model has {shape}"
+        f"{name} is of shape {saved[name].shape}, not {shape}"
         for name in sorted(set(wanted) & set(saved))
         for shape in sorted(wanted[name] - {saved[name].shape})
     ]
@@ -158,10 +158,11 @@ def _check_names(
         problems.append(_listed(different))
     if problems:
         raise CheckpointError(
+            f"{info.path} does not fit the model: {'; '.join(problems)}.\n"
+            "  Use the configuration of the run that saved it (config.yaml in its run folder).",
             key=str(info.path),
-            found="; ".join(problems),
-            expected="the tensors of the configured model, by name and shape",
-            fix="use the configuration of the run that wrote it (config.yaml in its run folder)",
+            value="; ".join(problems),
+            fix="",
         )
 
 

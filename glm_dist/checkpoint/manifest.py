@@ -145,10 +145,12 @@ def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointErro
 
 def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
+        f"{folder} is damaged: {reason}.\n"
+        "  Use an older checkpoint of the run; a resumed run takes the newest undamaged one by"
+        " itself.",
         key=str(folder),
-        found=reason,
-        expected="a complete checkpoint, as it was written",
-        fix="use an older checkpoint of the run; resuming takes the newest complete one by itself",
+        value=reason,
+        fix="",
     )
 
 

@@ -177,10 +177,11 @@ def check_shared(directory: Path) -> None:
 def _check_is_shared(staging: Path) -> None:
     if not staging.is_dir():
         raise CheckpointError(
+            f"{staging.parent} is not one folder: at least two hosts have their own.\n"
+            "  Set paths.runs to a shared file system.",
             key=str(staging.parent),
-            found="a folder of its own on at least two hosts",
-            expected="one folder that every rank sees",
-            fix="point paths.runs at a shared file system",
+            value=None,
+            fix="paths.runs=<shared folder>",
         )
 
 

@@ -17,7 +17,7 @@ def whole_number(*, at_least: int) -> Callable[[str], int]:
         except ValueError:
             number = at_least - 1
         if number < at_least:
-            message = f"{text}: expected a whole number of at least {at_least}"
+            message = f"{text!r} is not a whole number of at least {at_least}"
             raise argparse.ArgumentTypeError(message)
         return number
 

@@ -138,10 +138,12 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     chosen: str | None = arguments.objective
     if chosen not in (None, *source.objectives):
         raise ConfigError(
+            f"--objective={chosen} is not drawn by this configuration, which has"
+            f" {', '.join(source.objectives)}.\n"
+            "  Choose one of these, or leave it out.",
             key="--objective",
-            found=chosen,
-            expected=f"one of {', '.join(source.objectives)}",
-            fix="choose one of these, or leave it out",
+            value=chosen,
+            fix=f"--objective={source.objectives[0]}",
         )
     wanted = source.objectives if chosen is None else (chosen,)
     shown, index = 0, arguments.row

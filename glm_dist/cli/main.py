@@ -8,6 +8,7 @@ import argparse
 import importlib
 import inspect
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,10 @@ from typing import Protocol, cast
 
 from glm_dist.config.launch import without_local_rank
 from glm_dist.errors import EXIT_USER_ERROR, ConfigError, GlmDistError
+
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
+"""Exit statuses as a shell gives them to programs that a signal ends."""
 
 
 class Command(Protocol):
@@ -55,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; the process's own if None.
 
     Returns:
-        Exit status: 0 done, 2 a mistake in the command, configuration, data or launch.
+        Exit status: 0 done, 2 a mistake in the command, configuration, data or launch, 130
+        interrupted.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
@@ -96,10 +102,21 @@ def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
     )
     command.add_arguments(parser)
     try:
-        return command.run(_parse(parser, without_local_rank(arguments)))
+        status = command.run(_parse(parser, without_local_rank(arguments)))
+        sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the last line
+    except BrokenPipeError:
+        return _end_quietly()
     except GlmDistError as error:
-        sys.stderr.write(f"{_speaker()}{type(error).__name__}: {error}\n")
-        return EXIT_USER_ERROR
+        return _tell(f"{type(error).__name__}: {error}")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _tell(f"{type(error).__name__}: {place}{error.strerror or error}")
+    except KeyboardInterrupt:
+        if name == "train":  # its ranks were told by their launcher, and say what they did
+            raise
+        sys.stderr.write(f"{prog}: interrupted\n")
+        return EXIT_INTERRUPTED
+    return status
 
 
 class _CommandParser(argparse.ArgumentParser):
@@ -136,15 +153,23 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     parsed, rest = parser.parse_known_args(arguments)
     if rest:
         raise ConfigError(
+            f"{parser.prog} has no argument {' '.join(rest)}.\n"
+            f"  See {parser.prog} --help; values are set without dashes, as key=value.",
             key="command line",
-            found=" ".join(rest),
-            expected=f"the arguments of {parser.prog}",
-            fix=f"see {parser.prog} --help; values are set without dashes, as key=value",
+            value=" ".join(rest),
+            fix=f"{parser.prog} --help",
         )
     return parsed
 
 
-def _speaker() -> str:
-    """Who speaks, where several processes may."""
+def _tell(message: str) -> int:
+    """Print a mistake of the user's, with its rank where several processes may speak."""
     rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f"rank {rank}: "
+    sys.stderr.write(f"{'' if rank == '0' else f'rank {rank}: '}{message}\n")
+    return EXIT_USER_ERROR
+
+
+def _end_quietly() -> int:
+    """End as a program that SIGPIPE stopped: whoever read the output, such as head, has enough."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more
+    return EXIT_PIPE_CLOSED

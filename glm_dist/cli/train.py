@@ -69,8 +69,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _multirun() -> ConfigError:
     return ConfigError(
+        "--multirun would train several runs in one process, where they share its state.\n"
+        "  Start one job for each, e.g. as a SLURM array.",
         key="command line",
-        found="--multirun",
-        expected="one run; runs after one another in a process would share its state",
-        fix="submit one job for each point, e.g. as a SLURM array",
+        value="--multirun",
+        fix="",
     )

@@ -17,27 +17,32 @@ def check_corpora(data: DataConfig) -> None:
     """
     if not data.corpora:
         raise ConfigError(
+            "data.corpora is empty, so there is nothing to train on.\n"
+            "  Set data.corpora.<name>.prefix=<path without .bin>.",
             key="data.corpora",
-            found="none",
-            expected="at least one prepared corpus",
-            fix="set data.corpora.<name>.prefix=<path without .bin>",
+            value="none",
+            fix="data.corpora.<name>.prefix=<path without .bin>",
         )
     seen: dict[str, str] = {}
     for name, corpus in data.corpora.items():
         key = f"data.corpora.{name}"
         if not corpus.prefix.strip() or corpus.prefix.endswith((".bin", ".idx", "/")):
             raise ConfigError(
+                f"{key}.prefix={corpus.prefix!r} is not the prefix of a corpus, its path without"
+                " .bin or .idx.\n"
+                f"  Set {key}.prefix=<folder>/<name> as given to `glm-dist prepare --output`.",
                 key=f"{key}.prefix",
-                found=repr(corpus.prefix),
-                expected="the path of a prepared corpus without .bin or .idx",
-                fix=f"set {key}.prefix=<folder>/<name> as `glm-dist prepare` wrote it",
+                value=corpus.prefix,
+                fix=f"{key}.prefix=<folder>/<name>",
             )
         if corpus.prefix in seen:
             raise ConfigError(
+                f"{key}.prefix={corpus.prefix} is the corpus of"
+                f" data.corpora.{seen[corpus.prefix]} already.\n"
+                f"  Remove one of them, e.g. with ~{key}; a larger weight repeats a corpus.",
                 key=f"{key}.prefix",
-                found=corpus.prefix,
-                expected=f"another corpus than data.corpora.{seen[corpus.prefix]} has",
-                fix=f"remove one, e.g. ~{key}, and set weights to repeat a corpus",
+                value=corpus.prefix,
+                fix=f"~{key}",
             )
         seen[corpus.prefix] = name
         _check_weights(key, corpus)
@@ -48,18 +53,23 @@ def _check_weights(key: str, corpus: CorpusConfig) -> None:
     first, later = corpus.weight, corpus.stage_weights
     if first is not None and not _is_weight(first):
         raise ConfigError(
+            f"{key}.weight={first:g}, but it must be a number of at least 0, or null to weigh the"
+            " corpus by"
+            " its tokens.\n"
+            f"  Set {key}.weight=1, or remove the corpus with ~{key}.",
             key=f"{key}.weight",
-            found=first,
-            expected="a number of at least 0, or null for a share in proportion to its tokens",
-            fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
+            value=first,
+            fix=f"{key}.weight=1",
         )
     wrong = [weight for weight in later if not _is_weight(weight)]
     if wrong:
+        fixed = str([weight if _is_weight(weight) else 0.0 for weight in later]).replace(" ", "")
         raise ConfigError(
+            f"{key}.stage_weights holds {wrong[0]:g}, but weights must be numbers of at least 0.\n"
+            "  Write 0 for a stage without this corpus.",
             key=f"{key}.stage_weights",
-            found=wrong[0],
-            expected="numbers of at least 0",
-            fix="write 0 for a stage without the corpus",
+            value=wrong[0],
+            fix=f"{key}.stage_weights={fixed}",
         )
 
 
@@ -73,37 +83,44 @@ def _check_stages(data: DataConfig) -> None:
     unweighted = [name for name in data.corpora if name not in weighted]
     if weighted and unweighted:
         raise ConfigError(
+            f"data.corpora.{unweighted[0]} has no weight, but {weighted[0]} has one, and weights"
+            " are"
+            " relative to each other.\n"
+            "  Set a weight for every corpus, or for none.",
             key=f"data.corpora.{unweighted[0]}.weight",
-            found="null",
-            expected=f"a weight, because {', '.join(weighted)} has one and the others are relative",
-            fix="set a weight for every corpus or for none",
+            value=None,
+            fix=f"data.corpora.{unweighted[0]}.weight=1",
         )
     starts = data.stage_starts
     if sorted({0, *starts}) != [0, *starts]:
         raise ConfigError(
+            f"data.stage_starts={starts} must be rising numbers of rows, all above 0.\n"
+            "  List the first row of each later stage, e.g. 'data.stage_starts=[1000000]'.",
             key="data.stage_starts",
-            found=starts,
-            expected="rising numbers of training rows, above 0",
-            fix="list the first row of each later stage, e.g. 'data.stage_starts=[1000000]'",
+            value=starts,
+            fix="data.stage_starts=[1000000]",
         )
     for name, corpus in data.corpora.items():
         key = f"data.corpora.{name}"
         _check_number_of_stages(f"{key}.stage_weights", corpus.stage_weights, starts)
         if corpus.weight == 0 and not any(corpus.stage_weights):
             raise ConfigError(
+                f"{key}.weight=0 in every stage: the corpus is never used.\n"
+                f"  Set {key}.weight=1, or remove it with ~{key}.",
                 key=f"{key}.weight",
-                found=corpus.weight,
-                expected="a number above 0, or null for a share in proportion to its tokens",
-                fix=f"set {key}.weight=1, or remove the corpus with ~{key}",
+                value=corpus.weight,
+                fix=f"{key}.weight=1",
             )
     stages = [[corpus.weight for corpus in data.corpora.values()]] if weighted else []
     stages += [[c.stage_weights[i] for c in data.corpora.values()] for i in range(len(starts))]
-    if any(not any(stage) for stage in stages):
+    empty = [number for number, stage in enumerate(stages, start=not weighted) if not any(stage)]
+    if empty:
         raise ConfigError(
+            f"All corpora have weight 0 in stage {empty[0]}, so it has nothing to train on.\n"
+            "  Raise one of data.corpora.*.weight or stage_weights.",
             key="data.corpora.*.weight",
-            found="0 for every corpus",
-            expected="a weight above 0 in every stage",
-            fix="raise a weight",
+            value=0,
+            fix="",
         )
 
 
@@ -113,15 +130,17 @@ def _check_number_of_stages(key: str, weights: list[float], starts: list[int]) -
     if not starts:
         proposal = ",".join(str(1_000_000 * stage) for stage in range(1, len(weights) + 1))
         raise ConfigError(
+            f"{key}={weights}, but there are no later stages: data.stage_starts is empty.\n"
+            f"  Leave it out, or set e.g. 'data.stage_starts=[{proposal}]'.",
             key=key,
-            found=weights,
-            expected="none without data.stage_starts, the rows at which later stages begin",
-            fix=f"leave it out, or set e.g. 'data.stage_starts=[{proposal}]'",
+            value=weights,
+            fix=f"data.stage_starts=[{proposal}]",
         )
     numbers = "1 number" if len(starts) == 1 else f"{len(starts)} numbers"
     raise ConfigError(
+        f"{key}={weights} must have {numbers}, one for each of data.stage_starts={starts}.\n"
+        "  Write 0 for a stage without this corpus.",
         key=key,
-        found=weights,
-        expected=f"one weight for each of data.stage_starts = {starts}",
-        fix=f"set {key} to {numbers}, 0 to leave the corpus out",
+        value=weights,
+        fix=f"{key}={[1.0] * len(starts)}".replace(" ", ""),
     )

@@ -20,7 +20,7 @@ from glm_dist.config.schema import (
     RunConfig,
     TokenizerKind,
 )
-from glm_dist.config.wording import divisors, either, multiples
+from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
 SHARE_TOLERANCE = 1e-6
@@ -58,10 +58,11 @@ def check_config(
     check_parallel(config, replicas=replicas)
     if config.precision.dtype is Dtype.fp16 and not has_accelerator:
         raise ConfigError(
+            "precision.dtype=fp16 does not train on CPUs, and no GPU is visible.\n"
+            "  Choose precision=bf16 or precision=fp32, or start where there is a GPU.",
             key="precision.dtype",
-            found="fp16",
-            expected="fp32 or bf16, because no GPU is visible and fp16 does not train on CPUs",
-            fix="choose precision=bf16 or precision=fp32, or start where a GPU is",
+            value="fp16",
+            fix="precision=bf16",
         )
 
 
@@ -87,18 +88,21 @@ def positions_needed(corruption: CorruptionConfig, row_length: int) -> int:
 def _check_names(config: RunConfig) -> None:
     if config.config_version != CONFIG_VERSION:
         raise ConfigError(
+            f"config_version={config.config_version} cannot be set: it marks the configurations"
+            " that runs"
+            " save.\n  Leave it out.",
             key="config_version",
-            found=config.config_version,
-            expected=str(CONFIG_VERSION),
-            fix="leave it out; it marks saved configurations",
+            value=config.config_version,
+            fix=f"config_version={CONFIG_VERSION}",
         )
     problem = name_problem(config.run.name)
     if problem:
         raise ConfigError(
+            f"run.name={config.run.name!r} {problem}.\n"
+            "  Set run.name=my_run; paths.runs is the folder it is made in.",
             key="run.name",
-            found=repr(config.run.name),
-            expected=problem,
-            fix="set run.name=my_run; its parent folder is paths.runs",
+            value=config.run.name,
+            fix="run.name=my_run",
         )
     for key, value in (
         ("paths.data", config.paths.data),
@@ -107,10 +111,10 @@ def _check_names(config: RunConfig) -> None:
     ):
         if not value.strip():
             raise ConfigError(
+                f"{key} is empty.\n  Set {key}=<path>, or leave it out to keep the group's value.",
                 key=key,
-                found=repr(value),
-                expected="a path that is not empty",
-                fix=f"set {key}=<path>, or leave it out to keep the group's value",
+                value=value,
+                fix=f"{key}=<path>",
             )
 
 
@@ -119,41 +123,54 @@ def _check_model(config: RunConfig) -> None:
     heads, tp = model.num_attention_heads, parallel.tensor_parallel_size
     if parallel.data_parallel_size is not None and parallel.data_parallel_size < 1:
         raise ConfigError(
+            f"parallel.data_parallel_size={parallel.data_parallel_size}, but it must be a whole"
+            " number"
+            " of at least 1, or null to use all processes.\n"
+            "  Set parallel.data_parallel_size=null.",
             key="parallel.data_parallel_size",
-            found=parallel.data_parallel_size,
-            expected="a whole number of at least 1, or null to fill the started processes",
-            fix="set parallel.data_parallel_size=null",
+            value=parallel.data_parallel_size,
+            fix="parallel.data_parallel_size=null",
         )
     if model.hidden_size % heads:
-        below, above = multiples(model.hidden_size, heads)
+        sizes = positive_multiples(model.hidden_size, heads)
         raise ConfigError(
+            f"model.hidden_size={model.hidden_size} does not divide into"
+            f" model.num_attention_heads={heads}.\n"
+            f"  Set model.hidden_size={either(sizes)}, or another number of heads.",
             key="model.hidden_size",
-            found=model.hidden_size,
-            expected=f"a multiple of model.num_attention_heads = {heads}",
-            fix=f"set model.hidden_size={either([below, above] if below else [above])}, "
-            "or another number of heads",
+            value=model.hidden_size,
+            fix=f"model.hidden_size={sizes[-1]}",
         )
     if heads % tp:
         raise ConfigError(
+            f"parallel.tensor_parallel_size={tp} does not divide"
+            f" model.num_attention_heads={heads}.\n"
+            f"  Set parallel.tensor_parallel_size={either(divisors(heads))}.",
             key="parallel.tensor_parallel_size",
-            found=tp,
-            expected=f"a divisor of model.num_attention_heads = {heads}",
-            fix=f"choose {either(divisors(heads))}",
+            value=tp,
+            fix="parallel.tensor_parallel_size=1",
         )
     if config.padded_vocab_size % tp:
+        fits = divisors(math.gcd(heads, config.padded_vocab_size))
         raise ConfigError(
+            f"parallel.tensor_parallel_size={tp} does not divide the {config.padded_vocab_size}"
+            " rows of the"
+            " padded vocabulary.\n"
+            "  Set"
+            f" parallel.tensor_parallel_size={either(fits)}.",
             key="parallel.tensor_parallel_size",
-            found=tp,
-            expected=f"a divisor of the padded vocabulary of {config.padded_vocab_size} rows",
-            fix=f"choose {either(divisors(math.gcd(heads, config.padded_vocab_size)))}",
+            value=tp,
+            fix="parallel.tensor_parallel_size=1",
         )
     tokenizer = config.tokenizer
     if not tokenizer.fixed_task_masks and tokenizer.kind is not TokenizerKind.chinese_sentencepiece:
         raise ConfigError(
+            "tokenizer.fixed_task_masks=false has no meaning for"
+            f" tokenizer.kind={tokenizer.kind.name}, which has one scheme of ids.\n"
+            "  Leave it out, or choose tokenizer=chinese_unfixed.",
             key="tokenizer.fixed_task_masks",
-            found="false",
-            expected=f"true for tokenizer.kind = {tokenizer.kind.name}, which has one id scheme",
-            fix="leave it out, or choose tokenizer=chinese_unfixed",
+            value=False,
+            fix="tokenizer.fixed_task_masks=true",
         )
 
 
@@ -162,31 +179,37 @@ def _check_architecture(model: ModelConfig, *, tensor_parallel_size: int) -> Non
     size, tp = model.ffn_hidden_size, tensor_parallel_size
     if size is not None and size < 1:
         raise ConfigError(
+            f"model.ffn_hidden_size={size}, but it must be a whole number of at least 1, or null"
+            " for"
+            " 4 x model.hidden_size.\n  Set model.ffn_hidden_size=null.",
             key="model.ffn_hidden_size",
-            found=size,
-            expected="a whole number of at least 1, or null for 4 x model.hidden_size",
-            fix="set model.ffn_hidden_size=null",
+            value=size,
+            fix="model.ffn_hidden_size=null",
         )
     if size is not None and size % tp:
-        below, above = multiples(size, tp)
+        sizes = positive_multiples(size, tp)
         raise ConfigError(
+            f"model.ffn_hidden_size={size} does not divide over the {tp} processes that share the"
+            " MLP"
+            " (parallel.tensor_parallel_size).\n"
+            f"  Set model.ffn_hidden_size={either(sizes)}, or parallel.tensor_parallel_size=1.",
             key="model.ffn_hidden_size",
-            found=size,
-            expected=f"a multiple of parallel.tensor_parallel_size = {tp}, whose processes share "
-            "the MLP",
-            fix=f"set model.ffn_hidden_size={either([below, above] if below else [above])}, or "
-            "parallel.tensor_parallel_size=1",
+            value=size,
+            fix=f"model.ffn_hidden_size={sizes[-1]}",
         )
     if model.position_encoding is PositionEncoding.rotary_2d and model.head_size % 4:
-        below, above = multiples(model.head_size, 4)
-        sizes = [width * model.num_attention_heads for width in (below, above) if width]
+        widths = positive_multiples(model.head_size, 4)
+        sizes = [width * model.num_attention_heads for width in widths]
         raise ConfigError(
+            "model.position_encoding=rotary_2d turns pairs of dimensions along two axes, so that"
+            " a head"
+            " needs a multiple of 4; model.hidden_size / num_attention_heads ="
+            f" {model.hidden_size} /"
+            f" {model.num_attention_heads} = {model.head_size}.\n"
+            f"  Set model.hidden_size={either(sizes)}, or model.position_encoding=learned.",
             key="model.position_encoding",
-            found="rotary_2d",
-            expected="heads of a multiple of 4 dims, two pairs or more to turn; model.hidden_size "
-            f"/ num_attention_heads = {model.hidden_size} / {model.num_attention_heads} = "
-            f"{model.head_size}",
-            fix=f"set model.hidden_size={either(sizes)}, or model.position_encoding=learned",
+            value="rotary_2d",
+            fix="model.position_encoding=learned",
         )
 
 
@@ -195,32 +218,44 @@ def _check_shares(config: RunConfig) -> None:
     held_out = data.validation_share + data.test_share
     if held_out >= 1:
         raise ConfigError(
+            "data.validation_share + data.test_share leave no documents to train on: they add up to"
+            f" {held_out:g}.\n  Set data.validation_share=0.05 data.test_share=0.001.",
             key="data.validation_share + data.test_share",
-            found=f"{held_out:g}",
-            expected="less than 1, so that documents are left to train on",
-            fix="set data.validation_share=0.05 data.test_share=0.001",
+            value=held_out,
+            fix="data.validation_share=0.05 data.test_share=0.001",
         )
     total = corruption.span_share + corruption.sentence_share + corruption.document_share
     if abs(total - 1) > SHARE_TOLERANCE:
+        proposal = _shares_of_one(corruption, total)
         raise ConfigError(
+            "corruption.span_share + sentence_share + document_share must be 1; they add up to"
+            f" {total:g}.\n  Leave all three out, or set {proposal}.",
             key="corruption.span_share + sentence_share + document_share",
-            found=f"{total:g}",
-            expected="1",
-            fix="choose corruption=glm_mixed, or set all three",
+            value=total,
+            fix=proposal,
         )
+
+
+def _shares_of_one(corruption: CorruptionConfig, total: float) -> str:
+    """The written shares in proportion, as overrides that add up to 1."""
+    spans = round(corruption.span_share / total, 4) if total else 1.0
+    sentences = round(corruption.sentence_share / total, 4) if total else 0.0
+    shares = {"span": spans, "sentence": sentences, "document": 1 - spans - sentences}
+    return " ".join(f"corruption.{name}_share={share:.4g}" for name, share in shares.items())
 
 
 def _check_sentinels(config: RunConfig) -> None:
     corruption, tokenizer = config.corruption, config.tokenizer
-    uses = corruption.sentinels or corruption.task is PretrainingTask.span_corruption
-    if uses and tokenizer.sentinel_pairs == 0:
+    by_task = corruption.task is PretrainingTask.span_corruption
+    if (by_task or corruption.sentinels) and tokenizer.sentinel_pairs == 0:
+        asker = "corruption.task=span_corruption" if by_task else "corruption.sentinels=true"
+        proposal = f"tokenizer.sentinel_pairs=100 tokenizer.vocab_size={tokenizer.vocab_size + 200}"
         raise ConfigError(
+            f"{asker} marks each blank with a sentinel, and tokenizer.sentinel_pairs=0 has none.\n"
+            f"  Set {proposal}.",
             key="tokenizer.sentinel_pairs",
-            found=0,
-            expected="a pair for each blank a row may have; corruption.sentinels and "
-            "corruption.task=span_corruption need them",
-            fix="set tokenizer.sentinel_pairs=100 and "
-            f"tokenizer.vocab_size={tokenizer.vocab_size + 200}",
+            value=0,
+            fix=proposal,
         )
 
 
@@ -234,23 +269,26 @@ def _check_positions(config: RunConfig) -> None:
             lengths, positions, key=lambda length: positions_needed(config.corruption, length)
         )
         fits -= 1
+        holder = "the tables of " if is_learned else ""
         raise ConfigError(
+            f"batch.row_length={rows} needs positions up to {needed}, more than {holder}"
+            f"model.max_position_embeddings={positions}.\n"
+            f"  Set batch.row_length={fits} or less, or model.max_position_embeddings={needed}.",
             key="batch.row_length",
-            found=rows,
-            expected=f"rows whose positions, here up to {needed}, fit "
-            f"{'the tables of ' if is_learned else ''}"
-            f"model.max_position_embeddings = {positions}",
-            fix=f"set batch.row_length={fits} or less, or model.max_position_embeddings={needed}",
+            value=rows,
+            fix=f"batch.row_length={fits}",
         )
 
 
 def _check_compile(config: RunConfig) -> None:
     if config.compile.enabled and config.zero.stage == 3:
         raise ConfigError(
+            "compile.enabled=true does not work with zero.stage=3, whose hooks gather parameters"
+            " inside each"
+            " layer.\n  Choose zero=stage2, or compile=eager.",
             key="compile.enabled",
-            found="true",
-            expected="false with zero.stage = 3, whose hooks gather parameters inside each layer",
-            fix="choose zero=stage2, or compile=eager",
+            value=True,
+            fix="compile=eager",
         )
 
 
@@ -258,27 +296,32 @@ def _check_intervals(config: RunConfig) -> None:
     evaluation, checkpoint = config.evaluation, config.checkpoint
     if evaluation.interval > 0 and evaluation.rows_per_objective == 0:
         raise ConfigError(
+            f"evaluation.interval={evaluation.interval} asks for validation, but"
+            " evaluation.rows_per_objective=0 gives it no rows.\n"
+            "  Set evaluation.rows_per_objective=1024, or evaluation.interval=0.",
             key="evaluation.rows_per_objective",
-            found=0,
-            expected=f"at least 1, because evaluation.interval = {evaluation.interval} asks for "
-            "validation",
-            fix="set evaluation.rows_per_objective=1024, or evaluation.interval=0",
+            value=0,
+            fix="evaluation.rows_per_objective=1024",
         )
     if evaluation.interval > 0 and config.data.validation_share == 0:
         raise ConfigError(
+            f"evaluation.interval={evaluation.interval} asks for validation, but"
+            " data.validation_share=0"
+            " holds no documents out.\n"
+            "  Set data.validation_share=0.05, or evaluation.interval=0.",
             key="data.validation_share",
-            found=0,
-            expected=f"more than 0, because evaluation.interval = {evaluation.interval} asks for "
-            "validation",
-            fix="set data.validation_share=0.05, or evaluation.interval=0",
+            value=0,
+            fix="data.validation_share=0.05",
         )
     if checkpoint.interval > 0 and checkpoint.keep_last == 0:
         raise ConfigError(
+            f"checkpoint.interval={checkpoint.interval} asks for checkpoints, but"
+            " checkpoint.keep_last=0"
+            " would delete each at once.\n"
+            "  Set checkpoint.keep_last=3, or checkpoint.interval=0.",
             key="checkpoint.keep_last",
-            found=0,
-            expected=f"at least 1, because checkpoint.interval = {checkpoint.interval} asks for "
-            "checkpoints",
-            fix="set checkpoint.keep_last=3, or checkpoint.interval=0",
+            value=0,
+            fix="checkpoint.keep_last=3",
         )
 
 
@@ -288,15 +331,18 @@ def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:
     unit = micro * (replicas or 1)
     if rows % unit == 0:
         return
-    below, above = multiples(rows, unit)
+    sizes = positive_multiples(rows, unit)
     smaller = ""
     if replicas is None or rows % replicas == 0:
         fitting = max(size for size in divisors(rows // (replicas or 1)) if size <= micro)
         smaller = f", or batch.micro_batch_size={fitting}"
-    product = f"micro_batch_size x replicas = {micro} x {replicas} = {unit}"
+    product = f"batch.micro_batch_size={micro}"
+    if replicas:
+        product = f"micro_batch_size x replicas = {micro} x {replicas} = {unit}"
     raise ConfigError(
+        f"batch.global_batch_size={rows} is not a multiple of {product}.\n"
+        f"  Set batch.global_batch_size={either(sizes)}{smaller}.",
         key="batch.global_batch_size",
-        found=rows,
-        expected=f"a multiple of {product if replicas else f'micro_batch_size = {micro}'}",
-        fix=f"set batch.global_batch_size={either([below, above] if below else [above])}{smaller}",
+        value=rows,
+        fix=f"batch.global_batch_size={sizes[-1]}",
     )

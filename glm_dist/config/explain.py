@@ -1,26 +1,42 @@
 """What a failed composition means for the user: one ``ConfigError`` per mistake.
 
-Hydra's and OmegaConf's exceptions arrive here as plain ``Exception``s and are read by their
-documented attributes and texts, so that this file needs neither library.
+The exceptions of Hydra and OmegaConf are told apart by their classes; what only their texts say
+(a variable, a reference, a value) is read from the texts.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
+import yaml  # type: ignore[import-untyped]
+from hydra.errors import MissingConfigException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    ConfigTypeError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
 from glm_dist.config.keys import bounds_of, describe_type, leaf_keys, nearest, type_of
+from glm_dist.config.wording import divisors, either
 from glm_dist.errors import ConfigError
 
+ALL_KEYS = "docs/config.md lists all keys."
 
-def invalid_override(text: str, *, expected: str, fix: str) -> ConfigError:
+
+def invalid_override(text: str, problem: str, *, advice: str) -> ConfigError:
     """An argument that is not an override this project takes.
 
     Args:
         text: The argument as typed.
-        expected: What would have been right.
-        fix: What to type instead.
+        problem: What is wrong with it, as a predicate.
+        advice: What to type instead, as a sentence.
     """
-    return ConfigError(key="command line", found=text, expected=expected, fix=fix)
+    return ConfigError(f"{text} {problem}.\n  {advice}.", key="command line", value=text)
 
 
 def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
@@ -35,14 +51,18 @@ def unknown_key(key: str, known: Sequence[str]) -> ConfigError:
         each.rpartition(".")[2] for each in known if each.rpartition(".")[0] == parent
     )
     if parent and siblings:
-        expected = f"a key of {parent}: {', '.join(siblings)}"
+        problem = f"{parent} has no key {name}; it has {', '.join(siblings)}"
         sibling = nearest(name, siblings)
         guess = f"{parent}.{sibling}" if sibling else None
     else:
-        expected = "a group or key of the configuration"
+        problem = f"{key} is neither a group nor a key of the configuration"
         guess = nearest(key, [each for each in known if not parent or "." in each])
-    fix = f"did you mean {guess}" if guess else "see docs/config.md for all keys"
-    return ConfigError(key=key, found="unknown", expected=expected, fix=fix)
+    return ConfigError(
+        f"{problem}.\n  {f'Did you mean {guess}?' if guess else ALL_KEYS}",
+        key=key,
+        value=None,
+        fix=guess or "",
+    )
 
 
 def unknown_option(group: str, value: object, options: Sequence[str]) -> ConfigError:
@@ -50,16 +70,40 @@ def unknown_option(group: str, value: object, options: Sequence[str]) -> ConfigE
 
     Args:
         group: Name of the group, a folder of conf/.
-        value: Option as typed.
+        value: Option as typed; None for a missing one.
         options: Options there are.
     """
-    guess = nearest(str(value), options)
+    typed = "null" if value is None else value
+    guess = nearest(str(typed), options)
+    advice = f"Did you mean {group}={guess}?" if guess else "Choose one of these."
     return ConfigError(
+        f"There is no {group}={typed}; the options are {', '.join(options)}.\n  {advice}",
         key=group,
-        found=value,
-        expected=f"one of {', '.join(options)}",
-        fix=f"did you mean {group}={guess}" if guess else "choose one of them",
+        value=value,
+        fix=f"{group}={guess or options[0]}",
     )
+
+
+def unknown_degree(
+    error: ConfigError, *, key: str, degree: int, divided: str, number: int
+) -> ConfigError:
+    """A layout that is no option, though its degree may be set: the degrees that fit.
+
+    Args:
+        error: What ``unknown_option`` said.
+        key: Key of the degree.
+        degree: The degree that was meant.
+        divided: Key of the number that degrees have to divide.
+        number: Its value.
+    """
+    problem, fits = str(error).partition("\n")[0], divisors(number)
+    if degree in fits:
+        fix = f"{key}={degree}"
+        advice = f"Set {fix}, which divides {divided}={number}."
+    else:
+        fix = f"{key}={max(each for each in fits if each <= max(degree, 1))}"
+        advice = f"{key} has to divide {divided}={number}: set {either(fits)}."
+    return ConfigError(f"{problem}\n  {advice}", key=error.key, value=error.value, fix=fix)
 
 
 def unknown_corpus(key: str, corpora: Sequence[str]) -> ConfigError:
@@ -70,11 +114,14 @@ def unknown_corpus(key: str, corpora: Sequence[str]) -> ConfigError:
         corpora: Names there are.
     """
     guess = nearest(key.rpartition(".")[2], corpora)
+    there = f"the corpora are {', '.join(corpora)}" if corpora else "no corpus is left"
+    fix = f"~data.corpora.{guess}" if guess else ""
     return ConfigError(
+        f"~{key} removes a corpus that is not there; {there}.\n"
+        f"  {f'Did you mean {fix}?' if guess else 'Leave it out.'}",
         key=f"~{key}",
-        found="unknown",
-        expected=f"one of {', '.join(corpora)}" if corpora else "a corpus, but none is left",
-        fix=f"did you mean ~data.corpora.{guess}" if guess else "leave it out",
+        value=None,
+        fix=fix,
     )
 
 
@@ -85,10 +132,11 @@ def too_large(key: str) -> ConfigError:
         key: Full key.
     """
     return ConfigError(
+        f"{key} has a number of hundreds of digits; the largest is 2^63 - 1.\n"
+        f"  Set {_example(key)}, or leave it out to keep the group's value.",
         key=key,
-        found="a number of hundreds of digits",
-        expected="a number of at most 2^63 - 1",
-        fix=f"set {_example(key)}, or leave it out to keep the group's value",
+        value=math.inf,
+        fix=_example(key),
     )
 
 
@@ -100,11 +148,14 @@ def wrong_type(key: str, *, found: object) -> ConfigError:
         found: Value as typed or read.
     """
     bounds = bounds_of(key)
+    needed = str(bounds) if bounds else describe_type(type_of(key))
+    example = _example(key, found=found)
     return ConfigError(
+        f"{key}={'null' if found is None else found}, but it must be {needed}.\n"
+        f"  Set {example}, or leave it out to keep the group's value.",
         key=key,
-        found="null" if found is None else found,
-        expected=str(bounds) if bounds else describe_type(type_of(key)),
-        fix=f"set {_example(key, found=found)}, or leave it out to keep the group's value",
+        value=found,
+        fix=example,
     )
 
 
@@ -114,13 +165,15 @@ def missing_values(keys: Sequence[str]) -> ConfigError:
     Args:
         keys: Full keys, at least one.
     """
-    example = f"set {' '.join(_example(key) for key in keys)}"
+    example = " ".join(_example(key) for key in keys)
+    advice = f"Set {example}."
     if any(key.startswith("run.") for key in keys):
-        example = f"choose an experiment, e.g. experiment=quickstart, or {example}"
+        advice = f"Choose an experiment, e.g. experiment=quickstart, or set {example}."
+    are = "is" if len(keys) == 1 else "are"
     return ConfigError(
+        f"{' and '.join(keys)} {are} not set.\n  {advice}",
         key=", ".join(keys),
-        found="nothing",
-        expected=" and ".join(describe_type(type_of(key)) for key in keys),
+        value=None,
         fix=example,
     )
 
@@ -135,18 +188,20 @@ def explain_composition(error: Exception, *, typed: Mapping[str, str], source: s
     """
     # OmegaConf raises with placeholders first and formats the message on the way out.
     chain = [cause for cause in _chain(error) if "$VALUE" not in str(cause)]
-    found = (getattr(cause, "full_key", None) for cause in chain)
+    found = (cause.full_key for cause in chain if isinstance(cause, OmegaConfBaseException))
     # A list's key, not its item's.
     keys = [re.sub(r"\[\d+\]", "", str(key)) for key in found if key]
     for cause in chain:
         explained = _explain_one(cause, source, keys[0] if keys else "", typed)
         if explained is not None:
             return explained
+    told = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(
+        f"{keys[0] if keys else source} cannot be composed: {told}\n"
+        "  Correct the file or the override it names.",
         key=keys[0] if keys else source,
-        found=(str(error).strip() or type(error).__name__).splitlines()[0],
-        expected="files that Hydra can compose",
-        fix="correct the file or the override it names",
+        value=told,
+        fix="",
     )
 
 
@@ -162,50 +217,54 @@ def _explain_one(
     cause: BaseException, source: str, key: str, typed: Mapping[str, str]
 ) -> ConfigError | None:
     text = str(cause)
-    kind = type(cause).__name__
     variable = re.search(r"Environment variable '(\w+)' not found", text)
     if variable:
         return _unset_variable(variable.group(1))
-    if kind.startswith("Interpolation"):
-        wanted = re.search(r"[Ii]nterpolation key '([^']+)'", text)
-        if wanted is None:
-            return _unusable_reference(key, text, typed.get(key))
-        name = wanted.group(1)
-        guess = nearest(name, leaf_keys())
-        return ConfigError(
-            key=key,
-            found=f"${{{name}}}",
-            expected="a reference to an existing key",
-            fix=f"refer to ${{{guess}}}" if guess else "see docs/config.md for all keys",
-        )
-    if kind in ("ConfigKeyError", "ConfigAttributeError") and key:
+    if isinstance(cause, InterpolationResolutionError):
+        return _wrong_reference(key, text, typed.get(key))
+    if isinstance(cause, ConfigKeyError | ConfigAttributeError) and key:
         if key == "experiment" or key.startswith("experiment."):
             return _no_package_line(source, typed)
         return unknown_key(key, list(leaf_keys()))
-    mistyped = ("ValidationError", "ConfigTypeError", "MissingMandatoryValue")
-    if kind in mistyped and type_of(key) is not None:
+    mistyped = ValidationError | ConfigTypeError | MissingMandatoryValue
+    if isinstance(cause, mistyped) and type_of(key) is not None:
         return _wrong_type(key, cause, typed.get(key))
-    if kind == "MissingConfigException":
-        return _missing_option(text, source)
-    mark = getattr(cause, "problem_mark", None)
-    if mark is not None:
+    if isinstance(cause, MissingConfigException):
+        return _missing_option(cause, source)
+    if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
+        place = f"{cause.problem_mark.name}, line {cause.problem_mark.line + 1},"
         return ConfigError(
-            key=f"{mark.name} line {mark.line + 1}",
-            found="not YAML",
-            expected="key: value lines",
-            fix=f"correct it; the reader says: {getattr(cause, 'problem', text)}",
+            f"{place} is not YAML: {cause.problem or text}.\n"
+            "  Write one key and its value a line: `key: value`.",
+            key=cause.problem_mark.name,
+            value=cause.problem_mark.line + 1,
+            fix="key: value",
         )
     return None
 
 
-def _unusable_reference(key: str, text: str, typed: str | None) -> ConfigError:
+def _wrong_reference(key: str, text: str, typed: str | None) -> ConfigError:
+    """A ``${...}`` to nothing, or to a value that the key cannot take."""
+    wanted = re.search(r"[Ii]nterpolation key '([^']+)'", text)
+    if wanted is not None:
+        name = wanted.group(1)
+        guess = nearest(name, leaf_keys())
+        return ConfigError(
+            f"{key} refers to ${{{name}}}, which does not exist.\n"
+            f"  {f'Did you mean ${{{guess}}}?' if guess else ALL_KEYS}",
+            key=key,
+            value=f"${{{name}}}",
+            fix=f"{key}=${{{guess}}}" if guess else "",
+        )
     kind = type_of(key)
-    described = "a value" if kind is None else describe_type(kind)
+    needed = "a value" if kind is None else describe_type(kind)
     return ConfigError(
+        f"{key}={'a reference' if typed is None else typed} does not refer to {needed}:"
+        f" {text.splitlines()[0]}.\n"
+        f"  Set {_example(key)}, or leave it out to keep the group's value.",
         key=key,
-        found="a reference" if typed is None else typed,
-        expected=f"a reference to {described}; now: {text.splitlines()[0]}",
-        fix=f"set {_example(key)}, or leave it out to keep the group's value",
+        value=typed,
+        fix=_example(key),
     )
 
 
@@ -219,31 +278,36 @@ def _wrong_type(key: str, cause: BaseException, typed: str | None) -> ConfigErro
     return wrong_type(key, found=getattr(cause, "value", None) if told is None else told)
 
 
-def _missing_option(text: str, source: str) -> ConfigError:
-    wanted = re.search(r"Could not (?:load|find) '([^']+)'", text)
+def _missing_option(cause: MissingConfigException, source: str) -> ConfigError:
+    wanted = cause.missing_cfg_file or str(cause).splitlines()[0]
     return ConfigError(
+        f"A defaults list in {source} names {wanted}, which has no file there.\n"
+        "  Correct that defaults list, or add the file.",
         key=source,
-        found=wanted.group(1) if wanted else text.splitlines()[0],
-        expected="an option that exists in its group folder",
-        fix="correct the defaults list that names it",
+        value=wanted,
+        fix="",
     )
 
 
 def _no_package_line(source: str, typed: Mapping[str, str]) -> ConfigError:
+    file = f"{source}/experiment/{typed.get('experiment', '<name>')}.yaml"
     return ConfigError(
-        key=f"{source}/experiment/{typed.get('experiment', '<name>')}.yaml",
-        found="values under the key experiment",
-        expected="values of the whole configuration",
-        fix="make `# @package _global_` the file's first line",
+        f"{file} sets values below the key experiment, not below those of the configuration.\n"
+        "  Make `# @package _global_` its first line.",
+        key=file,
+        value=None,
+        fix="# @package _global_",
     )
 
 
 def _unset_variable(variable: str) -> ConfigError:
     return ConfigError(
+        f"The environment variable {variable} is not set, and the chosen option of paths reads a"
+        " folder from it.\n"
+        f"  Type `export {variable}=/a/folder/of/yours`, or choose paths=local.",
         key=variable,
-        found="unset",
-        expected="a folder, because the chosen option of paths reads this environment variable",
-        fix=f"export {variable}=/a/folder/of/yours, or choose paths=local",
+        value=None,
+        fix="paths=local",
     )
 
 
@@ -274,6 +338,6 @@ def _corpus_example(key: str) -> str:
     if parts[-1] == "weight":
         return f"{key}=1"
     if parts[-1] == "stage_weights":
-        return f"{key}=[1]"
+        return f"{key}=[]"
     name = parts[2] if len(parts) > 2 else "<name>"
     return f"data.corpora.{name}.prefix=<path without .bin>"

@@ -5,6 +5,7 @@ plain ``python train.py`` exports nothing and is a job of one process. Pure text
 """
 
 import re
+import reprlib
 import signal
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -118,11 +119,14 @@ def _exported(environ: Mapping[str, str]) -> LaunchEnvironment:
     for name in needed:
         if name not in environ:
             raise LaunchError(
+                f"{name} is not set, but {' and '.join(present)}"
+                f" {'is' if len(present) == 1 else 'are'}:"
+                " part of a launch's variables is missing.\n"
+                "  Start with torchrun, deepspeed or srun, which set all of them, or unset"
+                f" {' '.join(present)}.",
                 key=name,
-                found="unset",
-                expected=f"a value, because the environment has {' and '.join(present)}",
-                fix="start with torchrun, deepspeed or srun, which set all of them, "
-                f"or unset {' '.join(present)}",
+                value=None,
+                fix=f"unset {' '.join(present)}",
             )
     rank, world_size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE", at_least=1)
     local_rank = _number(environ, "LOCAL_RANK", default=0)
@@ -193,10 +197,13 @@ def _slurm_master(environ: Mapping[str, str], world_size: int) -> str:
     if world_size == 1:
         return "127.0.0.1"
     raise LaunchError(
+        f"MASTER_ADDR is not set, and nothing says which host has rank 0 of the {world_size}"
+        " tasks that"
+        " srun started.\n"
+        "  Export MASTER_ADDR=<first host>.",
         key="MASTER_ADDR",
-        found="unset",
-        expected=f"the host of rank 0, because srun started {world_size} tasks",
-        fix="export MASTER_ADDR, or start with srun, which sets SLURM_STEP_NODELIST",
+        value=None,
+        fix="export MASTER_ADDR=<first host>",
     )
 
 
@@ -211,9 +218,10 @@ def _slurm_port(environ: Mapping[str, str], world_size: int) -> int:
     if world_size == 1:
         return 0
     raise LaunchError(
+        "MASTER_PORT is not set, and there is no SLURM_JOB_ID to derive a port from.\n"
+        "  Export MASTER_PORT=29500.",
         key="MASTER_PORT",
-        found="unset",
-        expected="a port, because there is no SLURM_JOB_ID to derive one from",
+        value=None,
         fix="export MASTER_PORT=29500",
     )
 
@@ -251,18 +259,24 @@ def _refuse_lonely_process(environ: Mapping[str, str]) -> None:
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1:
         raise LaunchError(
+            f"SLURM_NTASKS={tasks} tasks are reserved, but this python was not started by srun"
+            " and would"
+            " train alone.\n"
+            "  Start it as `srun python train.py ...`, or as `srun -n 1` for one process.",
             key="SLURM_NTASKS",
-            found=tasks,
-            expected="1, because this python was not started by srun and would train alone",
-            fix="start it as `srun python train.py ...`, or as `srun -n 1` for one process",
+            value=tasks,
+            fix="srun python train.py ...",
         )
-    ranks = environ.get("OMPI_COMM_WORLD_SIZE", environ.get("PMI_SIZE", "1"))
+    name = "OMPI_COMM_WORLD_SIZE" if "OMPI_COMM_WORLD_SIZE" in environ else "PMI_SIZE"
+    ranks = environ.get(name, "1")
     if ranks.isdecimal() and int(ranks) > 1:
         raise LaunchError(
-            key="OMPI_COMM_WORLD_SIZE" if "OMPI_COMM_WORLD_SIZE" in environ else "PMI_SIZE",
-            found=ranks,
-            expected="1, because mpirun exports no RANK and each process would train alone",
-            fix="start with torchrun, deepspeed or srun",
+            f"mpirun started {ranks} processes ({name}), but exports no RANK: each would train"
+            " alone.\n"
+            "  Start with torchrun, deepspeed or srun.",
+            key=name,
+            value=ranks,
+            fix="torchrun --nproc-per-node <processes> train.py ...",
         )
 
 
@@ -273,11 +287,13 @@ def _number(
     if text is None and default is not None:
         return default
     if text is None or not re.fullmatch(r"\s*\d{1,18}\s*", text) or int(text) < at_least:
+        told = "is not set" if text is None else f"is {reprlib.repr(text)}"
         raise LaunchError(
+            f"{name} {told}, but it must be a whole number of at least {at_least}.\n"
+            f"  Let the launcher set {name}, or unset the variables of an earlier launch.",
             key=name,
-            found="unset" if text is None else repr(text),
-            expected=f"a whole number of at least {at_least}",
-            fix=f"let the launcher set {name}, or unset the variables of an earlier launch",
+            value=text,
+            fix=f"unset {name}",
         )
     return int(text)
 
@@ -286,9 +302,9 @@ def _port(environ: Mapping[str, str], *, default: int) -> int:
     port = _number(environ, "MASTER_PORT", default=default)
     if port > 65_535:
         raise LaunchError(
+            f"MASTER_PORT={port} is no port: the largest is 65535.\n  Export MASTER_PORT=29500.",
             key="MASTER_PORT",
-            found=port,
-            expected="a port of at most 65535",
+            value=port,
             fix="export MASTER_PORT=29500",
         )
     return port
@@ -304,15 +320,19 @@ def _check_ranks(
     ):
         if value >= size:
             raise LaunchError(
+                f"{name}={value} must be less than {size_name}={size}.\n"
+                "  Unset the variables of an earlier launch and start again.",
                 key=name,
-                found=value,
-                expected=f"less than {size_name} = {size}",
-                fix="unset the variables of an earlier launch and start again",
+                value=value,
+                fix=f"unset {name} {size_name}",
             )
     if local_size > world_size:
         raise LaunchError(
+            f"{names[3]}={local_size} processes on this node are more than the {world_size} of"
+            " all nodes"
+            f" ({names[1]}).\n"
+            "  Unset the variables of an earlier launch and start again.",
             key=names[3],
-            found=local_size,
-            expected=f"at most {names[1]} = {world_size}, the processes of all nodes together",
-            fix="unset the variables of an earlier launch and start again",
+            value=local_size,
+            fix=f"unset {names[3]} {names[1]}",
         )

@@ -4,6 +4,7 @@ Hydra composes conf/, OmegaConf checks keys and types, the schema checks ranges 
 the rest. Whatever goes wrong leaves here as one ``ConfigError`` that names the full key. No torch.
 """
 
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
+from glm_dist import files
 from glm_dist.config.checks import check_config
 from glm_dist.config.explain import (
     explain_composition,
@@ -26,6 +28,7 @@ from glm_dist.config.explain import (
     missing_values,
     too_large,
     unknown_corpus,
+    unknown_degree,
     unknown_key,
     unknown_option,
     wrong_type,
@@ -63,14 +66,20 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
     folder = default_config_dir() if config_dir is None else config_dir
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
+            f"--config-dir={folder} has no config.yaml; it must be a folder like conf/, with"
+            " config.yaml and"
+            " the groups.\n"
+            "  Copy conf/ and change the copy, or leave the option out.",
             key="--config-dir",
-            found=folder,
-            expected="a folder like conf/, with config.yaml and the groups",
-            fix="copy conf/ and change the copy, or leave the option out",
+            value=str(folder),
+            fix="cp -r conf <folder>",
         )
     groups = config_groups(folder)
     parsed = [_parse(text) for text in overrides]
-    texts = _checked_overrides(parsed, groups)
+    try:
+        texts = _checked_overrides(parsed, groups)
+    except ConfigError as error:
+        raise _with_degrees(error, overrides, config_dir) from None
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     try:
         with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
@@ -129,10 +138,11 @@ def default_config_dir() -> Path:
         if (candidate / "config.yaml").is_file():
             return candidate
     raise ConfigError(
+        f"The folder conf/ is missing beside {package}.\n"
+        "  Install glm-dist again, or name the folder with --config-dir.",
         key="conf/config.yaml",
-        found="missing",
-        expected=f"the folder conf/ beside {package}",
-        fix="install glm-dist again, or name the folder with --config-dir",
+        value=str(package.parent),
+        fix="--config-dir <folder>",
     )
 
 
@@ -155,8 +165,8 @@ def _parse(text: str) -> Override:
     except HydraException as error:
         raise invalid_override(
             text,
-            expected="an override of the form key=value",
-            fix="write key=value, with quotes around special characters: 'key=\"a, b\"'",
+            "is not of the form key=value",
+            advice="Put quotes around special characters: 'key=\"a, b\"'",
         ) from error
     except ValueError as error:  # Python reads no number of more than 4300 digits
         raise too_large(text.partition("=")[0]) from error
@@ -191,38 +201,41 @@ def _check_form(override: Override) -> None:
     if key == "hydra" or key.startswith(("hydra.", "hydra/")):
         raise invalid_override(
             text,
-            expected="a key of this project; Hydra's own settings have no effect here",
-            fix="leave it out; the run folder is <paths.runs>/<run.name>",
+            "sets an option of Hydra itself, which has no effect here",
+            advice="Leave it out; the run folder is <paths.runs>/<run.name>",
         )
     if override.is_sweep_override():
         raise invalid_override(
             text,
-            expected="one value",
-            fix="start one job for each value, e.g. as a SLURM array, or quote a text with commas",
+            "has several values, and a job trains with one",
+            advice="Start one job for each, e.g. as a SLURM array; quote a text with commas",
         )
     if override.package is not None:
         raise invalid_override(
-            text, expected="a group without @package", fix=f"write {key}=<option>"
+            text, "has a @package, which groups here do not take", advice=f"Write {key}=<option>"
         )
     if override.is_delete() and key not in ("experiment", "debug") and not _is_corpus(key):
         raise invalid_override(
             text,
-            expected="a corpus to remove, ~data.corpora.<name>; nothing else can be missing",
-            fix=f"leave it out, or set another value with {key}=...",
+            "removes what has to have a value; only corpora can go, ~data.corpora.<name>",
+            advice=f"Leave it out, or set another value with {key}=...",
         )
     if override.is_delete() and override.value() is not None:
-        raise invalid_override(text, expected="no value after ~", fix=f"write ~{key}")
+        raise invalid_override(text, "has a value after ~", advice=f"Write ~{key}")
 
 
 def _check_value(key: str, value: object) -> None:
     """Refuse what OmegaConf would take for nothing, or fail to convert without naming the key."""
     if value == {} and holds_keys(key):
-        remove = "remove corpora one by one with ~data.corpora.<name>"
+        fix = "~data.corpora.<name>" if key == "data.corpora" else ""
+        remove = f"Remove corpora one by one with {fix}" if fix else "Leave it out"
         raise ConfigError(
+            f"{key}={{}} changes nothing: keys given here are changed or added, and the others"
+            " stay.\n"
+            f"  {remove}.",
             key=key,
-            found="{}",
-            expected="keys to change or add; the others stay, so {} changes nothing",
-            fix=remove if key == "data.corpora" else "leave it out",
+            value={},
+            fix=fix,
         )
     if isinstance(value, Mapping):
         for name, inner in value.items():
@@ -237,8 +250,33 @@ def _checked_option(override: Override, options: Sequence[str]) -> str:
     if override.is_delete() or (value is None and group in ("experiment", "debug")):
         return "null"
     if str(value) not in options:
-        raise unknown_option(group, "nothing" if value is None else value, options)
+        raise unknown_option(group, value, options)
     return str(value)
+
+
+def _with_degrees(
+    error: ConfigError, overrides: Sequence[str], config_dir: Path | None
+) -> ConfigError:
+    """Where there is no ``parallel=tp3``: name the degrees that fit the model instead."""
+    asked = re.fullmatch(r"(tp|pp)(\d{1,6})", str(error.value))
+    if error.key != "parallel" or asked is None:
+        return error
+    others = [text for text in overrides if not text.startswith("parallel=")]
+    try:
+        model = load_config(others, config_dir=config_dir).model
+    except ConfigError:  # says more, once the layout is right
+        return error
+    if asked.group(1) == "tp":
+        key, divided, number = "tensor", "model.num_attention_heads", model.num_attention_heads
+    else:
+        key, divided, number = "pipeline", "model.num_layers", model.num_layers
+    return unknown_degree(
+        error,
+        key=f"parallel.{key}_parallel_size",
+        degree=int(asked.group(2)),
+        divided=divided,
+        number=number,
+    )
 
 
 def _is_corpus(key: str) -> bool:
@@ -330,10 +368,12 @@ def _absolute(path: str) -> str:
 
 def _unreadable(path: Path) -> ConfigError:
     return ConfigError(
+        f"{path} {'cannot be read' if files.exists(path) else 'is missing'}: a run saves its"
+        " configuration there.\n"
+        "  Name a run folder that holds config.yaml.",
         key=str(path),
-        found="unreadable" if path.exists() else "missing",
-        expected="the configuration that a run saved",
-        fix="name a run folder that holds config.yaml",
+        value=None,
+        fix="<run folder>",
     )
 
 

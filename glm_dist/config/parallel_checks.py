@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from glm_dist.config.schema import Dtype, Offload, RecomputeMode, RunConfig
-from glm_dist.config.wording import divisors, either, multiples
+from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
 LONGEST_PROPOSAL = 128
@@ -37,11 +37,11 @@ def _check_stages(config: RunConfig) -> None:
     pp, chunks = parallel.pipeline_parallel_size, parallel.virtual_stages
     if chunks > 1 and pp == 1:
         raise ConfigError(
+            f"parallel.virtual_stages={chunks} has nothing to interleave with"
+            " parallel.pipeline_parallel_size=1.\n  Leave it out, or choose parallel=pp2.",
             key="parallel.virtual_stages",
-            found=chunks,
-            expected="1 with parallel.pipeline_parallel_size = 1; without stages there is nothing "
-            "to interleave",
-            fix="leave it out, or choose parallel=pp2",
+            value=chunks,
+            fix="parallel.virtual_stages=1",
         )
     check_stage_layers(
         config.model.num_layers,
@@ -73,38 +73,44 @@ def check_stage_layers(
     uneven = f", or list the layers: parallel.stage_layers={proposal}" if proposal else ""
     if layers % pp:
         raise ConfigError(
+            f"parallel.pipeline_parallel_size={pp} does not divide model.num_layers={layers}.\n"
+            f"  Choose {either(divisors(layers))}{uneven}.",
             key="parallel.pipeline_parallel_size",
-            found=pp,
-            expected=f"a divisor of model.num_layers = {layers}",
-            fix=f"choose {either(divisors(layers))}{uneven}",
+            value=pp,
+            fix=f"parallel.stage_layers={proposal}"
+            if proposal
+            else "parallel.pipeline_parallel_size=1",
         )
     if layers // pp % chunks:
         raise ConfigError(
+            f"parallel.virtual_stages={chunks} does not divide the {layers // pp} layers of each"
+            " stage.\n"
+            f"  Choose {either(divisors(layers // pp))}{uneven}.",
             key="parallel.virtual_stages",
-            found=chunks,
-            expected=f"a divisor of the {layers // pp} layers of each stage",
-            fix=f"choose {either(divisors(layers // pp))}{uneven}",
+            value=chunks,
+            fix="parallel.virtual_stages=1",
         )
 
 
 def _check_listed_layers(listed: Sequence[int], layers: int, *, stages: int, chunks: int) -> None:
     number = stages * chunks
     if len(listed) != number and chunks > 1:
-        problem = f"{stages} stages x {chunks} chunks = {number} numbers, one for each chunk"
+        problem = f"have {stages} stages x {chunks} chunks = {number} numbers, one for each chunk"
     elif len(listed) != number:
-        problem = f"{number} number{'s' if number > 1 else ''}, one for each stage"
+        problem = f"have {number} number{'s' if number > 1 else ''}, one for each stage"
     elif min(listed) < 1:
-        problem = "at least 1 layer in each"
+        problem = "have at least 1 layer in each"
     elif sum(listed) != layers:
-        problem = f"numbers that add up to model.num_layers = {layers}, not to {sum(listed)}"
+        problem = f"add up to model.num_layers={layers}, not to {sum(listed)}"
     else:
         return
     proposal = _proposed_layers(layers, stages, chunks) or "[]"
     raise ConfigError(
+        f"parallel.stage_layers={_as_typed(listed)} must {problem}.\n"
+        f"  Set parallel.stage_layers={proposal}.",
         key="parallel.stage_layers",
-        found=_as_typed(listed),
-        expected=problem,
-        fix=f"set parallel.stage_layers={proposal}",
+        value=list(listed),
+        fix=f"parallel.stage_layers={proposal}",
     )
 
 
@@ -136,18 +142,22 @@ def _check_recompute(config: RunConfig) -> None:
     depths = parallel.stage_layers or [config.model.num_layers // chunks]
     if segment > 1 and config.recompute.mode is not RecomputeMode.full:
         raise ConfigError(
+            f"recompute.segment_layers={segment} has no effect with"
+            f" recompute.mode={config.recompute.mode.name}: only whole layers are recomputed in"
+            " segments.\n"
+            "  Leave it out, or choose recompute=full.",
             key="recompute.segment_layers",
-            found=segment,
-            expected=f"1 with recompute.mode = {config.recompute.mode.name}; only whole layers are "
-            "computed again in segments",
-            fix="leave it out, or choose recompute=full",
+            value=segment,
+            fix="recompute.segment_layers=1",
         )
     if math.gcd(*depths) % segment:
         raise ConfigError(
+            f"recompute.segment_layers={segment} does not divide the layers of every stage:"
+            f" {either(sorted(set(depths)))}.\n"
+            f"  Choose {either(divisors(math.gcd(*depths)))}.",
             key="recompute.segment_layers",
-            found=segment,
-            expected=f"a divisor of the layers of every stage, {either(sorted(set(depths)))}",
-            fix=f"choose {either(divisors(math.gcd(*depths)))}",
+            value=segment,
+            fix="recompute.segment_layers=1",
         )
 
 
@@ -161,13 +171,14 @@ def _check_interleaving(config: RunConfig, *, replicas: int | None) -> None:
     fitting = [size for size in divisors(share) if share // size % pp == 0 and size <= micro]
     smaller = f"batch.micro_batch_size={fitting[-1]}, or " if fitting else ""
     raise ConfigError(
+        f"parallel.virtual_stages={chunks} runs micro-batches in groups of"
+        f" parallel.pipeline_parallel_size={pp}, which does not divide the {share // micro} of a"
+        " step:"
+        f" global_batch_size / (micro_batch_size x replicas) = {rows} / ({micro} x {replicas}).\n"
+        f"  Set {smaller}parallel.virtual_stages=1.",
         key="batch.micro_batch_size",
-        found=micro,
-        expected=f"a number of micro-batches that parallel.pipeline_parallel_size = {pp} divides, "
-        f"because parallel.virtual_stages = {chunks} runs them in groups of that many; now "
-        f"global_batch_size / (micro_batch_size x replicas) = {rows} / ({micro} x {replicas}) = "
-        f"{share // micro}",
-        fix=f"set {smaller}parallel.virtual_stages=1",
+        value=micro,
+        fix="parallel.virtual_stages=1",
     )
 
 
@@ -177,21 +188,21 @@ def _check_sequence_parallel(config: RunConfig) -> None:
         return
     if tp == 1:
         raise ConfigError(
+            "parallel.sequence_parallel=true splits rows over the processes that share a layer, and"
+            " parallel.tensor_parallel_size=1 has one.\n  Leave it out, or choose parallel=tp2.",
             key="parallel.sequence_parallel",
-            found="true",
-            expected="false with parallel.tensor_parallel_size = 1; it cuts rows over the "
-            "processes that share a layer",
-            fix="leave it out, or choose parallel=tp2",
+            value=True,
+            fix="parallel.sequence_parallel=false",
         )
     if rows % tp:
-        below, above = multiples(rows, tp)
+        lengths = positive_multiples(rows, tp)
         raise ConfigError(
+            f"batch.row_length={rows} does not split evenly over parallel.tensor_parallel_size={tp}"
+            " processes, as parallel.sequence_parallel does.\n"
+            f"  Set batch.row_length={either(lengths)}, or parallel.sequence_parallel=false.",
             key="batch.row_length",
-            found=rows,
-            expected=f"a multiple of parallel.tensor_parallel_size = {tp}, because "
-            "parallel.sequence_parallel cuts rows in equal parts",
-            fix=f"set batch.row_length={either([below, above])}, or "
-            "parallel.sequence_parallel=false",
+            value=rows,
+            fix="parallel.sequence_parallel=false",
         )
 
 
@@ -199,32 +210,40 @@ def _check_zero(config: RunConfig) -> None:
     stage, pp = config.zero.stage, config.parallel.pipeline_parallel_size
     if stage >= 2 and pp > 1:
         raise ConfigError(
+            f"zero.stage={stage} shards gradients, which the schedule of"
+            f" parallel.pipeline_parallel_size={pp} cannot.\n"
+            "  Choose zero=stage1, or parallel.pipeline_parallel_size=1.",
             key="zero.stage",
-            found=stage,
-            expected=f"0 or 1 with parallel.pipeline_parallel_size = {pp}; the pipeline's schedule "
-            "cannot shard gradients",
-            fix="choose zero=stage1, or parallel.pipeline_parallel_size=1",
+            value=stage,
+            fix="zero=stage1",
         )
     if stage == 0 and config.precision.dtype is not Dtype.fp32:
         raise ConfigError(
+            "zero.stage=0 keeps no fp32 master weights, which"
+            f" precision.dtype={config.precision.dtype.name}"
+            " needs.\n"
+            "  Choose zero=stage1, which also runs on one replica, or precision=fp32.",
             key="zero.stage",
-            found=0,
-            expected=f"1, 2 or 3 with precision.dtype = {config.precision.dtype.name}; without "
-            "ZeRO there are no fp32 master weights",
-            fix="choose zero=stage1, which shards nothing over one replica, or precision=fp32",
+            value=0,
+            fix="zero=stage1",
         )
     if stage < 2 and config.zero.overlap_comm:
         raise ConfigError(
+            f"zero.overlap_comm=true has nothing to overlap with zero.stage={stage}, which"
+            " reduces gradients"
+            " once, after the last backward.\n"
+            "  Set zero.overlap_comm=false, or choose zero=stage2.",
             key="zero.overlap_comm",
-            found="true",
-            expected=f"false with zero.stage = {stage}; its gradients are reduced once, after the "
-            "last backward",
-            fix="set zero.overlap_comm=false, or choose zero=stage2",
+            value=True,
+            fix="zero.overlap_comm=false",
         )
     if stage == 0 and config.zero.offload_optimizer is not Offload.none:
         raise ConfigError(
+            f"zero.offload_optimizer={config.zero.offload_optimizer.name} needs ZeRO, and"
+            " zero.stage=0 is"
+            " without.\n"
+            "  Choose zero=stage1, which also runs on one replica, or leave it out.",
             key="zero.offload_optimizer",
-            found=config.zero.offload_optimizer.name,
-            expected="none with zero.stage = 0; it is ZeRO that moves the optimizer",
-            fix="choose zero=stage1, which shards nothing over one replica, or leave it out",
+            value=config.zero.offload_optimizer.name,
+            fix="zero.offload_optimizer=none",
         )

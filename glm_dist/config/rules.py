@@ -86,13 +86,17 @@ def bounded(
 
 
 def name_problem(value: str) -> str | None:
-    """What makes a text unfit as the name of one folder, or None."""
+    """What is wrong with a text as the name of one folder, as a predicate; or None."""
     if not value.strip():
-        return "a name that is not empty"
-    if "/" in value or "\\" in value or value in (".", ".."):
-        return "a name without slashes; it becomes one folder"
-    if value != value.strip() or not value.isprintable():
-        return "a name without surrounding blanks or control characters"
+        return "is empty"
+    if "/" in value or "\\" in value:
+        return "has a slash, but it names one folder"
+    if value in (".", ".."):
+        return "is not the name of a folder"
+    if value != value.strip():
+        return "begins or ends with a blank"
+    if not value.isprintable():
+        return "has control characters"
     return None
 
 
@@ -118,18 +122,21 @@ class Section:
             if bounds is None or value == MISSING or bounds.admit(value):
                 continue
             raise ConfigError(
+                f"{key}={value}, but it must be {bounds}.\n"
+                f"  Set {key}={bounds.example}, or leave it out to keep the group's value.",
                 key=key,
-                found=value,
-                expected=str(bounds),
-                fix=f"set {key}={bounds.example}, or leave it out to keep the group's value",
+                value=value,
+                fix=f"{key}={bounds.example}",
             )
 
 
 def _check_width(key: str, value: object) -> None:
     if isinstance(value, int) and value > LARGEST_WHOLE_NUMBER:
         raise ConfigError(
+            f"{key}={value}, but it must be a whole number of at most 2^63 - 1 ="
+            f" {LARGEST_WHOLE_NUMBER}.\n"
+            f"  Set a smaller {key}, or leave it out to keep the group's value.",
             key=key,
-            found=value,
-            expected=f"a whole number of at most 2^63 - 1 = {LARGEST_WHOLE_NUMBER}",
-            fix=f"set a smaller {key}, or leave it out to keep the group's value",
+            value=value,
+            fix=f"{key}=<smaller>",
         )

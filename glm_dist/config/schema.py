@@ -96,7 +96,7 @@ class ParallelConfig(Section):
     sequence_parallel: bool = False
     """Cut rows over the tensor-parallel processes wherever they do not share the layer: norms,
     dropout and residual stream need 1/tp of the memory, at equal traffic."""
-    virtual_stages: int = bounded(2, at_least=1, default=1)
+    virtual_stages: int = bounded(1, at_least=1, default=1)
     """Chunks of layers on each pipeline process, which take turns: a shorter bubble for more
     traffic between stages. Micro-batches must divide by the number of stages."""
     stage_layers: list[int] = field(default_factory=list)
@@ -321,23 +321,26 @@ class RunConfig:
         dp = self.parallel.data_parallel_size
         if dp is None and world_size % (tp * pp) == 0 and world_size > 0:
             return world_size // (tp * pp)
+        started = f"{world_size} process{'es' if world_size > 1 else ''}"
         if dp is None:
             above = -(-world_size // (tp * pp)) * tp * pp
             below = above - tp * pp
             choices = f"{below} or {above}" if below > 0 else str(above)
             raise LaunchError(
+                f"{started} cannot be split into replicas of tp x pp = {tp} x {pp} = {tp * pp}.\n"
+                f"  Start {choices} processes, or choose another layout, e.g. parallel=dp.",
                 key="world size",
-                found=world_size,
-                expected=f"a multiple of tp x pp = {tp} x {pp} = {tp * pp}",
-                fix=f"start {choices} processes, or choose another layout, e.g. parallel=dp",
+                value=world_size,
+                fix="parallel=dp",
             )
         if tp * pp * dp != world_size:
             raise LaunchError(
+                f"{started} cannot be tp x pp x dp = {tp} x {pp} x {dp} = {tp * pp * dp}.\n"
+                f"  Start {tp * pp * dp}, or set parallel.data_parallel_size=null for as many"
+                " replicas as there are processes for.",
                 key="world size",
-                found=world_size,
-                expected=f"tp x pp x dp = {tp} x {pp} x {dp} = {tp * pp * dp}",
-                fix=f"start {tp * pp * dp} processes, or let replicas fill the job with "
-                "parallel.data_parallel_size=null",
+                value=world_size,
+                fix="parallel.data_parallel_size=null",
             )
         return dp
 

@@ -7,9 +7,9 @@ LARGEST_TRIED = 100_000
 """Where the search for divisors ends; it is complete for numbers up to the square."""
 
 
-def multiples(number: int, unit: int) -> tuple[int, int]:
-    """The multiples of ``unit`` below and above a number."""
-    return number // unit * unit, -(-number // unit) * unit
+def positive_multiples(number: int, unit: int) -> list[int]:
+    """The multiples of ``unit`` next to a number: the one below, if above 0, and the one above."""
+    return [multiple for multiple in (number // unit * unit, -(-number // unit) * unit) if multiple]
 
 
 def divisors(number: int) -> list[int]:

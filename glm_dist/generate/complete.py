@@ -12,10 +12,10 @@ from glm_dist.model.stage import GLMStage
 def undecodable(found: str) -> DataError:
     """Explain that a text is not UTF-8."""
     return DataError(
+        f"The text {found} is not UTF-8.\n  Convert it, for example with iconv -t UTF-8.",
         key="text",
-        found=found,
-        expected="text in UTF-8",
-        fix="convert it, for example with iconv -t UTF-8",
+        value=found,
+        fix="iconv -t UTF-8",
     )
 
 
@@ -90,10 +90,12 @@ def context_of(tokenizer: Tokenizer, text: str) -> list[int]:
         for name in ("[gMASK]", "[sMASK]"):
             if name in text:
                 raise DataError(
+                    f"The text has {name}, but [MASK] is the only mask token of this run's"
+                    " tokenizer.\n"
+                    "  Write [MASK] instead.",
                     key="text",
-                    found=name,
-                    expected="[MASK], the only mask token of this run's tokenizer",
-                    fix=f"write [MASK] instead of {name}",
+                    value=name,
+                    fix="[MASK]",
                 )
     tokens = tokenizer.encode(text)
     if not {special.mask, special.gmask, special.smask} & set(tokens):

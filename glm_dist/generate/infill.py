@@ -61,10 +61,12 @@ def fill_blanks(
     """
     if len(context) > max_position + 1:
         raise DataError(
+            f"The text has {len(context)} tokens, more than the {max_position + 1} positions of"
+            " the model.\n"
+            "  Shorten it.",
             key="text",
-            found=f"{len(context)} tokens",
-            expected=f"at most {max_position + 1} tokens, the positions the model was trained with",
-            fix="shorten the text",
+            value=len(context),
+            fix="",
         )
     masks = {special.mask, special.gmask, special.smask}
     stops = {special.eop, special.eos}

@@ -21,17 +21,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
-        for key, value, ok, expected in (
-            ("temperature", self.temperature, 0.0 <= self.temperature < math.inf, "0 or more"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
-            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "more than 0 and at most 1"),
+        for option, value, ok, needed in (
+            ("--temperature", self.temperature, 0.0 <= self.temperature < math.inf, "0 or more"),
+            ("--top-k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("--top-p", self.top_p, 0.0 < self.top_p <= 1.0, "more than 0 and at most 1"),
         ):
             if not ok:
                 raise ConfigError(
-                    key=f"--{key.replace('_', '-')}",
-                    found=value,
-                    expected=expected,
-                    fix=f"leave --{key.replace('_', '-')} out for the default",
+                    f"{option}={value} must be {needed}.\n  Leave {option} out for the default.",
+                    key=option,
+                    value=value,
+                    fix="",
                 )
 
 

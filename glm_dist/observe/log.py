@@ -107,10 +107,11 @@ def _file_handler(rank: int, run_dir: Path) -> logging.Handler:
         handler = logging.FileHandler(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
+            f"{path} cannot be written ({error.strerror}).\n"
+            "  Make its folder writable, or set paths.runs to another one.",
             key="paths.runs",
-            found=f"{path} ({error.strerror})",
-            expected="a folder this user can write",
-            fix="make it writable, or point paths.runs elsewhere",
+            value=str(path),
+            fix="paths.runs=<folder>",
         ) from error
     line = f"%(asctime)s rank={rank} %(levelname)s %(name)s: %(message)s"
     handler.setFormatter(logging.Formatter(line))

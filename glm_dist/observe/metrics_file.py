@@ -69,10 +69,12 @@ def read_records(path: Path) -> list[Record]:
             )
         elif line.endswith(b"\n"):
             raise DataError(
-                key=f"line {number} of {path}",
-                found=line[:60].decode(errors="replace").rstrip(),
-                expected="a JSON object with a step and an attempt",
-                fix="remove the line; the others do not depend on it",
+                f"Line {number} of {path} is not a JSON object with a step and an attempt:"
+                f" {line[:60].decode(errors='replace').rstrip()}\n"
+                "  Remove the line; the others do not depend on it.",
+                key=str(path),
+                value=number,
+                fix=f"sed -i {number}d {path}",
             )
     return records
 

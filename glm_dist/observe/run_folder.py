@@ -134,10 +134,11 @@ def open_run_folder(
         )
     except OSError as error:
         raise ConfigError(
+            f"The run folder {path} cannot be made or written ({error.strerror or error}).\n"
+            "  Make it writable, or set paths.runs to another folder.",
             key="paths.runs",
-            found=f"{path} ({error.strerror or error})",
-            expected="a place where this user can create the run's folder",
-            fix="make it writable, or point paths.runs elsewhere",
+            value=str(path),
+            fix="paths.runs=<folder>",
         ) from error
     return RunFolder(path=path, attempt=len(attempts), lock=lock)
 
@@ -153,11 +154,13 @@ def _lock(path: Path) -> IO[str] | None:
         return lock_file(path)
     except LockedError as error:
         raise LaunchError(
+            f"Another job is at work in {path.parent} ({error.holder}).\n"
+            "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
+            " the file"
+            f" system still holds the lock, remove {path}.",
             key=str(path.parent),
-            found=f"a run folder in which another job is at work ({error.holder})",
-            expected="one job at a time",
-            fix="wait until it has ended, stop it, or choose another run.name; if its host is gone "
-            f"and the file system still holds the lock, remove {path}",
+            value=error.holder,
+            fix="run.name=<new>",
         ) from error
 
 
@@ -169,10 +172,10 @@ def _read_attempts(path: Path) -> list[dict[str, object]]:
         return list(content["attempts"])
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(
+            f"{path} is damaged ({error}).\n  Remove it; attempts are then counted from 1 again.",
             key=str(path),
-            found=f"damaged content ({error})",
-            expected='{"attempts": [...]} as this package writes it',
-            fix="remove the file; attempts are then counted anew",
+            value=str(error),
+            fix=f"rm {path}",
         ) from error
 
 

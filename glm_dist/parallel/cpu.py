@@ -39,10 +39,12 @@ def enable_cpu() -> None:
     """
     if torch.cuda.is_available():
         raise LaunchError(
-            key="device",
-            found="CUDA is available",
-            expected="no CUDA device when training on CPU",
-            fix="set CUDA_VISIBLE_DEVICES= (empty) to train on CPU on this machine",
+            "This process sees a GPU, but was to train on the CPU.\n"
+            "  Type DS_ACCELERATOR=cpu before the command, or CUDA_VISIBLE_DEVICES= for a plain"
+            " script.",
+            key="DS_ACCELERATOR",
+            value=None,
+            fix="DS_ACCELERATOR=cpu",
         )
     replacements: tuple[tuple[object, str, object], ...] = (
         (torch.cuda, "current_device", lambda: torch.device("cpu")),

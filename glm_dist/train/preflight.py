@@ -93,17 +93,19 @@ def check_run_folder(config: RunConfig) -> int | None:
     steps = list_steps(folder)
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
+            f"checkpoint.resume=must, but {folder} has no checkpoint.\n"
+            "  Check run.name and paths.runs, or begin with checkpoint.resume=auto.",
             key="checkpoint.resume",
-            found="must",
-            expected=f"a checkpoint in {folder}, where there is none",
-            fix="check run.name and paths.runs, or begin with checkpoint.resume=auto",
+            value="must",
+            fix="checkpoint.resume=auto",
         )
     if steps and config.checkpoint.resume is Resume.never:
         raise CheckpointError(
+            f"checkpoint.resume=never, but {folder} has checkpoints up to {steps[0][1].name}.\n"
+            "  Set another run.name, or continue with checkpoint.resume=auto.",
             key="checkpoint.resume",
-            found="never",
-            expected=f"no checkpoint in {folder}, where {steps[0][1].name} is the newest",
-            fix="choose another run.name, or continue with checkpoint.resume=auto",
+            value="never",
+            fix="checkpoint.resume=auto",
         )
     if not steps:
         if config.run.init_from is not None:

@@ -68,12 +68,16 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         and not (has_same_past and key.endswith((".stage_starts", ".stage_weights")))
     ]
     if changed:
+        was = [_shown(saved.get(key, ABSENT)) for key in changed]
+        now = [_shown(current.get(key, ABSENT)) for key in changed]
+        lines = [f"  {key}={a}, now {b}\n" for key, a, b in zip(changed, was, now, strict=True)]
         raise ConfigError(
+            f"The run continues from {newest}, and {file} has other values:\n"
+            f"{''.join(lines)}"
+            "  Put them back, or begin another run with run.name=<new>.",
             key=", ".join(changed),
-            found=", ".join(_shown(current.get(key, ABSENT)) for key in changed),
-            expected=f"{', '.join(_shown(saved.get(key, ABSENT)) for key in changed)} as in {file},"
-            f" because the run continues from {newest}",
-            fix="set them back, or begin another run with another run.name",
+            value=", ".join(now),
+            fix="run.name=<new>",
         )
 
 

@@ -76,7 +76,7 @@ def test_inspect_names_the_objectives_there_are(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["data", "inspect", *overrides(folder), "--objective", "sentense"]) == 2
-    assert "expected one of" in capsys.readouterr().err
+    assert "--objective=sentense is not drawn" in capsys.readouterr().err
 
 
 def test_blend_counts_what_a_run_reads(

@@ -80,5 +80,5 @@ def test_task_masks_need_a_tokenizer_that_has_them(
         )
     )
 
-    with pytest.raises(DataError, match=r"write \[MASK\] instead of \[gMASK\]"):
+    with pytest.raises(DataError, match=r"has \[gMASK\], but \[MASK\] is the only mask token"):
         context_of(plain, "w10 [gMASK]")

@@ -12,6 +12,7 @@ import pytest
 
 from glm_dist.cli.main import COMMANDS, main
 from tests.environment import CPU_ONLY
+from tests.messages import Says
 
 ROOT = Path(__file__).resolve().parents[2]
 DEEPSPEED = {
@@ -83,7 +84,7 @@ def test_only_rank_0_speaks_of_a_mistake_that_all_ranks_meet() -> None:
     first = run(*typed, **DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0"})
     second = run(*typed, **DEEPSPEED)
     assert (first.returncode, first.stdout) == (2, "")
-    assert first.stderr.startswith("ConfigError: model.num_layer = unknown: expected a key of")
+    assert first.stderr.startswith("ConfigError: model has no key num_layer; it has activation,")
     assert (second.returncode, second.stdout, second.stderr) == (2, "", "")
 
 
@@ -103,47 +104,23 @@ def test_missing_files_are_told_once_per_node(tmp_path: Path) -> None:
 def test_contradictory_launch_is_told_by_the_rank_that_sees_it() -> None:
     done = run("train.py", "experiment=tiny", **DEEPSPEED | {"RANK": "2"})
     assert done.returncode == 2
-    assert done.stderr == (
-        "rank 2: LaunchError: RANK = 2: expected less than WORLD_SIZE = 2.\n"
-        "  Fix: unset the variables of an earlier launch and start again.\n"
-    )
+    assert done.stderr.startswith("rank 2: LaunchError: RANK=2 must be less than WORLD_SIZE=2.\n")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        (
-            ["--multirun", "experiment=tiny"],
-            "ConfigError: command line = --multirun: expected one run; runs after one another in a "
-            "process would share its state.\n"
-            "  Fix: submit one job for each point, e.g. as a SLURM array.\n",
-        ),
-        (
-            ["-m", "experiment=tiny"],
-            "ConfigError: command line = --multirun: expected one run; runs after one another in a "
-            "process would share its state.\n"
-            "  Fix: submit one job for each point, e.g. as a SLURM array.\n",
-        ),
-        (
-            ["experiment=tiny", "--learning-rate", "--fast"],
-            "ConfigError: command line = --learning-rate --fast: expected the arguments of "
-            "train.py.\n"
-            "  Fix: see train.py --help; values are set without dashes, as key=value.\n",
-        ),
-        (
-            [],
-            "ConfigError: run.name, run.steps = nothing: expected a text and a whole number.\n"
-            "  Fix: choose an experiment, e.g. experiment=quickstart, or set run.name=my_run "
-            "run.steps=200000.\n",
-        ),
+        ["--multirun", "experiment=tiny"],
+        ["-m", "experiment=tiny"],
+        ["experiment=tiny", "--learning-rate", "--fast"],
+        [],
     ],
     ids=["multirun", "multirun in short", "unknown options", "nothing"],
 )
-def test_wrong_command_line_is_answered_with_one_message(
-    arguments: list[str], message: str
-) -> None:
+def test_wrong_command_line_is_answered_with_one_message(arguments: list[str], says: Says) -> None:
     done = run("train.py", *arguments)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
+    assert (done.returncode, done.stdout) == (2, "")
+    says(done.stderr)
 
 
 def test_help_of_the_program_lists_every_command(glm_dist: Callable[..., Done]) -> None:
@@ -199,7 +176,7 @@ def test_check_describes_the_job_without_its_files(glm_dist: Callable[..., Done]
 def test_check_refuses_a_job_that_would_not_start(glm_dist: Callable[..., Done]) -> None:
     done = glm_dist("check", "experiment=glm_large", "--processes", "48", "--no-files")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("ConfigError: batch.global_batch_size = 1024: expected a mult")
+    assert done.stderr.startswith("ConfigError: batch.global_batch_size=1024 is not a multiple of")
 
 
 def test_config_prints_the_reference(glm_dist: Callable[..., Done]) -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from glm_dist.config.load import load_config
 from glm_dist.errors import ConfigError
+from tests.messages import Says
 
 TWO = ["experiment=tiny", "data.corpora.sotu.weight=1", "data.corpora.shakespeare.weight=1"]
 STAGED = [
@@ -36,44 +37,37 @@ def test_a_corpus_may_join_later() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "key"),
     [
-        (["data.stage_starts=[200,100]"], r"data\.stage_starts = \[200, 100\]: expected rising"),
-        (["data.stage_starts=[0,100]"], "above 0"),
-        (["data.corpora.sotu.stage_weights=[1]"], "one weight for each of data.stage_starts"),
-        (["data.corpora.sotu.stage_weights=[-1,1]"], r"sotu\.stage_weights = -1"),
-        (["data.corpora.sotu.stage_weights=[0,0]"], "0 for every corpus"),
-        (["data.corpora.sotu.weight=-1"], "weight = -1.0: expected a number of at least 0, or"),
-        (["data.corpora.sotu.stage_weights=[nan,1]"], "= nan: expected numbers of at least 0"),
+        (["data.stage_starts=[200,100]"], "data.stage_starts"),
+        (["data.stage_starts=[0,100]"], "data.stage_starts"),
+        (["data.corpora.sotu.stage_weights=[1]"], "data.corpora.sotu.stage_weights"),
+        (["data.corpora.sotu.stage_weights=[-1,1]"], "data.corpora.sotu.stage_weights"),
+        (["data.corpora.sotu.stage_weights=[0,0]"], "data.corpora.*.weight"),
+        (["data.corpora.sotu.weight=-1"], "data.corpora.sotu.weight"),
+        (["data.corpora.sotu.stage_weights=[nan,1]"], "data.corpora.sotu.stage_weights"),
     ],
     ids=["falling", "zero", "too few", "negative", "empty stage", "negative weight", "no number"],
 )
-def test_wrong_stages_are_refused(overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_wrong_stages_are_refused(overrides: list[str], key: str, says: Says) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_config([*STAGED, *overrides])
+    assert caught.value.key == key
+    says(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("overrides", "fix"),
     [
-        (
-            ["data.corpora.sotu.stage_weights=[1,0]"],
-            "data.corpora.sotu.stage_weights = [1.0, 0.0]: expected none without "
-            "data.stage_starts, the rows at which later stages begin.\n"
-            "  Fix: leave it out, or set e.g. 'data.stage_starts=[1000000,2000000]'.",
-        ),
-        (
-            ["data.stage_starts=[7]", "data.corpora.sotu.stage_weights=[1,0]"],
-            "data.corpora.sotu.stage_weights = [1.0, 0.0]: expected one weight for each of "
-            "data.stage_starts = [7].\n"
-            "  Fix: set data.corpora.sotu.stage_weights to 1 number, 0 to leave the corpus out.",
-        ),
+        ([], "data.stage_starts=[1000000,2000000]"),
+        (["data.stage_starts=[7]"], "data.corpora.sotu.stage_weights=[1.0]"),
     ],
     ids=["no stage", "one stage"],
 )
 def test_weights_of_stages_that_do_not_exist_are_refused(
-    overrides: list[str], message: str
+    overrides: list[str], fix: str, says: Says
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config([*TWO, *overrides])
-    assert str(caught.value) == message
+        load_config([*TWO, *overrides, "data.corpora.sotu.stage_weights=[1,0]"])
+    assert (caught.value.key, caught.value.fix) == ("data.corpora.sotu.stage_weights", fix)
+    says(caught.value)

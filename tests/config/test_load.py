@@ -1,5 +1,4 @@
 import re
-import resource
 import subprocess
 import sys
 from dataclasses import MISSING, fields, is_dataclass
@@ -20,6 +19,7 @@ from glm_dist.config.schema import Activation, InitWith, PositionEncoding, Resid
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
+from tests.messages import Says
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = default_config_dir()
@@ -100,55 +100,40 @@ def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "run: {name: a}",
-            "{file} has no config_version, so it is not a configuration that a run saved.",
-        ),
-        (
-            "config_version: [",
-            "{file} = unreadable: expected the configuration that a run saved.\n"
-            "  Fix: name a run folder that holds config.yaml.",
-        ),
-    ],
-    ids=["no version", "not YAML"],
-)
-def test_damaged_saved_configuration_is_named(text: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "config.yaml"
-    file.write_text(text)
-    with pytest.raises(ConfigError) as caught:
-        load_config_file(file)
-    assert str(caught.value) == message.format(file=file)
-
-
-@pytest.mark.parametrize(
     "content",
     [
+        b"config_version: [",
         b"config_version: 1\nrun: {name: \xff\xfe}",
         b"config_version: 1\nrun: {steps: 1" + b"0" * 5000 + b"}",
         b"config_version: 1\nrun: &itself [*itself]",
         b"config_version: ${nowhere}",
         b"config_version: 1\nrun: {steps: '${'}",
     ],
-    ids=["not UTF-8", "endless number", "refers to itself", "open version", "open reference"],
+    ids=[
+        "not YAML",
+        "not UTF-8",
+        "endless number",
+        "refers to itself",
+        "open version",
+        "open reference",
+    ],
 )
-def test_saved_configuration_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+def test_saved_configuration_that_cannot_be_read_is_named(
+    content: bytes, tmp_path: Path, says: Says
+) -> None:
     file = tmp_path / "config.yaml"
     file.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
         load_config_file(file)
-    assert str(caught.value) == (
-        f"{file} = unreadable: expected the configuration that a run saved.\n"
-        "  Fix: name a run folder that holds config.yaml."
-    )
+    assert caught.value.key == str(file)
+    says(caught.value)
 
 
 def test_saved_number_too_long_for_a_float_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     long = f"weight: 1{'0' * 400}"
     file.write_text(dump_config(load_config(["experiment=tiny"])).replace("weight: null", long, 1))
-    with pytest.raises(ConfigError, match=r"config\.yaml = int too large to convert to float"):
+    with pytest.raises(ConfigError, match=r"config\.yaml.* int too large to convert to float"):
         load_config_file(file)
 
 
@@ -159,9 +144,11 @@ def test_experiment_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
         load_config(["experiment=mine"], config_dir=mine)
 
 
-def test_missing_saved_configuration_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"config.yaml = missing: expected the configuration"):
+def test_missing_saved_configuration_is_named(tmp_path: Path, says: Says) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_config_file(tmp_path / "config.yaml")
+    assert caught.value.key == str(tmp_path / "config.yaml")
+    says(caught.value)
 
 
 def test_mistake_inside_an_experiment_file_names_the_key(tmp_path: Path) -> None:
@@ -169,25 +156,30 @@ def test_mistake_inside_an_experiment_file_names_the_key(tmp_path: Path) -> None
     (mine / "experiment" / "mine.yaml").write_text(
         "# @package _global_\nmodel:\n  num_layer: 3\nrun: {name: mine, steps: 1}\n"
     )
-    with pytest.raises(ConfigError, match=r"^model.num_layer = unknown: expected a key of model"):
+    with pytest.raises(ConfigError) as caught:
         load_config(["experiment=mine"], config_dir=mine)
+    assert (caught.value.key, caught.value.fix) == ("model.num_layer", "model.num_layers")
 
 
-def test_experiment_file_that_is_no_yaml_is_named(tmp_path: Path) -> None:
+def test_experiment_file_that_is_no_yaml_is_named(tmp_path: Path, says: Says) -> None:
     mine = copy_of_conf(tmp_path)
     (mine / "experiment" / "mine.yaml").write_text("# @package _global_\nrun: {name: [}\n")
-    with pytest.raises(ConfigError, match=r"mine.yaml line 2 = not YAML") as caught:
+    with pytest.raises(ConfigError) as caught:
         load_config(["experiment=mine"], config_dir=mine)
-    assert str(caught.value).count("\n") == 1
+    assert caught.value.key.endswith("experiment/mine.yaml")
+    assert caught.value.value == 2
+    says(caught.value)
 
 
-def test_experiment_file_that_names_an_option_that_is_not_there(tmp_path: Path) -> None:
+def test_experiment_file_that_names_an_option_that_is_not_there(tmp_path: Path, says: Says) -> None:
     mine = copy_of_conf(tmp_path)
     (mine / "experiment" / "mine.yaml").write_text(
         "# @package _global_\ndefaults:\n  - override /model: huge\nrun: {name: m, steps: 1}\n"
     )
-    with pytest.raises(ConfigError, match=r"= model/huge: expected an option that exists"):
+    with pytest.raises(ConfigError) as caught:
         load_config(["experiment=mine"], config_dir=mine)
+    assert (caught.value.key, caught.value.value) == (str(mine), "model/huge")
+    says(caught.value)
 
 
 def test_paths_do_not_depend_on_the_working_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,7 +362,7 @@ def test_windows_of_span_rows_fit_the_position_tables() -> None:
         assert window_length - 1 <= config.model.max_position_embeddings
 
 
-def test_checks_load_no_torch_and_take_less_than_three_cpu_seconds() -> None:
+def test_checks_load_no_torch() -> None:
     code = (
         "import sys\n"
         "import glm_dist.cli.main, glm_dist.cli.check, glm_dist.train.deepspeed_config\n"
@@ -380,14 +372,11 @@ def test_checks_load_no_torch_and_take_less_than_three_cpu_seconds() -> None:
         "assert not loaded, loaded\n"
         "sys.exit(status)\n"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
     assert "9,880,682,496 parameters" in done.stdout
-    assert (after.ru_utime - before.ru_utime) + (after.ru_stime - before.ru_stime) < 3
 
 
 def copy_of_conf(folder: Path) -> Path:
@@ -400,9 +389,11 @@ def copy_of_conf(folder: Path) -> Path:
     return copy
 
 
-def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--config-dir = .*: expected a folder like conf/"):
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path, says: Says) -> None:
+    with pytest.raises(ConfigError) as caught:
         load_config(["experiment=tiny"], config_dir=tmp_path)
+    assert (caught.value.key, caught.value.value) == ("--config-dir", str(tmp_path))
+    says(caught.value)
 
 
 def test_an_experiment_without_its_package_line_is_told(tmp_path: Path) -> None:

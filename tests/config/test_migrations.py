@@ -148,9 +148,9 @@ def test_a_later_version_is_refused_with_its_writer(
 @pytest.mark.parametrize(
     ("section", "key", "value", "mistake"),
     [
-        ("model", "num_layers", "many", r"model\.num_layers = many"),
-        ("model", "num_layers", 0, r"model\.num_layers = 0"),
-        ("model", "hidden_size", 9, r"model\.hidden_size = 9"),
+        ("model", "num_layers", "many", r"model\.num_layers=many"),
+        ("model", "num_layers", 0, r"model\.num_layers=0"),
+        ("model", "hidden_size", 9, r"model\.hidden_size=9"),
     ],
     ids=["wrong type", "out of range", "contradiction"],
 )

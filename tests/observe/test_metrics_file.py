@@ -52,7 +52,7 @@ def test_reading_leaves_out_half_a_last_line_but_names_any_other_bad_line(tmp_pa
     path.write_bytes(LINE + b'{"step"')
     assert [record["step"] for record in read_records(path)] == [1]
     path.write_bytes(b"not json\n" + LINE)
-    with pytest.raises(DataError, match=r"line 1 of .*metrics\.jsonl = not json"):
+    with pytest.raises(DataError, match=r"Line 1 of .*metrics\.jsonl is not .*: not json"):
         read_records(path)
 
 

@@ -103,7 +103,7 @@ def test_a_second_job_stays_out_until_the_first_has_ended_in_whatever_way(tmp_pa
     first.start()
     try:
         assert opened.wait(60)
-        with pytest.raises(LaunchError, match="another job is at work") as caught:
+        with pytest.raises(LaunchError, match="Another job is at work") as caught:
             open_run_folder(tmp_path, config="x: 2\n", overrides=[], provenance=provenance())
         assert f"process {first.pid}" in str(caught.value)
         assert (tmp_path / "config.yaml").read_text() == "x: 1\n"
@@ -121,7 +121,7 @@ def test_a_second_job_stays_out_until_the_first_has_ended_in_whatever_way(tmp_pa
 @pytest.mark.parametrize("content", ["", "[]", '{"attempts": 3}', "{"], ids=repr)
 def test_damaged_provenance_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "provenance.json").write_text(content)
-    with pytest.raises(ConfigError, match=r"provenance\.json = damaged content"):
+    with pytest.raises(ConfigError, match=r"provenance\.json is damaged"):
         open_run_folder(tmp_path, config="", overrides=[], provenance=provenance())
 
 

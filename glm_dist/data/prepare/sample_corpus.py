@@ -126,7 +126,7 @@ def write_sample(output: Path) -> Iterator[tuple[Path, int]]:
     for name, (module, read) in readers.items():
         documents = list(read(folders[name]))
         if not documents:
-            raise _missing(module, found=f"has no text files in {folders[name]}")
+            raise _missing(module, f"has no text files in {folders[name]}")
         path = output / f"{name}.jsonl"
         yield path, write_corpus(documents, path)
 
@@ -134,16 +134,16 @@ def write_sample(output: Path) -> Iterator[tuple[Path, int]]:
 def _package_folder(module: str) -> Path:
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise _missing(module, found="is not installed")
+        raise _missing(module, "is not installed")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _missing(module: str, *, found: str) -> DataError:
+def _missing(module: str, problem: str) -> DataError:
     return DataError(
-        f"The Python package {module}, a part of the sample corpus, {found}.\n"
+        f"The Python package {module}, a part of the sample corpus, {problem}.\n"
         f"  Install it in this environment: {INSTALL_COMMAND}",
         key=module,
-        value=found,
+        value=problem,
         fix=INSTALL_COMMAND,
     )
 
