@@ -8,11 +8,13 @@ import contextlib
 import multiprocessing
 import os
 import queue
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from functools import cache
 from multiprocessing import forkserver
@@ -66,6 +68,66 @@ def exit_codes(
         for process in processes:
             process.join(max(0.0, deadline - time.monotonic()))
         return [process.exitcode for process in processes]
+
+
+def run_programs(
+    main: Callable[[], int],
+    arguments: Sequence[str],
+    environments: Sequence[Mapping[str, str]],
+    *,
+    timeout: float = TIMEOUT_SECONDS,
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run a program in fresh processes side by side, which need not import anything heavy first.
+
+    Args:
+        main: The program, a top-level function that returns the exit status.
+        arguments: Its command line, with its name.
+        environments: Whole environment of each process.
+        timeout: Seconds after which all are killed and the test fails.
+
+    Returns:
+        Exit status, standard output and standard error of each.
+    """
+    context = _context("cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder) / str(number) for number in range(len(environments))]
+        processes = [
+            context.Process(target=_program, args=(variables, str(output), main, list(arguments)))
+            for variables, output in zip(environments, outputs, strict=True)
+        ]
+        deadline = time.monotonic() + timeout
+        try:
+            for process in processes:
+                process.start()
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
+        finally:
+            hung = [process.pid for process in processes if process.exitcode is None]
+            for process in processes:
+                process.kill()
+        assert not hung, f"processes {hung} did not end within {timeout} s"
+        return [
+            subprocess.CompletedProcess(
+                list(arguments),
+                process.exitcode,
+                *(output.with_suffix(end).read_text(errors="replace") for end in (".out", ".err")),
+            )
+            for process, output in zip(processes, outputs, strict=True)
+        ]
+
+
+def _program(
+    variables: Mapping[str, str], output: str, main: Callable[[], int], arguments: list[str]
+) -> None:
+    """Become a program: its environment, command line and files, then its exit status."""
+    threading.Thread(target=_end_with_the_tests, daemon=True).start()
+    for number, end in ((1, ".out"), (2, ".err")):
+        file = os.open(output + end, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, number)
+    _replace_environment(variables)
+    os.chdir(ROOT)
+    sys.argv = arguments
+    sys.exit(main())
 
 
 @contextlib.contextmanager

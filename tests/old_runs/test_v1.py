@@ -18,7 +18,7 @@ from glm_dist.errors import EXIT_USER_ERROR, CheckpointError, ConfigError, DataE
 from glm_dist.train.preflight import check_files
 from glm_dist.train.same_run import check_same_rows
 from tests.old_runs.restore import expected, overrides_of, restore
-from tests.train.jobs import BIN, start, with_python
+from tests.train.jobs import glm_dist_command, with_python
 
 EXPECTED = expected("v1")
 SAME = ("train/loss", "train/grad_norm", "train/learning_rate", "valid/loss_span")
@@ -53,8 +53,8 @@ def test_a_run_of_version_1_resumes_and_validates_with_the_numbers_of_then(place
 
 def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Ask a run the question that version 1 answered."""
-    command = ["generate", str(run), EXPECTED["question"], "--greedy", "--max-tokens=8"]
-    return start([str(BIN / "glm-dist"), *command, *more])
+    typed = ["generate", str(run), EXPECTED["question"], "--greedy", "--max-tokens=8"]
+    return glm_dist_command(*typed, *more)
 
 
 def test_a_run_of_version_1_generates_what_it_did_then(place: Path) -> None:

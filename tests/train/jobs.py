@@ -1,14 +1,21 @@
-"""A tiny pretraining job from the command line: its files, its arguments, and ways to start it."""
+"""A tiny pretraining job from the command line: its files, its arguments, and ways to start it.
+
+Real launchers start real processes, which import torch and DeepSpeed for ten seconds each; the
+other ways fork processes that have imported them (``tests/ranks.py``) and run the same program.
+"""
 
 import os
 import re
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from glm_dist.cli.main import main, main_train
 from tests.data.corpora import VOCAB_SIZE, make_documents, write_corpus, write_vocabulary
 from tests.environment import CPU_ONLY, ONE_THREAD
+from tests.ranks import run_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -93,7 +100,61 @@ def start(
 
 def with_python(overrides: list[str], *, device: str = "cpu") -> subprocess.CompletedProcess[str]:
     """One process, no launcher."""
-    return start([sys.executable, "train.py", *overrides], device=device)
+    if device != "cpu":  # a process that has met CUDA must not be forked
+        return start([sys.executable, "train.py", *overrides], device=device)
+    (done,) = run_programs(main_train, ["train.py", *overrides], [clean_environment()])
+    return done
+
+
+def glm_dist_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """``glm-dist``."""
+    (done,) = run_programs(main, ["glm-dist", *arguments], [clean_environment()])
+    return done
+
+
+def with_ranks(
+    overrides: list[str], processes: int, *, program: Callable[[], int] = main_train
+) -> list[subprocess.CompletedProcess[str]]:
+    """Ranks side by side, with the variables that any launcher exports."""
+    port = str(free_port())
+    environments = [
+        clean_environment(
+            RANK=str(rank),
+            WORLD_SIZE=str(processes),
+            LOCAL_RANK=str(rank),
+            LOCAL_WORLD_SIZE=str(processes),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(processes)
+    ]
+    return run_programs(program, ["train.py", *overrides], environments)
+
+
+def with_srun(overrides: list[str], processes: int) -> list[subprocess.CompletedProcess[str]]:
+    """Ranks side by side, with the variables that srun sets for its tasks."""
+    port, size = str(free_port()), str(processes)
+    environments = [
+        clean_environment(
+            SLURM_JOB_ID="4711",
+            SLURM_STEP_ID="0",
+            SLURM_PROCID=str(rank),
+            SLURM_LOCALID=str(rank),
+            SLURM_NTASKS=size,
+            SLURM_STEP_NUM_TASKS=size,
+            SLURM_NNODES="1",
+            SLURM_NTASKS_PER_NODE=size,
+            SLURM_STEP_TASKS_PER_NODE=size,
+            SLURM_TASKS_PER_NODE=size,
+            SLURM_NODEID="0",
+            SLURM_JOB_NODELIST="localhost",
+            SLURM_STEP_NODELIST="localhost",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        for rank in range(processes)
+    ]
+    return run_programs(main_train, ["train.py", *overrides], environments)
 
 
 def with_torchrun(overrides: list[str], processes: int) -> subprocess.CompletedProcess[str]:
@@ -106,40 +167,3 @@ def with_deepspeed(overrides: list[str], processes: int) -> subprocess.Completed
     """``deepspeed``, which inserts --local_rank after the script's name."""
     launcher = [str(BIN / "deepspeed"), "--num_accelerators", str(processes)]
     return start([*launcher, "--master_port", str(free_port()), "train.py", *overrides])
-
-
-def with_srun(overrides: list[str], processes: int) -> list[subprocess.CompletedProcess[str]]:
-    """One process per task with the variables that srun sets, started side by side."""
-    port = str(free_port())
-    tasks = [
-        subprocess.Popen(
-            [sys.executable, "train.py", *overrides],
-            cwd=ROOT,
-            env=clean_environment(
-                SLURM_JOB_ID="4711",
-                SLURM_STEP_ID="0",
-                SLURM_PROCID=str(rank),
-                SLURM_LOCALID=str(rank),
-                SLURM_NTASKS=str(processes),
-                SLURM_STEP_NUM_TASKS=str(processes),
-                SLURM_NNODES="1",
-                SLURM_NTASKS_PER_NODE=str(processes),
-                SLURM_STEP_TASKS_PER_NODE=str(processes),
-                SLURM_TASKS_PER_NODE=str(processes),
-                SLURM_NODEID="0",
-                SLURM_JOB_NODELIST="localhost",
-                SLURM_STEP_NODELIST="localhost",
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=port,
-            ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    finished = []
-    for task in tasks:
-        out, err = task.communicate(timeout=TIMEOUT_SECONDS)
-        finished.append(subprocess.CompletedProcess(task.args, task.returncode, out, err))
-    return finished

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
-from tests.train.jobs import make_files, with_python, with_torchrun
+from tests.train.jobs import make_files, with_python, with_ranks
 
 WITH_OPTIMIZER = "run.init_with=weights_and_optimizer"
 
@@ -26,7 +26,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished run ``a`` of 4 steps with checkpoints of 2 and 4, and the overrides it had."""
     folder = tmp_path_factory.mktemp("source")
     overrides = make_files(folder)
-    done = with_torchrun([*overrides, "run.name=a", "parallel=tp2", "zero=stage1"], 2)
+    (done, _) = with_ranks([*overrides, "run.name=a", "parallel=tp2", "zero=stage1"], 2)
     assert done.returncode == 0, done.stderr
     return folder, overrides
 
@@ -35,7 +35,7 @@ def test_weights_of_a_run_start_another_one_in_another_layout(
     source: tuple[Path, list[str]],
 ) -> None:
     folder, overrides = source
-    done = with_torchrun(
+    (done, _) = with_ranks(
         [
             *overrides,
             "run.name=b",
@@ -59,7 +59,7 @@ def test_weights_of_a_run_start_another_one_in_another_layout(
 def test_weights_and_optimizer_continue_as_resuming_does(source: tuple[Path, list[str]]) -> None:
     folder, overrides = source
     checkpoint = folder / "runs" / "a" / "checkpoints" / "step_0000002"
-    done = with_torchrun(
+    (done, _) = with_ranks(
         [*overrides, "run.name=c", f"run.init_from={checkpoint}", WITH_OPTIMIZER, "parallel=pp2"],
         2,
     )
