@@ -4,6 +4,7 @@ Ranks on CPUs are forked from a server that has imported torch, megatron-core an
 nothing else: a rank starts in milliseconds, without the threads and locks of the tests' process.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -127,7 +128,11 @@ def _program(
     _replace_environment(variables)
     os.chdir(ROOT)
     sys.argv = arguments
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    finally:
+        # As at the end of a program; multiprocessing ends its children without.
+        atexit._run_exitfuncs()
 
 
 @contextlib.contextmanager

@@ -32,8 +32,8 @@ LAYERS = (
 )
 
 DOORS = {
-    "hydra": ("config/load.py",),
-    "omegaconf": ("config/load.py",),
+    "hydra": ("config/load.py", "config/overrides.py", "config/explain.py"),
+    "omegaconf": ("config/load.py", "config/explain.py"),
     "megatron": ("parallel/*.py", "model/*.py", "model/attention/*.py"),
     "deepspeed": ("optim/deepspeed_engine.py",),
     "wandb": ("observe/sinks.py",),

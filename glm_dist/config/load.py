@@ -4,17 +4,17 @@ Hydra composes conf/, OmegaConf checks keys and types, the schema checks ranges 
 the rest. Whatever goes wrong leaves here as one ``ConfigError`` that names the full key. No torch.
 """
 
+import copy
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -24,17 +24,13 @@ from glm_dist import files
 from glm_dist.config.checks import check_config
 from glm_dist.config.explain import (
     explain_composition,
-    invalid_override,
     missing_values,
-    too_large,
     unknown_corpus,
     unknown_degree,
-    unknown_key,
-    unknown_option,
     wrong_type,
 )
-from glm_dist.config.keys import holds_keys, leaf_keys, type_of
 from glm_dist.config.migrations import upgrade
+from glm_dist.config.overrides import checked_overrides, is_corpus, parse_override, value_text
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import ConfigError
 
@@ -48,9 +44,6 @@ UNREADABLE = (
     RecursionError,  # YAML that refers to itself
 )
 """What reading, composing and resolving raise for wrong files and values."""
-
-Groups = Mapping[str, Sequence[str]]
-"""Option names by group."""
 
 
 def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
@@ -66,30 +59,28 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
     folder = default_config_dir() if config_dir is None else config_dir
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
-            f"--config-dir={folder} has no config.yaml; it must be a folder like conf/, with"
-            " config.yaml and"
-            " the groups.\n"
+            f"--config-dir={folder} has no config.yaml; it must be a folder like conf/, with that"
+            " file and the groups.\n"
             "  Copy conf/ and change the copy, or leave the option out.",
             key="--config-dir",
             value=str(folder),
             fix="cp -r conf <folder>",
         )
     groups = config_groups(folder)
-    parsed = [_parse(text) for text in overrides]
+    parsed = [parse_override(text) for text in overrides]
     try:
-        texts = _checked_overrides(parsed, groups)
+        options, values = checked_overrides(parsed, groups)
     except ConfigError as error:
         raise _with_degrees(error, overrides, config_dir) from None
-    ConfigStore.instance().store(name="run_schema", node=RunConfig)
     try:
-        with initialize_config_dir(str(folder.resolve()), version_base="1.3"):
-            composed = compose("config", overrides=texts)
-        OmegaConf.set_struct(composed, False)  # the schema's types still refuse unknown keys
+        composed = copy.deepcopy(_composed(folder.resolve(), options, _stamp(folder)))
+        for each in values:
+            OmegaConf.update(composed, each.key_or_group, each.value(), merge=True, force_add=True)
         _remove_corpora(composed, parsed)
         composed = cast(DictConfig, OmegaConf.merge(composed, _corpus_values(parsed)))
         config = _typed(composed)
     except UNREADABLE as error:
-        typed = {each.key_or_group: _value_text(each) for each in parsed}
+        typed = {each.key_or_group: value_text(each) for each in parsed}
         raise explain_composition(error, typed=typed, source=str(folder)) from error
     return _checked(_with_absolute_paths(config))
 
@@ -159,99 +150,26 @@ def config_groups(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def _parse(text: str) -> Override:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException as error:
-        raise invalid_override(
-            text,
-            "is not of the form key=value",
-            advice="Put quotes around special characters: 'key=\"a, b\"'",
-        ) from error
-    except ValueError as error:  # Python reads no number of more than 4300 digits
-        raise too_large(text.partition("=")[0]) from error
+@lru_cache(maxsize=64)
+def _composed(folder: Path, options: tuple[str, ...], stamp: tuple[object, ...]) -> DictConfig:
+    """Groups put together by Hydra, which takes a third of a second; not to be changed.
 
-
-def _checked_overrides(overrides: Sequence[Override], groups: Groups) -> list[str]:
-    """The overrides as Hydra shall read them; those of single corpora are left out for later.
-
-    A group chosen twice takes the last choice, so that a user can overrule a launcher.
+    Args:
+        folder: The folder conf/.
+        options: Chosen ones, as ``group=option``.
+        stamp: What ``_stamp`` says of the folder; another one composes anew.
     """
-    options: dict[str, str] = {}
-    values: list[str] = []
-    for override in overrides:
-        key = override.key_or_group
-        _check_form(override)
-        if key in groups:
-            options[key] = _checked_option(override, groups[key])
-        elif type_of(key) is None:
-            raise unknown_key(key, [*groups, *leaf_keys()])
-        elif not override.is_delete():
-            _check_value(key, override.value())
-            if not key.startswith("data.corpora."):
-                values.append(f"++{key}={_value_text(override)}")
-            elif _is_corpus(key) and not isinstance(override.value(), Mapping):
-                raise wrong_type(key, found=_value_text(override))
-    chosen = [f"{group}={option}" for group, option in options.items() if option != "null"]
-    return chosen + values
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+    with initialize_config_dir(str(folder), version_base="1.3"):
+        composed = compose("config", overrides=list(options))
+    OmegaConf.set_struct(composed, False)  # the schema's types still refuse unknown keys
+    return composed
 
 
-def _check_form(override: Override) -> None:
-    text, key = str(override.input_line), override.key_or_group
-    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
-        raise invalid_override(
-            text,
-            "sets an option of Hydra itself, which has no effect here",
-            advice="Leave it out; the run folder is <paths.runs>/<run.name>",
-        )
-    if override.is_sweep_override():
-        raise invalid_override(
-            text,
-            "has several values, and a job trains with one",
-            advice="Start one job for each, e.g. as a SLURM array; quote a text with commas",
-        )
-    if override.package is not None:
-        raise invalid_override(
-            text, "has a @package, which groups here do not take", advice=f"Write {key}=<option>"
-        )
-    if override.is_delete() and key not in ("experiment", "debug") and not _is_corpus(key):
-        raise invalid_override(
-            text,
-            "removes what has to have a value; only corpora can go, ~data.corpora.<name>",
-            advice=f"Leave it out, or set another value with {key}=...",
-        )
-    if override.is_delete() and override.value() is not None:
-        raise invalid_override(text, "has a value after ~", advice=f"Write ~{key}")
-
-
-def _check_value(key: str, value: object) -> None:
-    """Refuse what OmegaConf would take for nothing, or fail to convert without naming the key."""
-    if value == {} and holds_keys(key):
-        fix = "~data.corpora.<name>" if key == "data.corpora" else ""
-        remove = f"Remove corpora one by one with {fix}" if fix else "Leave it out"
-        raise ConfigError(
-            f"{key}={{}} changes nothing: keys given here are changed or added, and the others"
-            " stay.\n"
-            f"  {remove}.",
-            key=key,
-            value={},
-            fix=fix,
-        )
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            _check_value(f"{key}.{name}", inner)
-    for element in value if isinstance(value, list) else [value]:
-        if isinstance(element, int) and abs(element) > sys.float_info.max:
-            raise too_large(key)
-
-
-def _checked_option(override: Override, options: Sequence[str]) -> str:
-    group, value = override.key_or_group, override.value()
-    if override.is_delete() or (value is None and group in ("experiment", "debug")):
-        return "null"
-    if str(value) not in options:
-        raise unknown_option(group, value, options)
-    return str(value)
+def _stamp(folder: Path) -> tuple[object, ...]:
+    """What changes when a file below a folder does."""
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*.yaml"))]
+    return tuple((str(path), found.st_mtime_ns, found.st_size) for path, found in files)
 
 
 def _with_degrees(
@@ -279,10 +197,6 @@ def _with_degrees(
     )
 
 
-def _is_corpus(key: str) -> bool:
-    return key.startswith("data.corpora.") and key.count(".") == 2
-
-
 def _corpus_values(overrides: Sequence[Override]) -> DictConfig:
     """Values typed for single corpora, known or new.
 
@@ -299,16 +213,12 @@ def _remove_corpora(composed: DictConfig, overrides: Sequence[Override]) -> None
     corpora = composed.data.corpora
     for override in overrides:
         key = override.key_or_group
-        if not (override.is_delete() and _is_corpus(key)):
+        if not (override.is_delete() and is_corpus(key)):
             continue
         name = key.rpartition(".")[2]
         if name not in corpora:
             raise unknown_corpus(key, list(map(str, corpora)))
         del corpora[name]
-
-
-def _value_text(override: Override) -> str:
-    return str(override.input_line).partition("=")[2]
 
 
 def _typed(composed: DictConfig) -> RunConfig:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from glm_dist.errors import ConfigError
 
-MISSING: Any = "???"  # OmegaConf's mark; spelled out so that only load.py imports omegaconf
+MISSING: Any = "???"  # OmegaConf's mark; spelled out, since the schema imports no omegaconf
 
 LARGEST_WHOLE_NUMBER = 2**63 - 1
 """What fits the 64 bits of seeds, row numbers and counters in arrays."""

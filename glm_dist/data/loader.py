@@ -6,10 +6,13 @@ built, never what is in it. There is no end of data.
 """
 
 import atexit
+import multiprocessing
+import os
 import signal
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from typing import Protocol
 
 import torch
@@ -18,6 +21,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from glm_dist.config.launch import STOP_SIGNALS
 from glm_dist.data.rows import MicroBatch, Row
 from glm_dist.errors import GlmDistError
+
+END_SIGNAL = signal.SIGUSR2
+"""How a rank ends workers that are left over at its exit; launchers do not send it."""
 
 
 class TrainingRows(Protocol):
@@ -129,25 +135,35 @@ def training_batches(
         # Without its own generator the loader draws from the global one, and dropout would depend
         # on the number of workers.
         generator=torch.Generator(),
-        worker_init_fn=_ignore_stop_signals,
+        worker_init_fn=_prepare_worker,
     )
+    others = multiprocessing.active_children()
     batches = TrainingBatches(iter(loader), per_step=plan.micro_batches_per_step)
+    workers = [child for child in multiprocessing.active_children() if child not in others]
     # At exit multiprocessing ends children by TERM, which these ignore, and waits for them. What is
     # registered later runs earlier.
-    atexit.register(_close, weakref.ref(batches))
+    atexit.register(_end_workers, weakref.ref(batches), workers)
     return batches
 
 
-def _close(batches: weakref.ref[TrainingBatches]) -> None:
+def _end_workers(batches: weakref.ref[TrainingBatches], workers: Sequence[BaseProcess]) -> None:
+    """End them as torch does or, where a traceback keeps their iterator alive, by a signal."""
     alive = batches()
     if alive is not None:
         alive.close()
+    for worker in workers:
+        if worker.is_alive() and worker.pid is not None:
+            os.kill(worker.pid, END_SIGNAL)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Leave it to the rank, which has a step to finish: launchers signal all its descendants."""
+def _prepare_worker(worker: int) -> None:
+    """Leave it to the rank when to stop, which has a step to finish.
+
+    Launchers signal all descendants of theirs alike.
+    """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(END_SIGNAL, lambda *_: os._exit(0))
 
 
 @dataclass(frozen=True)

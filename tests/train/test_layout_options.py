@@ -15,10 +15,10 @@ from tests.train.grid import ARCHITECTURE, Case, build_engine, initial_weights
 from tests.train.test_layout_grid import MICRO_BATCHES, check_grid
 
 SEQUENCE_PARALLEL = {
-    2: [Case(tp=2, zero=zero, micro_batch=2, sp=True) for zero in (0, 1, 2, 3)],
+    2: [Case(tp=2, zero=zero, micro_batch=4, sp=True) for zero in (0, 1, 2, 3)],
     4: [
-        Case(tp=4, zero=1, micro_batch=2, sp=True),
-        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True),
+        Case(tp=4, zero=1, micro_batch=4, sp=True),
+        Case(tp=2, pp=2, zero=1, micro_batch=4, sp=True),
         *(Case(tp=2, dp=2, zero=zero, micro_batch=2, sp=True) for zero in (0, 1, 2, 3)),
     ],
 }
@@ -29,29 +29,29 @@ INTERLEAVED = {
         Case(pp=2, zero=1, micro_batch=1, vp=2),
     ],
     4: [
-        Case(pp=4, zero=1, micro_batch=2, vp=2, layers=8),
-        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True, vp=2),
+        Case(pp=4, zero=1, micro_batch=4, vp=2, layers=8),
+        Case(tp=2, pp=2, zero=1, micro_batch=4, sp=True, vp=2),
         Case(pp=2, dp=2, zero=0, micro_batch=2, vp=2),
     ],
 }
 
 UNEVEN = {
     2: [
-        Case(pp=2, zero=1, micro_batch=2, layers=6, split=(4, 2)),
-        Case(pp=2, zero=0, micro_batch=2, vp=2, layers=6, split=(1, 2, 2, 1)),
+        Case(pp=2, zero=1, micro_batch=4, layers=6, split=(4, 2)),
+        Case(pp=2, zero=0, micro_batch=4, vp=2, layers=6, split=(1, 2, 2, 1)),
     ],
-    4: [Case(pp=4, zero=1, micro_batch=2, layers=6, split=(1, 2, 2, 1))],
+    4: [Case(pp=4, zero=1, micro_batch=4, layers=6, split=(1, 2, 2, 1))],
 }
 
 RECOMPUTED = {
     2: [
-        Case(tp=2, zero=3, micro_batch=2, recompute="full"),
+        Case(tp=2, zero=3, micro_batch=4, recompute="full"),
         Case(dp=2, zero=2, micro_batch=2, recompute="full", segment=2),
         Case(dp=2, zero=3, micro_batch=2, recompute="selective"),
     ],
     4: [
-        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True, recompute="full"),
-        Case(tp=2, pp=2, zero=0, micro_batch=2, sp=True, vp=2, recompute="selective"),
+        Case(tp=2, pp=2, zero=1, micro_batch=4, sp=True, recompute="full"),
+        Case(tp=2, pp=2, zero=0, micro_batch=4, sp=True, vp=2, recompute="selective"),
         Case(tp=2, dp=2, zero=2, micro_batch=2, sp=True, recompute="full", segment=4),
     ],
 }
@@ -68,16 +68,16 @@ ALL = tuple(ARCHITECTURE)
 
 GLM_130B = {
     2: [
-        Case(tp=2, zero=0, micro_batch=2, architecture=ALL),
-        Case(tp=2, zero=1, micro_batch=2, sp=True, architecture=ALL),
+        Case(tp=2, zero=0, micro_batch=4, architecture=ALL),
+        Case(tp=2, zero=1, micro_batch=4, sp=True, architecture=ALL),
         Case(tp=2, zero=3, micro_batch=4, recompute="full", architecture=ALL),
-        Case(pp=2, zero=1, micro_batch=2, architecture=ALL),
-        Case(pp=2, zero=0, micro_batch=2, vp=2, recompute="selective", architecture=ALL),
+        Case(pp=2, zero=1, micro_batch=4, architecture=ALL),
+        Case(pp=2, zero=0, micro_batch=4, vp=2, recompute="selective", architecture=ALL),
     ],
     4: [
-        Case(tp=4, zero=1, micro_batch=2, architecture=ALL),
-        Case(tp=2, pp=2, zero=1, micro_batch=2, architecture=ALL),
-        Case(tp=2, pp=2, zero=1, micro_batch=2, sp=True, recompute="full", architecture=ALL),
+        Case(tp=4, zero=1, micro_batch=4, architecture=ALL),
+        Case(tp=2, pp=2, zero=1, micro_batch=4, architecture=ALL),
+        Case(tp=2, pp=2, zero=1, micro_batch=4, sp=True, recompute="full", architecture=ALL),
     ],
 }
 

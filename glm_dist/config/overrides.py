@@ -1,0 +1,146 @@
+"""Overrides as typed: parsed by Hydra's grammar, refused where they have no meaning here."""
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from glm_dist.config.explain import (
+    invalid_override,
+    too_large,
+    unknown_key,
+    unknown_option,
+    wrong_type,
+)
+from glm_dist.config.keys import holds_keys, leaf_keys, type_of
+from glm_dist.errors import ConfigError
+
+Groups = Mapping[str, Sequence[str]]
+"""Option names by group."""
+
+
+def parse_override(text: str) -> Override:
+    """Read an override.
+
+    Args:
+        text: As typed.
+
+    Raises:
+        ConfigError: It does not follow the grammar.
+    """
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        raise invalid_override(
+            text,
+            "is not of the form key=value",
+            advice="Put quotes around special characters: 'key=\"a, b\"'",
+        ) from error
+    except ValueError as error:  # Python reads no number of more than 4300 digits
+        raise too_large(text.partition("=")[0]) from error
+
+
+def checked_overrides(
+    overrides: Sequence[Override], groups: Groups
+) -> tuple[tuple[str, ...], list[Override]]:
+    """Options to compose, and values to set; those of single corpora are left out for later.
+
+    A group chosen twice takes the last choice, so that a user can overrule a launcher.
+
+    Args:
+        overrides: Parsed overrides, in the order typed.
+        groups: Options there are.
+
+    Returns:
+        Options as ``group=option``, and overrides of single values.
+
+    Raises:
+        ConfigError: A key or option is unknown, or a form of Hydra's that has no meaning here.
+    """
+    options: dict[str, str] = {}
+    values: list[Override] = []
+    for override in overrides:
+        key = override.key_or_group
+        _check_form(override)
+        if key in groups:
+            options[key] = _checked_option(override, groups[key])
+        elif type_of(key) is None:
+            raise unknown_key(key, [*groups, *leaf_keys()])
+        elif not override.is_delete():
+            _check_value(key, override.value())
+            if not key.startswith("data.corpora."):
+                values.append(override)
+            elif is_corpus(key) and not isinstance(override.value(), Mapping):
+                raise wrong_type(key, found=value_text(override))
+    chosen = [f"{group}={option}" for group, option in options.items() if option != "null"]
+    return tuple(chosen), values
+
+
+def _check_form(override: Override) -> None:
+    text, key = str(override.input_line), override.key_or_group
+    if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+        raise invalid_override(
+            text,
+            "sets an option of Hydra itself, which has no effect here",
+            advice="Leave it out; the run folder is <paths.runs>/<run.name>",
+        )
+    if override.is_sweep_override():
+        raise invalid_override(
+            text,
+            "has several values, and a job trains with one",
+            advice="Start one job for each, e.g. as a SLURM array; quote a text with commas",
+        )
+    if override.package is not None:
+        raise invalid_override(
+            text, "has a @package, which groups here do not take", advice=f"Write {key}=<option>"
+        )
+    if override.is_delete() and key not in ("experiment", "debug") and not is_corpus(key):
+        raise invalid_override(
+            text,
+            "removes what has to have a value; only corpora can go, ~data.corpora.<name>",
+            advice=f"Leave it out, or set another value with {key}=...",
+        )
+    if override.is_delete() and override.value() is not None:
+        raise invalid_override(text, "has a value after ~", advice=f"Write ~{key}")
+
+
+def _check_value(key: str, value: object) -> None:
+    """Refuse what OmegaConf would take for nothing, or fail to convert without naming the key."""
+    if value == {} and holds_keys(key):
+        fix = "~data.corpora.<name>" if key == "data.corpora" else ""
+        remove = f"Remove corpora one by one with {fix}" if fix else "Leave it out"
+        raise ConfigError(
+            f"{key}={{}} changes nothing: keys given here are changed or added, and the others"
+            " stay.\n"
+            f"  {remove}.",
+            key=key,
+            value={},
+            fix=fix,
+        )
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            _check_value(f"{key}.{name}", inner)
+    for element in value if isinstance(value, list) else [value]:
+        if isinstance(element, int) and abs(element) > sys.float_info.max:
+            raise too_large(key)
+
+
+def _checked_option(override: Override, options: Sequence[str]) -> str:
+    group, value = override.key_or_group, override.value()
+    if override.is_delete() or (value is None and group in ("experiment", "debug")):
+        return "null"
+    if str(value) not in options:
+        raise unknown_option(group, value, options)
+    return str(value)
+
+
+def is_corpus(key: str) -> bool:
+    """Return True for ``data.corpora.<name>``."""
+    return key.startswith("data.corpora.") and key.count(".") == 2
+
+
+def value_text(override: Override) -> str:
+    """Return the value as typed."""
+    return str(override.input_line).partition("=")[2]
