@@ -8,7 +8,7 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -39,10 +39,6 @@ from glm_dist.parallel.errors import Ranks
 log = logging.getLogger(__name__)
 
 
-def _ignore_phase(phase: str) -> None:
-    """Nobody watches."""
-
-
 def save_checkpoint(
     directory: Path,
     *,
@@ -52,7 +48,6 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
-    on_phase: Callable[[str], None] = _ignore_phase,
 ) -> Path:
     """Save a step; collective over all ranks.
 
@@ -65,8 +60,6 @@ def save_checkpoint(
         layout: Sizes of the process axes.
         keep_last: Newest checkpoints that stay, at least 1.
         group: Every rank, over gloo; None: the default group, or one process without one.
-        on_phase: Told when a phase is done: staged, tensors_written, verified,
-            listed, published, retired.
 
     Returns:
         The finished folder, ``directory/step_XXXXXXX``.
@@ -86,16 +79,13 @@ def save_checkpoint(
             ranks,
             Manifest(step=step, layout=dict(layout), extra=dict(extra), tensors={}, files={}),
             tensors=tensors,
-            on_phase=on_phase,
         )
         ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
-    on_phase("published")
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
     seconds = time.monotonic() - started
     # The caller's event tells the user; this is for who looks for a slow disk.
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
     _retire_older(directory, ranks, step=step, keep_last=keep_last)
-    on_phase("retired")
     return final
 
 
@@ -115,26 +105,21 @@ def _write_all(
     manifest: Manifest,
     *,
     tensors: Mapping[str, torch.Tensor],
-    on_phase: Callable[[str], None],
 ) -> Manifest:
     """Fill the staging folder; the manifest comes back with its tensors and files."""
     key = str(staging)
     with ranks.together("find the folder that rank 0 created", key):
         _check_is_shared(staging)
-    on_phase("staged")
     fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
     with ranks.together("write tensors", key):
         files, saved_tensors = write_tensors(staging, fragments, ranks)
-    on_phase("tensors_written")
     with ranks.together("sync the folder", key):
         fsync_folder(staging)
     with ranks.together("read back what it wrote", key):
         _check_written(staging, files)
-    on_phase("verified")
     all_files = {name: record for each in ranks.gather(files) for name, record in each.items()}
     manifest = replace(manifest, tensors=saved_tensors, files=all_files)
     ranks.on_first("write the manifest", key, lambda: _write_manifest(staging, manifest))
-    on_phase("listed")
     return manifest
 
 

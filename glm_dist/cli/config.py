@@ -4,12 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from glm_dist.cli.arguments import options_of_groups
 from glm_dist.config.load import default_config_dir, dump_config, load_config
 from glm_dist.config.reference import config_reference
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
+    parser.epilog = options_of_groups()
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
     parser.add_argument(

@@ -100,8 +100,8 @@ def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_arguments(parser)
     try:
+        command.add_arguments(parser)
         status = command.run(_parse(parser, without_local_rank(arguments)))
         sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the last line
     except BrokenPipeError:

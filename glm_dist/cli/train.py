@@ -12,6 +12,7 @@ import os
 import sys
 from pathlib import Path
 
+from glm_dist.cli.arguments import options_of_groups
 from glm_dist.cli.once import print_once
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
@@ -26,6 +27,7 @@ from glm_dist.train.preflight import check_files
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides, and Hydra's options that make sense here."""
+    parser.epilog = options_of_groups()
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")

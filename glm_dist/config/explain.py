@@ -97,12 +97,11 @@ def unknown_degree(
         number: Its value.
     """
     problem, fits = str(error).partition("\n")[0], divisors(number)
-    if degree in fits:
-        fix = f"{key}={degree}"
-        advice = f"Set {fix}, which divides {divided}={number}."
-    else:
-        fix = f"{key}={max(each for each in fits if each <= max(degree, 1))}"
-        advice = f"{key} has to divide {divided}={number}: set {either(fits)}."
+    nearby = max(each for each in fits if each <= max(degree, 1))
+    fix = f"parallel=dp {key}={nearby}"
+    advice = f"Set {fix}."
+    if degree not in fits:
+        advice = f"{key} has to divide {divided}={number}: {either(fits)}. Set e.g. {fix}."
     return ConfigError(f"{problem}\n  {advice}", key=error.key, value=error.value, fix=fix)
 
 

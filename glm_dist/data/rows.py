@@ -76,8 +76,6 @@ class MicroBatch:
     """int64 [b]"""
     objectives: tuple[str, ...]
     """Objective of each row. [b]"""
-    corpora: tuple[str, ...]
-    """Corpus of each row. [b]"""
     segments: tuple[tuple[Segment, ...], ...] = ()
     """Segments of each row [b], empty for a row that is one; no entries if no row is packed."""
 
@@ -97,7 +95,6 @@ class MicroBatch:
             prefix_length=torch.tensor([row.prefix_length for row in rows]),
             num_real_tokens=torch.tensor([row.num_real_tokens for row in rows]),
             objectives=tuple(row.objective for row in rows),
-            corpora=tuple(row.corpus for row in rows),
             segments=tuple(row.segments for row in rows) if any(r.segments for r in rows) else (),
         )
 

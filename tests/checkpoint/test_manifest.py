@@ -16,6 +16,7 @@ from glm_dist.checkpoint.manifest import (
     read_manifest,
 )
 from glm_dist.errors import CheckpointError
+from tests.messages import Says
 from tests.old_runs.restore import HERE
 
 MANIFEST = Manifest(
@@ -36,15 +37,14 @@ def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     assert read_manifest(tmp_path) == MANIFEST
 
 
-def test_an_unknown_format_is_refused_with_a_hint_and_not_called_damage(tmp_path: Path) -> None:
+def test_an_unknown_format_is_refused_with_a_hint_and_not_called_damage(
+    tmp_path: Path, says: Says
+) -> None:
     write(tmp_path, replace(MANIFEST, format_version=99).to_json())
     with pytest.raises(CheckpointError) as caught:
         read_manifest(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path}/manifest.json has format_version 99, but this glm_dist reads 1 only.\n"
-        "  Use the version of glm_dist the run was started with; provenance.json in the run folder "
-        "names it."
-    )
+    assert (caught.value.key, caught.value.value) == (f"{tmp_path}/manifest.json", 99)
+    says(caught.value)
     assert not isinstance(caught.value, DamagedCheckpointError)
 
 

@@ -1,5 +1,6 @@
 """The command line as launchers and users call it; ``train.py`` as a process, with its status."""
 
+import errno
 import os
 import re
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from glm_dist.cli import config
 from glm_dist.cli.main import COMMANDS, main
 from tests.environment import CPU_ONLY
 from tests.messages import Says
@@ -182,3 +185,61 @@ def test_check_refuses_a_job_that_would_not_start(glm_dist: Callable[..., Done])
 def test_config_prints_the_reference(glm_dist: Callable[..., Done]) -> None:
     done = glm_dist("config", "--reference")
     assert done.stdout == (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+
+
+def test_help_lists_groups_and_options(glm_dist: Callable[..., Done]) -> None:
+    done = glm_dist("train", "--help")
+    for group in sorted((ROOT / "conf").glob("*/*.yaml")):
+        assert re.search(rf"\b{re.escape(group.stem)}\b", done.stdout), group
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "OSError: /x: No space left"),
+        (PermissionError(errno.EACCES, "Permission denied", "/y"), 2, "PermissionError: /y: Perm"),
+        (KeyboardInterrupt(), 130, "glm-dist config: interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_no_bug_is_one_line(
+    raised: BaseException,
+    status: int,
+    told: str,
+    glm_dist: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(config, "run", Mock(side_effect=raised))
+    done = glm_dist("config")
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config, "run", Mock(side_effect=KeyError("split")))
+    with pytest.raises(KeyError):
+        main(["config"])
+
+
+@pytest.mark.parametrize(
+    ("shell", "status", "told"),
+    [
+        ("{command} | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{command} > /dev/full", 2, "OSError: No space left on device\n"),
+    ],
+    ids=["closed pipe", "full device"],
+)
+def test_output_that_cannot_be_written_leaves_no_traceback(
+    shell: str, status: int, told: str
+) -> None:
+    command = f"{sys.executable} -m glm_dist config --reference"
+    done = subprocess.run(
+        ["bash", "-c", shell.format(command=command)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, told)

@@ -52,6 +52,9 @@ def is_typed_as_it_is(fix: str) -> bool:
 
 
 CASES = [
+    Case("a degree that divides nothing", ["experiment=tiny", "parallel=tp3"], key="parallel"),
+    Case("a degree without an option", ["experiment=glm_large", "parallel=tp16"], key="parallel"),
+    Case("stages without an option", ["experiment=glm_large", "parallel=pp7"], key="parallel"),
     Case(
         "spans longer than any that is drawn",
         ["experiment=tiny", "corruption.span_mean_length=1000"],

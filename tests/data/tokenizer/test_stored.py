@@ -12,6 +12,7 @@ from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer, store_tokenizer
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
+from tests.messages import Says
 
 PIECES = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", ".", "one", "two"]
 
@@ -86,31 +87,25 @@ def test_a_copy_stays_and_a_wrong_one_is_replaced(tmp_path: Path) -> None:
     assert copy.read_text().split("\n") == PIECES
 
 
-def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path) -> None:
+def test_another_tokenizer_of_the_same_size_is_refused(tmp_path: Path, says: Says) -> None:
     trained = open_tokenizer(TokenizerSpec.of(bert(tmp_path))).fingerprint
     config = bert(tmp_path, [*PIECES[:-1], "ten"])
     now = open_tokenizer(TokenizerSpec.of(config)).fingerprint
     run = tmp_path / "run"
     with pytest.raises(DataError) as caught:
         load_stored_tokenizer(config, run, checkpoint={"data": {"tokenizer": trained}})
-    assert str(caught.value) == (
-        f"{config.path} is not the tokenizer that {run} was trained with, so ids would mean other "
-        f"text: it is {now}, the checkpoint names {trained}.\n"
-        f"  Restore the tokenizer's files in {run}/tokenizer, or name them with --tokenizer <path>"
-    )
+    assert f"it is {now}, the checkpoint names {trained}" in str(caught.value)
+    says(caught.value)
     # A checkpoint that names none says nothing.
     assert load_stored_tokenizer(config, run, checkpoint={}).fingerprint == now
 
 
-def test_a_tokenizer_that_is_nowhere_is_asked_for(tmp_path: Path) -> None:
+def test_a_tokenizer_that_is_nowhere_is_asked_for(tmp_path: Path, says: Says) -> None:
     config = bert(tmp_path)
     moved = Path(config.path).rename(tmp_path / "other.txt")
     run = tmp_path / "run"
     with pytest.raises(DataError) as caught:
         load_stored_tokenizer(config, run, checkpoint={})
-    assert str(caught.value) == (
-        f"{run} was saved without its tokenizer, and {config.path}, where it was during training, "
-        f"is gone.\n  Copy the tokenizer's files into {run}/tokenizer, or name them with "
-        "--tokenizer <path>"
-    )
+    assert str(run) in str(caught.value)
+    says(caught.value)
     assert load_stored_tokenizer(config, run, checkpoint={}, path=moved).vocab_size == 12
