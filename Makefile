@@ -31,6 +31,8 @@ RUN := $(RUNS)/quickstart
 
 EXPERIMENT ?= glm_large
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+# Tests that run side by side; several have two or four processes themselves.
+WORKERS ?= 2
 # Files with messages; whole files, so that messages nobody says any more go.
 MESSAGE_TESTS = $(shell grep -lE "\bsays\b" -r tests --include="test_*.py")
 SOURCES := glm_dist tests train.py benchmarks
@@ -92,7 +94,7 @@ $(RUN)/finished: | $(QUICKSTART)/sotu.json $(QUICKSTART)/shakespeare.json
 	@touch $@
 
 test: $(ENVIRONMENT) ## every CPU test but the slow ones
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(ENVIRONMENT) ## the slow tests: whole grids, whole corpora
 	@$(PYTEST) -m slow $(ARGS)

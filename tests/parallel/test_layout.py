@@ -73,10 +73,10 @@ def test_listed_layers_follow_each_other_through_the_chunks() -> None:
     [
         (Layout(1, 2, 1), 3, "parallel.pipeline_parallel_size", 2),
         (Layout(1, 2, 1, virtual_stages=2), 6, "parallel.virtual_stages", 2),
-        (Layout(1, 2, 1, stage_layers=(2, 2)), 3, "parallel.stage_layers", "[2,2]"),
-        (Layout(1, 2, 1, stage_layers=(1, 1)), 3, "parallel.stage_layers", "[1,1]"),
-        (Layout(1, 2, 1, stage_layers=(1, 1, 1)), 3, "parallel.stage_layers", "[1,1,1]"),
-        (Layout(1, 2, 1, stage_layers=(3, 0)), 3, "parallel.stage_layers", "[3,0]"),
+        (Layout(1, 2, 1, stage_layers=(2, 2)), 3, "parallel.stage_layers", [2, 2]),
+        (Layout(1, 2, 1, stage_layers=(1, 1)), 3, "parallel.stage_layers", [1, 1]),
+        (Layout(1, 2, 1, stage_layers=(1, 1, 1)), 3, "parallel.stage_layers", [1, 1, 1]),
+        (Layout(1, 2, 1, stage_layers=(3, 0)), 3, "parallel.stage_layers", [3, 0]),
     ],
     ids=str,
 )

@@ -35,6 +35,9 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
 
 STEPS = 3
+FEW_STEPS = 2
+"""Steps of the default run; the second has the moments and the loss that the first left."""
+
 GLOBAL_BATCH = 16
 ROW_LENGTH = 24
 VOCAB_SIZE = 251  # prime: no tensor-parallel size divides it
@@ -304,11 +307,11 @@ def initial_weights(case: Case) -> dict[str, np.ndarray]:
     return whole_weights(build_engine(case))
 
 
-def train_cases(cases: list[Case]) -> list[Trace]:
+def train_cases(cases: list[Case], steps: int = STEPS) -> list[Trace]:
     """Run the cases one after the other in this process group."""
     traces = []
     for case in cases:
         engine = build_engine(case)
-        losses, norms = run_steps(engine, case, range(STEPS))
+        losses, norms = run_steps(engine, case, range(steps))
         traces.append(Trace(losses, norms, whole_weights(engine)))
     return traces

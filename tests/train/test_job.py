@@ -52,7 +52,11 @@ def serial(job: tuple[Path, list[str]]) -> dict[str, np.ndarray]:
     return weights_of(runs / "python")
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "srun"])
+@pytest.mark.parametrize(
+    "launcher",
+    # torchrun trains by default in test_preemption.py.
+    ["deepspeed", "srun", pytest.param("torchrun", marks=pytest.mark.slow)],
+)
 def test_every_launcher_trains_the_same_weights(
     launcher: str, job: tuple[Path, list[str]], serial: dict[str, np.ndarray]
 ) -> None:

@@ -9,6 +9,7 @@ from tests.ranks import run_ranks
 from tests.train import plain
 from tests.train.grid import (
     ARCHITECTURE,
+    FEW_STEPS,
     OPTIMIZER,
     STEPS,
     VOCAB_SIZE,
@@ -58,10 +59,12 @@ def default_cases_of(world_size: int) -> list[Case]:
 
 
 @cache
-def one_process(layers: int = 4, architecture: tuple[str, ...] = ()) -> Trace:
+def one_process(
+    layers: int = 4, architecture: tuple[str, ...] = (), *, steps: int = STEPS
+) -> Trace:
     """The serial run: one process, no ZeRO, the whole batch in one micro-batch."""
     case = Case(micro_batch=16, layers=layers, architecture=architecture)
-    traces: list[Trace] = run_ranks(train_cases, [case], world_size=1)[0]
+    traces: list[Trace] = run_ranks(train_cases, [case], steps, world_size=1)[0]
     return traces[0]
 
 
@@ -75,11 +78,15 @@ def differences(found: Trace, expected: Trace) -> tuple[float, float, float]:
     )
 
 
-def run_grid(world_size: int, cases: list[Case]) -> list[tuple[Case, tuple[float, float, float]]]:
+def run_grid(
+    world_size: int, cases: list[Case], *, steps: int = STEPS
+) -> list[tuple[Case, tuple[float, float, float]]]:
     """Train cases of a world size in one group of processes and compare each with one process."""
-    traces: list[Trace] = run_ranks(train_cases, cases, world_size=world_size, timeout=1800)[0]
+    traces: list[Trace] = run_ranks(train_cases, cases, steps, world_size=world_size, timeout=1800)[
+        0
+    ]
     return [
-        (case, differences(trace, one_process(case.layers, case.architecture)))
+        (case, differences(trace, one_process(case.layers, case.architecture, steps=steps)))
         for case, trace in zip(cases, traces, strict=True)
     ]
 
@@ -99,9 +106,11 @@ def format_table(rows: list[tuple[Case, tuple[float, float, float]]]) -> str:
     return "\n".join(lines)
 
 
-def check_grid(world_size: int, cases: list[Case], capsys: pytest.CaptureFixture[str]) -> None:
+def check_grid(
+    world_size: int, cases: list[Case], capsys: pytest.CaptureFixture[str], *, steps: int = STEPS
+) -> None:
     """Run the cases, show their table, and demand one process's numbers of each."""
-    rows = run_grid(world_size, cases)
+    rows = run_grid(world_size, cases, steps=steps)
     with capsys.disabled():
         print(f"\n{format_table(rows)}")
     wrong = [f"{case}: {found}" for case, found in rows if not max(found) <= TOLERANCE]
@@ -135,7 +144,7 @@ def test_one_process_trains_the_model_of_plain_torch(architecture: tuple[str, ..
 def test_every_layout_trains_the_model_of_one_process(
     world_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_grid(world_size, default_cases_of(world_size), capsys)
+    check_grid(world_size, default_cases_of(world_size), capsys, steps=FEW_STEPS)
 
 
 @pytest.mark.slow

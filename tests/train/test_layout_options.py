@@ -11,7 +11,7 @@ import pytest
 
 from glm_dist.parallel.cpu import enable_cpu
 from tests.ranks import run_ranks
-from tests.train.grid import ARCHITECTURE, Case, build_engine, initial_weights
+from tests.train.grid import ARCHITECTURE, FEW_STEPS, Case, build_engine, initial_weights
 from tests.train.test_layout_grid import MICRO_BATCHES, check_grid
 
 SEQUENCE_PARALLEL = {
@@ -133,7 +133,7 @@ def products_of(world_size: int) -> list[Case]:
 def test_no_option_changes_what_is_trained(
     world_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_grid(world_size, OPTIONS[world_size], capsys)
+    check_grid(world_size, OPTIONS[world_size], capsys, steps=FEW_STEPS)
 
 
 def test_options_of_the_architecture_start_from_the_same_weights_in_every_layout() -> None:

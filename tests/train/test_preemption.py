@@ -5,12 +5,15 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from glm_dist.cli.main import main_train
 from glm_dist.train.preemption import StopRequest
 from tests.ranks import run_ranks
 from tests.train.jobs import ROOT, clean_environment, free_port, make_files, with_ranks
@@ -69,23 +72,29 @@ def test_once_agreed_a_rank_lives_to_end_with_its_own_status() -> None:
     assert run_ranks(_ask_and_agree, world_size=1) == [(False, True, True)]
 
 
-@pytest.mark.timeout(200)
-def test_a_stopped_run_that_saves_nothing_does_not_ask_to_be_started_again(tmp_path: Path) -> None:
-    arguments = [*make_files(tmp_path), ENDLESS, "checkpoint=none", "run.name=trial"]
-    job = subprocess.Popen(
-        [sys.executable, "train.py", *(a for a in arguments if "checkpoint." not in a)],
-        cwd=ROOT,
-        env=clean_environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_step(tmp_path / "runs" / "trial", 3)
-    job.send_signal(signal.SIGTERM)
-    _, err = job.communicate(timeout=120)
+def train_until_asked_to_stop(run: Path) -> int:
+    """``train.py`` that gets a TERM after its third step."""
 
-    assert not (tmp_path / "runs" / "trial" / "checkpoints").exists()
-    assert job.returncode == 130, err[-2000:]
-    assert re.findall(r"WARNING .*(stopped without a checkpoint.*)", err) == [
+    def ask() -> None:
+        wait_for_step(run, 3)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=ask, daemon=True).start()
+    return main_train()
+
+
+def test_a_stopped_run_that_saves_nothing_does_not_ask_to_be_started_again(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "trial"
+    typed = [a for a in make_files(tmp_path) if "checkpoint." not in a]
+    (done,) = with_ranks(
+        [*typed, ENDLESS, "checkpoint=none", "run.name=trial"],
+        1,
+        program=partial(train_until_asked_to_stop, run),
+    )
+
+    assert not (run / "checkpoints").exists()
+    assert done.returncode == 130, done.stderr[-2000:]
+    assert re.findall(r"WARNING .*(stopped without a checkpoint.*)", done.stderr) == [
         "stopped without a checkpoint, as checkpoint.interval=0; status=130"
     ]
 

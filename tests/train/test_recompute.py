@@ -10,7 +10,7 @@ from megatron.core.transformer.mlp import MLP
 from glm_dist.model.attention.dispatch import PrefixAttention
 from glm_dist.parallel.cpu import enable_cpu
 from tests.ranks import run_ranks
-from tests.train.grid import Case, build_engine, run_steps, train_cases
+from tests.train.grid import FEW_STEPS, Case, build_engine, run_steps, train_cases
 from tests.train.test_layout_grid import differences
 
 LAYERS = 4
@@ -60,7 +60,7 @@ def test_recomputed_layers_drop_what_was_dropped_before() -> None:
         replace(case, recompute=mode) for case in kept for mode in ("none", "selective", "full")
     ]
 
-    traces = run_ranks(train_cases, cases, world_size=2, timeout=600)[0]
+    traces = run_ranks(train_cases, cases, FEW_STEPS, world_size=2, timeout=600)[0]
 
     for i in range(0, len(cases), 3):
         for case, trace in zip(cases[i + 1 : i + 3], traces[i + 1 : i + 3], strict=True):

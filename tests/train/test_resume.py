@@ -1,4 +1,4 @@
-"""Stop at step 3 of 6 and go on: to the bit in the same layout, equally well in any other."""
+"""Stop at step 2 of 4 and go on: to the bit in the same layout, equally well in any other."""
 
 from functools import cache
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE, Case, Trace, build_engine, run_steps, whole_weights
 from tests.train.test_layout_grid import LAYOUTS, TOLERANCE, differences
 
-STOP, END = 3, 6
+STOP, END = 2, 4
 ALL = tuple(ARCHITECTURE)
 
 
@@ -82,6 +82,9 @@ DEFAULT = {
 
 SOURCES = [DEFAULT[4][0], DEFAULT[4][2]]
 """Checkpoints that the default run resumes in other layouts."""
+
+TURNS = ((0, 3), (1,))
+"""ZeRO stages of every second layout into which it resumes them."""
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +161,13 @@ def check_pairs(
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_one_checkpoint_resumes_in_every_layout(world_size: int, folder: Path) -> None:
     default_run(4, folder)
-    targets = cases_of(world_size, (0, 1, 3))
-    # The sources take turns, so that each meets every kind of target once.
+    # ZeRO stages and sources take turns over the layouts; the product is slow.
+    layouts = LAYOUTS[world_size]
+    targets = [
+        case
+        for case in cases_of(world_size, (0, 1, 3))
+        if case.zero in TURNS[layouts.index((case.tp, case.pp, case.dp)) % 2]
+    ]
     pairs = [(SOURCES[i % 2], target) for i, target in enumerate(targets)]
     check_pairs(world_size, pairs, folder)
 
