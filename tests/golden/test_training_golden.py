@@ -46,7 +46,6 @@ def batch_of(arrays: dict[str, np.ndarray], step: int) -> MicroBatch:
         prefix_length=of["attention_mask"],
         num_real_tokens=torch.full((rows,), of["text"].shape[1]),
         objectives=("",) * rows,
-        corpora=("",) * rows,
     )
 
 
