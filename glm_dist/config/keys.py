@@ -87,7 +87,7 @@ def bounds_of(key: str) -> Bounds | None:
 
 
 def describe_type(kind: object) -> str:
-    """What a value of this type looks like, in words that follow "expected"."""
+    """What a value of this type looks like, in words that follow "it must be"."""
     if isinstance(kind, types.UnionType):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         return f"{' or '.join(describe_type(option) for option in options)} or null"
@@ -99,7 +99,11 @@ def describe_type(kind: object) -> str:
     if typing.get_origin(kind) is list:
         element = describe_type(typing.get_args(kind)[0]).partition(" ")[2]
         return f"a list of {element}s"
-    return "corpora by name" if typing.get_origin(kind) is dict else "a section of further keys"
+    return (
+        "a section with a corpus under each name"
+        if typing.get_origin(kind) is dict
+        else "a section with keys of its own"
+    )
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

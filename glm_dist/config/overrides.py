@@ -100,7 +100,7 @@ def _check_form(override: Override) -> None:
         raise invalid_override(
             text,
             "removes what has to have a value; only corpora can go, ~data.corpora.<name>",
-            advice=f"Leave it out, or set another value with {key}=...",
+            advice=f"Leave it out, or set another value: {key}=<value>",
         )
     if override.is_delete() and override.value() is not None:
         raise invalid_override(text, "has a value after ~", advice=f"Write ~{key}")

@@ -49,7 +49,7 @@ class Bounds:
             for words, limit in (
                 (f"of at least {self.at_least}", self.at_least),
                 (f"above {self.above}", self.above),
-                (f"of at most {self.at_most}", self.at_most),
+                (f"{'of ' * (self.above is None)}at most {self.at_most}", self.at_most),
                 (f"below {self.below}", self.below),
             )
             if limit is not None

@@ -28,8 +28,8 @@ def test_type_of_a_key(key: str, kind: object) -> None:
         (float | None, "a number or null"),
         (bool, "true or false"),
         (Dtype, "one of fp32, bf16, fp16"),
-        (dict[str, CorpusConfig], "corpora by name"),
-        (ModelConfig, "a section of further keys"),
+        (dict[str, CorpusConfig], "a section with a corpus under each name"),
+        (ModelConfig, "a section with keys of its own"),
     ],
     ids=["int", "optional float", "bool", "enum", "corpora", "section"],
 )
