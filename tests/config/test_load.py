@@ -109,14 +109,7 @@ def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path
         b"config_version: ${nowhere}",
         b"config_version: 1\nrun: {steps: '${'}",
     ],
-    ids=[
-        "not YAML",
-        "not UTF-8",
-        "endless number",
-        "refers to itself",
-        "open version",
-        "open reference",
-    ],
+    ids=["no YAML", "no UTF-8", "endless number", "itself", "open version", "open reference"],
 )
 def test_saved_configuration_that_cannot_be_read_is_named(
     content: bytes, tmp_path: Path, says: Says

@@ -134,11 +134,7 @@ class Case:
 
 
 CASES = [
-    Case(
-        "tokenizer missing",
-        no_tokenizer,
-        "{folder}/vocab.txt",
-    ),
+    Case("tokenizer missing", no_tokenizer, "{folder}/vocab.txt"),
     Case(
         "vocabulary size of another tokenizer",
         no_change,
@@ -152,16 +148,8 @@ CASES = [
         "tokenizer.vocab_size",
         more=("tokenizer.task_masks=false",),
     ),
-    Case(
-        "index missing",
-        no_index,
-        "{folder}/text.idx",
-    ),
-    Case(
-        "tokens missing",
-        no_tokens,
-        "{folder}/text.bin",
-    ),
+    Case("index missing", no_index, "{folder}/text.idx"),
+    Case("tokens missing", no_tokens, "{folder}/text.bin"),
     Case(
         "tokens cut short",
         cut_tokens,
@@ -175,37 +163,12 @@ CASES = [
         "{folder}/text.idx",
         facts="100 bytes, not the 442 of",
     ),
-    Case(
-        "index of another format",
-        foreign_index,
-        "{folder}/text.idx",
-    ),
-    Case(
-        "corpus of another tokenizer",
-        other_tokenizer,
-        "data.corpora.text.prefix",
-    ),
-    Case(
-        "too few documents to hold any out",
-        two_documents,
-        "data.corpora.text",
-    ),
-    Case(
-        "checkpoints that cannot be written",
-        checkpoints_is_a_file,
-        "paths.runs",
-    ),
-    Case(
-        "run folder below a file",
-        runs_is_a_file,
-        "paths.runs",
-    ),
-    Case(
-        "nothing to resume",
-        no_change,
-        "checkpoint.resume",
-        more=("checkpoint.resume=must",),
-    ),
+    Case("index of another format", foreign_index, "{folder}/text.idx"),
+    Case("corpus of another tokenizer", other_tokenizer, "data.corpora.text.prefix"),
+    Case("too few documents to hold any out", two_documents, "data.corpora.text"),
+    Case("checkpoints that cannot be written", checkpoints_is_a_file, "paths.runs"),
+    Case("run folder below a file", runs_is_a_file, "paths.runs"),
+    Case("nothing to resume", no_change, "checkpoint.resume", more=("checkpoint.resume=must",)),
     Case(
         "a run that must not be continued",
         earlier_run,
