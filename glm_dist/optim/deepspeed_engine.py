@@ -2,8 +2,9 @@
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -73,33 +74,54 @@ def open_zero_optimizer(
         fused=True,
     )
     # BF16_Optimizer (0.19) prints memory statistics while it is built; failures still raise.
-    with redirect_stdout(io.StringIO()), _local_rank(shards[0].parameter.device):
-        engine: Any = deepspeed.initialize(
-            model=module,
-            optimizer=optimizer,
-            mpu=_ModelParallelUnit(groups),
-            config=settings,
-            dist_init_required=False,
-        )[0]
+    _LOCAL_RANK.acquire(shards[0].parameter.device)
+    try:
+        with redirect_stdout(io.StringIO()):
+            engine: Any = deepspeed.initialize(
+                model=module,
+                optimizer=optimizer,
+                mpu=_ModelParallelUnit(groups),
+                config=settings,
+                dist_init_required=False,
+            )[0]
+    except BaseException:
+        _LOCAL_RANK.release()
+        raise
+    weakref.finalize(engine, _LOCAL_RANK.release)
     adapter = FlatBF16 if isinstance(engine.optimizer, BF16_Optimizer) else ADAPTERS[stage]
     return adapter(engine, shards, groups=groups, clip=config.gradient_clipping)
 
 
-@contextmanager
-def _local_rank(device: torch.device) -> Iterator[None]:
-    """Set the variable from which DeepSpeed takes its device, for the time of the block.
+class _LocalRank:
+    """The variable from which DeepSpeed takes its device, set as long as an engine exists.
 
-    A task that sees one GPU only calls it 0, whatever rank the launcher gave it.
+    ZeRO 3 reads it in forward, too, and only some launchers export it. A program that opens a model
+    after the last engine is closed finds it as it was.
     """
-    before = os.environ.get("LOCAL_RANK")
-    os.environ["LOCAL_RANK"] = str(device.index or 0) if device.type == "cuda" else before or "0"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["LOCAL_RANK"]
-        else:
-            os.environ["LOCAL_RANK"] = before
+
+    def __init__(self) -> None:
+        self._engines = 0
+        self._exported: str | None = None
+
+    def acquire(self, device: torch.device) -> None:
+        """Set it; a task that sees one GPU only calls it 0, whatever rank the launcher gave it."""
+        if self._engines == 0:
+            self._exported = os.environ.get("LOCAL_RANK")
+        self._engines += 1
+        number = device.index or 0 if device.type == "cuda" else self._exported or 0
+        os.environ["LOCAL_RANK"] = str(number)
+
+    def release(self) -> None:
+        """Restore it after the last engine."""
+        self._engines -= 1
+        if self._engines == 0 and self._exported is None:
+            os.environ.pop("LOCAL_RANK", None)
+        elif self._engines == 0 and self._exported is not None:
+            os.environ["LOCAL_RANK"] = self._exported
+
+
+_LOCAL_RANK = _LocalRank()
+"""One for the process, as the environment is."""
 
 
 class _ModelParallelUnit:

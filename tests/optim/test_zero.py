@@ -1,6 +1,7 @@
 """The adapters answer the same under every stage, and let go of what they hold."""
 
 import gc
+import os
 import weakref
 
 import pytest
@@ -57,6 +58,29 @@ def test_a_closed_engine_frees_model_and_optimizer() -> None:
         for case, (is_gone, kept) in answers.items():
             assert is_gone, case
             assert kept < 20_000, (case, kept)
+
+
+def train_without_a_launcher() -> list[str | None]:
+    """The variable that only launchers export, while ZeRO 3 trains and after its engine is closed.
+
+    srun and plain python do not export it.
+    """
+    enable_cpu()
+    del os.environ["LOCAL_RANK"]
+    found = []
+    for case in (Case(zero=3, micro_batch=16), Case(zero=1, micro_batch=16)):
+        engine = build_engine(case)
+        run_steps(engine, case, range(2))
+        found.append(os.environ["LOCAL_RANK"])
+        engine.close()
+        del engine
+        gc.collect()
+        found.append(os.environ.get("LOCAL_RANK"))
+    return found
+
+
+def test_deepspeed_finds_its_local_rank_under_every_launcher() -> None:
+    assert run_ranks(train_without_a_launcher, world_size=1) == [["0", None, "0", None]]
 
 
 def test_every_stage_has_an_adapter() -> None:
