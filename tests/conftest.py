@@ -46,6 +46,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if not (_asks_for_gpus(config) and _has_gpu()):
                 reason = "no CUDA device that torch sees; `make test-gpu` hides none"
                 item.add_marker(pytest.mark.skip(reason=reason))
+    if hasattr(config, "workerinput"):
+        # Files side by side: the long ones first, or the last of them runs alone.
+        items.sort(key=lambda item: "train" not in item.path.relative_to(ROOT).parts)
 
 
 def _asks_for_gpus(config: pytest.Config) -> bool:
