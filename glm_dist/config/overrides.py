@@ -33,13 +33,23 @@ def parse_override(text: str) -> Override:
     try:
         return OverridesParser.create().parse_override(text)
     except HydraException as error:
-        raise invalid_override(
-            text,
-            "is not of the form key=value",
-            advice="Put quotes around special characters: 'key=\"a, b\"'",
-        ) from error
+        raise _unreadable(text) from error
     except ValueError as error:  # Python reads no number of more than 4300 digits
         raise too_large(text.partition("=")[0]) from error
+
+
+def _unreadable(text: str) -> ConfigError:
+    """An override that the grammar has no place for: mostly, a value that needs quotes."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        return invalid_override(
+            text, "is not of the form key=value", advice=f"Write {text}=<value>"
+        )
+    if '"' in value:
+        advice = "Open and close quotes, in pairs of one kind: 'key=\"a, b\"'"
+        return invalid_override(text, "has quotes that do not match", advice=advice)
+    advice = f"Write '{key}=\"{value}\"'"
+    return invalid_override(text, "has characters that need quotes", advice=advice)
 
 
 def checked_overrides(
