@@ -92,7 +92,8 @@ def test_only_rank_0_speaks_of_a_mistake_that_all_ranks_meet() -> None:
 
 
 def test_missing_files_are_told_once_per_node(tmp_path: Path) -> None:
-    typed = ["train.py", "experiment=quickstart", f"paths.data={tmp_path}"]
+    typed = ["train.py", "experiment=quickstart"]
+    typed += [f"paths.data={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]
     first = run(*typed, **DEEPSPEED | {"RANK": "0", "LOCAL_RANK": "0"})
     second = run(*typed, **DEEPSPEED)
     assert first.returncode == second.returncode == 2
