@@ -300,8 +300,11 @@ class RunConfig:
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the vocabulary embedding: the next multiple of 128 under every layout."""
-        return pad_vocabulary(self.tokenizer.vocab_size)
+        """Rows of the vocabulary embedding: the next multiple of 128 under every layout.
+
+        [dBLOCK], an input that is never a target, takes the first row behind the vocabulary.
+        """
+        return pad_vocabulary(self.tokenizer.vocab_size + self.corruption.hides_inputs)
 
     @property
     def run_dir(self) -> Path:

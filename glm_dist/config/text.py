@@ -123,3 +123,10 @@ class CorruptionConfig(Section):
     """Documents of a row do not see each other; official GLM lets them."""
     restart_positions: bool = False
     """Positions begin anew with each document of a row; official GLM counts on."""
+
+    @property
+    def hides_inputs(self) -> bool:
+        """True if rows hold [dBLOCK]; only plain spans of blank infilling do."""
+        plain_spans = self.span_share * (1 - self.single_span_share)
+        is_infilling = self.task is PretrainingTask.blank_infilling
+        return is_infilling and plain_spans * self.block_mask_prob > 0

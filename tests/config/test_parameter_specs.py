@@ -141,3 +141,16 @@ def test_a_parameter_that_does_not_divide_is_refused() -> None:
 def test_vocabulary_is_padded_to_a_multiple_of_128(vocab_size: int, padded: int) -> None:
     config = load_config(["experiment=tiny", f"tokenizer.vocab_size={vocab_size}"])
     assert config.padded_vocab_size == padded
+
+
+@pytest.mark.parametrize(
+    ("corruption", "padded"),
+    [
+        (["corruption.block_mask_prob=0.1"], 256),  # [dBLOCK] is id 128
+        (["corruption.block_mask_prob=0.1", "corruption.task=masked_lm"], 128),
+        (["corruption.block_mask_prob=0.1", "corruption.single_span_share=1.0"], 128),
+    ],
+)
+def test_an_input_behind_the_vocabulary_has_a_row(corruption: list[str], padded: int) -> None:
+    config = load_config(["experiment=tiny", "tokenizer.vocab_size=128", *corruption])
+    assert config.padded_vocab_size == padded
