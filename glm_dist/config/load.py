@@ -32,6 +32,7 @@ from glm_dist.config.explain import (
 from glm_dist.config.migrations import upgrade
 from glm_dist.config.overrides import checked_overrides, is_corpus, parse_override, value_text
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.text_values import check_text_in_file
 from glm_dist.errors import ConfigError
 
 UNREADABLE = (
@@ -160,9 +161,20 @@ def _composed(folder: Path, options: tuple[str, ...], stamp: tuple[object, ...])
         stamp: What ``_stamp`` says of the folder; another one composes anew.
     """
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
-    with initialize_config_dir(str(folder), version_base="1.3"):
-        composed = compose("config", overrides=list(options))
+    try:
+        with initialize_config_dir(str(folder), version_base="1.3"):
+            composed = compose("config", overrides=list(options), return_hydra_config=True)
+    except (HydraException, OmegaConfBaseException):
+        for path in sorted(folder.rglob("*.yaml")):  # one of them may say it better
+            group = path.parent.relative_to(folder).as_posix()
+            check_text_in_file(path, group=group.removeprefix("."))
+        raise
     OmegaConf.set_struct(composed, False)  # the schema's types still refuse unknown keys
+    chosen = composed.pop("hydra").runtime.choices
+    for group, option in chosen.items():
+        if not group.startswith("hydra/") and option is not None:
+            check_text_in_file(folder / group / f"{option}.yaml", group=group)
+    check_text_in_file(folder / "config.yaml", group="")
     return composed
 
 

@@ -15,6 +15,7 @@ from glm_dist.config.explain import (
     wrong_type,
 )
 from glm_dist.config.keys import holds_keys, leaf_keys, type_of
+from glm_dist.config.text_values import check_nested_text, is_number_or_switch, takes_text
 from glm_dist.errors import ConfigError
 
 Groups = Mapping[str, Sequence[str]]
@@ -22,7 +23,7 @@ Groups = Mapping[str, Sequence[str]]
 
 
 def parse_override(text: str) -> Override:
-    """Read an override.
+    """Read an override; text stays as typed, also where it looks like a number.
 
     Args:
         text: As typed.
@@ -30,8 +31,13 @@ def parse_override(text: str) -> Override:
     Raises:
         ConfigError: It does not follow the grammar.
     """
+    parser = OverridesParser.create()
     try:
-        return OverridesParser.create().parse_override(text)
+        override = parser.parse_override(text)
+        if takes_text(override.key_or_group) and is_number_or_switch(override.value()):
+            key, _, value = text.partition("=")
+            override = parser.parse_override(f"{key}='{value.strip()}'")
+        return override
     except HydraException as error:
         raise _unreadable(text) from error
     except ValueError as error:  # Python reads no number of more than 4300 digits
@@ -80,6 +86,7 @@ def checked_overrides(
             raise unknown_key(key, [*groups, *leaf_keys()])
         elif not override.is_delete():
             _check_value(key, override.value())
+            check_nested_text(key, override.value())
             if not key.startswith("data.corpora."):
                 values.append(override)
             elif is_corpus(key) and not isinstance(override.value(), Mapping):

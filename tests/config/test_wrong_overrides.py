@@ -53,6 +53,11 @@ CASES = [
         ["experiment=tiny", "corruption.task=spann_corruption"],
         key="corruption.task",
     ),
+    Case(
+        "a number for a text inside braces",
+        ["experiment=tiny", "data.corpora.mine={prefix: 1.10}"],
+        key="data.corpora.mine.prefix",
+    ),
     Case("null for a text", ["experiment=tiny", "run.name=null"], key="run.name"),
     Case(
         "a section for a number",
