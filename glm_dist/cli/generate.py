@@ -1,14 +1,23 @@
-"""``glm-dist generate``: fill every blank of the texts given, with a trained run."""
+"""``glm-dist generate``: fill every blank of the texts given, with a trained run.
+
+Texts are read and written in UTF-8.
+"""
 
 import argparse
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import glm_dist
 from glm_dist.cli.arguments import whole_number
-from glm_dist.generate.complete import undecodable
-from glm_dist.generate.load import load_trained
+from glm_dist.config.load import load_config_file
+from glm_dist.errors import EXIT_USER_ERROR, DataError
+from glm_dist.generate.prompt import check_fills_blanks, not_utf_8
 from glm_dist.generate.sampling import GREEDY, Sampling
+from glm_dist.observe.run_folder import CONFIG_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,17 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="longest answer of a blank (%(default)s)",
     )
+    parser.add_argument(
+        "--jsonl",
+        action="store_true",
+        help='lines are objects {"text": ...}; "filled" and "answers" are added to each',
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print every text with its blanks filled.
+    """Print every text with its blanks filled; texts that cannot be filled are named and left out.
 
     Returns:
-        Exit status.
+        Exit status: 2 if a text was left out.
 
     Raises:
-        GlmDistError: The run, its checkpoint or a text cannot be used.
+        GlmDistError: The run or its checkpoint cannot be used.
     """
     sampling = (
         GREEDY
@@ -67,29 +81,79 @@ def run(arguments: argparse.Namespace) -> int:
             temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
         )
     )
-    trained = load_trained(arguments.run, step=arguments.step, tokenizer=arguments.tokenizer)
+    config = load_config_file(arguments.run / CONFIG_FILE)
+    check_fills_blanks(config.corruption, run=str(arguments.run))
+    trained = glm_dist.load(arguments.run, step=arguments.step, tokenizer=arguments.tokenizer)
     speaks = trained.groups.rank == 0
-    for text in arguments.text or lines_of_input():
-        answer = trained.complete(
-            text,
-            sampling=sampling,
-            max_tokens=arguments.max_tokens,
-            seed=arguments.seed,
-        )
+    left_out = 0
+    for where, line in _texts(arguments.text):
+        try:
+            record = _record(line) if arguments.jsonl else {"text": _decoded(line)}
+            filled = trained.fill(
+                record["text"],
+                sampling=sampling,
+                max_tokens=arguments.max_tokens,
+                seed=arguments.seed,
+            )
+        except DataError as error:
+            left_out += 1
+            if speaks:
+                sys.stderr.write(f"{where}: {error}\n")
+            continue
         if speaks:
-            sys.stdout.write(f"{answer}\n")
+            answer = filled.text
+            if arguments.jsonl:
+                record |= {"filled": filled.text, "answers": filled.answers}
+                answer = json.dumps(record, ensure_ascii=False)
+            sys.stdout.buffer.write(f"{answer}\n".encode())  # as read, whatever the locale
             sys.stdout.flush()
-    return 0
+    if left_out and speaks:
+        sys.stderr.write(f"{left_out} texts were left out\n")
+    return EXIT_USER_ERROR if left_out else 0
 
 
-def lines_of_input() -> Iterator[str]:
-    """Lines of standard input.
+def _texts(typed: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield texts as bytes, and where each stands: arguments or else lines of standard input."""
+    if typed:
+        for number, text in enumerate(typed, 1):
+            yield f"text {number}", os.fsencode(text)
+        return
+    for number, line in enumerate(sys.stdin.buffer, 1):
+        yield f"<stdin>:{number}", line.rstrip(b"\r\n")
+
+
+def _decoded(line: bytes) -> str:
+    """Decode a text.
 
     Raises:
-        DataError: They are not in the encoding of the locale.
+        DataError: It is not UTF-8.
     """
     try:
-        for line in sys.stdin:
-            yield line.rstrip("\n")
+        return line.decode()
     except UnicodeDecodeError as error:
-        raise undecodable(str(error)) from error
+        raise not_utf_8(repr(line)[1:]) from error
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """Read a JSON object with a text.
+
+    Raises:
+        DataError: The line is something else.
+    """
+    try:
+        record = json.loads(_decoded(line))
+    except ValueError as error:
+        raise _no_record(f"is not JSON: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        raise _no_record('has no "text" with a string')
+    return record
+
+
+def _no_record(problem: str) -> DataError:
+    return DataError(
+        f"The line {problem}.\n"
+        '  Write one object a line, {"text": "... [MASK] ..."}, or leave --jsonl out.',
+        key="--jsonl",
+        value=problem,
+        fix="leave --jsonl out",
+    )

@@ -93,6 +93,7 @@ def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
         arguments: What follows the name; a launcher may have put ``--local_rank=N`` first.
         prog: How the command is called in its help.
     """
+    _open_closed_streams()
     command = _module(COMMANDS[name].module)
     parser = _CommandParser(
         prog=prog,
@@ -135,6 +136,16 @@ class _CommandParser(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         finally:
             self._mixed = False
+
+
+def _open_closed_streams() -> None:
+    """Open what a shell's ``>&-`` closed, before a checkpoint gets its number and prints go there.
+
+    The lowest free number is given first, so each stream gets its own again.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
 
 
 def _module(name: str) -> Command:

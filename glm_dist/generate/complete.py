@@ -1,22 +1,24 @@
 """From a text with mask tokens to the same text with its blanks filled."""
 
+from dataclasses import dataclass
+
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
-from glm_dist.errors import DataError
-from glm_dist.generate.infill import Blank, fill_blanks
+from glm_dist.generate.infill import PartB, fill_blanks
+from glm_dist.generate.prompt import read_prompt
 from glm_dist.generate.sampling import Sampling
 from glm_dist.model.stage import GLMStage
 
 
-def undecodable(found: str) -> DataError:
-    """Explain that a text is not UTF-8."""
-    return DataError(
-        f"The text {found} is not UTF-8.\n  Convert it, for example with iconv -t UTF-8.",
-        key="text",
-        value=found,
-        fix="iconv -t UTF-8",
-    )
+@dataclass(frozen=True)
+class Completion:
+    """One text with its blanks filled."""
+
+    text: str
+    """The text as typed, each blank replaced by its answer in square brackets."""
+    answers: list[str]
+    """What was written into each blank, in text order."""
 
 
 def complete(
@@ -28,40 +30,38 @@ def complete(
     sampling: Sampling,
     max_tokens: int,
     seed: int,
-) -> str:
-    """Fill every blank of a text, answers in square brackets.
-
-    A text without a mask token is continued, as the official script does.
+) -> Completion:
+    """Fill every blank of a text. Collective over a replica.
 
     Args:
         stage: This rank's stage, in evaluation mode.
         tokenizer: The run's.
-        text: May contain [MASK], [sMASK] and [gMASK].
-        config: The run's configuration.
+        text: May contain [MASK], [sMASK] and [gMASK]; without any it is continued.
+        config: The run's configuration; its task is blank infilling.
         sampling: How tokens are drawn.
         max_tokens: Longest answer of a blank.
         seed: Of the draws.
 
     Raises:
-        DataError: The text names a mask that the tokenizer does not have, or is too long.
+        DataError: The text names a mask that the run never trained, is too long or is not UTF-8.
     """
-    special = tokenizer.special
-    context = context_of(tokenizer, text)
+    prompt = read_prompt(text, tokenizer, config.corruption)
     blanks = fill_blanks(
         stage,
-        context,
-        special=special,
+        prompt.tokens,
+        part_b=PartB.of(config, tokenizer.special),
+        mask_indices=prompt.mask_indices,
         sampling=sampling,
         max_tokens=max_tokens,
-        max_position=config.model.max_position_embeddings,
-        banned=not_text(special, config.tokenizer.vocab_size),
+        banned=not_text(tokenizer.special, config.tokenizer.vocab_size),
         seed=seed,
     )
-    return render(tokenizer, context, blanks)
+    answers = [tokenizer.decode(blank.tokens).strip() for blank in blanks]
+    return Completion(prompt.filled(answers), answers)
 
 
 def not_text(special: SpecialTokens, vocab_size: int) -> list[int]:
-    """Ids of tokens that structure a row and have no place in an answer.
+    """List ids of tokens that structure a row and have no place in an answer.
 
     Args:
         special: Ids of special tokens; those beyond the vocabulary do not exist.
@@ -77,40 +77,6 @@ def not_text(special: SpecialTokens, vocab_size: int) -> list[int]:
         special.gmask,
         special.smask,
         special.block_mask,
+        *range(special.first_sentinel, special.first_sentinel + 2 * special.sentinel_pairs),
     }
     return sorted(token for token in ids if 0 <= token < vocab_size)
-
-
-def context_of(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Part A of a text: [CLS], its tokens, and the end token unless it ends in an open tail."""
-    special = tokenizer.special
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise undecodable(ascii(text))  # bytes that Python could not decode
-    if not special.has_task_masks:
-        for name in ("[gMASK]", "[sMASK]"):
-            if name in text:
-                raise DataError(
-                    f"The text has {name}, but [MASK] is the only mask token of this run's"
-                    " tokenizer.\n"
-                    "  Write [MASK] instead.",
-                    key="text",
-                    value=name,
-                    fix="[MASK]",
-                )
-    tokens = tokenizer.encode(text)
-    if not {special.mask, special.gmask, special.smask} & set(tokens):
-        tokens.append(special.gmask)
-    ends_open = tokens[-1] == special.gmask
-    return [special.cls, *tokens, *([] if ends_open else [special.eos])]
-
-
-def render(tokenizer: Tokenizer, context: list[int], blanks: list[Blank]) -> str:
-    """The context with each mask replaced by its answer in brackets, without special tokens."""
-    hidden = {tokenizer.special.cls, tokenizer.special.eos}
-    pieces, start = [], 0
-    for blank in blanks:
-        before = [token for token in context[start : blank.mask_index] if token not in hidden]
-        pieces += [tokenizer.decode(before), f"[{tokenizer.decode(blank.tokens).strip()}]"]
-        start = blank.mask_index + 1
-    pieces.append(tokenizer.decode([t for t in context[start:] if t not in hidden]))
-    return " ".join(piece.strip() for piece in pieces if piece.strip())

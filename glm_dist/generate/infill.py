@@ -8,13 +8,16 @@ position and grows token by token; later blanks see the answers of earlier ones.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
+from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
 from glm_dist.generate.cache import cached_attention
-from glm_dist.generate.sampling import Sampling, next_token
+from glm_dist.generate.draw import next_token
+from glm_dist.generate.sampling import Sampling
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMStage
 
@@ -29,65 +32,109 @@ class Blank:
     """The answer, without [sop] and [eop]."""
 
 
+@dataclass(frozen=True)
+class PartB:
+    """First inputs and position ids of Part B, as the run was trained."""
+
+    special: SpecialTokens
+    max_position: int
+    """Largest position id the model knows (P)."""
+    sentinels: bool = False
+    """Blanks after the first have their own [sop] and share the position P."""
+    no_block_positions: bool = False
+    """Every second position is 1."""
+
+    @staticmethod
+    def of(config: RunConfig, special: SpecialTokens) -> "PartB":
+        """Take from a run's configuration how its rows were laid out."""
+        return PartB(
+            special,
+            max_position=config.model.max_position_embeddings,
+            sentinels=config.corruption.sentinels,
+            no_block_positions=config.corruption.no_block_positions,
+        )
+
+    def sop(self, number: int) -> int:
+        """Return the first input of a blank, counted from 0 in the order of emission."""
+        if not self.sentinels or number == 0:
+            return self.special.sop
+        return int(self.special.sentinel_sop(np.array(number - 1)))
+
+    def positions(self, mask_index: int, step: int) -> tuple[int, int]:
+        """Return both position ids of an input.
+
+        Args:
+            mask_index: Index of the blank's mask in Part A.
+            step: 1 for [sop], 2 for the first token of the answer, …
+        """
+        position = self.max_position if self.sentinels else mask_index
+        return position, 1 if self.no_block_positions else step
+
+    @property
+    def longest_answer(self) -> int:
+        """Tokens of an answer for which there are block positions."""
+        return self.max_position - 1
+
+
 @torch.no_grad()
 def fill_blanks(
     stage: GLMStage,
     context: Sequence[int],
     *,
-    special: SpecialTokens,
+    part_b: PartB,
+    mask_indices: Sequence[int],
     sampling: Sampling,
     max_tokens: int,
-    max_position: int,
     banned: Sequence[int] = (),
     seed: int = 0,
 ) -> list[Blank]:
-    """Generate the answer of every mask token in a context.
+    """Generate the answer of every blank of a context.
 
     Args:
         stage: This rank's stage, in evaluation mode; every rank of a replica calls alike.
         context: Token ids of Part A, mask tokens included.
-        special: Ids of special tokens.
+        part_b: How Part B is laid out.
+        mask_indices: Index of each blank's mask, in the order in which they are filled.
         sampling: How tokens are drawn.
         max_tokens: Longest answer per blank.
-        max_position: Largest position id the model knows (P).
         banned: Token ids that are never drawn; the official code bans none.
-        seed: Of the draws; any whole number, counted modulo 2^64.
+        seed: Of the draws; any integer, counted modulo 2^64.
 
     Returns:
-        The blanks in text order.
+        The blanks in the order of ``mask_indices``.
 
     Raises:
         DataError: The context is longer than the model's positions.
     """
-    if len(context) > max_position + 1:
+    room = part_b.max_position + 1
+    if len(context) > room:
         raise DataError(
-            f"The text has {len(context)} tokens, more than the {max_position + 1} positions of"
-            " the model.\n"
+            f"The text has {len(context)} tokens, more than the {room} positions of the model.\n"
             "  Shorten it.",
             key="text",
             value=len(context),
             fix="",
         )
-    masks = {special.mask, special.gmask, special.smask}
-    stops = {special.eop, special.eos}
+    stops = {part_b.special.eop, part_b.special.eos}
     never = sorted(set(banned) - stops)
     generator = torch.Generator().manual_seed(seed % 2**64)
-    length = min(max_tokens, max_position - 1)  # block positions 1 … length + 1 must exist
+    length = min(max_tokens, part_b.longest_answer)
     blanks = []
     with cached_attention(stage):
         last = len(context) - 1
         _forward(stage, list(context), list(range(last + 1)), [0] * (last + 1), prefix=last + 1)
-        for place in (i for i, token in enumerate(context) if token in masks):
+        for number, mask_index in enumerate(mask_indices):
             answer: list[int] = []
-            token = special.sop
-            for block_position in range(1, length + 1):
-                logits = _forward(stage, [token], [place], [block_position], prefix=0)
+            token = part_b.sop(number)
+            for step in range(1, length + 1):
+                position, block_position = part_b.positions(mask_index, step)
+                logits = _forward(stage, [token], [position], [block_position], prefix=0)
                 logits[never] = float("-inf")
                 token = next_token(logits, sampling, generator=generator)
                 if token in stops:
                     break
                 answer.append(token)
-            blanks.append(Blank(mask_index=place, tokens=answer))
+            blanks.append(Blank(mask_index=mask_index, tokens=answer))
     return blanks
 
 

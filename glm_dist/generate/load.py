@@ -30,7 +30,8 @@ from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import CheckpointError, LaunchError
 from glm_dist.files import exists
-from glm_dist.generate.complete import complete
+from glm_dist.generate.complete import Completion, complete
+from glm_dist.generate.prompt import check_fills_blanks
 from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard, build_shard
@@ -60,17 +61,26 @@ class TrainedModel:
     def complete(
         self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = 64, seed: int = 0
     ) -> str:
-        """Fill every blank of a text; see ``generate.complete``. Collective over a replica.
+        """Return a text with every blank replaced by its answer in brackets; see ``fill``."""
+        return self.fill(text, sampling=sampling, max_tokens=max_tokens, seed=seed).text
+
+    def fill(
+        self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = 64, seed: int = 0
+    ) -> Completion:
+        """Fill every blank of a text. Collective over a replica.
 
         Args:
-            text: May contain [MASK], [sMASK] and [gMASK].
+            text: May contain [MASK], [sMASK] and [gMASK]; without any it is continued.
             sampling: How tokens are drawn.
             max_tokens: Longest answer of a blank.
             seed: Of the draws.
 
         Raises:
-            DataError: The text names a mask that the tokenizer does not have, or is too long.
+            ConfigError: The run was trained to do something else than to fill blanks.
+            DataError: The text names a mask that the run never trained, is too long or is not
+                UTF-8.
         """
+        check_fills_blanks(self.config.corruption, run=self.config.run.name)
         (stage,) = self.model.chunks
         return complete(
             stage,

@@ -1,84 +1,87 @@
-"""Texts in, texts out."""
+"""``glm-dist generate``: many texts, some of which cannot be used."""
 
 import io
+import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from glm_dist.cli.generate import lines_of_input
-from glm_dist.config.schema import TokenizerConfig, TokenizerKind
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.cli.main import main
+from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import DataError
-from glm_dist.generate.complete import context_of, not_text, render
-from glm_dist.generate.infill import Blank
-from tests.data.corpora import CLS, EOS, GMASK, MASK, SOP, VOCAB_SIZE, write_vocabulary
+from glm_dist.generate.complete import Completion
+
+
+class LoadedModel:
+    """Answers each blank with a star, and takes ten characters."""
+
+    groups = SimpleNamespace(rank=0)
+
+    def fill(self, text: str, **options: object) -> Completion:
+        if len(text) > 10:
+            raise DataError("The text is too long.", key="text")
+        return Completion(text.replace("[MASK]", "[*]"), ["*"] * text.count("[MASK]"))
 
 
 @pytest.fixture
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """Words w6 … w999 and GLM's special tokens."""
-    return load_tokenizer(
-        TokenizerConfig(
-            kind=TokenizerKind.bert,
-            path=str(write_vocabulary(tmp_path_factory.mktemp("vocabulary"))),
-            vocab_size=VOCAB_SIZE,
-            task_masks=True,
-        )
-    )
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A run's folder, whose weights need not be loaded."""
+    (tmp_path / "config.yaml").write_text(dump_config(load_config(["experiment=tiny"])))
+    monkeypatch.setattr("glm_dist.load", lambda *arguments, **options: LoadedModel())
+    return str(tmp_path)
 
 
-def test_a_context_is_closed_unless_it_ends_in_an_open_tail(tokenizer: Tokenizer) -> None:
-    assert context_of(tokenizer, "w10 [MASK] w11") == [CLS, 10, MASK, 11, EOS]
-    assert context_of(tokenizer, "w10 w11 [gMASK]") == [CLS, 10, 11, GMASK]
+def type_lines(lines: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put lines on standard input, in a locale that is not UTF-8."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(lines), encoding="ascii"))
 
 
-def test_a_text_without_a_blank_is_continued(tokenizer: Tokenizer) -> None:
-    assert context_of(tokenizer, "w10 w11") == [CLS, 10, 11, GMASK]
-
-
-def test_bytes_that_are_no_text_are_refused(tokenizer: Tokenizer) -> None:
-    text = b"w10 \xff [MASK]".decode(errors="surrogateescape")  # as arguments arrive
-
-    with pytest.raises(DataError, match="UTF-8"):
-        context_of(tokenizer, text)
-
-
-@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
-def test_a_stream_that_is_no_text_is_refused(
-    errors: str, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+def test_lines_that_cannot_be_used_are_named_and_the_others_filled(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    stream = io.TextIOWrapper(io.BytesIO(b"w10\n\xff\xfe\n"), encoding="utf-8", errors=errors)
-    monkeypatch.setattr("sys.stdin", stream)
+    type_lines("é [MASK]\na\xa0too long text\r\n".encode() + b"\xff\nb [MASK]\r\n", monkeypatch)
 
-    with pytest.raises(DataError, match="UTF-8"):
-        [context_of(tokenizer, line) for line in lines_of_input()]
+    status = main(["generate", run_folder])
 
-
-def test_answers_stand_in_brackets_where_the_blanks_were(tokenizer: Tokenizer) -> None:
-    context = context_of(tokenizer, "w10 [MASK] w11 [MASK]")
-    blanks = [Blank(mask_index=2, tokens=[20, 21]), Blank(mask_index=4, tokens=[22])]
-
-    assert render(tokenizer, context, blanks) == "w10 [w20 w21] w11 [w22]"
+    out, err = capfdbinary.readouterr()
+    assert (status, out.decode()) == (2, "é [*]\nb [*]\n")
+    assert err.decode().splitlines()[0] == "<stdin>:2: The text is too long."
+    assert err.decode().splitlines()[1] == r"<stdin>:3: The text '\xff' is not UTF-8."
+    assert err.decode().splitlines()[-1] == "2 texts were left out"
 
 
-def test_structure_is_no_text(tokenizer: Tokenizer) -> None:
-    banned = not_text(tokenizer.special, VOCAB_SIZE)
-
-    assert {CLS, EOS, MASK, GMASK, SOP} <= set(banned)
-    assert max(banned) < VOCAB_SIZE
-    assert not {10, 11, 12} & set(banned)
-
-
-def test_task_masks_need_a_tokenizer_that_has_them(
-    tmp_path_factory: pytest.TempPathFactory,
+def test_records_come_back_with_their_answers(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    plain = load_tokenizer(
-        TokenizerConfig(
-            kind=TokenizerKind.bert,
-            path=str(write_vocabulary(tmp_path_factory.mktemp("plain"))),
-            vocab_size=VOCAB_SIZE - 2,
-            task_masks=False,
-        )
-    )
+    records = [{"id": 7, "text": "é [MASK]"}, {"txt": "a"}, ["a"], {"text": 5}]
+    lines = "\n".join([*map(json.dumps, records), "{"])
+    type_lines(lines.encode(), monkeypatch)
 
-    with pytest.raises(DataError, match=r"has \[gMASK\], but \[MASK\] is the only mask token"):
-        context_of(plain, "w10 [gMASK]")
+    status = main(["generate", run_folder, "--jsonl"])
+
+    out, err = capfdbinary.readouterr()
+    assert status == 2
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {"id": 7, "text": "é [MASK]", "filled": "é [*]", "answers": ["*"]}
+    ]
+    assert err.decode().startswith('<stdin>:2: The line has no "text" with a string.')
+    assert err.decode().count("Write one object a line") == 4
+    assert "<stdin>:5: The line is not JSON: Expecting property name" in err.decode()
+
+
+def test_texts_may_be_arguments(run_folder: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    assert main(["generate", run_folder, "a [MASK]", "far too long a text"]) == 2
+
+    out, err = capfdbinary.readouterr()
+    assert (out, err.splitlines()[0]) == (b"a [*]\n", b"text 2: The text is too long.")
+
+
+def test_a_run_of_another_task_is_refused_before_its_weights_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config(["experiment=tiny", "corruption.task=causal_lm"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+
+    assert main(["generate", str(tmp_path), "a [MASK]"]) == 2
+    assert "corruption.task=causal_lm, which fills no blanks" in capsys.readouterr().err

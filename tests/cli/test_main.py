@@ -227,9 +227,10 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     ("shell", "status", "told"),
     [
         ("{command} | true; exit ${{PIPESTATUS[0]}}", 141, ""),
+        ("{command} <&- >&-", 0, ""),
         ("{command} > /dev/full", 2, "OSError: No space left on device\n"),
     ],
-    ids=["closed pipe", "full device"],
+    ids=["closed pipe", "closed streams", "full device"],
 )
 def test_output_that_cannot_be_written_leaves_no_traceback(
     shell: str, status: int, told: str

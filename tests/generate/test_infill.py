@@ -9,7 +9,7 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
-from glm_dist.generate.infill import Blank, fill_blanks
+from glm_dist.generate.infill import Blank, PartB, fill_blanks
 from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
@@ -34,6 +34,7 @@ MODEL = ModelConfig(
     init_std=0.5,  # large, so that the model has opinions
 )
 CONTEXT = [1, 20, 21, 2, 22, 3, 23, 4]
+MASK_INDICES = [3, 5, 7]
 
 
 def model(options: dict[str, object] | None = None) -> GLMStage:
@@ -54,7 +55,13 @@ def fill(stage: GLMStage, sampling: Sampling = GREEDY, **changes: int) -> list[B
     """Fill CONTEXT with the defaults of this file."""
     arguments = {"max_tokens": 5, "max_position": 31, "seed": 0} | changes
     return fill_blanks(
-        stage, CONTEXT, special=SPECIAL, sampling=sampling, banned=sorted(STRUCTURE), **arguments
+        stage,
+        CONTEXT,
+        part_b=PartB(SPECIAL, arguments.pop("max_position")),
+        mask_indices=MASK_INDICES,
+        sampling=sampling,
+        banned=sorted(STRUCTURE),
+        **arguments,
     )
 
 
@@ -63,7 +70,7 @@ def without_cache(stage: GLMStage) -> list[list[int]]:
     """Greedy answers where every token costs a whole forward pass."""
     tokens, positions, blocks = list(CONTEXT), list(range(len(CONTEXT))), [0] * len(CONTEXT)
     answers = []
-    for place in (3, 5, 7):
+    for place in MASK_INDICES:
         answer: list[int] = []
         last = SPECIAL.sop
         for block in range(1, 6):
@@ -90,7 +97,7 @@ def without_cache(stage: GLMStage) -> list[list[int]]:
 def check_cache(options: dict[str, object]) -> None:
     stage = model(options)
     blanks = fill(stage)
-    assert [b.mask_index for b in blanks] == [3, 5, 7]
+    assert [b.mask_index for b in blanks] == MASK_INDICES
     assert [b.tokens for b in blanks] == without_cache(stage)
     assert fill(stage) == blanks, "a second call must not see the first one's cache"
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from glm_dist.errors import ConfigError
-from glm_dist.generate.sampling import GREEDY, Sampling, next_token
+from glm_dist.generate.draw import next_token
+from glm_dist.generate.sampling import GREEDY, Sampling
 
 LOGITS = torch.tensor([0.1, 0.5, 0.2, 0.2]).log()
 

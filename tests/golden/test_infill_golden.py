@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
-from glm_dist.generate.infill import fill_blanks
+from glm_dist.generate.infill import PartB, fill_blanks
 from glm_dist.generate.sampling import GREEDY
 from glm_dist.parallel.layout import Layout
 from tests.golden.reference import official_stage, reference_files, tensors_under
@@ -34,13 +34,15 @@ def answers_of(file: Path) -> tuple[list[list[int]], list[list[int]]]:
             expected.append([])
         else:
             expected[-1].append(token)
+    max_position = len(arrays["w/transformer.position_embeddings.weight"]) - 1
+    masks = (SPECIAL.mask, SPECIAL.gmask, SPECIAL.smask)
     blanks = fill_blanks(
         stage.eval(),
         context,
-        special=SPECIAL,
+        part_b=PartB(SPECIAL, max_position),
+        mask_indices=[index for index, token in enumerate(context) if token in masks],
         sampling=GREEDY,
         max_tokens=max(len(answer) for answer in expected),
-        max_position=len(arrays["w/transformer.position_embeddings.weight"]) - 1,
     )
     return [blank.tokens for blank in blanks], expected
 

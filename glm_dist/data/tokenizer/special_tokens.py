@@ -4,6 +4,7 @@ The official ids of every tokenizer kind are in ``tokenizer.py``; here is only t
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,3 +54,14 @@ class SpecialTokens:
     def sentinel_sop(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the starts of piece that belong to the masks."""
         return self.sentinel_mask(number) + 1
+
+
+class NamedToken(NamedTuple):
+    """A special token named in a text."""
+
+    token: int
+    """Its id."""
+    begin: int
+    """First character of the name."""
+    end: int
+    """One past its last character."""

@@ -7,7 +7,7 @@ written in a text ("[MASK]") becomes its id in ``encode`` and stays ordinary tex
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
-from glm_dist.data.tokenizer.special_tokens import SpecialTokens
+from glm_dist.data.tokenizer.special_tokens import NamedToken, SpecialTokens
 from glm_dist.data.tokenizer.vocabularies import (
     Codec,
     SentencePieceCodec,
@@ -89,6 +89,13 @@ class Tokenizer:
             elif part.strip():
                 ids.extend(self._codec.encode(part))
         return ids
+
+    def named_tokens(self, text: str) -> Iterator[NamedToken]:
+        """Find the special tokens that a text names, as ``encode`` does."""
+        for match in self._name_pattern.finditer(text):
+            name = match.group().strip()
+            end = match.start() + len(match.group().rstrip())
+            yield NamedToken(self._ids_by_name[name], end - len(name), end)
 
     def encode_document(self, text: str) -> list[int]:
         """Encode corpus text, where the names of special tokens are ordinary words."""

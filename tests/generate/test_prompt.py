@@ -1,0 +1,205 @@
+"""Text in, the same text out with its blanks filled, laid out as the run was trained."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer as Library
+from tokenizers import models, normalizers, pre_tokenizers
+
+from glm_dist.config.schema import (
+    CorruptionConfig,
+    PretrainingTask,
+    TokenizerConfig,
+    TokenizerKind,
+)
+from glm_dist.data.row_source import open_row_source
+from glm_dist.data.tokenizer.tokenizer import (
+    Tokenizer,
+    TokenizerSpec,
+    load_tokenizer,
+    open_tokenizer,
+)
+from glm_dist.errors import DataError, GlmDistError
+from glm_dist.generate.complete import not_text
+from glm_dist.generate.infill import PartB
+from glm_dist.generate.prompt import check_fills_blanks, read_prompt
+from tests.data.corpora import (
+    CLS,
+    EOS,
+    GMASK,
+    MASK,
+    SMASK,
+    SOP,
+    VOCAB_SIZE,
+    make_config,
+    make_documents,
+    write_corpus,
+    write_vocabulary,
+)
+from tests.messages import Says
+
+ALL = CorruptionConfig(
+    task=PretrainingTask.blank_infilling,
+    span_share=0.5,
+    sentence_share=0.3,
+    document_share=0.2,
+    short_share=0.0,
+    single_span_share=0.0,
+)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Words w6 … w999 and GLM's special tokens."""
+    return load_tokenizer(
+        TokenizerConfig(
+            kind=TokenizerKind.bert,
+            path=str(write_vocabulary(tmp_path_factory.mktemp("vocabulary"))),
+            vocab_size=VOCAB_SIZE,
+            task_masks=True,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """A tokenizer that changes letters, forgets spaces, and knows few words."""
+    library = Library(models.WordLevel({"<unk>": 0, "a": 1, "b": 2}, unk_token="<unk>"))
+    library.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    library.pre_tokenizer = pre_tokenizers.Whitespace()
+    file = tmp_path_factory.mktemp("letters") / "tokenizer.json"
+    library.save(str(file))
+    return open_tokenizer(TokenizerSpec(TokenizerKind.huggingface, str(file)))
+
+
+def test_a_context_is_closed_unless_it_ends_in_an_open_tail(words: Tokenizer) -> None:
+    assert read_prompt("w10 [MASK] w11", words, ALL).tokens == [CLS, 10, MASK, 11, EOS]
+    assert read_prompt("w10 w11 [gMASK]", words, ALL).tokens == [CLS, 10, 11, GMASK]
+    both = read_prompt("[sMASK] w10 [MASK]", words, ALL)
+    assert (both.tokens, both.mask_indices) == ([CLS, SMASK, 10, MASK, EOS], [1, 3])
+
+
+def test_text_without_a_blank_is_continued(words: Tokenizer) -> None:
+    prompt = read_prompt("w10 w11", words, ALL)
+
+    assert (prompt.tokens, prompt.mask_indices) == ([CLS, 10, 11, GMASK], [3])
+    assert prompt.filled(["w12"]) == "w10 w11 [w12]"
+
+
+@pytest.mark.parametrize(
+    ("text", "filled"),
+    [
+        ("W20, Hello naïve [MASK]!", "W20, Hello naïve [x]!"),
+        ("a<|endoftext|>b [MASK] c", "a<|endoftext|>b [x] c"),
+        ("\ta  [MASK]\t\tb\u3000[sMASK]", "\ta  [x]\t\tb\u3000[y]"),
+        ("a\u2581b[MASK]\u2581", "a\u2581b[x]\u2581"),
+        ("[CLS] ＡＢＣ [UNK][MASK][MASK]", "[CLS] ＡＢＣ [UNK][x][y]"),
+        ("line\n\n[MASK]\nline \n", "line\n\n[x]\nline \n"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["words", "letters"])
+def test_all_but_the_blanks_comes_back_as_typed(
+    text: str, filled: str, kind: str, request: pytest.FixtureRequest
+) -> None:
+    prompt = read_prompt(text, request.getfixturevalue(kind), ALL)
+
+    assert prompt.filled(["x", "y"][: len(prompt.mask_indices)]) == filled
+
+
+@pytest.mark.parametrize(
+    ("text", "changes"),
+    [
+        ("w10 [gMASK]", {"span_share": 0.5, "sentence_share": 0.5, "document_share": 0.0}),
+        ("w10", {"span_share": 1.0, "sentence_share": 0.0, "document_share": 0.0}),
+        ("w10 [sMASK] w11", {"sentence_share": 0.0, "document_share": 0.5}),
+        ("w10 [MASK]", {"span_share": 0.0, "document_share": 1.0, "sentence_share": 0.0}),
+        ("w10 [gMASK]", {"single_span_share": 1.0}),
+    ],
+)
+def test_a_mask_that_was_never_trained_is_refused(
+    text: str, changes: dict[str, float], words: Tokenizer, says: Says
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_prompt(text, words, replace(ALL, **changes))
+    says(caught.value)
+    for name in caught.value.fix.split(" or "):
+        read_prompt(f"w10 {name}", words, replace(ALL, **changes))
+
+
+@pytest.mark.parametrize("task", [t for t in PretrainingTask if t.name != "blank_infilling"])
+def test_a_run_of_another_task_fills_no_blanks(task: PretrainingTask) -> None:
+    with pytest.raises(
+        GlmDistError, match=rf"runs/a was trained with corruption\.task={task.name}"
+    ):
+        check_fills_blanks(replace(ALL, task=task), run="runs/a")
+    check_fills_blanks(ALL, run="runs/a")
+
+
+def test_task_masks_need_a_tokenizer_that_has_them(tmp_path: Path, says: Says) -> None:
+    plain = load_tokenizer(
+        TokenizerConfig(
+            kind=TokenizerKind.bert,
+            path=str(write_vocabulary(tmp_path)),
+            vocab_size=VOCAB_SIZE - 2,
+            task_masks=False,
+        )
+    )
+    only_documents = replace(ALL, span_share=0.0, sentence_share=0.0, document_share=1.0)
+
+    assert read_prompt("w10 [MASK]", plain, only_documents).tokens[2] == MASK
+    with pytest.raises(DataError) as caught:
+        read_prompt("w10 [gMASK]", plain, ALL)
+    says(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(words: Tokenizer) -> None:
+    text = b"w10 \xff [MASK]".decode(errors="surrogateescape")  # as arguments arrive
+
+    with pytest.raises(DataError, match="UTF-8"):
+        read_prompt(text, words, ALL)
+
+
+@pytest.mark.parametrize("option", ["sentinels", "no_block_positions", "keep_span_order"])
+def test_blanks_are_laid_out_as_in_the_rows_of_the_run(option: str, tmp_path: Path) -> None:
+    config = make_config(
+        tmp_path,
+        {"text": write_corpus(tmp_path, "text", make_documents(20))},
+        shares=(1.0, 0.0, 0.0),
+        row_length=128,
+        sentinel_pairs=20,
+        single_span_share=0.0,
+        short_share=0.0,
+        **{"keep_span_order": True, option: True},
+    )
+    tokenizer = load_tokenizer(config.tokenizer)
+    part_b = PartB.of(config, tokenizer.special)
+    row = open_row_source(config).row(0)
+    part_a = row.tokens[: row.prefix_length]
+    masks = {MASK, *(tokenizer.special.first_sentinel + 2 * i for i in range(20))}
+    indices = [i for i, token in enumerate(part_a) if token in masks]
+
+    # The text of Part A, with every blank written as a user would.
+    ids = [MASK if token in masks else token for token in part_a[1:]]
+    text = tokenizer.decode([token for token in ids if token not in (CLS, EOS)])
+    written = read_prompt(text, tokenizer, config.corruption)
+    kept = [token for token in part_a[1:] if token not in (CLS, EOS)]
+    assert written.tokens == [CLS, *kept, EOS]
+
+    number, step = -1, 0
+    for i in range(row.prefix_length, row.num_real_tokens):
+        starts = row.tokens[i] == SOP or row.tokens[i] > tokenizer.special.first_sentinel
+        number, step = (number + 1, 1) if starts else (number, step + 1)
+        if starts:
+            assert row.tokens[i] == part_b.sop(number)
+        expected = (row.positions[i], row.block_positions[i])
+        assert part_b.positions(indices[number], step) == expected
+    assert number == len(indices) - 1 > 3
+
+
+def test_structure_is_no_text(words: Tokenizer) -> None:
+    banned = not_text(words.special, VOCAB_SIZE)
+
+    assert {CLS, EOS, MASK, GMASK, SOP} <= set(banned)
+    assert max(banned) < VOCAB_SIZE
+    assert not {10, 11, 12} & set(banned)
