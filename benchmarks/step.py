@@ -27,7 +27,8 @@ from benchmarks.problems import (
 )
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.rows import MicroBatch
+from glm_dist.data.sampling.held_out import HeldOutRows
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.head import CHUNK_ELEMENTS
@@ -191,8 +192,7 @@ def measure(
             config=config,
             engine=engine,
             batches=iter(turns),
-            validation_row=no_validation,
-            objectives=(),
+            validation=HeldOutRows([]),
             stop_request=StopRequest(),
             sink=JsonlSink(Path(folder) / "metrics.jsonl", attempt=1, first_step=0),
             checkpoints=Path(folder),
@@ -201,11 +201,6 @@ def measure(
         )
         train(work, first_step=0)
     return turns.timings, products
-
-
-def no_validation(objective: str, index: int) -> Row:
-    """Validation is off here."""
-    raise AssertionError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

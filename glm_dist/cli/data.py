@@ -149,7 +149,9 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
     shown, index = 0, arguments.row
     while shown < arguments.rows:
         if arguments.validation:
-            row = source.validation_row(wanted[index % len(wanted)], index)
+            names = source.validation.names()
+            turn, corpus = divmod(index, len(names))
+            row = source.validation.row(wanted[turn % len(wanted)], names[corpus], turn)
         else:
             row = source.row(index)
         index += 1

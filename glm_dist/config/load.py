@@ -274,11 +274,12 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         name: replace(corpus, prefix=_absolute(corpus.prefix))
         for name, corpus in config.data.corpora.items()
     }
+    kept = {name: _absolute(path) for name, path in config.data.validation_corpora.items()}
     paths, tokenizer, origin = config.paths, config.tokenizer, config.run.init_from
     return replace(
         config,
         run=replace(config.run, init_from=None if origin is None else _absolute(origin)),
-        data=replace(config.data, corpora=corpora),
+        data=replace(config.data, corpora=corpora, validation_corpora=kept),
         paths=replace(paths, data=_absolute(paths.data), runs=_absolute(paths.runs)),
         tokenizer=replace(tokenizer, path=_absolute(tokenizer.path)),
     )

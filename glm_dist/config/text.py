@@ -53,6 +53,8 @@ class DataConfig(Section):
     """By name: data.corpora.<name>.prefix=... adds one, ~data.corpora.<name> removes it."""
     validation_share: float = bounded(0.05, at_least=0, below=1)
     """Share of documents held out for validation, 0 to 1. Official split: 0.05."""
+    validation_corpora: dict[str, str] = field(default_factory=dict)
+    """Prefixes of corpora that are kept for validation, by name; no row of them is trained on."""
     test_share: float = bounded(0.001, at_least=0, below=1)
     """Share of documents held out and never read in training. Official split: 0.001."""
     stage_starts: list[int] = field(default_factory=list)

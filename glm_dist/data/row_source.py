@@ -12,12 +12,12 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import TokenStream, split_documents
 from glm_dist.data.identity import data_identity
-from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
+from glm_dist.data.objectives.mixture import Mixture, RowShape, Vocabulary, make_mixture
 from glm_dist.data.rows import Row
 from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
+from glm_dist.data.sampling.held_out import HeldOutCorpus, HeldOutRows
 from glm_dist.data.sampling.mixing import Blend, make_blend
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
-from glm_dist.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class RowSource:
         corpora: list[CorpusRows],
         *,
         blend: Blend,
+        validation: HeldOutRows,
+        test: HeldOutRows,
         row_length: int,
         fingerprint: Mapping[str, object],
     ) -> None:
@@ -48,12 +50,16 @@ class RowSource:
         Args:
             corpora: At least one.
             blend: Their turns.
+            validation: Rows to watch a run with.
+            test: Rows to judge a finished model with.
             row_length: Tokens of a row.
             fingerprint: Identity of the data, for resume.
         """
         self._corpora = corpora
         self._blend = blend
         self._fingerprint = dict(fingerprint)
+        self.validation = validation
+        self.test = test
         self.row_length = row_length
 
     @property
@@ -72,29 +78,6 @@ class RowSource:
         """
         corpus, number = self._locate(index)
         return replace(corpus.row(number), index=index, corpus=corpus.name)
-
-    def validation_row(self, objective: str, index: int) -> Row:
-        """Build a row of held-out text, the same in every run over these corpora.
-
-        Args:
-            objective: One of ``objectives``.
-            index: 0, 1, 2, … without end.
-
-        Raises:
-            DataError: No documents were held out.
-        """
-        corpus, number = self._locate(index)
-        if corpus.validation.num_tokens == 0:
-            raise DataError(
-                f"There is nothing to validate on: data.corpora.{corpus.name} has no held-out"
-                " documents.\n"
-                "  Set data.validation_share=0.05, or evaluation=none.",
-                key="data.validation_share",
-                value=0,
-                fix="data.validation_share=0.05",
-            )
-        row = corpus.validation_row(corpus.mixture.named(objective), number)
-        return replace(row, index=index, corpus=corpus.name)
 
     def address(self, index: int) -> tuple[str, RowAddress]:
         """Tell where a training row comes from: the corpus's name and the place in it."""
@@ -146,8 +129,15 @@ def open_row_source(config: RunConfig) -> RowSource:
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
-    corpora = []
+    corpora: list[CorpusRows] = []
+    validation: list[HeldOutCorpus] = []
+    test: list[HeldOutCorpus] = []
     opened = {}
+
+    def mixture_of(stream: TokenStream) -> Mixture:
+        survey = survey_windows(stream, vocabulary, row_length=shape.row_length)
+        return make_mixture(config.corruption, vocabulary, shape, survey=survey)
+
     for name, corpus in config.data.corpora.items():
         indexed = open_corpus(name, corpus.prefix, tokenizer=tokenizer)
         split = split_documents(
@@ -157,20 +147,28 @@ def open_row_source(config: RunConfig) -> RowSource:
             corpus=name,
         )
         training = TokenStream(indexed, split.training, name=name)
-        survey = survey_windows(training, vocabulary, row_length=shape.row_length)
+        mixture = mixture_of(training)
         rows = CorpusRows(
             name,
             training=training,
-            validation=TokenStream(indexed, split.validation, name=name),
-            mixture=make_mixture(config.corruption, vocabulary, shape, survey=survey),
+            mixture=mixture,
             vocabulary=vocabulary,
             seed=config.run.seed,
         )
         corpora.append(rows)
+        for part, ranges in ((validation, split.validation), (test, split.test)):
+            held_out = TokenStream(indexed, ranges, name=name)
+            part.append(HeldOutCorpus(held_out, mixture, vocabulary))
         opened[name] = indexed
+    for name, prefix in config.data.validation_corpora.items():
+        indexed = open_corpus(name, prefix, tokenizer=tokenizer)
+        whole = TokenStream(indexed, ((0, indexed.num_documents),), name=name)
+        validation.append(HeldOutCorpus(whole, mixture_of(whole), vocabulary))
     return RowSource(
         corpora,
         blend=make_blend(config.data, [rows.training.num_tokens for rows in corpora]),
+        validation=HeldOutRows(validation),
+        test=HeldOutRows(test),
         row_length=shape.row_length,
         fingerprint=data_identity(config, tokenizer, opened),
     )

@@ -71,9 +71,14 @@ class ConsoleSink:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Show training metrics as bar or line, validation losses as a line."""
         losses = {n.removeprefix(VALID_LOSS): x for n, x in values.items() if VALID_LOSS in n}
-        if losses:
-            shown = "  ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
-            self._line(step, f"validation  {shown}")
+        corpora = dict.fromkeys(name.partition("/")[2] for name in losses)  # "": all together
+        for corpus in corpora:
+            shown = "  ".join(
+                f"{name.partition('/')[0]} {loss:.4f}"
+                for name, loss in losses.items()
+                if name.partition("/")[2] == corpus
+            )
+            self._line(step, f"validation  {shown}{f'  ({corpus})' if corpus else ''}")
         summary = summarize(values)
         if not summary:
             return

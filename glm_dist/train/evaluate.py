@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -59,11 +60,24 @@ class Evaluator(Protocol):
         """Compute losses without dropout and gradients; empty but on the last stage."""
 
 
+class EvaluationRows(Protocol):
+    """Held-out rows of several corpora."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Names of the objectives."""
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the corpora."""
+
+    def row(self, objective: str, corpus: str, index: int) -> Row:
+        """Build a row; the same for the same arguments."""
+
+
 def validation_losses(
     model: Evaluator,
-    row_of: Callable[[str, int], Row],
+    rows: EvaluationRows,
     *,
-    objectives: Sequence[str],
     num_rows: int,
     micro_batch_size: int,
     device: torch.device,
@@ -72,23 +86,24 @@ def validation_losses(
 
     Args:
         model: Model of this rank.
-        row_of: Validation row by objective and index.
-        objectives: Which ones.
-        num_rows: Rows of each.
+        rows: Where rows come from. Every corpus has the same number of them.
+        num_rows: Rows of each objective, over all corpora; each corpus has at least one.
         micro_batch_size: Rows of a forward pass.
         device: The rank's device.
 
     Returns:
-        Objective -> nats per token, equal on all ranks.
+        Nats per token, equal on all ranks, by ``objective`` and, if there are several corpora, by
+        ``objective/corpus``. What has nothing to predict is left out.
     """
-    groups, task = model.groups, model.task
-    sums = torch.zeros(len(objectives), 2, dtype=torch.float64, device=device)
-    for i, objective in enumerate(objectives):
+    groups, task, corpora = model.groups, model.task, rows.names()
+    keys = [(objective, corpus) for objective in rows.objectives for corpus in corpora]
+    sums = torch.zeros(len(keys), 2, dtype=torch.float64, device=device)
+    for i, (objective, corpus) in enumerate(keys):
         batches = [
             task.batch(batch, device)
             for batch in replica_rows(
-                lambda index, name=objective: row_of(name, index),  # type: ignore[misc]
-                num_rows,
+                partial(rows.row, objective, corpus),
+                -(-num_rows // len(corpora)),
                 micro_batch_size=micro_batch_size,
                 groups=groups,
             )
@@ -98,4 +113,8 @@ def validation_losses(
             sums[i, 0] = torch.stack([loss.total for loss in losses]).sum()
             sums[i, 1] = sum(task.weight(batch) for batch in batches)
     dist.all_reduce(sums, group=groups.world)
-    return {name: float(sums[i, 0] / sums[i, 1]) for i, name in enumerate(objectives)}
+    by_objective = sums.view(len(rows.objectives), len(corpora), 2)
+    found = dict(zip(rows.objectives, by_objective.sum(dim=1).tolist(), strict=True))
+    if len(corpora) > 1:
+        found |= {f"{o}/{c}": both for (o, c), both in zip(keys, sums.tolist(), strict=True)}
+    return {name: total / count for name, (total, count) in found.items() if count > 0}

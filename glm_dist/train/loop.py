@@ -5,7 +5,7 @@ branches, because every branch depends on the step alone or on values that were 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import torch
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.rows import MicroBatch
 from glm_dist.observe.phases import DATA, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
@@ -22,6 +22,7 @@ from glm_dist.parallel.errors import on_this_rank
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.evaluate import EvaluationRows
 from glm_dist.train.observers import Observer, Recorder, Saver, StepDone, Validator
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.step import train_step
@@ -37,9 +38,7 @@ class LoopContext:
     engine: TrainingEngine
     batches: Iterator[Sequence[MicroBatch]]
     """Micro-batches of this replica, one item per step, from the first step to do."""
-    validation_row: Callable[[str, int], Row]
-    objectives: Sequence[str]
-    """Objectives that validation measures."""
+    validation: EvaluationRows
     stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
@@ -115,8 +114,7 @@ def _observers(run: LoopContext, recorder: Recorder) -> tuple[Validator, list[Ob
     validator = Validator(
         run.config,
         run.engine,
-        run.validation_row,
-        objectives=run.objectives,
+        run.validation,
         sink=run.sink,
         device=run.device,
     )

@@ -4,6 +4,7 @@ Every observer decides by the step and by values that are equal on all ranks, so
 same branches.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ import torch.distributed as dist
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.rows import MicroBatch
 from glm_dist.observe.metrics import (
     GRAD_NORM,
     LEARNING_RATE,
@@ -35,9 +36,11 @@ from glm_dist.parallel.errors import on_this_rank
 from glm_dist.train.divergence import non_finite_loss
 from glm_dist.train.efficiency import Efficiency
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.evaluate import validation_losses
+from glm_dist.train.evaluate import EvaluationRows, validation_losses
 from glm_dist.train.state import save_state
 from glm_dist.train.step import StepResult
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -180,9 +183,8 @@ class Validator:
         self,
         config: RunConfig,
         engine: TrainingEngine,
-        row_of: Callable[[str, int], Row],
+        rows: EvaluationRows,
         *,
-        objectives: Sequence[str],
         sink: MetricSink,
         device: torch.device,
     ) -> None:
@@ -191,15 +193,14 @@ class Validator:
         Args:
             config: The run's configuration.
             engine: Model of this rank.
-            row_of: Validation row by objective and index.
-            objectives: Which ones are measured.
+            rows: Held-out rows.
             sink: Takes records; does nothing on ranks other than 0.
             device: The rank's device.
         """
         self._config = config
         self._engine = engine
-        self._row_of = row_of
-        self._objectives = objectives
+        self._rows = rows
+        self._without_targets: set[str] = set()
         self._sink = sink
         self._device = device
 
@@ -213,12 +214,17 @@ class Validator:
         with on_this_rank(self._engine.groups.rank):
             losses = validation_losses(
                 self._engine,
-                self._row_of,
-                objectives=self._objectives,
+                self._rows,
                 num_rows=self._config.evaluation.rows_per_objective,
                 micro_batch_size=self._config.batch.micro_batch_size,
                 device=self._device,
             )
+        empty = set(self._rows.objectives) - losses.keys() - self._without_targets
+        for objective in sorted(empty):  # said once, not at every validation
+            log.warning(
+                "validation has no targets for objective=%s; its loss is left out", objective
+            )
+        self._without_targets |= empty
         self._sink.write(done.step, {VALID_LOSS + name: loss for name, loss in losses.items()})
 
 

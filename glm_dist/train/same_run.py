@@ -28,6 +28,7 @@ FREE_KEYS: tuple[str, ...] = (
     "recompute.",
     "data.num_workers",
     "data.prefetch",
+    "data.validation_corpora.",
     "evaluation.",
     "checkpoint.",
     "observe.",

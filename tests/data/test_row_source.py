@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from tests.data.corpora import (
     write_corpus,
 )
 from tests.data.restore import restored
+from tests.messages import Says
 
 SHARES = {
     "span": (1.0, 0.0, 0.0),
@@ -82,14 +84,15 @@ def test_held_out_documents_never_appear_in_training(folder: Path) -> None:
     seen_in_training: set[int] = set()
     for index in range(3 * source.blend()[0].rows_per_epoch):
         seen_in_training |= set(restored(source.row(index))) - special
-    seen_in_validation: set[int] = set()
-    for index in range(30):
-        seen_in_validation |= set(restored(source.validation_row("span", index))) - special
+    held_out: list[set[int]] = []
+    for part in (source.validation, source.test):
+        rows = [part.row("span", "marked", index) for index in range(30)]
+        held_out.append({token for row in rows for token in restored(row)} - special)
 
     # 400 documents: 40 for validation, 20 for testing.
-    assert len(seen_in_training) == 340
-    assert len(seen_in_validation) == 40
-    assert not seen_in_training & seen_in_validation
+    assert [len(seen_in_training), *map(len, held_out)] == [340, 40, 20]
+    assert not seen_in_training & held_out[0]
+    assert not (seen_in_training | held_out[0]) & held_out[1]
 
 
 def test_epochs_differ_in_order_in_cuts_and_in_blanks(folder: Path) -> None:
@@ -253,27 +256,53 @@ def test_seeds_differ_and_the_same_seed_agrees(folder: Path) -> None:
     assert digest(open_source(folder, seed=2), 20) != first
 
 
-def test_validation_rows_are_fixed_whatever_the_seed(folder: Path) -> None:
-    first, second = (open_source(folder, seed=seed) for seed in (1, 2))
+def test_validation_rows_depend_on_their_corpus_alone(folder: Path) -> None:
+    config = make_config(folder, {name: str(folder / name) for name in ("verse", "news")})
+    kept = replace(config.data, validation_corpora={"books": str(folder / "books")})
+    sources = [
+        open_source(folder, "news", "verse", seed=1),
+        open_source(folder, "news", "books", seed=2, weights={"news": 0.1, "books": 3.0}),
+        open_row_source(replace(config, data=kept)),
+    ]
+
+    assert [source.validation.names() for source in sources] == [
+        ("news", "verse"),
+        ("news", "books"),
+        ("verse", "news", "books"),
+    ]
     for objective in ("span", "sentence", "document"):
         for index in range(6):
-            rows = [source.validation_row(objective, index) for source in (first, second)]
-            assert (rows[0].tokens == rows[1].tokens).all()
-            assert (rows[0].targets == rows[1].targets).all()
-            assert rows[0].objective == objective
+            rows = [source.validation.row(objective, "news", index) for source in sources]
+            assert all((row.tokens == rows[0].tokens).all() for row in rows)
+            assert all((row.targets == rows[0].targets).all() for row in rows)
+            assert {(row.objective, row.corpus) for row in rows} == {(objective, "news")}
+
+
+def test_a_corpus_kept_for_validation_is_read_whole_and_never_trained_on(folder: Path) -> None:
+    words = [[CLS, *[10 + number] * 40, EOS] for number in range(400)]
+    prefix = str(folder / "kept")
+    write_documents(prefix, words, np.dtype(np.uint16))
+    config = make_config(folder, {"news": str(folder / "news")}, validation_share=0.0)
+    data = replace(config.data, validation_corpora={"kept": prefix})
+    source = open_row_source(replace(config, data=data))
+
+    assert source.validation.names() == ("kept",)
+    rows = [source.validation.row("span", "kept", index) for index in range(60)]
+    assert {token for row in rows for token in restored(row)} >= set(range(10, 410))
+    assert {source.row(index).corpus for index in range(50)} == {"news"}
+    assert source.fingerprint() == open_row_source(config).fingerprint()
 
 
 def test_validation_never_ends(folder: Path) -> None:
     source = open_source(folder, "news", validation_share=0.01)
 
-    assert source.validation_row("span", 10_000).loss_mask.any()
+    assert source.validation.row("span", "news", 10_000).loss_mask.any()
 
 
-def test_validation_without_held_out_documents_is_refused(folder: Path) -> None:
-    source = open_source(folder, validation_share=0.0)
-
-    with pytest.raises(DataError, match=r"data\.validation_share"):
-        source.validation_row("span", 0)
+def test_validation_without_held_out_documents_is_refused(folder: Path, says: Says) -> None:
+    with pytest.raises(DataError) as caught:
+        open_source(folder, validation_share=0.0).validation.names()
+    says(caught.value)
 
 
 def test_the_last_slot_of_an_epoch_may_be_short(folder: Path) -> None:

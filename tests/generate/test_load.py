@@ -36,8 +36,7 @@ def measure(folder: Path, layouts: list[dict[str, int]]) -> list[tuple[dict[str,
         source = open_row_source(model.config)
         losses = validation_losses(
             model,
-            source.validation_row,
-            objectives=source.objectives,
+            source.validation,
             num_rows=model.config.evaluation.rows_per_objective,
             micro_batch_size=2,
             device=torch.device("cpu"),

@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from glm_dist.data.corpus.splits import TokenStream
-from glm_dist.data.objectives.base import Objective, Window
+from glm_dist.data.objectives.base import Window
 from glm_dist.data.objectives.mixture import Mixture, Vocabulary
 from glm_dist.data.rows import Row
 from glm_dist.data.sampling.mixing import Turns
@@ -116,7 +116,6 @@ class CorpusRows:
         name: str,
         *,
         training: TokenStream,
-        validation: TokenStream,
         mixture: Mixture,
         vocabulary: Vocabulary,
         seed: int,
@@ -126,20 +125,17 @@ class CorpusRows:
         Args:
             name: Name of the corpus; its randomness depends on it and not on other corpora.
             training: Training tokens.
-            validation: Held-out tokens.
             mixture: Objectives and shares.
             vocabulary: Special tokens.
-            seed: Seed of the run; validation rows do not depend on it.
+            seed: Seed of the run.
         """
         self.name = name
         self.mixture = mixture
         self.training = training
-        self.validation = validation
         self._vocabulary = vocabulary
         self._seed = seed
         self._key = name_key(name)
         self._training_rng = RowGenerators(seed, Purpose.TRAINING_ROW)
-        self._validation_rng = RowGenerators(0, Purpose.VALIDATION_ROW)
         self._plan = SlotPlan(mixture, training.num_tokens)
         self._num_slots = self._plan.num_slots
 
@@ -174,25 +170,6 @@ class CorpusRows:
         objective = self.mixture.objectives[address.objective_number]
         rng = self._training_rng.at(corpus=self._key, epoch=address.epoch, slot=address.slot)
         window = read_window(self.training, address.position, address.length, self._vocabulary)
-        return objective.build(window, rng)
-
-    def validation_row(self, objective: Objective, number: int) -> Row:
-        """Build a validation row: the same for every seed, and spread over the held-out text.
-
-        Args:
-            objective: Objective to test.
-            number: Row of this corpus, 0, 1, 2, … without end.
-        """
-        size = self.validation.num_tokens
-        length = min(objective.window_length - 1, size)
-        num_slots = -(-size // length)
-        epoch, turn = divmod(number, num_slots)
-        slot = KeyedPermutation(num_slots, derive_keys("validation", self.name))(turn)
-        rng = self._validation_rng.at(corpus=self._key, epoch=epoch, slot=slot)
-        position = slot * length
-        window = read_window(
-            self.validation, position, min(length, size - position), self._vocabulary
-        )
         return objective.build(window, rng)
 
 

@@ -111,7 +111,7 @@ def test_every_task_fills_its_rows(folder: Path, task: PretrainingTask) -> None:
     assert sum(row.num_real_tokens for row in rows) / (200 * 576) >= 0.98
     assert all(row.loss_mask.any() for row in rows)
     for objective in source.objectives:
-        assert source.validation_row(objective, 0).objective == objective
+        assert source.validation.row(objective, "news", 0).objective == objective
 
 
 def test_unilm_mixes_its_views_by_their_shares(folder: Path) -> None:
