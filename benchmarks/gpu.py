@@ -31,7 +31,7 @@ from benchmarks.problems import (
 from benchmarks.step import run_config
 from glm_dist.config.parameter_specs import Constant, ParameterSpec
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import TORCH_DTYPES, transformer_config

@@ -28,7 +28,7 @@ from benchmarks.problems import (
 )
 from benchmarks.step import BareLoop, fused_adamw, run_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.observe.flops import weights_per_layer
 from glm_dist.parallel.cpu import enable_cpu

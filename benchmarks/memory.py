@@ -25,7 +25,7 @@ from benchmarks.problems import (
     span_micro_batches,
 )
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig, RecomputeMode
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMStage
 

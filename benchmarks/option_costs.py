@@ -13,7 +13,7 @@ from benchmarks.harness import Report, Timing, machine, options, paired, parse
 from benchmarks.problems import VOCAB_SIZE, device, one_process, span_micro_batches
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.job import build_engine
 from glm_dist.train.step import train_step

@@ -10,7 +10,8 @@ import torch
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig, RecomputeConfig
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.data.rows import Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage

@@ -23,9 +23,9 @@ from glm_dist.config.choices import PretrainingTask
 from glm_dist.config.text import CorruptionConfig
 from glm_dist.data.corpus.indexed import open_indexed, write_documents
 from glm_dist.data.corpus.splits import TokenStream, split_documents
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.objectives.mixture import RowShape, Vocabulary, make_mixture
 from glm_dist.data.row_source import RowSource
-from glm_dist.data.rows import MicroBatch
 from glm_dist.data.sampling.epoch import CorpusRows, survey_windows
 from glm_dist.data.sampling.mixing import Blend
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens

@@ -27,7 +27,7 @@ from benchmarks.problems import (
 )
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.sampling.held_out import HeldOutRows
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers

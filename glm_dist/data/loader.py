@@ -19,7 +19,8 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glm_dist.config.launch import STOP_SIGNALS
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.data.rows import Row
 from glm_dist.errors import GlmDistError
 
 END_SIGNAL = signal.SIGUSR2

@@ -10,7 +10,8 @@ from functools import cached_property
 
 import torch
 
-from glm_dist.data.rows import MicroBatch, Segment
+from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.data.rows import Segment
 from glm_dist.model.attention.plan import AttentionPlan, plan_attention
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.config.schema import Dtype, RunConfig
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.block import TORCH_DTYPES
 from glm_dist.observe.flops import (

@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.data.rows import Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.task import Task, TaskLoss

@@ -19,8 +19,8 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.loader import training_batches
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import RowSource, open_row_source
-from glm_dist.data.rows import MicroBatch
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 from glm_dist.model.compiled import compile_layers

@@ -13,7 +13,7 @@ import torch
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.phases import DATA, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate

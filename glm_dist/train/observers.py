@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.metrics import (
     GRAD_NORM,
     LEARNING_RATE,

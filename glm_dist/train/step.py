@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.config.schema import LossNormalization
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.engine import TrainingEngine

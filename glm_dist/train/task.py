@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.head import head_loss
 from glm_dist.model.stage import GLMShard, GLMStage

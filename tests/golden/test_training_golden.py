@@ -14,7 +14,7 @@ from glm_dist.config.schema import (
     OptimizerConfig,
 )
 from glm_dist.convert.official import from_official
-from glm_dist.data.rows import MicroBatch
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.parameters import cut
 from glm_dist.model.stage import GLMShard
 from glm_dist.optim.lr_schedule import learning_rate

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import open_row_source
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.rows import Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu

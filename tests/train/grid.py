@@ -23,7 +23,8 @@ from glm_dist.config.schema import (
     Residual,
     RunConfig,
 )
-from glm_dist.data.rows import MicroBatch, Row
+from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.data.rows import Row
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.zero import ParameterShards
 from glm_dist.parallel.cpu import enable_cpu

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig
-from glm_dist.data.rows import MicroBatch, Row, Segment
+from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.data.rows import Row, Segment
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import GLMStage

@@ -9,8 +9,8 @@ import torch
 
 from glm_dist.config.load import load_config
 from glm_dist.data.loader import training_batches
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import open_row_source
-from glm_dist.data.rows import MicroBatch
 from glm_dist.errors import TrainingError
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
