@@ -193,6 +193,7 @@ def measure(
             engine=engine,
             batches=iter(turns),
             validation=HeldOutRows([]),
+            epochs_before=lambda rows: {},
             stop_request=StopRequest(),
             sink=JsonlSink(Path(folder) / "metrics.jsonl", attempt=1, first_step=0),
             checkpoints=Path(folder),

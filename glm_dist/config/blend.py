@@ -1,6 +1,7 @@
 """Rules about corpora and the weights with which they are blended; no file is opened."""
 
 import math
+import re
 
 from glm_dist.config.text import CorpusConfig, DataConfig
 from glm_dist.errors import ConfigError
@@ -47,6 +48,8 @@ def check_corpora(data: DataConfig) -> None:
         seen[corpus.prefix] = name
         _check_weights(key, corpus)
     _check_stages(data)
+    _check_kept(data, seen)
+    _check_skipped(data.skip_rows)
 
 
 def _check_weights(key: str, corpus: CorpusConfig) -> None:
@@ -79,8 +82,8 @@ def _is_weight(number: float) -> bool:
 
 def _check_stages(data: DataConfig) -> None:
     """Every stage of the blend has a weight for each corpus, and one above 0."""
-    weighted = [name for name, corpus in data.corpora.items() if corpus.weight is not None]
-    unweighted = [name for name in data.corpora if name not in weighted]
+    weighted = [name for name, corpus in data.corpora.items() if corpus.weight]
+    unweighted = [name for name, corpus in data.corpora.items() if corpus.weight is None]
     if weighted and unweighted:
         raise ConfigError(
             f"data.corpora.{unweighted[0]} has no weight, but {weighted[0]} has one, and weights"
@@ -111,9 +114,11 @@ def _check_stages(data: DataConfig) -> None:
                 value=corpus.weight,
                 fix=f"{key}.weight=1",
             )
-    stages = [[corpus.weight for corpus in data.corpora.values()]] if weighted else []
+    stages = [] if unweighted else [[corpus.weight for corpus in data.corpora.values()]]
     stages += [[c.stage_weights[i] for c in data.corpora.values()] for i in range(len(starts))]
-    empty = [number for number, stage in enumerate(stages, start=not weighted) if not any(stage)]
+    empty = [
+        number for number, stage in enumerate(stages, start=bool(unweighted)) if not any(stage)
+    ]
     if empty:
         raise ConfigError(
             f"All corpora have weight 0 in stage {empty[0]}, so it has nothing to train on.\n"
@@ -144,3 +149,46 @@ def _check_number_of_stages(key: str, weights: list[float], starts: list[int]) -
         value=weights,
         fix=f"{key}={[1.0] * len(starts)}".replace(" ", ""),
     )
+
+
+def _check_kept(data: DataConfig, trained: dict[str, str]) -> None:
+    """Corpora kept for validation have names and text of their own."""
+    for name, prefix in data.validation_corpora.items():
+        key = f"data.validation_corpora.{name}"
+        if name in data.corpora or prefix in trained:
+            other = name if name in data.corpora else trained[prefix]
+            same = "name" if name in data.corpora else "corpus"
+            raise ConfigError(
+                f"{key}={prefix} has the {same} of data.corpora.{other}, which is trained on.\n"
+                f"  {'Choose another name' if same == 'name' else 'Name another corpus'}, or remove"
+                f" ~data.corpora.{other}.",
+                key=key,
+                value=prefix,
+                fix=f"~data.corpora.{other}",
+            )
+        if not prefix.strip() or prefix.endswith((".bin", ".idx", "/")):
+            raise ConfigError(
+                f"{key}={prefix!r} is not the prefix of a corpus, its path without .bin or .idx.\n"
+                f"  Set {key}=<folder>/<name> as given to `glm-dist prepare --output`.",
+                key=key,
+                value=prefix,
+                fix=f"{key}=<folder>/<name>",
+            )
+
+
+def _check_skipped(written: list[str]) -> None:
+    """Ranges of rows are first-last, rising, and do not touch the same row."""
+    before = -1
+    for text in written:
+        found = re.fullmatch(r"(\d{1,18})-(\d{1,18})", text)
+        first, last = map(int, found.groups()) if found else (0, -1)
+        if not before < first <= last:
+            raise ConfigError(
+                f"data.skip_rows={written} must be ranges of rows, first-last, in rising order;"
+                f" {text} is not.\n"
+                "  Write for example 'data.skip_rows=[1000-1499,2000-2000]'.",
+                key="data.skip_rows",
+                value=text,
+                fix="data.skip_rows=[1000-1499,2000-2000]",
+            )
+        before = last

@@ -99,11 +99,10 @@ def describe_type(kind: object) -> str:
     if typing.get_origin(kind) is list:
         element = describe_type(typing.get_args(kind)[0]).partition(" ")[2]
         return f"a list of {element}s"
-    return (
-        "a section with a corpus under each name"
-        if typing.get_origin(kind) is dict
-        else "a section with keys of its own"
-    )
+    if typing.get_origin(kind) is dict:
+        held = "a corpus" if is_dataclass(typing.get_args(kind)[1]) else "a text"
+        return f"a section with {held} under each name"
+    return "a section with keys of its own"
 
 
 def nearest(word: str, choices: Iterable[str]) -> str | None:

@@ -7,6 +7,7 @@ nothing is written twice.
 import ast
 import dataclasses
 import inspect
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def _rows(section: type, prefix: str, meanings: Mapping[str, str]) -> Iterator[s
             yield from _rows(CorpusConfig, f"{key}.<name>", meanings)
             continue
         bounds = bounds_of(key)
+        if typing.get_origin(kind) is dict:
+            key, kind = f"{key}.<name>", typing.get_args(kind)[1]
         value = str(bounds) if bounds else describe_type(kind)
         meaning = meanings.get(f"{section.__name__}.{name}", "")
         yield f"| `{key}` | {_cell(value)} | {_cell(meaning)} |"

@@ -38,7 +38,8 @@ class CorpusConfig:
     prefix: str = MISSING
     """Path without .bin/.idx, as `glm-dist prepare` wrote it."""
     weight: float | None = None
-    """Share in the blend, relative to the others; unset: in proportion to its tokens."""
+    """Share in the blend, relative to the others; unset: in proportion to its tokens. 0 for a
+    corpus that enters in a later stage, also beside others without a weight."""
     stage_weights: list[float] = field(default_factory=list)
     """Weights in the later stages of the blend, one for each of data.stage_starts."""
 
@@ -60,22 +61,51 @@ class DataConfig(Section):
     stage_starts: list[int] = field(default_factory=list)
     """Training rows at which the blend changes to the corpora's stage_weights, rising. A stage that
     begins in the future may be added to a running job."""
+    skip_rows: list[str] = field(default_factory=list)
+    """Training rows that are left out, as first-last, rising, e.g. [1000-1499]; later rows move up.
+    Rows ahead of a running job may be added: the way past a batch that makes it diverge."""
     num_workers: int = bounded(2, at_least=0)
     """Loader processes per rank; 0 builds rows in the training process."""
     prefetch: int = bounded(4, at_least=1)
     """Micro-batches each loader worker keeps ready."""
 
-    def stages_before(self, row: int) -> list[tuple[int, list[float]]]:
-        """List the first row and the weights of the later stages that began before a row.
+    @property
+    def skipped(self) -> list[range]:
+        """Ranges of ``skip_rows``, which ``blend.py`` has checked."""
+        ends = [text.split("-") for text in self.skip_rows]
+        return [range(int(first), int(last) + 1) for first, last in ends]
+
+    def row_index(self, number: int) -> int:
+        """Return the index of a training row.
+
+        Args:
+            number: Training rows that are read before it.
+        """
+        for rows in self.skipped:
+            if rows.start > number:
+                break
+            number += len(rows)
+        return number
+
+    def past(self, row: int) -> dict[str, object]:
+        """Describe all that decides which rows are read before a row.
 
         A continued run may change what is still to come, and nothing else.
+
+        Args:
+            row: Index of the first row that is still to come.
         """
-        corpora = [self.corpora[name] for name in sorted(self.corpora)]
-        return [
-            (start, [corpus.stage_weights[number] for corpus in corpora])
-            for number, start in enumerate(self.stage_starts)
-            if start < row
-        ]
+        stages = {0: {name: corpus.weight for name, corpus in self.corpora.items()}}
+        for number, start in enumerate(self.stage_starts):
+            stages[start] = {name: c.stage_weights[number] for name, c in self.corpora.items()}
+        return {
+            "skipped": [range(s.start, min(s.stop, row)) for s in self.skipped if s.start < row],
+            "stages": {
+                start: {name: weight for name, weight in weights.items() if weight != 0}
+                for start, weights in stages.items()
+                if start < row
+            },
+        }
 
 
 @dataclass

@@ -10,7 +10,7 @@ from glm_dist.data.corpus.indexed import IndexedTokens
 from glm_dist.data.corpus.manifest import Manifest, read_manifest
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 
-ROW_RULE = 2
+ROW_RULE = 3
 """Version of the rule that turns the index of a row into the row; it goes into every checkpoint.
 
 Raised by every change after which the same index gives another row, so that a run never goes on
@@ -19,6 +19,8 @@ with other rows unnoticed. Checkpoints that name no rule follow rule 1.
 1. Corpora and objectives take turns by a table of one period of their shares; shares whose period
    would be longer than 2**20 are rounded.
 2. Corpora and objectives take turns by a closed form of their exact shares.
+3. The objectives of a corpus of few rows take turns over several passes. A run without such a
+   corpus keeps rule 2, whose rows are the same.
 """
 
 LATER_ENTRIES = ("order", "content_sha256")
@@ -26,7 +28,11 @@ LATER_ENTRIES = ("order", "content_sha256")
 
 
 def data_identity(
-    config: RunConfig, tokenizer: Tokenizer, corpora: Mapping[str, IndexedTokens]
+    config: RunConfig,
+    tokenizer: Tokenizer,
+    corpora: Mapping[str, IndexedTokens],
+    *,
+    has_small_corpora: bool,
 ) -> dict[str, object]:
     """Identify the rows of a run.
 
@@ -34,6 +40,7 @@ def data_identity(
         config: Where the corpora are and how documents are held out.
         tokenizer: The run's.
         corpora: All of the run's, opened, by name.
+        has_small_corpora: True if the objectives of one take turns over several passes.
 
     Returns:
         Values that JSON can hold.
@@ -50,7 +57,7 @@ def data_identity(
         "tokenizer": tokenizer.fingerprint,
         "validation_share": config.data.validation_share,
         "test_share": config.data.test_share,
-        "row_rule": ROW_RULE,
+        "row_rule": ROW_RULE if has_small_corpora else 2,
     }
 
 
@@ -111,29 +118,30 @@ def row_rule_of(identity: Mapping[str, object]) -> int:
     return rule if isinstance(rule, int) else 1
 
 
-def gives_same_rows(earlier_rule: int, *, num_corpora: int, num_objectives: int) -> bool:
+def gives_same_rows(earlier: int, current: int, *, num_corpora: int, num_objectives: int) -> bool:
     """Return True if rows of an earlier rule are those of today's, so that a run may go on.
 
     Args:
-        earlier_rule: ``ROW_RULE`` of the package that began the run.
+        earlier: Rule of the run so far.
+        current: Rule of the same run today.
         num_corpora: Corpora that have a weight above 0 in some stage.
         num_objectives: Objectives with a share above 0; a short form counts as one more.
     """
-    if earlier_rule == ROW_RULE:
-        return True
     # The rules 1 and 2 differ in nothing but the order of turns, and one has every turn.
-    return earlier_rule == 1 and num_corpora == 1 and num_objectives == 1
+    return earlier == current or (earlier < current == 2 and num_corpora == num_objectives == 1)
 
 
-def keeps_rows(earlier_rule: int, config: RunConfig) -> bool:
+def keeps_rows(earlier: int, current: int, config: RunConfig) -> bool:
     """Return True if a run that was begun under an earlier rule has the same rows today.
 
     Args:
-        earlier_rule: See ``gives_same_rows``.
+        earlier: See ``gives_same_rows``.
+        current: See ``gives_same_rows``.
         config: The run's configuration.
     """
     return gives_same_rows(
-        earlier_rule,
+        earlier,
+        current,
         num_corpora=len(config.data.corpora),
         num_objectives=_num_objectives(config.corruption),
     )

@@ -5,10 +5,11 @@ count, no number of steps. Resuming is one integer, and every rank of a replica 
 for itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
-from glm_dist.config.schema import RunConfig
+from glm_dist.config.schema import DataConfig, RunConfig
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import TokenStream, split_documents
 from glm_dist.data.identity import data_identity
@@ -27,9 +28,20 @@ class BlendShare:
     corpus: str
     share: float
     """Share of the rows."""
+    documents: int
+    """Training documents."""
     tokens: int
     """Training tokens."""
-    rows_per_epoch: int
+    padding: float
+    """Least share of its rows, 0 to 1, that is padding because the corpus is shorter than a row."""
+    rows_per_round: int
+    """Rows that hold each of its training tokens ``passes_per_round`` times."""
+    passes_per_round: int
+    """1 but for small corpora."""
+
+    def epochs(self, rows: int) -> float:
+        """Return the passes over the training tokens that rows of the corpus do."""
+        return rows * self.passes_per_round / self.rows_per_round
 
 
 class RowSource:
@@ -40,6 +52,7 @@ class RowSource:
         corpora: list[CorpusRows],
         *,
         blend: Blend,
+        data: DataConfig,
         validation: HeldOutRows,
         test: HeldOutRows,
         row_length: int,
@@ -50,6 +63,7 @@ class RowSource:
         Args:
             corpora: At least one.
             blend: Their turns.
+            data: Which rows are skipped.
             validation: Rows to watch a run with.
             test: Rows to judge a finished model with.
             row_length: Tokens of a row.
@@ -57,6 +71,7 @@ class RowSource:
         """
         self._corpora = corpora
         self._blend = blend
+        self._data = data
         self._fingerprint = dict(fingerprint)
         self.validation = validation
         self.test = test
@@ -67,34 +82,59 @@ class RowSource:
         """Names of the objectives, as in metrics."""
         return self._corpora[0].mixture.names
 
-    def row(self, index: int) -> Row:
+    def row(self, number: int) -> Row:
         """Build a training row.
 
         Args:
-            index: 0, 1, 2, … without end; step t of batch size G reads t*G … t*G + G - 1.
+            number: 0, 1, 2, … without end; step t of batch size G reads t*G … t*G + G - 1.
+
+        Returns:
+            The row; its index counts skipped rows as well.
 
         Raises:
             DataError: The corpus holds ids the tokenizer does not know.
         """
-        corpus, number = self._locate(index)
-        return replace(corpus.row(number), index=index, corpus=corpus.name)
+        index = self._data.row_index(number)
+        corpus, rank = self._locate(index)
+        return replace(corpus.row(rank), index=index, corpus=corpus.name)
 
-    def address(self, index: int) -> tuple[str, RowAddress]:
-        """Tell where a training row comes from: the corpus's name and the place in it."""
-        corpus, number = self._locate(index)
-        return corpus.name, corpus.locate(number)
+    def address(self, number: int) -> tuple[str, RowAddress]:
+        """Return the corpus that a training row comes from, and the place in it."""
+        corpus, rank = self._locate(self._data.row_index(number))
+        return corpus.name, corpus.locate(rank)
 
-    def rows_before(self, index: int) -> dict[str, int]:
-        """Count the rows of each corpus among the training rows before an index."""
-        counts = self._blend.counts_before(index)
-        return {corpus.name: count for corpus, count in zip(self._corpora, counts, strict=True)}
+    def documents(self, number: int) -> tuple[str, list[int]]:
+        """Return the corpus and the numbers of the documents that a training row is made of."""
+        corpus, rank = self._locate(self._data.row_index(number))
+        address = corpus.locate(rank)
+        return corpus.name, corpus.training.documents(address.position, address.length)
 
-    def wanted_rows_before(self, index: int) -> dict[str, float]:
-        """Give the rows of each corpus before an index by the weights as they are written."""
-        wanted = self._blend.wanted_before(index)
-        return {
-            corpus.name: float(rows) for corpus, rows in zip(self._corpora, wanted, strict=True)
-        }
+    def rows_before(self, number: int) -> dict[str, int]:
+        """Count the rows of each corpus that are read before a training row."""
+        counts = self._before(number, self._blend.counts_before)
+        return {name: int(count) for name, count in counts.items()}
+
+    def wanted_rows_before(self, number: int) -> dict[str, float]:
+        """Give the rows of each corpus before a training row by the weights as they are written."""
+        wanted = self._before(number, self._blend.wanted_before)
+        return {name: float(rows) for name, rows in wanted.items()}
+
+    def epochs_before(self, number: int) -> dict[str, float]:
+        """Give the passes over each corpus's training tokens that rows before a row have done."""
+        rows = self.rows_before(number)
+        return {part.corpus: part.epochs(rows[part.corpus]) for part in self.blend()}
+
+    def _before(
+        self, number: int, count: Callable[[int], Sequence[int | Fraction]]
+    ) -> dict[str, int | Fraction]:
+        """Count by index, less what was skipped."""
+        index = self._data.row_index(number)
+        totals = list(count(index))
+        for rows in self._data.skipped:
+            if rows.start < index:
+                ends = zip(totals, count(rows.start), count(rows.stop), strict=True)
+                totals = [total - (end - begin) for total, begin, end in ends]
+        return {corpus.name: n for corpus, n in zip(self._corpora, totals, strict=True)}
 
     def blend(self, index: int = 0) -> list[BlendShare]:
         """Describe the blend around a training row."""
@@ -102,8 +142,11 @@ class RowSource:
             BlendShare(
                 corpus=corpus.name,
                 share=float(share),
+                documents=corpus.training.num_documents,
                 tokens=corpus.training.num_tokens,
-                rows_per_epoch=corpus.rows_per_epoch,
+                padding=corpus.padding,
+                rows_per_round=corpus.rows_per_round,
+                passes_per_round=corpus.passes_per_round,
             )
             for corpus, share in zip(self._corpora, self._blend.shares(index), strict=True)
         ]
@@ -148,13 +191,7 @@ def open_row_source(config: RunConfig) -> RowSource:
         )
         training = TokenStream(indexed, split.training, name=name)
         mixture = mixture_of(training)
-        rows = CorpusRows(
-            name,
-            training=training,
-            mixture=mixture,
-            vocabulary=vocabulary,
-            seed=config.run.seed,
-        )
+        rows = CorpusRows(training, mixture=mixture, vocabulary=vocabulary, seed=config.run.seed)
         corpora.append(rows)
         for part, ranges in ((validation, split.validation), (test, split.test)):
             held_out = TokenStream(indexed, ranges, name=name)
@@ -167,10 +204,16 @@ def open_row_source(config: RunConfig) -> RowSource:
     return RowSource(
         corpora,
         blend=make_blend(config.data, [rows.training.num_tokens for rows in corpora]),
+        data=config.data,
         validation=HeldOutRows(validation),
         test=HeldOutRows(test),
         row_length=shape.row_length,
-        fingerprint=data_identity(config, tokenizer, opened),
+        fingerprint=data_identity(
+            config,
+            tokenizer,
+            opened,
+            has_small_corpora=any(rows.passes_per_round > 1 for rows in corpora),
+        ),
     )
 
 

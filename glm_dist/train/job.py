@@ -129,6 +129,7 @@ def _run(
         engine=engine,
         batches=_batches(config, source, groups, first_step=start.step),
         validation=source.validation,
+        epochs_before=source.epochs_before,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,

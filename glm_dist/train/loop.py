@@ -5,7 +5,7 @@ branches, because every branch depends on the step alone or on values that were 
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,8 @@ class LoopContext:
     batches: Iterator[Sequence[MicroBatch]]
     """Micro-batches of this replica, one item per step, from the first step to do."""
     validation: EvaluationRows
+    epochs_before: Callable[[int], Mapping[str, float]]
+    """Passes over each corpus that rows before a row have done."""
     stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
@@ -69,10 +71,8 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     phases = PhaseClock()
-    recorder = Recorder(
-        config, engine, sink=run.sink, phases=phases, first_step=first_step, device=run.device
-    )
-    validator, observers = _observers(run, recorder)
+    recorder, validator, saver = _observers(run, phases, first_step=first_step)
+    observers: list[Observer] = [recorder, validator, saver]
     if run.validates_first and config.evaluation.interval > 0:
         with phases(validator.phase):
             validator.act(StepDone(first_step))
@@ -109,8 +109,19 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     return True
 
 
-def _observers(run: LoopContext, recorder: Recorder) -> tuple[Validator, list[Observer]]:
+def _observers(
+    run: LoopContext, phases: PhaseClock, *, first_step: int
+) -> tuple[Recorder, Validator, Saver]:
     """Make the observers in the order in which they act."""
+    recorder = Recorder(
+        run.config,
+        run.engine,
+        epochs_before=run.epochs_before,
+        sink=run.sink,
+        phases=phases,
+        first_step=first_step,
+        device=run.device,
+    )
     validator = Validator(
         run.config,
         run.engine,
@@ -126,7 +137,7 @@ def _observers(run: LoopContext, recorder: Recorder) -> tuple[Validator, list[Ob
         check=recorder.check,
         sink=run.sink,
     )
-    return validator, [recorder, validator, saver]
+    return recorder, validator, saver
 
 
 def _rate(run: LoopContext, *, done: int) -> float:

@@ -19,6 +19,7 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.metrics import (
+    EPOCHS,
     GRAD_NORM,
     LEARNING_RATE,
     LOSS_SCALE,
@@ -86,6 +87,7 @@ class Recorder:
         config: RunConfig,
         engine: TrainingEngine,
         *,
+        epochs_before: Callable[[int], Mapping[str, float]],
         sink: MetricSink,
         phases: PhaseClock,
         first_step: int,
@@ -96,6 +98,7 @@ class Recorder:
         Args:
             config: The run's configuration.
             engine: Gives loss scale and skipped steps.
+            epochs_before: Passes over each corpus that rows before a row have done.
             sink: Takes records; does nothing on ranks other than 0.
             phases: Clock of the loop.
             first_step: Steps done before this process began.
@@ -103,6 +106,7 @@ class Recorder:
         """
         self._config = config
         self._engine = engine
+        self._epochs_before = epochs_before
         self._sink = sink
         self._device = device
         self._throughput = Throughput(
@@ -137,6 +141,8 @@ class Recorder:
             SKIPPED_STEPS: float(self._engine.zero.skipped_steps),
             LEARNING_RATE: done.learning_rate,
         }
+        epochs = self._epochs_before(done.step * self._config.batch.global_batch_size)
+        record |= {EPOCHS + name: passes for name, passes in epochs.items()}
         loss_scale = self._engine.zero.loss_scale
         if loss_scale is not None:
             record[LOSS_SCALE] = loss_scale

@@ -9,15 +9,12 @@ from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
-from glm_dist.config.schema import DataConfig, Resume, RunConfig
-from glm_dist.data.corpus.indexed import IndexedTokens
+from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
-from glm_dist.data.corpus.open import open_corpus
-from glm_dist.data.corpus.splits import split_documents
 from glm_dist.data.corpus.spot_check import spot_check
-from glm_dist.data.identity import data_identity
+from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.data.tokenizer.tokenizer import load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
@@ -29,8 +26,14 @@ class CorpusFacts:
     """Size of one prepared corpus."""
 
     name: str
-    num_documents: int
-    num_tokens: int
+    documents: int
+    """Documents that are trained on."""
+    tokens: int
+    """Tokens that are trained on."""
+    epochs: float
+    """Passes over them in all steps of the run."""
+    padding: float
+    """Least share of each of its rows, 0 to 1, that is padding because it has so little text."""
 
 
 @dataclass(frozen=True)
@@ -54,20 +57,25 @@ def check_files(config: RunConfig) -> Preflight:
             trained on other rows.
         ConfigError: The run folder cannot be written or belongs to another configuration.
     """
-    tokenizer = _load_tokenizer(config)
-    corpora = {
-        name: _open_corpus(config.data, name, tokenizer=tokenizer) for name in config.data.corpora
-    }
+    _check_tokenizer(config)
+    source = open_row_source(config)
     newest_step = check_run_folder(config)
     if newest_step is not None:
-        _check_data(config, data_identity(config, tokenizer, corpora))
+        _check_data(config, source.fingerprint())
         for corpus in config.data.corpora.values():
             manifest = read_corpus_manifest(corpus.prefix)
             if manifest is not None:
                 spot_check(corpus.prefix, manifest)
+    epochs = source.epochs_before(config.run.steps * config.batch.global_batch_size)
     facts = tuple(
-        CorpusFacts(name, corpus.num_documents, corpus.num_tokens)
-        for name, corpus in corpora.items()
+        CorpusFacts(
+            each.corpus,
+            documents=each.documents,
+            tokens=each.tokens,
+            epochs=epochs[each.corpus],
+            padding=each.padding,
+        )
+        for each in source.blend()
     )
     return Preflight(corpora=facts, newest_step=newest_step)
 
@@ -137,9 +145,9 @@ def _check_origin(path: Path) -> None:
         raise no_origin(path)
 
 
-def _load_tokenizer(config: RunConfig) -> Tokenizer:
+def _check_tokenizer(config: RunConfig) -> None:
     try:
-        return load_tokenizer(config.tokenizer)
+        load_tokenizer(config.tokenizer)
     except DataError as error:
         stored = config.run_dir / TOKENIZER_FOLDER
         if not is_dir(stored):
@@ -152,17 +160,6 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
         ) from error
 
 
-def _open_corpus(data: DataConfig, name: str, *, tokenizer: Tokenizer) -> IndexedTokens:
-    corpus = open_corpus(name, data.corpora[name].prefix, tokenizer=tokenizer)
-    split_documents(
-        corpus.num_documents,
-        validation_share=data.validation_share,
-        test_share=data.test_share,
-        corpus=name,
-    )
-    return corpus
-
-
 def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
     """Compare the data with the newest checkpoint that says what it was trained on.
 
@@ -173,5 +170,5 @@ def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
             manifest = read_manifest(path)
         except DamagedCheckpointError:
             continue  # training would use the one before it
-        check_same_rows(config, path, saved=manifest.extra.get("data"), current=identity)
+        check_same_rows(config, path, extra=manifest.extra, current=identity)
         return

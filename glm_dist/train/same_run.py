@@ -38,6 +38,10 @@ FREE_KEYS: tuple[str, ...] = (
 """Keys that a continued run may change: they decide how and how long, never what is computed."""
 
 
+FUTURE_KEYS = ("data.corpora.", "data.stage_starts", "data.skip_rows")
+"""Keys that a continued run may change if that changes none of the rows it has read."""
+
+
 def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None:
     """Compare every value that changes the result with the configuration saved in the folder.
 
@@ -56,7 +60,8 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
     _check_order(earlier, config, file=file, newest=newest)
     saved = dict(_values(earlier))
     free = FREE_KEYS
-    has_same_past = earlier.data.stages_before(rows_read) == config.data.stages_before(rows_read)
+    row = earlier.data.row_index(rows_read)
+    has_same_past = earlier.data.past(row) == config.data.past(row)
     if config.loss.normalize_by is LossNormalization.global_tokens:
         free = (*free, "batch.micro_batch_size")
     current = dict(_values(config))
@@ -66,7 +71,7 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         if not key.startswith(free)
         and saved.get(key, ABSENT) != current.get(key, ABSENT)
         and not _is_moved_corpus(key, saved, current)
-        and not (has_same_past and key.endswith((".stage_starts", ".stage_weights")))
+        and not (has_same_past and key.startswith(FUTURE_KEYS))
     ]
     if changed:
         was = [_shown(saved.get(key, ABSENT)) for key in changed]
@@ -82,19 +87,22 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         )
 
 
-def check_same_rows(config: RunConfig, checkpoint: Path, *, saved: object, current: object) -> None:
+def check_same_rows(
+    config: RunConfig, checkpoint: Path, *, extra: Mapping[str, object], current: object
+) -> None:
     """Refuse to continue with other rows: some would be repeated and others never read.
 
     Args:
         config: Of the run that is to continue.
         checkpoint: Where it would continue from.
-        saved: Identity of the data in that checkpoint (``extra["data"]``); anything else than a
-            mapping says nothing.
+        extra: What that checkpoint says of the run. Without an identity of its data
+            (``extra["data"]``) nothing is refused.
         current: Identity of the data at hand.
 
     Raises:
         CheckpointError: The rows are others.
     """
+    saved = extra.get("data")
     if not isinstance(saved, Mapping) or not isinstance(current, Mapping):
         return
     rule = row_rule_of(saved)
@@ -107,6 +115,9 @@ def check_same_rows(config: RunConfig, checkpoint: Path, *, saved: object, curre
             value=rule,
             fix="use the version of glm_dist that provenance.json names",
         )
+    unread = _unread_corpora(config, extra.get("rows"), saved)
+    if unread:
+        current = _without(current, unread)
     differences = describe_differences(saved, current)
     if differences:
         raise CheckpointError(
@@ -118,11 +129,11 @@ def check_same_rows(config: RunConfig, checkpoint: Path, *, saved: object, curre
             value="; ".join(differences),
             fix="restore the files, or begin another run",
         )
-    if not keeps_rows(rule, config):
+    if not keeps_rows(rule, row_rule_of(current), config):
         raise CheckpointError(
             f"{checkpoint} was trained by row rule {rule}, by which an older version mixed corpora "
-            f"and objectives. This version follows rule {ROW_RULE}: the run would go on with other "
-            "rows, repeat some texts and never read others.\n"
+            f"and objectives. This version follows rule {row_rule_of(current)}: the run would go on "
+            "with other rows, repeat some texts and never read others.\n"
             f"  Continue in a new run: run.name=<new name> run.init_from={config.run_dir} "
             "run.init_with=weights_and_optimizer\n"
             "  Or use the version that saved it: "
@@ -133,10 +144,36 @@ def check_same_rows(config: RunConfig, checkpoint: Path, *, saved: object, curre
         )
 
 
+def _unread_corpora(
+    config: RunConfig, rows_read: object, saved: Mapping[str, object]
+) -> frozenset[str]:
+    """Corpora that a checkpoint does not know, and that have had no row until then."""
+    known = saved.get("corpora")
+    if not isinstance(rows_read, int) or not isinstance(known, Mapping):
+        return frozenset()
+    stages = config.data.past(config.data.row_index(rows_read))["stages"]
+    assert isinstance(stages, Mapping)
+    read = {name for weights in stages.values() for name in weights}
+    return frozenset(config.data.corpora) - read - known.keys()
+
+
+def _without(identity: Mapping[str, object], names: frozenset[str]) -> dict[str, object]:
+    """An identity of data without some of its corpora."""
+    corpora, order = identity["corpora"], identity["order"]
+    assert isinstance(corpora, Mapping)
+    assert isinstance(order, list)
+    return {
+        **identity,
+        "corpora": {name: entry for name, entry in corpora.items() if name not in names},
+        "order": [name for name in order if name not in names],
+    }
+
+
 def _check_order(earlier: RunConfig, config: RunConfig, *, file: Path, newest: str) -> None:
-    """Corpora take turns in the order in which they are named."""
-    before, now = list(earlier.data.corpora), list(config.data.corpora)
-    if before != now and sorted(before) == sorted(now):
+    """Corpora take turns in the order in which they are named; new ones may stand anywhere."""
+    before = [name for name in earlier.data.corpora if name in config.data.corpora]
+    now = [name for name in config.data.corpora if name in earlier.data.corpora]
+    if before != now:
         raise ConfigError(
             f"data.corpora names {', '.join(now)}, but in the order {', '.join(before)} in {file}, "
             f"from whose {newest} the run continues; in another order they give other rows.\n"

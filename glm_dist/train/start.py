@@ -57,9 +57,7 @@ def starting_point(
     if config.checkpoint.resume is not Resume.never:
         own = _own_checkpoint(config)
     if own is not None:
-        check_same_rows(
-            config, own.path, saved=own.manifest.extra.get("data"), current=identity["data"]
-        )
+        check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
         return Start(restore_state(engine, own))
     if config.run.init_from is None:
         return Start()

@@ -25,9 +25,10 @@ def test_stages_are_read_from_the_command_line() -> None:
 def test_the_past_is_what_began_before_a_row() -> None:
     data = load_config(STAGED).data
 
-    assert data.stages_before(100) == []
-    assert data.stages_before(101) == [(100, [0.0, 1.0])]  # shakespeare, sotu
-    assert len(data.stages_before(201)) == 2
+    first = {0: {"sotu": 1.0, "shakespeare": 1.0}}
+    assert data.past(100)["stages"] == first
+    assert data.past(101)["stages"] == first | {100: {"sotu": 1.0}}  # without weights of 0
+    assert len(dict(data.past(201)["stages"])) == 3
 
 
 def test_a_corpus_may_join_later() -> None:

@@ -14,6 +14,7 @@ from glm_dist.data.corpus.manifest import Manifest, write_manifest
 from glm_dist.data.identity import describe_differences
 from glm_dist.data.loader import training_batches
 from glm_dist.data.row_source import RowSource, open_row_source
+from glm_dist.data.sampling.mixing import MOST_ROWS_OFF
 from glm_dist.errors import DataError
 from tests.data.corpora import (
     CLS,
@@ -30,6 +31,9 @@ from tests.data.corpora import (
 )
 from tests.data.restore import restored
 from tests.messages import Says
+
+U16 = np.dtype(np.uint16)
+CONTENT_OF_SMALL = [token for n in (1, 2, 3) for token in range(10 * n, 10 * n + 7)]
 
 SHARES = {
     "span": (1.0, 0.0, 0.0),
@@ -48,7 +52,7 @@ def test_an_epoch_holds_every_token_exactly_once(
         folder, name, shares=shares, validation_share=0.0, test_share=0.0, row_length=288
     )
     corpus = open_indexed(folder / name)
-    rows = [source.row(index) for index in range(source.blend()[0].rows_per_epoch)]
+    rows = [source.row(index) for index in range(source.blend()[0].rows_per_round)]
     text: Counter[int] = Counter()
     for index, row in enumerate(rows):
         tokens = restored(row)
@@ -82,7 +86,7 @@ def test_held_out_documents_never_appear_in_training(folder: Path) -> None:
     )
     special = {CLS, EOS}
     seen_in_training: set[int] = set()
-    for index in range(3 * source.blend()[0].rows_per_epoch):
+    for index in range(3 * source.blend()[0].rows_per_round):
         seen_in_training |= set(restored(source.row(index))) - special
     held_out: list[set[int]] = []
     for part in (source.validation, source.test):
@@ -97,7 +101,7 @@ def test_held_out_documents_never_appear_in_training(folder: Path) -> None:
 
 def test_epochs_differ_in_order_in_cuts_and_in_blanks(folder: Path) -> None:
     source = open_source(folder, "news")
-    epoch = source.blend()[0].rows_per_epoch
+    epoch = source.blend()[0].rows_per_round
     first = [source.address(index)[1] for index in range(epoch)]
     second = [source.address(epoch + index)[1] for index in range(epoch)]
 
@@ -122,7 +126,7 @@ def test_rows_carry_at_most_two_percent_padding(
 
 def test_shares_of_objectives_are_exact_over_an_epoch(folder: Path) -> None:
     source = open_source(folder, "news")
-    epoch = source.blend()[0].rows_per_epoch
+    epoch = source.blend()[0].rows_per_round
     counts = Counter(source.row(index).objective for index in range(epoch))
 
     assert abs(counts["span"] - 0.5 * epoch) < 1
@@ -307,7 +311,7 @@ def test_validation_without_held_out_documents_is_refused(folder: Path, says: Sa
 
 def test_the_last_slot_of_an_epoch_may_be_short(folder: Path) -> None:
     source = open_source(folder, "news", shares=SHARES["document"], row_length=128)
-    epoch = source.blend()[0].rows_per_epoch
+    epoch = source.blend()[0].rows_per_round
     lengths = Counter(source.address(index)[1].length for index in range(epoch))
 
     # A document row of 128 has 126 tokens of text, [CLS] among them.
@@ -373,3 +377,77 @@ def test_a_row_of_short_documents_hides_nothing_of_their_borders(folder: Path) -
         row = source.row(index)
         hidden = set(row.targets[row.loss_mask].tolist())
         assert not hidden & {CLS, EOS}
+
+
+def test_a_small_corpus_gives_every_objective_its_share_over_passes(folder: Path) -> None:
+    prefix = folder / "small"
+    write_documents(prefix, [[CLS, *range(10 * n, 10 * n + 7), EOS] for n in (1, 2, 3)], U16)
+    source = open_source(folder, "small", validation_share=0.0, test_share=0.0, row_length=128)
+    (part,) = source.blend()
+    rows = [source.row(number) for number in range(part.rows_per_round)]
+
+    tokens = Counter(token for row in rows for token in restored(row) if 10 <= token < 40)
+    assert tokens == {token: part.passes_per_round for token in CONTENT_OF_SMALL}
+    objectives = Counter(row.objective for row in rows)
+    for objective, share in (("span", 0.5), ("sentence", 0.3), ("document", 0.2)):
+        assert objectives[objective] == pytest.approx(share * len(rows), abs=MOST_ROWS_OFF)
+    assert part.epochs(len(rows)) == part.passes_per_round
+    assert part.padding == pytest.approx(1 - 27 / 125, abs=0.02)
+    assert source.fingerprint()["row_rule"] == 3
+    assert open_source(folder, "news").fingerprint()["row_rule"] == 2
+
+
+def test_skipped_rows_are_never_read_and_the_others_are_those_of_before(folder: Path) -> None:
+    plain = open_source(folder, "news", "verse", weights={"news": 2.0, "verse": 1.0})
+    config = make_config(
+        folder,
+        {name: str(folder / name) for name in ("news", "verse")},
+        weights={"news": 2.0, "verse": 1.0},
+    )
+    data = replace(config.data, skip_rows=["3-5", "9-9"])
+    source = open_row_source(replace(config, data=data))
+
+    kept = [0, 1, 2, 6, 7, 8, 10, 11, 12]
+    for number, index in enumerate(kept):
+        row, other = source.row(number), plain.row(index)
+        assert row.index == index
+        assert row.corpus == other.corpus
+        assert (row.tokens == other.tokens).all()
+        assert source.address(number) == plain.address(index)
+    corpora = Counter(plain.row(index).corpus for index in kept)
+    assert source.rows_before(len(kept)) == corpora
+    assert sum(source.wanted_rows_before(len(kept)).values()) == pytest.approx(len(kept))
+
+
+def test_a_corpus_that_enters_later_changes_no_earlier_row(folder: Path) -> None:
+    def source(*names: str, **changes: object) -> RowSource:
+        config = make_config(folder, {name: str(folder / name) for name in names})
+        data = replace(config.data, **changes)  # type: ignore[arg-type]
+        if "books" in names:
+            corpora = {
+                name: replace(corpus, weight=0.0 if name == "books" else None, stage_weights=[1.0])
+                for name, corpus in data.corpora.items()
+            }
+            data = replace(data, corpora=corpora)
+        return open_row_source(replace(config, data=data))
+
+    before = source("news", "verse")  # by their tokens
+    after = source("books", "news", "verse", stage_starts=[40])
+
+    assert digest(before, 40) == digest(after, 40)
+    later = Counter(after.row(number).corpus for number in range(40, 100))
+    assert later == {"books": 20, "news": 20, "verse": 20}
+
+
+def test_a_row_is_traced_back_to_its_documents(folder: Path) -> None:
+    documents = [[CLS, *[10 + number] * (5 + number % 90), EOS] for number in range(400)]
+    write_documents(folder / "marked", documents, U16)
+    source = open_source(folder, "marked", validation_share=0.1, test_share=0.05, row_length=96)
+
+    for number in range(source.blend()[0].rows_per_round):
+        corpus, found = source.documents(number)
+        assert corpus == "marked"
+        marks = {token - 10 for token in restored(source.row(number))} - {CLS - 10, EOS - 10}
+        assert marks <= set(found)
+        # A row may hold no more of its first and last document than [CLS] or the end.
+        assert set(found) - marks <= {found[0], found[-1]}

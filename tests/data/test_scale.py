@@ -28,7 +28,7 @@ row = source.row(0)
 far = source.row(10**15)
 print(json.dumps({
     "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    "rows_per_epoch": source.blend()[0].rows_per_epoch,
+    "rows_per_round": source.blend()[0].rows_per_round,
     "length": len(row.tokens),
     "index": far.index,
 }))
@@ -81,7 +81,7 @@ def test_a_trillion_tokens_open_without_being_read(tmp_path: Path) -> None:
     # The index alone has 20 GB: whoever passes through it holds more than this.
     assert found["rss_mib"] < 1024
     # 949 million training documents of 1000 tokens; a row of 576 reads about 530 of them.
-    assert found["rows_per_epoch"] == pytest.approx(949e9 / 530, rel=0.05)
+    assert found["rows_per_round"] == pytest.approx(949e9 / 530, rel=0.05)
     assert found["length"] == 576
     assert found["index"] == 10**15
 

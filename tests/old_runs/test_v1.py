@@ -13,7 +13,6 @@ from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.corpus.manifest import read_manifest, write_manifest
-from glm_dist.data.identity import ROW_RULE
 from glm_dist.errors import EXIT_USER_ERROR, CheckpointError, ConfigError, DataError
 from glm_dist.train.preflight import check_files
 from glm_dist.train.same_run import check_same_rows
@@ -45,11 +44,11 @@ def test_a_run_of_version_1_resumes_and_validates_with_the_numbers_of_then(place
     for key in SAME:
         then = {r["step"]: r[key] for r in EXPECTED["records"] if key in r}
         assert records(run, key) == pytest.approx(then, rel=1e-6)
-    # What is saved now follows today's rule, by which these rows are the same.
+    # What is saved now follows the rule of today's larger corpora: the same rows.
     newest = list_steps(run / "checkpoints")[0][1]
     assert newest.name == "step_0000008"
     identity = json.loads((newest / "manifest.json").read_text())["extra"]["data"]
-    assert identity["row_rule"] == ROW_RULE
+    assert identity["row_rule"] == 2
 
 
 def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -114,15 +113,16 @@ def test_the_first_two_row_rules_agree_where_nothing_takes_turns(
     changes: tuple[str, ...], has_same_rows: bool, place: Path
 ) -> None:
     config = config_of(place / "spans", *changes)
-    current = {"tokenizer": "a", "row_rule": ROW_RULE}
+    current = {"tokenizer": "a", "row_rule": 2}
     refuses = pytest.raises(CheckpointError, match="by row rule 1,")
     with nullcontext() if has_same_rows else refuses:
-        check_same_rows(config, place, saved={"tokenizer": "a"}, current=current)
+        check_same_rows(config, place, extra={"data": {"tokenizer": "a"}}, current=current)
 
 
 def test_a_row_rule_of_a_later_version_is_refused(place: Path) -> None:
+    extra = {"data": {"row_rule": 99}}
     with pytest.raises(CheckpointError, match="row rule 99; this version of glm_dist knows rules"):
-        check_same_rows(config_of(place / "spans"), place, saved={"row_rule": 99}, current={})
+        check_same_rows(config_of(place / "spans"), place, extra=extra, current={})
 
 
 def test_other_data_is_refused_before_the_job_as_in_the_job(place: Path) -> None:

@@ -80,6 +80,7 @@ def train_poisoned(
         engine=engine,
         batches=poisoned(batches, engine, step=step),
         validation=source.validation,
+        epochs_before=source.epochs_before,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / "checkpoints",

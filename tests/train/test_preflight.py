@@ -11,7 +11,7 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.data.corpus.indexed import open_indexed
 from glm_dist.data.corpus.manifest import Manifest, write_manifest
 from glm_dist.errors import GlmDistError
-from glm_dist.train.preflight import CorpusFacts, check_files, check_run_folder
+from glm_dist.train.preflight import check_files, check_run_folder
 from tests.data.corpora import make_documents, write_corpus, write_vocabulary
 from tests.messages import Says
 
@@ -50,9 +50,14 @@ def write_run(folder: Path, *more: str, steps: tuple[int, ...] = (10,)) -> None:
 
 def test_good_files_are_described(tmp_path: Path) -> None:
     config = config_for(tmp_path)
-    tokens = sum(len(document) for document in make_documents(20))
     found = check_files(config)
-    assert found.corpora == (CorpusFacts("text", 20, tokens),)
+    (corpus,) = found.corpora
+    held_out = round(20 * config.data.validation_share) + (config.data.test_share > 0)
+    assert (corpus.name, corpus.documents) == ("text", 20 - held_out)
+    rows = config.run.steps * config.batch.global_batch_size
+    text_of_a_row = config.batch.row_length * 0.9  # the rest is for blanks
+    assert corpus.epochs == pytest.approx(rows * text_of_a_row / corpus.tokens, rel=0.1)
+    assert corpus.padding == 0
     assert found.newest_step is None
     assert not (tmp_path / "runs").exists()  # looking leaves nothing behind
 
@@ -215,13 +220,35 @@ def test_file_system_that_refuses_to_write_is_named() -> None:
         ("evaluation=none", "checkpoint.keep_last=9", "observe.log_interval=7"),
         # 10 steps of 8 rows have been read; a stage from row 80 on is still to come.
         ("data.stage_starts=[80]", "data.corpora.text.stage_weights=[2]"),
+        # A corpus that has had no row yet.
+        (
+            "data.corpora.more.prefix={folder}/more",
+            "data.corpora.more.weight=0",
+            "data.stage_starts=[80]",
+            "data.corpora.more.stage_weights=[1]",
+            "data.corpora.text.stage_weights=[2]",
+        ),
+        ("data.skip_rows=[80-99,200-200]",),
+        ("data.validation_corpora.more={folder}/more",),
     ],
-    ids=["layout", "micro-batch", "length", "workers", "reports", "future stage"],
+    ids=[
+        "layout",
+        "micro-batch",
+        "length",
+        "workers",
+        "reports",
+        "future stage",
+        "new corpus",
+        "future rows",
+        "validation",
+    ],
 )
 def test_run_may_continue_with_what_does_not_change_results(
     changed: tuple[str, ...], tmp_path: Path
 ) -> None:
     write_run(tmp_path)
+    write_corpus(tmp_path, "more", make_documents(20))
+    changed = tuple(each.format(folder=tmp_path) for each in changed)
     assert check_files(config_for(tmp_path, *changed)).newest_step == 10
 
 
@@ -240,6 +267,17 @@ def test_run_may_continue_with_what_does_not_change_results(
             ("data.stage_starts=[79]", "data.corpora.text.stage_weights=[2]"),
             "data.stage_starts",
         ),
+        (
+            (
+                "data.corpora.more.prefix={folder}/more",
+                "data.corpora.more.weight=0",
+                "data.stage_starts=[79]",
+                "data.corpora.more.stage_weights=[1]",
+                "data.corpora.text.stage_weights=[2]",
+            ),
+            "data.corpora.more.",
+        ),
+        (("data.skip_rows=[79-79]",), "data.skip_rows"),
     ],
     ids=[
         "seed",
@@ -251,6 +289,8 @@ def test_run_may_continue_with_what_does_not_change_results(
         "corpus",
         "official mean",
         "past stage",
+        "new corpus in the past",
+        "past rows",
     ],
 )
 def test_run_may_not_continue_with_what_changes_results(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
+from tests.data.corpora import make_documents, write_corpus
 from tests.train.jobs import make_files, with_python, with_ranks
 
 WITH_OPTIMIZER = "run.init_with=weights_and_optimizer"
@@ -116,3 +117,38 @@ def test_an_origin_that_does_not_fit_is_refused_in_words(
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_corpus_and_skipped_rows_may_enter_a_running_job(
+    source: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = source
+    more = write_corpus(folder, "more", make_documents(60, seed=1))
+    job = [*overrides, "parallel=single"]
+    later = [
+        f"data.corpora.more.prefix={more}",
+        "data.corpora.more.weight=0",
+        "data.stage_starts=[8]",  # two steps of four rows
+        "data.corpora.more.stage_weights=[3]",
+        "data.corpora.text.stage_weights=[1]",
+        "data.skip_rows=[9-11,14-14]",
+    ]
+    runs = [
+        ["run.name=entered", "run.steps=2"],
+        ["run.name=entered", *later],
+        ["run.name=whole", *later],
+    ]
+    for changes in runs:
+        done = with_python([*job, *changes])
+        assert done.returncode == 0, done.stderr
+
+    entered, whole = (metrics(folder, run, "") for run in ("entered", "whole"))
+    for step in (1, 2, 3, 4):
+        for name in ("train/loss", "data/epochs_text"):
+            assert entered[step][name] == whole[step][name]
+    assert entered[2].get("data/epochs_more", 0) == 0 < entered[4]["data/epochs_more"]
+    assert {"valid/loss_span/text", "valid/loss_span/more"} <= entered[4].keys()
+
+    done = with_python([*job, "run.name=entered", *later, "data.skip_rows=[7-7]"])
+    assert done.returncode == 2
+    assert "data.skip_rows" in done.stderr

@@ -89,6 +89,12 @@ class IndexedTokens:
         """Read a document's token ids."""
         return self.tokens[self.document_offset(number) : self.document_offset(number + 1)]
 
+    def document_at(self, token: int) -> int:
+        """Return the number of the document that holds a token, counted over the corpus."""
+        byte = token * self.tokens.dtype.itemsize
+        sequence = self.sequence_offsets.searchsorted(byte, side="right") - 1
+        return int(self.document_starts.searchsorted(sequence, side="right")) - 1
+
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle by path, so that a worker process maps the files itself."""
         return (open_indexed, (self.prefix,))

@@ -83,6 +83,7 @@ class TokenStream:
             name: Name of the corpus in the configuration.
         """
         self.name = name
+        self._corpus = corpus
         self._tokens = corpus.tokens
         self._begins = [corpus.document_offset(first) for first, _ in ranges]
         ends = [corpus.document_offset(last) for _, last in ranges]
@@ -114,3 +115,22 @@ class TokenStream:
             done += count
             position = (position + count) % self.num_tokens
         return out
+
+    def documents(self, position: int, length: int) -> list[int]:
+        """List the documents that a stretch of the ring touches, in the order of the ring.
+
+        Args:
+            position: First token, 0 to ``num_tokens`` - 1.
+            length: Tokens, at most ``num_tokens``.
+        """
+        found: list[int] = []
+        done = 0
+        while done < length:
+            piece = bisect_right(self._before, position) - 1
+            count = min(length - done, self._before[piece + 1] - position)
+            begin = self._begins[piece] + position - self._before[piece]
+            first = self._corpus.document_at(begin)
+            found += range(first, self._corpus.document_at(begin + count - 1) + 1)
+            done += count
+            position = (position + count) % self.num_tokens
+        return found

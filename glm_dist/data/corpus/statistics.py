@@ -74,7 +74,7 @@ def blend_records(source: RowSource, num_rows: int) -> list[BlendRecord]:
             exact[corpus] += address.length
     records = []
     for part in source.blend():
-        average = rows[part.corpus] * part.tokens // part.rows_per_epoch
+        average = round(part.epochs(rows[part.corpus]) * part.tokens)
         tokens = exact[part.corpus] if num_rows <= ROWS_COUNTED else average
         epochs = tokens / part.tokens
         records.append(

@@ -25,6 +25,10 @@ from glm_dist.seeds import derive_keys, name_key
 
 SURVEY_WINDOWS = 32
 
+LEAST_SLOTS = 64
+"""Slots in which several objectives get their shares to a few percent; a corpus that has fewer is
+planned over several passes."""
+
 _WORD = (1 << 64) - 1
 
 
@@ -33,9 +37,9 @@ class RowAddress:
     """Where one row comes from."""
 
     epoch: int
-    """Pass over the corpus."""
+    """Round over the corpus: one pass, or several over a small corpus."""
     slot: int
-    """Window within the pass, in the order of the text."""
+    """Window within the round, in the order of the text."""
     objective: str
     objective_number: int
     """Its place in the mixture, where a name may stand for a plain and a short form."""
@@ -46,10 +50,13 @@ class RowAddress:
 
 
 class SlotPlan:
-    """How one pass over a ring of tokens is cut into slots."""
+    """Slots of one round over a ring of tokens.
+
+    A round is one pass, or so many that several objectives get their shares.
+    """
 
     def __init__(self, mixture: Mixture, num_tokens: int) -> None:
-        """Plan a pass.
+        """Plan a round.
 
         Args:
             mixture: Objectives, which take turns; one token of a window is left for an opening
@@ -57,14 +64,24 @@ class SlotPlan:
             num_tokens: Tokens on the ring.
         """
         self._turns = Turns(mixture.shares)
-        self._sizes = [objective.window_length - 1 for objective in mixture.objectives]
+        sizes = [objective.window_length - 1 for objective in mixture.objectives]
+        self._sizes = [min(size, num_tokens) for size in sizes]
+        self.passes = 1
+        """Times that every token is read in a round."""
         self._num_tokens = num_tokens
-        most = -(-num_tokens // min(self._sizes))
-        self.num_slots = bisect_left(range(most), num_tokens, key=self._tokens_before)
-        """Slots of a pass; the last one may be shorter than the others."""
+        self.num_slots = self._count()
+        """Slots of a round; the last one may be shorter than the others."""
+        if self.num_slots < LEAST_SLOTS and len(sizes) > 1:
+            self.passes = -(-LEAST_SLOTS * max(self._sizes) // num_tokens)
+            self._num_tokens *= self.passes
+            self.num_slots = self._count()
+
+    def _count(self) -> int:
+        most = -(-self._num_tokens // min(self._sizes))
+        return bisect_left(range(most), self._num_tokens, key=self._tokens_before)
 
     def slot(self, number: int) -> tuple[int, int, int]:
-        """Give a slot's objective, offset from the start of the pass, and tokens."""
+        """Give a slot's objective, offset from the start of the round, and tokens."""
         objective, _ = self._turns.locate(number)
         begin = self._tokens_before(number)
         return objective, begin, min(self._sizes[objective], self._num_tokens - begin)
@@ -113,9 +130,8 @@ class CorpusRows:
 
     def __init__(
         self,
-        name: str,
-        *,
         training: TokenStream,
+        *,
         mixture: Mixture,
         vocabulary: Vocabulary,
         seed: int,
@@ -123,26 +139,37 @@ class CorpusRows:
         """Join text and objectives.
 
         Args:
-            name: Name of the corpus; its randomness depends on it and not on other corpora.
-            training: Training tokens.
+            training: Training tokens, with the name of their corpus; the randomness of its rows
+                depends on the name and not on other corpora.
             mixture: Objectives and shares.
             vocabulary: Special tokens.
             seed: Seed of the run.
         """
-        self.name = name
+        self.name = training.name
         self.mixture = mixture
         self.training = training
         self._vocabulary = vocabulary
         self._seed = seed
-        self._key = name_key(name)
+        self._key = name_key(training.name)
         self._training_rng = RowGenerators(seed, Purpose.TRAINING_ROW)
         self._plan = SlotPlan(mixture, training.num_tokens)
         self._num_slots = self._plan.num_slots
 
     @property
-    def rows_per_epoch(self) -> int:
-        """Training rows that hold every training token once."""
+    def rows_per_round(self) -> int:
+        """Training rows that hold every training token ``passes_per_round`` times."""
         return self._num_slots
+
+    @property
+    def passes_per_round(self) -> int:
+        """Passes over the training tokens in a round; 1 but for small corpora."""
+        return self._plan.passes
+
+    @property
+    def padding(self) -> float:
+        """Share of rows, 0 to 1, for which the corpus has too little text."""
+        room = max(objective.window_length - 1 for objective in self.mixture.objectives)
+        return max(0.0, 1 - self.training.num_tokens / room)
 
     def locate(self, number: int) -> RowAddress:
         """Find where a training row comes from.

@@ -171,15 +171,18 @@ def make_blend(config: DataConfig, num_tokens: Sequence[int]) -> Blend:
 
     Args:
         config: Weights and stages; checked already.
-        num_tokens: Training tokens of each corpus, the weights where none are given.
+        num_tokens: Training tokens of each corpus, its weight where none is given.
     """
     corpora = list(config.corpora.values())
-    given = [as_written(corpus.weight) for corpus in corpora if corpus.weight is not None]
+    first = [
+        Fraction(tokens) if corpus.weight is None else as_written(corpus.weight)
+        for corpus, tokens in zip(corpora, num_tokens, strict=True)
+    ]
     later = [
         (row, [as_written(corpus.stage_weights[stage]) for corpus in corpora])
         for stage, row in enumerate(config.stage_starts)
     ]
-    return Blend(given or [Fraction(tokens) for tokens in num_tokens], later)
+    return Blend(first, later)
 
 
 def as_written(number: float) -> Fraction:

@@ -119,7 +119,7 @@ def test_unilm_mixes_its_views_by_their_shares(folder: Path) -> None:
         folder, {"news": str(folder / "news")}, task=PretrainingTask.unilm, row_length=128
     )
     source = open_row_source(config)
-    epoch = source.blend()[0].rows_per_epoch
+    epoch = source.blend()[0].rows_per_round
     names = [source.address(index)[1].objective for index in range(epoch)]
 
     assert source.objectives == ("unilm_both", "unilm_source", "unilm_left", "unilm_right")

@@ -161,8 +161,9 @@ def test_a_corpus_without_weight_takes_no_turn() -> None:
 
 
 def test_rows_of_the_older_rule_are_equal_only_where_nothing_takes_turns() -> None:
-    assert gives_same_rows(1, num_corpora=1, num_objectives=1)
-    assert not gives_same_rows(1, num_corpora=2, num_objectives=1)
-    assert not gives_same_rows(1, num_corpora=1, num_objectives=2)
-    assert gives_same_rows(ROW_RULE, num_corpora=9, num_objectives=9)
-    assert not gives_same_rows(ROW_RULE + 1, num_corpora=1, num_objectives=1)
+    assert gives_same_rows(1, 2, num_corpora=1, num_objectives=1)
+    assert not gives_same_rows(1, 2, num_corpora=2, num_objectives=1)
+    assert not gives_same_rows(1, 2, num_corpora=1, num_objectives=2)
+    assert not gives_same_rows(2, 3, num_corpora=1, num_objectives=2)
+    assert gives_same_rows(ROW_RULE, ROW_RULE, num_corpora=9, num_objectives=9)
+    assert not gives_same_rows(ROW_RULE + 1, ROW_RULE, num_corpora=1, num_objectives=1)
