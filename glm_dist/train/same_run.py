@@ -132,8 +132,8 @@ def check_same_rows(
     if not keeps_rows(rule, row_rule_of(current), config):
         raise CheckpointError(
             f"{checkpoint} was trained by row rule {rule}, by which an older version mixed corpora "
-            f"and objectives. This version follows rule {row_rule_of(current)}: the run would go on "
-            "with other rows, repeat some texts and never read others.\n"
+            f"and objectives. This version follows rule {row_rule_of(current)}: the run would go on"
+            " with other rows, repeat some texts and never read others.\n"
             f"  Continue in a new run: run.name=<new name> run.init_from={config.run_dir} "
             "run.init_with=weights_and_optimizer\n"
             "  Or use the version that saved it: "

@@ -1,5 +1,6 @@
 """A trained run as a library sees it: in any layout, again and again, quietly."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from glm_dist.errors import CheckpointError, LaunchError
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.evaluate import validation_losses
+from tests.data.corpora import make_documents, write_corpus
 from tests.ranks import run_ranks
-from tests.train.jobs import make_files, start, with_python
+from tests.train.jobs import glm_dist_command, make_files, start, with_python
 
 TEXT = "w10 [MASK] w11 w12 [MASK] w13"
 
@@ -100,3 +102,30 @@ def test_a_missing_step_and_a_wrong_layout_are_answered_in_words(run_folder: Pat
         f"There is no checkpoint of step 3 in {run_folder}/checkpoints; there are: 2."
     )
     assert no_layout.startswith("1 processes do not divide into replicas of tensor_parallel_size=2")
+
+
+def test_losses_of_either_split_and_of_another_corpus_are_measured(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    more = write_corpus(tmp_path, "more", make_documents(30, seed=1))
+    records = read_records(run_folder / METRICS_FILE)
+    (trained,) = (record["valid/loss_span"] for record in records if "valid/loss_span" in record)
+    outputs = [
+        glm_dist_command("evaluate", str(run_folder), *options)
+        for options in (["--rows=4"], ["--split=test"], ["--corpus", f"more={more}"])
+    ]
+
+    assert [done.returncode for done in outputs] == [0, 0, 0], outputs[-1].stderr
+    measured, test, both = (dict(map(str.split, lines(done))) for done in outputs)
+    assert float(measured["span"]) == pytest.approx(trained, abs=1e-4)
+    assert set(test) == {"span", "sentence", "document"}
+    assert test["span"] != measured["span"]
+    assert {"span/text", "span/more", "span"} <= set(both)
+    wrong = glm_dist_command("evaluate", str(run_folder), "--corpus", f"text={more}")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith(f"ConfigError: --corpus text={more} has a name that is taken.")
+
+
+def lines(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Name and loss of each line."""
+    return [" ".join(line.split()[:2]) for line in done.stdout.splitlines()]

@@ -46,21 +46,24 @@ def cases_of(dtype: str) -> list[Case]:
     return [replace(case, dtype=dtype) for case in LAYOUTS]
 
 
-def trend(cases: list[Case], steps: list[int]) -> list[list[float]]:
-    """Losses of all steps, case after case."""
+def trend(cases: list[Case], steps: list[int]) -> list[tuple[list[float], float]]:
+    """Losses of all steps and the gradient norm of the first, case after case."""
     enable_cpu()
-    losses = []
+    found = []
     for case in cases:
         engine = build_engine(case)
-        losses.append(run_steps(engine, case, steps)[0])
+        losses, norms = run_steps(engine, case, steps)
+        found.append((losses, norms[0]))
         whole_weights(engine)  # asserts that every copy of a weight is the same
-    return losses
+    return found
 
 
 @cache
 def single_precision() -> list[float]:
     """The long trend in fp32 in one process."""
-    losses: list[float] = run_ranks(trend, [Case(micro_batch=16)], LONG_TREND, world_size=1)[0][0]
+    losses: list[float] = run_ranks(trend, [Case(micro_batch=16)], LONG_TREND, world_size=1)[0][0][
+        0
+    ]
     return losses
 
 
@@ -68,8 +71,13 @@ def check_trend(cases: list[Case], steps: list[int]) -> None:
     """Demand single precision's losses of every case."""
     expected = single_precision()[: len(steps)]
     found = run_ranks(trend, cases, steps, world_size=2, timeout=900)[0]
-    for case, losses in zip(cases, found, strict=True):
+    first: dict[tuple[int, int], float] = {}
+    for case, (losses, norm) in zip(cases, found, strict=True):
         assert losses == pytest.approx(expected, rel=1e-3), case
+        # Whatever shards them, the same gradients have the same norm.
+        if case.dp > 1:
+            alike = first.setdefault((case.dp, case.micro_batch), norm)
+            assert norm == pytest.approx(alike, rel=1e-6), case
 
 
 def test_the_trend_falls() -> None:

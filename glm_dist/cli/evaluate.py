@@ -1,0 +1,107 @@
+"""Measure a run's losses on held-out text.
+
+glm-dist evaluate runs/large_1                        the documents that validation reads
+glm-dist evaluate runs/large_1 --split test           those that nothing has read
+glm-dist evaluate runs/large_1 --corpus news=data/news
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import glm_dist
+from glm_dist.cli.arguments import whole_number
+from glm_dist.config.load import load_config_file
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.row_source import open_row_source
+from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
+from glm_dist.errors import ConfigError
+from glm_dist.files import is_dir
+from glm_dist.observe.run_folder import CONFIG_FILE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-command's arguments."""
+    parser.add_argument("run", type=Path, help="folder of a run, such as runs/quickstart")
+    parser.add_argument(
+        "--split",
+        choices=("validation", "test"),
+        default="validation",
+        help="held-out documents to measure (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--corpus",
+        action="append",
+        default=[],
+        metavar="NAME=PREFIX",
+        help="measure this corpus as well, all of it; may be repeated",
+    )
+    parser.add_argument(
+        "--rows",
+        type=whole_number(at_least=1),
+        default=256,
+        help="rows of each objective, over all corpora (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the losses.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        GlmDistError: The run, its checkpoint or a corpus cannot be used.
+    """
+    config = _with_corpora(load_config_file(arguments.run / CONFIG_FILE), arguments.corpus)
+    stored = arguments.run / TOKENIZER_FOLDER
+    if is_dir(stored):  # the run may have moved since
+        config = replace(config, tokenizer=replace(config.tokenizer, path=str(stored)))
+    source = open_row_source(config)
+    rows = source.test if arguments.split == "test" else source.validation
+    rows.names()  # refuses before torch is loaded
+    trained = glm_dist.load(arguments.run, step=arguments.step)
+    # Loads torch, which neither help nor a mistake above needs.
+    losses: dict[str, float] = import_module("glm_dist.train.evaluate").validation_losses(
+        trained,
+        rows,
+        num_rows=arguments.rows,
+        micro_batch_size=min(config.batch.micro_batch_size, arguments.rows),
+        device=next(trained.model.parameters()).device,
+    )
+    if trained.groups.rank == 0:
+        width = max(map(len, losses), default=0)
+        for name, loss in losses.items():
+            line = f"{name:<{width}}  {loss:.4f} nats  perplexity {math.exp(loss):,.1f}\n"
+            sys.stdout.write(line)
+    return 0
+
+
+def _with_corpora(config: RunConfig, typed: list[str]) -> RunConfig:
+    """Add corpora to those that are kept for validation.
+
+    Raises:
+        ConfigError: One is not written as name=prefix, or has a name that is taken.
+    """
+    added: dict[str, str] = {}
+    for text in typed:
+        name, equals, prefix = text.partition("=")
+        if not (name and equals and prefix) or name in {*config.data.corpora, *added}:
+            taken = name in {*config.data.corpora, *added}
+            problem = "has a name that is taken" if taken else "is not of the form name=prefix"
+            raise ConfigError(
+                f"--corpus {text} {problem}.\n"
+                "  Write for example --corpus news=data/news, with a new name.",
+                key="--corpus",
+                value=text,
+                fix="--corpus news=data/news",
+            )
+        added[name] = prefix
+    kept = {**config.data.validation_corpora, **added}
+    return replace(config, data=replace(config.data, validation_corpora=kept))
