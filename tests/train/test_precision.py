@@ -61,9 +61,8 @@ def trend(cases: list[Case], steps: list[int]) -> list[tuple[list[float], float]
 @cache
 def single_precision() -> list[float]:
     """The long trend in fp32 in one process."""
-    losses: list[float] = run_ranks(trend, [Case(micro_batch=16)], LONG_TREND, world_size=1)[0][0][
-        0
-    ]
+    (found,) = run_ranks(trend, [Case(micro_batch=16)], LONG_TREND, world_size=1)[0]
+    losses: list[float] = found[0]
     return losses
 
 
