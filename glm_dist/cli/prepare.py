@@ -1,8 +1,8 @@
 """Turn text files into a corpus of token ids: <output>.bin, <output>.idx and <output>.json.
 
-Reads JSON lines, plain text and Parquet, also compressed (.gz, .zst). The output does not depend on
-the number of workers. A command that was stopped goes on where it was; one that had finished does
-nothing.
+Reads JSON lines, plain text and Parquet, also compressed (.gz, .zst, .xz, .bz2). The output does
+not depend on the number of workers. A command that was stopped goes on where it was; one that had
+finished does nothing.
 
   glm-dist prepare wiki/*.jsonl.gz --output data/wiki --tokenizer data/tokenizer.model --workers 8
 """
@@ -10,6 +10,7 @@ nothing.
 import argparse
 import os
 import time
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -22,11 +23,12 @@ from rich.progress import (
 )
 
 from glm_dist.cli.arguments import whole_number
-from glm_dist.data.prepare.inputs import expand_inputs
+from glm_dist.data.prepare.inputs import Selection, select_inputs
 from glm_dist.data.prepare.prepare import Prepared, prepare
 from glm_dist.data.prepare.prepare import Progress as State
 from glm_dist.data.prepare.readers import TextOptions, TextUnit
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
+from glm_dist.errors import DataError
 
 SHOWN_BAD_LINES = 10
 SECONDS_BETWEEN_LINES = 30.0
@@ -67,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Prepare the corpus and tell what is in it."""
     console = Console(stderr=True)
+    selection = _selection(arguments.inputs)
+    for line in selection.describe():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     bar = Progress(
         TextColumn("{task.fields[state]}"),
         BarColumn(),
@@ -94,7 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
             arguments.output,
             tokenizer=choose_tokenizer(arguments),
             options=TextOptions(arguments.text_key, TextUnit(arguments.text_unit)),
-            num_workers=arguments.workers or _workers_for(arguments.inputs),
+            num_workers=arguments.workers or _workers_for(selection.files),
             max_bad_lines=arguments.max_bad_lines,
             overwrite=arguments.overwrite,
             report=report,
@@ -103,9 +108,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _workers_for(inputs: list[str]) -> int:
+def _selection(inputs: list[str]) -> Selection:
+    """Find the inputs; none where they are gone, which a finished corpus does not mind."""
+    try:
+        return select_inputs(inputs)
+    except DataError:
+        return Selection([], {})
+
+
+def _workers_for(files: list[Path]) -> int:
     """One for each core, but none that would take longer to start than to finish."""
-    size = sum(file.stat().st_size for file in expand_inputs(inputs))
+    size = sum(file.stat().st_size for file in files)
     return max(1, min(os.cpu_count() or 1, size // BYTES_WORTH_A_WORKER))
 
 

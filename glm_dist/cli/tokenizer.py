@@ -9,13 +9,14 @@ import argparse
 import math
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from glm_dist.config.schema import pad_vocabulary
-from glm_dist.data.prepare.inputs import expand_inputs
+from glm_dist.data.prepare.inputs import select_inputs
 from glm_dist.data.prepare.output import output_file
 from glm_dist.data.prepare.readers import (
     BadLine,
@@ -85,9 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> None:
     console = Console(stderr=True)
     options = TextOptions(arguments.text_key, TextUnit(arguments.text_unit))
+    selection = select_inputs(arguments.inputs)
+    for line in selection.describe():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     with console.status("learning a vocabulary"):
         size = train_sentencepiece(
-            _documents(arguments.inputs, options),
+            _documents(selection.files, options),
             output_file(arguments.output),
             vocab_size=arguments.vocab_size,
             model_type=arguments.model_type,
@@ -101,9 +105,9 @@ def _train(arguments: argparse.Namespace) -> None:
     )
 
 
-def _documents(inputs: list[str], options: TextOptions) -> Iterator[str]:
-    """Texts of all files; `prepare` is the one to complain about bad lines."""
-    for file in expand_inputs(inputs):
+def _documents(files: list[Path], options: TextOptions) -> Iterator[str]:
+    """Read the texts of all files; `prepare` is the one to complain about bad lines."""
+    for file in files:
         for block in read_blocks(file, options):
             for document in documents_of(block, options):
                 if not isinstance(document, BadLine):

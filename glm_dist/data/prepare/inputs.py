@@ -3,6 +3,7 @@
 import glob
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
@@ -27,14 +28,42 @@ SUFFIXES = {
     ".text": FileKind.text,
     ".parquet": FileKind.parquet,
 }
-COMPRESSIONS = (".gz", ".zst")
+SHOWN = 3
+"""Files named for each reason to leave some out."""
+OF_A_CORPUS = (".bin", ".idx")
+"""Endings of a prepared corpus."""
+COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Files that inputs name, and files below their folders that are left out."""
+
+    files: list[Path]
+    """In order, each once."""
+    left_out: dict[str, list[Path]]
+    """By reason."""
+
+    def describe(self) -> list[str]:
+        """Return a line for each reason, with the first files that are left out for it."""
+        lines = []
+        for reason, files in self.left_out.items():
+            names = ", ".join(map(str, files[:SHOWN]))
+            more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+            lines.append(f"left out, {reason}: {names}{more}")
+        return lines
 
 
 def expand_inputs(inputs: Sequence[str]) -> list[Path]:
-    """List the files that paths, folders and patterns name, in order, each once.
+    """List the files that inputs name; see ``select_inputs``."""
+    return select_inputs(inputs).files
 
-    What a preparation wrote (manifests, unfinished corpora) is left out, so that a folder may hold
-    texts and corpora. A file that is named twice, by whatever path, is read once.
+
+def select_inputs(inputs: Sequence[str]) -> Selection:
+    """Find the files that paths, folders and patterns name, in order, each once.
+
+    A file that is named twice, by whatever path, is read once. Folders are searched with all
+    folders below them, linked ones too, but for hidden ones.
 
     Args:
         inputs: Files; folders, of which every file with a known suffix is taken; or patterns.
@@ -44,10 +73,17 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         DataError: Something names no file, or a file's format is unknown.
     """
     files: dict[Path, Path] = {}  # by real path
+    left_out: dict[str, list[Path]] = {}
     for name in inputs:
         path = Path(name)
         if is_dir(path):
-            found = [each for each in sorted(path.rglob("*")) if _is_text(each)]
+            found = []
+            for each in _files_below(path):
+                reason = _reason_against(each, path)
+                if reason is None:
+                    found.append(each)
+                else:
+                    left_out.setdefault(reason, []).append(each)
         elif exists(path):
             found = [path]
         else:
@@ -56,13 +92,35 @@ def expand_inputs(inputs: Sequence[str]) -> list[Path]:
         if not texts and not is_file(path):
             raise _no_text(name)
         for text in texts:
+            if text.resolve() in files:
+                left_out.setdefault("named before", []).append(text)
             files.setdefault(text.resolve(), text)
     if not files:
         raise _no_text(", ".join(inputs))
     for file in files.values():
         kind_of(file)
         _check_readable(file)
-    return list(files.values())
+    return Selection(list(files.values()), left_out)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """List all files below a folder, sorted; every folder once, also where links make a circle."""
+    found, seen = [], {folder.resolve()}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = {name: (Path(place) / name).resolve() for name in folders}
+        folders[:] = [name for name in folders if real[name] not in seen]
+        seen |= {real[name] for name in folders}
+        found += [Path(place) / name for name in names]
+    return sorted(found)
+
+
+def _reason_against(file: Path, folder: Path) -> str | None:
+    """Return why a file below a folder is no input; None if it is one."""
+    if _is_of_a_corpus(file) or file.name.endswith(OF_A_CORPUS):
+        return "part of a corpus"
+    if any(part.startswith(".") for part in file.relative_to(folder).parts):
+        return "hidden"
+    return None if _kind_or_none(file) is not None else "of an unknown format"
 
 
 def _no_text(name: str) -> DataError:
@@ -97,10 +155,6 @@ def kind_of(file: Path) -> FileKind:
     return kind
 
 
-def _is_text(file: Path) -> bool:
-    return _kind_or_none(file) is not None and not is_dir(file)
-
-
 def _check_readable(file: Path) -> None:
     if not (is_file(file) and os.access(file, os.R_OK)):
         raise DataError(
@@ -112,5 +166,5 @@ def _check_readable(file: Path) -> None:
 
 
 def _kind_or_none(file: Path) -> FileKind | None:
-    plain = file.with_suffix("") if file.suffix in COMPRESSIONS else file
+    plain = file.with_suffix("") if file.suffix.lower() in COMPRESSIONS else file
     return SUFFIXES.get(plain.suffix.lower())

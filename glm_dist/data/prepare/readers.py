@@ -5,9 +5,11 @@ in order; taking documents out of a block is the workers' part. Where blocks are
 file alone.
 """
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import re
 import sys
 from collections.abc import Iterator
@@ -202,15 +204,20 @@ def _last_border(data: bytes, unit: TextUnit) -> int:
 
 
 def _decompressed(raw: BinaryIO, file: Path) -> BinaryIO:
-    if file.suffix == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
-    if file.suffix == ".zst":
-        if sys.version_info >= (3, 14):
-            from compression.zstd import ZstdFile
-        else:
-            from backports.zstd import ZstdFile
+    match file.suffix.lower():
+        case ".gz":
+            return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
+        case ".xz":
+            return cast(BinaryIO, lzma.LZMAFile(raw, mode="rb"))
+        case ".bz2":
+            return cast(BinaryIO, bz2.BZ2File(raw, mode="rb"))
+        case ".zst":
+            if sys.version_info >= (3, 14):
+                from compression.zstd import ZstdFile
+            else:
+                from backports.zstd import ZstdFile
 
-        return cast(BinaryIO, ZstdFile(raw, mode="rb"))
+            return cast(BinaryIO, ZstdFile(raw, mode="rb"))
     return raw
 
 

@@ -1,9 +1,12 @@
 """Preparation: same bytes for any number of workers, bad lines, corpora that are there."""
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
@@ -11,8 +14,10 @@ import pyarrow.parquet
 import pytest
 from backports import zstd
 
+from glm_dist.cli.main import main
 from glm_dist.data.corpus.indexed import open_indexed
 from glm_dist.data.prepare import readers
+from glm_dist.data.prepare.inputs import select_inputs
 from glm_dist.data.prepare.readers import TextOptions, TextUnit
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
@@ -309,3 +314,52 @@ def test_folders_and_patterns_are_sorted_and_read_once(
 
     # 1 and 3 by the pattern, then what is left of the folder.
     assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 30, 20]
+
+
+def test_what_a_folder_holds_is_read_or_said_to_be_left_out(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    elsewhere.mkdir()
+    for name in ("a.jsonl.XZ", "b.txt.bz2", "c.JSONL.GZ", "d.csv", ".e.txt", "f.bin"):
+        (folder / name).write_bytes(b"")
+    (folder / ".ipynb_checkpoints" / "a.jsonl").write_bytes(b"")
+    (elsewhere / "g.txt").write_bytes(b"")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # a circle
+
+    found = select_inputs([str(folder), str(elsewhere / "g.txt")])
+
+    taken = [str(file.relative_to(folder)) for file in found.files]
+    assert taken == ["a.jsonl.XZ", "b.txt.bz2", "c.JSONL.GZ", "linked/g.txt"]
+    assert found.describe() == [
+        f"left out, hidden: {folder}/.e.txt, {folder}/.ipynb_checkpoints/a.jsonl",
+        f"left out, of an unknown format: {folder}/d.csv",
+        f"left out, part of a corpus: {folder}/f.bin",
+        f"left out, named before: {elsewhere}/g.txt",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ending", "compress"),
+    [(".gz", gzip.compress), (".xz", lzma.compress), (".bz2", bz2.compress), ("", bytes)],
+)
+def test_every_compression_gives_the_same_corpus(
+    ending: str, compress: Callable[[bytes], bytes], tmp_path: Path, choice: TokenizerSpec
+) -> None:
+    (tmp_path / f"a.txt{ending.upper()}").write_bytes(compress(b"w10 w11\nw12\n"))
+    run([tmp_path / f"a.txt{ending.upper()}"], tmp_path / "corpus", choice)
+
+    assert [document[1:-1] for document in documents_in(tmp_path / "corpus")] == [[10, 11], [12]]
+
+
+def test_a_finished_corpus_does_not_need_its_text_any_more(
+    tmp_path: Path, choice: TokenizerSpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_jsonl(tmp_path / "a.jsonl", ["w10"])
+    command = ["prepare", str(file), "--output", str(tmp_path / "c"), "--tokenizer", choice.path]
+    command += ["--kind", "bert"]
+    assert main(command) == 0
+    file.unlink()
+
+    assert main(command) == 0
+    assert f"found {tmp_path}/c: documents=1" in capsys.readouterr().err
