@@ -313,7 +313,7 @@ def test_tests_mirror_the_package() -> None:
         path.parent.relative_to(ROOT / "tests").as_posix()
         for path in (ROOT / "tests").glob("*/**/test_*.py")
     }
-    beside_the_package = {"golden", "gpu", "launchers", "docs", "benchmarks", "old_runs"}
+    beside_the_package = {"golden", "gpu", "launchers", "docs", "benchmarks", "fuzz", "old_runs"}
 
     assert tested - folders <= beside_the_package
     assert not folders - tested, f"packages without a test: {sorted(folders - tested)}"

@@ -16,9 +16,6 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.parallel.layout import Layout
 from glm_dist.train.preflight import Preflight, check_files
 
-MUCH_PADDING = 0.02
-"""Share of padding in the rows of a corpus, 0 to 1, that is worth a warning."""
-
 PROCESSES_PER_NODE = 8
 """GPUs of the usual node; only the proposed commands use it."""
 
@@ -100,15 +97,7 @@ def _describe_files(config: RunConfig, files: Preflight | None) -> list[tuple[st
         )
         for each in files.corpora
     ]
-    lines += [
-        (
-            "warning",
-            f"rows of {each.name} are {each.padding:.0%} padding, as all its text is shorter than"
-            " one row: use more text, or a smaller batch.row_length",
-        )
-        for each in files.corpora
-        if each.padding > MUCH_PADDING
-    ]
+    lines += [("warning", text) for text in files.warnings]
     begins = "begins anew" if files.newest_step is None else f"continues from {files.newest_step}"
     return [*lines, ("run folder", f"{config.run_dir} ({begins})")]
 

@@ -61,9 +61,11 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stdout.write(dump_config(config))
         return 0
     try:
-        check_files(config)
+        found = check_files(config)
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=False)
+    if launch.rank == 0:
+        sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
     job = importlib.import_module("glm_dist.train.job")
     status: int = job.run(config, launch)
     return status

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from glm_dist.config.schema import DataConfig, RunConfig
+from glm_dist.data.corpus.indexed import IndexedTokens
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import TokenStream, split_documents
 from glm_dist.data.identity import data_identity
@@ -57,6 +58,7 @@ class RowSource:
         test: HeldOutRows,
         row_length: int,
         fingerprint: Mapping[str, object],
+        opened: Mapping[str, IndexedTokens],
     ) -> None:
         """Join corpora.
 
@@ -68,6 +70,7 @@ class RowSource:
             test: Rows to judge a finished model with.
             row_length: Tokens of a row.
             fingerprint: Identity of the data, for resume.
+            opened: Files of the corpora, by name.
         """
         self._corpora = corpora
         self._blend = blend
@@ -76,6 +79,7 @@ class RowSource:
         self.validation = validation
         self.test = test
         self.row_length = row_length
+        self.opened = opened
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -169,52 +173,53 @@ def open_row_source(config: RunConfig) -> RowSource:
         DataError: A file is missing, damaged, or made with another tokenizer.
         ConfigError: Options of the corruption contradict the tokenizer.
     """
+    data, seed = config.data, config.run.seed
     tokenizer = load_tokenizer(config.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
-    shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
     corpora: list[CorpusRows] = []
     validation: list[HeldOutCorpus] = []
     test: list[HeldOutCorpus] = []
     opened = {}
-
-    def mixture_of(stream: TokenStream) -> Mixture:
-        survey = survey_windows(stream, vocabulary, row_length=shape.row_length)
-        return make_mixture(config.corruption, vocabulary, shape, survey=survey)
-
-    for name, corpus in config.data.corpora.items():
-        indexed = open_corpus(name, corpus.prefix, tokenizer=tokenizer)
+    for name, corpus in data.corpora.items():
+        opened[name] = indexed = open_corpus(name, corpus.prefix, tokenizer=tokenizer)
         split = split_documents(
             indexed.num_documents,
-            validation_share=config.data.validation_share,
-            test_share=config.data.test_share,
+            validation_share=data.validation_share,
+            test_share=data.test_share,
             corpus=name,
         )
         training = TokenStream(indexed, split.training, name=name)
-        mixture = mixture_of(training)
-        rows = CorpusRows(training, mixture=mixture, vocabulary=vocabulary, seed=config.run.seed)
-        corpora.append(rows)
+        mixture = _mixture(config, training, vocabulary)
+        corpora.append(CorpusRows(training, mixture=mixture, vocabulary=vocabulary, seed=seed))
         for part, ranges in ((validation, split.validation), (test, split.test)):
             held_out = TokenStream(indexed, ranges, name=name)
             part.append(HeldOutCorpus(held_out, mixture, vocabulary))
-        opened[name] = indexed
-    for name, prefix in config.data.validation_corpora.items():
+    for name, prefix in data.validation_corpora.items():
         indexed = open_corpus(name, prefix, tokenizer=tokenizer)
         whole = TokenStream(indexed, ((0, indexed.num_documents),), name=name)
-        validation.append(HeldOutCorpus(whole, mixture_of(whole), vocabulary))
+        validation.append(HeldOutCorpus(whole, _mixture(config, whole, vocabulary), vocabulary))
     return RowSource(
         corpora,
-        blend=make_blend(config.data, [rows.training.num_tokens for rows in corpora]),
-        data=config.data,
+        blend=make_blend(data, [rows.training.num_tokens for rows in corpora]),
+        data=data,
         validation=HeldOutRows(validation),
         test=HeldOutRows(test),
-        row_length=shape.row_length,
+        row_length=config.batch.row_length,
         fingerprint=data_identity(
             config,
             tokenizer,
             opened,
             has_small_corpora=any(rows.passes_per_round > 1 for rows in corpora),
         ),
+        opened=opened,
     )
+
+
+def _mixture(config: RunConfig, stream: TokenStream, vocabulary: Vocabulary) -> Mixture:
+    """Make the objectives of one corpus, whose sentences decide how many blanks a row has."""
+    shape = RowShape(config.batch.row_length, config.model.max_position_embeddings)
+    survey = survey_windows(stream, vocabulary, row_length=shape.row_length)
+    return make_mixture(config.corruption, vocabulary, shape, survey=survey)
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -3,22 +3,26 @@
 Everything here reads headers and a few blocks, so it takes the same time for any amount of data.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
 from glm_dist.config.schema import Resume, RunConfig
+from glm_dist.data.corpus.borders import sampled_warnings
 from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
 from glm_dist.data.corpus.spot_check import spot_check
-from glm_dist.data.row_source import open_row_source
+from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
-from glm_dist.data.tokenizer.tokenizer import load_tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.train.same_run import check_same_config, check_same_rows
+
+MUCH_PADDING = 0.02
+"""Share of padding in the rows of a corpus, 0 to 1, that is worth a warning."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,6 @@ class CorpusFacts:
     """Tokens that are trained on."""
     epochs: float
     """Passes over them in all steps of the run."""
-    padding: float
-    """Least share of each of its rows, 0 to 1, that is padding because it has so little text."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class Preflight:
     corpora: tuple[CorpusFacts, ...]
     newest_step: int | None
     """Step of the checkpoint the run would continue from; None for a new run."""
+    warnings: tuple[str, ...] = ()
+    """What is likely not meant, in words."""
 
 
 def check_files(config: RunConfig) -> Preflight:
@@ -57,7 +61,7 @@ def check_files(config: RunConfig) -> Preflight:
             trained on other rows.
         ConfigError: The run folder cannot be written or belongs to another configuration.
     """
-    _check_tokenizer(config)
+    tokenizer = _load_tokenizer(config)
     source = open_row_source(config)
     newest_step = check_run_folder(config)
     if newest_step is not None:
@@ -73,11 +77,10 @@ def check_files(config: RunConfig) -> Preflight:
             documents=each.documents,
             tokens=each.tokens,
             epochs=epochs[each.corpus],
-            padding=each.padding,
         )
         for each in source.blend()
     )
-    return Preflight(corpora=facts, newest_step=newest_step)
+    return Preflight(facts, newest_step, tuple(_warnings(source, tokenizer)))
 
 
 def check_run_folder(config: RunConfig) -> int | None:
@@ -145,9 +148,20 @@ def _check_origin(path: Path) -> None:
         raise no_origin(path)
 
 
-def _check_tokenizer(config: RunConfig) -> None:
+def _warnings(source: RowSource, tokenizer: Tokenizer) -> Iterator[str]:
+    for name, corpus in source.opened.items():
+        yield from sampled_warnings(name, corpus, tokenizer.special)
+    for each in source.blend():
+        if each.padding > MUCH_PADDING:
+            yield (
+                f"data.corpora.{each.corpus}: rows are {each.padding:.0%} padding, as all its text"
+                " is shorter than one row; use more text, or a smaller batch.row_length"
+            )
+
+
+def _load_tokenizer(config: RunConfig) -> Tokenizer:
     try:
-        load_tokenizer(config.tokenizer)
+        return load_tokenizer(config.tokenizer)
     except DataError as error:
         stored = config.run_dir / TOKENIZER_FOLDER
         if not is_dir(stored):

@@ -287,7 +287,8 @@ def prompts(rng: Random, lab: Lab, folder: Path) -> None:
     """Typed text comes back letter by letter; masks that were never trained are refused."""
     spec = rng.choice(lab.specs)
     tokenizer = open_tokenizer(spec)
-    names = MASK_NAMES if spec.task_masks else MASK_NAMES[:1]
+    has_task_masks = tokenizer.special.has_task_masks
+    names = MASK_NAMES if has_task_masks else MASK_NAMES[:1]
     masks = [rng.choice(names) for _ in range(rng.randint(0, 3))]
     parts = [_without_masks(text(rng, longest=8)) for _ in range(len(masks) + 1)]
     written = parts[0] + "".join(m + part for m, part in zip(masks, parts[1:], strict=True))
@@ -301,8 +302,8 @@ def prompts(rng: Random, lab: Lab, folder: Path) -> None:
         sentinels=spec.sentinel_pairs > 0 and rng.random() < 0.5,
         no_block_positions=rng.random() < 0.3,
     )
-    used = set(masks) or {"[gMASK]" if spec.task_masks else "[MASK]"}
-    untrained = {name for name in used if spec.task_masks and shares[name] == 0}
+    used = set(masks) or {"[gMASK]" if has_task_masks else "[MASK]"}
+    untrained = {name for name in used if has_task_masks and shares[name] == 0}
     try:
         prompt = read_prompt(written, tokenizer, corruption)
     except DataError:

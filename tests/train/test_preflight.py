@@ -4,15 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.corpus.indexed import open_indexed
+from glm_dist.data.corpus.indexed import open_indexed, write_documents
 from glm_dist.data.corpus.manifest import Manifest, write_manifest
 from glm_dist.errors import GlmDistError
 from glm_dist.train.preflight import check_files, check_run_folder
-from tests.data.corpora import make_documents, write_corpus, write_vocabulary
+from tests.data.corpora import MASK, make_documents, write_corpus, write_vocabulary
 from tests.messages import Says
 
 
@@ -57,7 +58,7 @@ def test_good_files_are_described(tmp_path: Path) -> None:
     rows = config.run.steps * config.batch.global_batch_size
     text_of_a_row = config.batch.row_length * 0.9  # the rest is for blanks
     assert corpus.epochs == pytest.approx(rows * text_of_a_row / corpus.tokens, rel=0.1)
-    assert corpus.padding == 0
+    assert found.warnings == ()
     assert found.newest_step is None
     assert not (tmp_path / "runs").exists()  # looking leaves nothing behind
 
@@ -303,3 +304,18 @@ def test_run_may_not_continue_with_what_changes_results(
         check_files(config)
     assert key in caught.value.key
     assert str(caught.value).startswith("The run continues from step_0000010, and ")
+
+
+def test_what_is_likely_not_meant_is_said(tmp_path: Path) -> None:
+    config = config_for(tmp_path)
+    # As Megatron's tools write them without --append-eod, and with a mask in the text.
+    write_documents(tmp_path / "text", [[20 + n, MASK, 21] for n in range(20)], np.dtype(np.uint16))
+
+    warnings = check_files(config).warnings
+
+    assert [text.partition(";")[0] for text in warnings] == [
+        "data.corpora.text: 20 of 20 documents looked at do not end with the end token (id 0), so"
+        " rows run over their borders",
+        "data.corpora.text: 20 of 20 documents looked at hold control tokens as text",
+        "data.corpora.text: rows are 57% padding, as all its text is shorter than one row",
+    ]

@@ -85,6 +85,15 @@ class IndexedTokens:
             return self.num_tokens
         return int(self.sequence_offsets[sequence]) // self.tokens.dtype.itemsize
 
+    def document_offsets(self, first: int, last: int) -> NDArray[np.int64]:
+        """Count the tokens before each of the documents first … last; see ``document_offset``."""
+        starts = self.document_starts[first : last + 1]
+        inside = starts < len(self.sequence_offsets)
+        total = self.num_tokens * self.tokens.dtype.itemsize
+        offsets = np.where(inside, self.sequence_offsets[np.where(inside, starts, 0)], total)
+        counts: NDArray[np.int64] = offsets // self.tokens.dtype.itemsize
+        return counts
+
     def document(self, number: int) -> NDArray[np.integer[Any]]:
         """Read a document's token ids."""
         return self.tokens[self.document_offset(number) : self.document_offset(number + 1)]

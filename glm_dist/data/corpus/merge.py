@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from glm_dist.data.corpus.indexed import (
     BLOCK,
@@ -64,7 +63,9 @@ def _join(corpora: Sequence[IndexedTokens], tokens: Path, index: Path) -> None:
     with tempfile.NamedTemporaryFile(dir=index.parent, prefix=".glm-dist-lengths-") as lengths:
         for corpus in corpora:
             for begin in range(0, corpus.num_documents, BLOCK):
-                lengths.write(_document_lengths(corpus, begin).tobytes())
+                end = min(begin + BLOCK, corpus.num_documents)
+                found = np.diff(corpus.document_offsets(begin, end))  # several sequences or one
+                lengths.write(found.astype(np.int32).tobytes())
         lengths.flush()
         all_lengths = np.memmap(lengths.name, mode="r", dtype=np.int32)
         write_index(index, corpora[0].tokens.dtype, all_lengths)
@@ -83,16 +84,6 @@ def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]
             value=" ".join(corpus.prefix for corpus in corpora),
             fix="glm-dist prepare",
         )
-
-
-def _document_lengths(corpus: IndexedTokens, begin: int) -> NDArray[np.int32]:
-    """Tokens of the next documents; a document may be several sequences."""
-    starts = corpus.document_starts[begin : begin + BLOCK + 1]
-    itemsize = corpus.tokens.dtype.itemsize
-    total = corpus.num_tokens * itemsize
-    inside = starts < len(corpus.sequence_offsets)
-    offsets = np.where(inside, corpus.sequence_offsets[np.where(inside, starts, 0)], total)
-    return (np.diff(offsets) // itemsize).astype(np.int32)
 
 
 def _merged(manifests: Sequence[Manifest], tokens: Path, index: Path) -> Manifest:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from glm_dist.data.corpus.borders import border_tokens, broken_borders
 from glm_dist.data.corpus.indexed import BLOCK, IndexedTokens, bin_path, idx_path, open_indexed
 from glm_dist.data.corpus.manifest import Manifest, read_manifest
 from glm_dist.errors import GlmDistError
@@ -53,6 +54,10 @@ def validate_corpus(prefix: str | Path, *, block_bytes: int = HASH_BLOCK_BYTES) 
     problems += _broken_index(corpus)
     if manifest is not None:
         problems += _wrong_counts(corpus, manifest)
+        tokens = border_tokens(manifest.tokenizer)
+        if tokens is not None and not problems:
+            cls, eos = tokens
+            problems += broken_borders(corpus, cls=cls, eos=eos)
     return Verdict(
         prefix=str(prefix),
         problems=tuple(problems),

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
+from glm_dist.data.tokenizer.control_pieces import find_control_pieces
 from glm_dist.data.tokenizer.special_tokens import NamedToken, SpecialTokens
 from glm_dist.data.tokenizer.vocabularies import (
     Codec,
@@ -61,6 +62,8 @@ class Tokenizer:
         """
         self._codec = codec
         self._specials = specials
+        self._is_control = np.zeros(specials.count + 1, np.bool_)
+        self._is_control[[n for n in specials.names if n != specials.ids.unk]] = True
         self.fingerprint = fingerprint
         self._ids_by_name = {name: number for number, name in specials.names.items()}
         alternatives = [
@@ -109,13 +112,28 @@ class Tokenizer:
         Args:
             text: A document.
             token_type: Type of the stored ids.
+
+        Raises:
+            DataError: The vocabulary encodes ordinary text to a control token.
         """
         body = self._codec.encode_array(text) if text.strip() else np.zeros(0, np.int32)
         if len(body) == 0:
             return np.zeros(0, token_type)
+        if self._is_control[body].any():
+            raise self._no_text(text, body)
         ids = np.empty(len(body) + 2, token_type)
         ids[0], ids[1:-1], ids[-1] = self.special.cls, body, self.special.eos
         return ids
+
+    def _no_text(self, text: str, body: NDArray[np.int32]) -> DataError:
+        token = int(body[self._is_control[body]][0])
+        return DataError(
+            f"The tokenizer encodes text to its control token {self._specials.names[token]} (id"
+            f" {token}); training would take it for structure. The text: {text[:60]!r}.\n"
+            "  Choose a tokenizer whose control tokens are no pieces of text.",
+            key="tokenizer.path",
+            value=self._specials.names[token],
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decode; special ids print their names, ids beyond the vocabulary ``<|number|>``."""
@@ -249,8 +267,11 @@ def _load(spec: TokenizerSpec, files: Sequence[Path]) -> tuple[Codec, Specials]:
             found = _find(codec, own | {"mask": "<mask>"})
             specials = _append_specials(codec, (), spec, found)
         case TokenizerKind.huggingface:
-            codec = huggingface_codec(files[0])
-            specials = _append_specials(codec, _ANY_ORDER, spec, _find_any(codec))
+            codec = library = huggingface_codec(files[0])
+            found = find_control_pieces(codec.id_of)
+            specials = _append_specials(codec, _ANY_ORDER, spec, found)
+            control = {number for role, number in found.items() if role != "unk"}
+            library.hide([piece for piece, number in library.pieces().items() if number in control])
     return codec, specials
 
 
@@ -368,25 +389,4 @@ def _find(codec: Codec, pieces: dict[str, str]) -> dict[str, int]:
                 fix="tokenizer.kind=…",
             )
         ids[role] = found
-    return ids
-
-
-def _find_any(codec: Codec) -> dict[str, int]:
-    """Find whichever special tokens a tokenizer.json happens to have."""
-    known = {
-        "eos": ("<|endoftext|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[PAD]", "<pad>"),
-        "cls": ("[CLS]", "<s>", "<cls>", "<bos>", "[BOS]", "<|begin_of_text|>"),
-        "sep": ("[SEP]", "<sep>"),
-        "mask": ("[MASK]", "<mask>"),
-        "unk": ("[UNK]", "<unk>"),
-        "sop": ("<|startofpiece|>", "<sop>"),
-        "eop": ("<|endofpiece|>", "<eop>"),
-        "gmask": ("[gMASK]",),
-        "smask": ("[sMASK]",),
-    }
-    ids = {}
-    for role, pieces in known.items():
-        present = [found for piece in pieces if (found := codec.id_of(piece)) is not None]
-        if present:
-            ids[role] = present[0]
     return ids

@@ -6,7 +6,7 @@ A codec knows nothing of GLM's special tokens; ``tokenizer.py`` adds them. This 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +16,7 @@ import tokenizers
 from numpy.typing import NDArray
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from glm_dist.data.tokenizer.control_pieces import hide_pieces
 from glm_dist.errors import DataError
 from glm_dist.files import exists, is_file
 
@@ -113,15 +114,24 @@ class HuggingFaceCodec:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         """Wrap a tokenizer; its added special tokens count as ordinary text."""
+        self._ids: dict[str, int] = tokenizer.get_vocab()
+        self._use(tokenizer)
+
+    def _use(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.encode_special_tokens = True
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
 
+    def hide(self, pieces: Collection[str]) -> None:
+        """Encode no text to some pieces from now on; their ids stay."""
+        definition = hide_pieces(self._tokenizer.to_str(), pieces)
+        self._use(tokenizers.Tokenizer.from_str(definition))
+
     @property
     def size(self) -> int:
         """One more than the highest id, which is what an embedding table needs."""
-        return max(self._tokenizer.get_vocab().values()) + 1
+        return max(self._ids.values()) + 1
 
     def encode(self, text: str) -> list[int]:
         """Encode; see ``Codec``."""
@@ -147,8 +157,11 @@ class HuggingFaceCodec:
 
     def id_of(self, piece: str) -> int | None:
         """Find the id of a piece."""
-        found = self._tokenizer.token_to_id(piece)
-        return None if found is None else int(found)
+        return self._ids.get(piece)
+
+    def pieces(self) -> dict[str, int]:
+        """Return the ids of all pieces."""
+        return self._ids
 
 
 def bert_codec(vocabulary: Path) -> HuggingFaceCodec:

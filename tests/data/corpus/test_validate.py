@@ -10,13 +10,13 @@ import pytest
 
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.corpus import validate
-from glm_dist.data.corpus.indexed import bin_path, idx_path, write_documents
+from glm_dist.data.corpus.indexed import bin_path, idx_path, open_indexed, write_documents
 from glm_dist.data.corpus.manifest import manifest_path, read_manifest, write_manifest
 from glm_dist.data.prepare.prepare import prepare
 from glm_dist.data.prepare.readers import TextOptions
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
-from glm_dist.files import block_hashes
-from tests.data.corpora import write_vocabulary
+from glm_dist.files import block_hashes, sha256_of
+from tests.data.corpora import CLS, EOS, write_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +97,25 @@ def test_without_a_manifest_the_index_is_checked_against_itself(tmp_path: Path) 
 
     assert not verdict.has_manifest
     assert verdict.problems == ("sequence 1 does not begin where the one before it ends",)
+
+
+def test_borders_of_documents_are_checked(corpus: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(corpus)
+    assert manifest is not None
+    whole = open_indexed(corpus)
+    documents = [whole.document(number).tolist() for number in range(whole.num_documents)]
+    documents[3][1] = CLS
+    documents[3][2] = documents[7][1] = EOS
+    documents[9][0] = 20
+    documents[200][-1] = documents[201][-1] = 21
+    write_documents(tmp_path / "spoilt", documents, whole.tokens.dtype)
+    spoilt = tmp_path / "spoilt"
+    hashes = block_hashes(bin_path(spoilt), 1024)
+    index = sha256_of(idx_path(spoilt))
+    write_manifest(spoilt, replace(manifest, bin_sha256=hashes, idx_sha256=index))
+
+    assert validate_corpus(spoilt).problems == (
+        "1 documents do not open with [CLS], the first is document 9",
+        "2 documents do not close with the end token, the first is document 200",
+        "2 documents hold [CLS] or the end token inside, the first is document 3",
+    )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
@@ -321,3 +322,37 @@ def test_merges_of_another_name_are_found_if_they_are_the_only_ones(
     spec = TokenizerSpec(TokenizerKind.gpt2, str(tmp_path / "encoder-vocab.json"))
 
     assert open_tokenizer(spec).encode("a a")
+
+
+@pytest.mark.parametrize("kind", ["added", "unigram", "words"])
+def test_names_of_control_tokens_in_a_document_stay_text(tmp_path: Path, kind: str) -> None:
+    names = ["[MASK]", "<s>", "</s>", "<|endoftext|>"]
+    model: tokenizers.models.Model
+    if kind == "words":
+        model = models.WordLevel({w: i for i, w in enumerate(["?", "a", *names])}, unk_token="?")
+    elif kind == "unigram":
+        letters = sorted({letter for name in names for letter in f"{name} a"})
+        scores = [("?", 0.0), *((name, -1.0) for name in names), *((x, -9.0) for x in letters)]
+        model = models.Unigram(scores, unk_id=0)
+    else:
+        model = models.BPE({"a": 0, " ": 1, "<": 2, "s": 3, ">": 4, "/": 5}, [], unk_token=None)
+    library = tokenizers.Tokenizer(model)
+    if kind == "added":
+        library.add_tokens([tokenizers.AddedToken("b", special=False)])
+        library.add_tokens([tokenizers.AddedToken(name, special=False) for name in names])
+    library.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.huggingface, str(tmp_path)))
+    special = tokenizer.special
+
+    stored = tokenizer.store_document(f"a {' '.join(names)} a", np.dtype(np.int64)).tolist()
+
+    assert (stored[0], stored[-1]) == (special.cls, special.eos)
+    control = {special.cls, special.eos, special.mask, special.sop, special.eop, special.sep}
+    assert not control & set(stored[1:-1])
+    if kind != "words":  # whose words have no letters
+        assert len(stored) > 6
+    assert special.mask in tokenizer.encode("a [MASK] a")
+    assert library.token_to_id("[MASK]") == special.mask
+    if kind == "added":
+        assert library.token_to_id("b") in tokenizer.encode_document("a b a")
