@@ -64,7 +64,7 @@ def source_of(prefix: Path, shares: tuple[float, float, float]) -> RowSource:
     training = TokenStream(corpus, split.training)
     ends = np.zeros(30_005, np.bool_)
     ends[5] = True
-    vocabulary = Vocabulary(SPECIAL, 30_005, ends)
+    vocabulary = Vocabulary(SPECIAL, 30_005, ends, ends)
     corruption = CorruptionConfig(
         task=PretrainingTask.blank_infilling,
         span_share=shares[0],

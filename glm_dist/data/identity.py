@@ -19,8 +19,9 @@ with other rows unnoticed. Checkpoints that name no rule follow rule 1.
 1. Corpora and objectives take turns by a table of one period of their shares; shares whose period
    would be longer than 2**20 are rounded.
 2. Corpora and objectives take turns by a closed form of their exact shares.
-3. The objectives of a corpus of few rows take turns over several passes. A run without such a
-   corpus keeps rule 2, whose rows are the same.
+3. The objectives of a corpus of few rows take turns over several passes, and sentences end with the
+   marks of any script, or with the document where there are no marks. A run without such a corpus
+   keeps rule 2, whose rows are the same.
 """
 
 LATER_ENTRIES = ("order", "content_sha256")
@@ -32,7 +33,7 @@ def data_identity(
     tokenizer: Tokenizer,
     corpora: Mapping[str, IndexedTokens],
     *,
-    has_small_corpora: bool,
+    needs_newest_rule: bool,
 ) -> dict[str, object]:
     """Identify the rows of a run.
 
@@ -40,7 +41,7 @@ def data_identity(
         config: Where the corpora are and how documents are held out.
         tokenizer: The run's.
         corpora: All of the run's, opened, by name.
-        has_small_corpora: True if the objectives of one take turns over several passes.
+        needs_newest_rule: True if the rows are others by the rule before the newest.
 
     Returns:
         Values that JSON can hold.
@@ -57,7 +58,7 @@ def data_identity(
         "tokenizer": tokenizer.fingerprint,
         "validation_share": config.data.validation_share,
         "test_share": config.data.test_share,
-        "row_rule": ROW_RULE if has_small_corpora else 2,
+        "row_rule": ROW_RULE if needs_newest_rule else 2,
     }
 
 

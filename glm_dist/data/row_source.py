@@ -19,7 +19,7 @@ from glm_dist.data.rows import Row
 from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
 from glm_dist.data.sampling.held_out import HeldOutCorpus, HeldOutRows
 from glm_dist.data.sampling.mixing import Blend, make_blend
-from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.data.tokenizer.tokenizer import MORE_END_MARKS, Tokenizer, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,10 @@ def open_row_source(config: RunConfig) -> RowSource:
             config,
             tokenizer,
             opened,
-            has_small_corpora=any(rows.passes_per_round > 1 for rows in corpora),
+            needs_newest_rule=any(
+                rows.passes_per_round > 1 or not rows.mixture.has_official_sentences
+                for rows in corpora
+            ),
         ),
         opened=opened,
     )
@@ -228,4 +231,5 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         special=tokenizer.special,
         size=tokenizer.vocab_size,
         ends_sentence=tokenizer.sentence_ends(),
+        ends_sentence_elsewhere=tokenizer.sentence_ends(MORE_END_MARKS),
     )

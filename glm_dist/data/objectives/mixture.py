@@ -30,6 +30,9 @@ from glm_dist.data.sampling.randomness import Purpose, RowGenerators
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
 
+MOST_TEXT = 0.5
+"""Share of a corpus's text, 0 to 1, that lies in sentences if its marks are known."""
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -38,7 +41,9 @@ class Vocabulary:
     special: SpecialTokens
     size: int
     ends_sentence: NDArray[np.bool_]
-    """Whether each id ends a sentence. [v]"""
+    """True for ids that end a sentence by the official marks. [v]"""
+    ends_sentence_elsewhere: NDArray[np.bool_]
+    """The same with the marks of other scripts. [v]"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class Mixture:
 
     objectives: tuple[Objective, ...]
     shares: tuple[Fraction, ...]
+    has_official_sentences: bool = True
+    """True if sentences, where there are any, end with the official marks."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -120,9 +127,16 @@ def make_mixture(
             parts = [(MaskedLM(special, shape.row_length, every), Fraction(1))]
             if config.task is PretrainingTask.unilm:
                 parts = unilm_mixture(special, shape.row_length, every)
+    objectives = tuple(objective for objective, share in parts if share > 0)
     return Mixture(
-        objectives=tuple(objective for objective, share in parts if share > 0),
+        objectives=objectives,
         shares=tuple(share for _, share in parts if share > 0),
+        has_official_sentences=all(
+            hiding.ends_sentence is vocabulary.ends_sentence and not hiding.documents_end
+            for objective in objectives
+            if isinstance(objective, BlankInfilling)
+            and isinstance(hiding := objective.hiding, SentenceHiding)
+        ),
     )
 
 
@@ -135,11 +149,15 @@ def _infilling(
 ) -> list[tuple[Objective, Fraction]]:
     """GLM's objectives, each plain and short, and single spans."""
     special, row_length = vocabulary.special, shape.row_length
-    sentences = SentenceHiding(
-        special,
-        max_blanks=row_length,
-        mask_ratio=config.sentence_mask_ratio,
-        ends_sentence=vocabulary.ends_sentence,
+    sentences = _find_sentence_ends(
+        SentenceHiding(
+            special,
+            max_blanks=row_length,
+            mask_ratio=config.sentence_mask_ratio,
+            ends_sentence=vocabulary.ends_sentence,
+        ),
+        survey,
+        vocabulary,
     )
     documents = DocumentHiding(
         special, min_ratio=config.document_min_ratio, suffix_share=config.document_suffix_share
@@ -177,6 +195,24 @@ def _infilling(
     parts.append((BlankInfilling(spans.single(), special, row_length, variations), single))
     _check_short_rows(config, special, parts, row_length=row_length)
     return parts
+
+
+def _find_sentence_ends(
+    sentences: SentenceHiding, survey: Sequence[Window], vocabulary: Vocabulary
+) -> SentenceHiding:
+    """Choose what ends the sentences of a corpus.
+
+    The official marks do, where most of the text lies in sentences by them. Other scripts have
+    other marks, and text without marks, such as titles, has the ends of its documents.
+    """
+    if sentences.share_of_text(survey) >= MOST_TEXT:
+        return sentences
+    elsewhere = replace(sentences, ends_sentence=vocabulary.ends_sentence_elsewhere)
+    if elsewhere.share_of_text(survey) >= MOST_TEXT:
+        return elsewhere
+    by_documents = replace(elsewhere, documents_end=True)
+    candidates = (sentences, elsewhere, by_documents)
+    return max(candidates, key=lambda each: each.share_of_text(survey))  # of equals the first
 
 
 def _fit_sentences(

@@ -4,6 +4,7 @@ A sentence ends with a token whose text holds an end mark; which tokens those ar
 once per tokenizer, so that building a row handles no text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +23,12 @@ def find_sentences(
     special: SpecialTokens,
     *,
     starts_mid_document: bool,
+    documents_end: bool = False,
 ) -> Stretches:
     """Find the sentences of a window.
 
-    A piece before a document's end without an end mark of its own is no sentence; neither is the
+    A piece before a document's end without an end mark is no sentence, but for text that has no
+    such marks (``documents_end``); neither is the
     rest of one that a window starting inside a document begins with. The piece that the window's
     end cuts off counts as a sentence, as in the official code.
 
@@ -34,9 +37,12 @@ def find_sentences(
         ends_sentence: Whether a token id holds an end mark. [v]
         special: Ids of the special tokens.
         starts_mid_document: Whether the window's first piece continues an earlier sentence.
+        documents_end: Whether the end of a document ends a sentence, too.
     """
     is_border = (tokens == special.cls) | (tokens == special.eos)
     is_end = ends_sentence[tokens] & ~is_border
+    if documents_end:
+        is_end[:-1] |= is_border[1:] & ~is_border[:-1]
     stops = np.flatnonzero(is_end | is_border)
     if len(stops) == 0 or stops[-1] != len(tokens) - 1:
         stops = np.append(stops, len(tokens) - 1)
@@ -75,7 +81,9 @@ class SentenceHiding:
     """Depends on how long the corpus's sentences are."""
     mask_ratio: float
     ends_sentence: NDArray[np.bool_]
-    """Whether each id ends a sentence. [v]"""
+    """True for ids that end a sentence. [v]"""
+    documents_end: bool = False
+    """True if the end of a document ends a sentence, too."""
     name: str = "sentence"
     varies_inputs: bool = False
 
@@ -98,6 +106,7 @@ class SentenceHiding:
             self.ends_sentence,
             self.special,
             starts_mid_document=window.starts_mid_document,
+            documents_end=self.documents_end,
         )
         short = sentences.lengths <= max(len(tokens) // 2, num_tokens)
         if short.any():
@@ -114,3 +123,24 @@ class SentenceHiding:
         places = int(text.lengths[longest]) - length + 1
         start = int(text.starts[longest]) + draw_below(rng, places)
         return Plan.of_middles(Blanks(np.array([start]), np.array([length])))
+
+    def share_of_text(self, windows: Sequence[Window]) -> float:
+        """Measure the share of text, 0 to 1, that lies in sentences which may be hidden.
+
+        Args:
+            windows: Of one corpus. The piece that each window's end cuts off does not count.
+        """
+        in_sentences = total = 0
+        for window in windows:
+            found = find_sentences(
+                window.tokens,
+                self.ends_sentence,
+                self.special,
+                starts_mid_document=window.starts_mid_document,
+                documents_end=self.documents_end,
+            )
+            ends = found.starts + found.lengths
+            whole = (found.lengths <= len(window.tokens) // 2) & (ends < len(window.tokens))
+            in_sentences += int(found.lengths[whole].sum())
+            total += len(window.tokens)
+        return in_sentences / max(1, total)

@@ -32,6 +32,8 @@ from glm_dist.files import is_file
 
 SENTENCE_END_MARKS = ".?!;:\n。？！；…"
 """A token whose text holds one of these ends a sentence; official list, Chinese marks included."""
+MORE_END_MARKS = SENTENCE_END_MARKS + "।॥؟۔؛։።፧။။។៕᠃"
+"""And those of scripts that the official list leaves out, such as Devanagari and Arabic."""
 
 MASK_NAMES = ("[MASK]", "[gMASK]", "[sMASK]")
 
@@ -154,11 +156,10 @@ class Tokenizer:
     def _is_ordinary(self, number: int) -> bool:
         return number not in self._specials.names and 0 <= number < self._codec.size
 
-    def sentence_ends(self) -> NDArray[np.bool_]:
-        """Tell for each of the ``v`` ids whether it ends a sentence."""
-        marks = set(SENTENCE_END_MARKS)
+    def sentence_ends(self, marks: str = SENTENCE_END_MARKS) -> NDArray[np.bool_]:
+        """Tell for each of the ``v`` ids whether it holds a mark that ends a sentence."""
         ends = np.zeros(self.vocab_size, np.bool_)
-        ends[: self._codec.size] = [not marks.isdisjoint(text) for text in self._codec.texts()]
+        ends[: self._codec.size] = [not set(marks).isdisjoint(text) for text in self._codec.texts()]
         ends[list(self._specials.names)] = False
         return ends
 

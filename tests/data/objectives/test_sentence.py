@@ -1,12 +1,21 @@
 """Which pieces of a window are sentences, and which of them are hidden."""
 
-import numpy as np
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.objectives.base import Window
 from glm_dist.data.objectives.glm import BlankInfilling, Variations
 from glm_dist.data.objectives.sentence import SentenceHiding, find_sentences
 from glm_dist.data.objectives.span import Stretches
+from glm_dist.data.row_source import open_row_source
 from glm_dist.data.rows import Row
+from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
+from glm_dist.data.tokenizer.training import train_sentencepiece
+from tests.data.corpora import make_config, write_corpus
 from tests.data.examples import BERT
 
 ENDS = np.zeros(30600, np.bool_)
@@ -85,3 +94,43 @@ def test_every_sentence_is_hidden_about_equally_often() -> None:
     assert (counts > 0).sum() == 12
     # 3000 * 2 / 12 = 500, standard deviation sqrt(3000 * 1/6 * 5/6) = 20.4.
     assert abs(hidden - 500).max() < 85
+
+
+HINDI = "यह एक छोटा वाक्य है जो यहाँ समाप्त होता है। "
+ARABIC = "هل هذه جملة قصيرة تنتهي هنا بعلامة استفهام؟ "
+TITLES = "A Short History of the Lighthouses of Brittany"
+
+
+@pytest.mark.parametrize(
+    ("documents", "is_official"),
+    [
+        ([HINDI * 30] * 40, False),
+        ([ARABIC * 30] * 40, False),
+        ([TITLES] * 1200, False),
+        (["This is one sentence. Here is another one! " * 30] * 40, True),
+    ],
+    ids=["Hindi", "Arabic", "titles", "English"],
+)
+def test_sentences_of_any_script_and_titles_hide_the_wanted_share(
+    documents: list[str], is_official: bool, tmp_path: Path
+) -> None:
+    model = tmp_path / "tokenizer.model"
+    train_sentencepiece([HINDI, ARABIC, TITLES, *documents], model, vocab_size=305)
+    spec = TokenizerSpec(TokenizerKind.sentencepiece, str(model))
+    tokenizer = open_tokenizer(spec)
+    stored = [tokenizer.store_document(text, np.dtype(np.uint16)).tolist() for text in documents]
+    config = make_config(
+        tmp_path,
+        {"text": write_corpus(tmp_path, "text", stored)},
+        shares=(0.0, 1.0, 0.0),
+        row_length=256,
+    )
+    kind = replace(
+        config.tokenizer, kind=spec.kind, path=spec.path, vocab_size=tokenizer.vocab_size
+    )
+
+    source = open_row_source(replace(config, tokenizer=kind))
+
+    predicted = np.mean([source.row(number).loss_mask.mean() for number in range(60)])
+    assert 0.13 < predicted < 0.3
+    assert (source.fingerprint()["row_rule"] == 2) == is_official
