@@ -1,4 +1,4 @@
-"""What several commands take on their command line, and say of it in their help."""
+"""Arguments and help texts that several commands share."""
 
 import argparse
 import textwrap

@@ -1,4 +1,4 @@
-"""What users type: ``train.py`` and ``glm-dist <command>``.
+"""The command line: ``train.py`` and ``glm-dist <command>``.
 
 The one place that loads modules by name, so that a check on a login node never loads torch. A
 mistake of the user ends the process with one message and status 2, without a traceback.
@@ -24,7 +24,7 @@ EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
 
 
 class Command(Protocol):
-    """What a module that carries out a sub-command offers."""
+    """A module that carries out a sub-command."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the sub-command's arguments."""

@@ -1,4 +1,4 @@
-"""What the Transformer looks like: its sizes, and the options beyond the first GLMs.
+"""The Transformer: its sizes, and the options beyond the first GLMs.
 
 An option without a value in ``conf/model`` is off; what may not be combined is in ``checks.py``.
 """

@@ -18,7 +18,7 @@ class TokenizerKind(Enum):
 
 
 class PretrainingTask(Enum):
-    """What a row trains: GLM's blank infilling, or one of the baselines the paper compares with."""
+    """Training task of a row: GLM's blank infilling, or one of the paper's baselines."""
 
     blank_infilling = "blank_infilling"
     masked_lm = "masked_lm"
@@ -28,7 +28,7 @@ class PretrainingTask(Enum):
 
 
 class Activation(Enum):
-    """What the MLP does between its projections."""
+    """Activation of the MLP, between its projections."""
 
     gelu = "gelu"
     geglu = "geglu"
@@ -43,14 +43,14 @@ class Dtype(Enum):
 
 
 class Offload(Enum):
-    """Where ZeRO keeps this process's share of the optimizer."""
+    """Memory that holds this process's share of the optimizer."""
 
     none = "none"
     cpu = "cpu"
 
 
 class RecomputeMode(Enum):
-    """Which activations are computed again in backward instead of being kept."""
+    """Activations that are computed again in backward instead of being kept."""
 
     none = "none"
     selective = "selective"
@@ -58,14 +58,14 @@ class RecomputeMode(Enum):
 
 
 class PositionEncoding(Enum):
-    """How attention learns of the two positions of a token."""
+    """Encoding of a token's two positions."""
 
     learned = "learned"
     rotary_2d = "rotary_2d"
 
 
 class Residual(Enum):
-    """Where a layer's norms stand, and what its outputs are added to."""
+    """Position of a layer's norms, and what its outputs are added to."""
 
     pre_norm = "pre_norm"
     deep_norm = "deep_norm"
@@ -80,14 +80,14 @@ class LRScheduleKind(Enum):
 
 
 class LossNormalization(Enum):
-    """What a step's summed loss is divided by."""
+    """Divisor of a step's summed loss."""
 
     global_tokens = "global_tokens"
     micro_batch = "micro_batch"
 
 
 class Resume(Enum):
-    """What to do about checkpoints already in the run folder."""
+    """Treatment of checkpoints that are already in the run folder."""
 
     auto = "auto"
     must = "must"
@@ -95,14 +95,14 @@ class Resume(Enum):
 
 
 class InitWith(Enum):
-    """What a run takes over from the one that run.init_from names."""
+    """State that a run takes over from run.init_from."""
 
     weights = "weights"
     weights_and_optimizer = "weights_and_optimizer"
 
 
 class WandbMode(Enum):
-    """Where Weights & Biases records go."""
+    """Destination of Weights & Biases records."""
 
     off = "off"
     online = "online"

@@ -1,4 +1,4 @@
-"""What a failed composition means for the user: one ``ConfigError`` per mistake.
+"""A failed composition in words for the user: one ``ConfigError`` per mistake.
 
 The exceptions of Hydra and OmegaConf are told apart by their classes; what only their texts say
 (a variable, a reference, a value) is read from the texts.

@@ -1,4 +1,4 @@
-"""What keys the configuration has: their types in words, and the nearest to a mistyped one.
+"""Keys of the configuration: their types in words, and the nearest to a mistyped one.
 
 Read from the schema's annotations; no values and no YAML.
 """
@@ -61,7 +61,7 @@ def type_of(key: str) -> object | None:
 
 
 def holds_keys(key: str) -> bool:
-    """Whether a key is a section, or names entries, rather than having a value.
+    """Return True for a section, or a key of named entries, which has no value itself.
 
     Args:
         key: Full key of an existing section or value.
@@ -87,7 +87,7 @@ def bounds_of(key: str) -> Bounds | None:
 
 
 def describe_type(kind: object) -> str:
-    """What a value of this type looks like, in words that follow "it must be"."""
+    """Describe the values of a type, in words that follow "it must be"."""
     if isinstance(kind, types.UnionType):
         options = [option for option in typing.get_args(kind) if option is not type(None)]
         return f"{' or '.join(describe_type(option) for option in options)} or null"

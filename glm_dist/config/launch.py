@@ -1,4 +1,4 @@
-"""Which process of the job this one is, as its launcher says.
+"""This process's rank in the job, read from the launcher's variables.
 
 torchrun and deepspeed export RANK and its companions; srun exports SLURM_PROCID and its own; a
 plain ``python train.py`` exports nothing and is a job of one process. Pure text in, numbers out.
@@ -14,7 +14,7 @@ from pathlib import Path
 from glm_dist.errors import LaunchError
 
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-"""How batch systems and launchers ask a job to stop."""
+"""Signals by which batch systems and launchers ask a job to stop."""
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Range of ports derived from job ids, below Linux' ephemeral ports (32768 and up)."""
@@ -98,7 +98,7 @@ def hide_gpus_if_asked(environ: MutableMapping[str, str]) -> None:
 
 
 def accelerator_is_visible(environ: Mapping[str, str], *, devices: Path = Path("/dev")) -> bool:
-    """Whether this machine offers a GPU to this process, known without loading torch.
+    """Return True if this process may use a GPU, without loading torch.
 
     Args:
         environ: Environment of the process; CUDA_VISIBLE_DEVICES may hide every GPU.
@@ -151,7 +151,7 @@ def _exported(environ: Mapping[str, str]) -> LaunchEnvironment:
 
 
 def _is_srun_task(environ: Mapping[str, str]) -> bool:
-    """Whether srun started this process.
+    """Return True if srun started this process.
 
     A batch script sees SLURM_PROCID=0 and SLURM_NTASKS too (SLURM 22.05), but no step of its own,
     or one of SLURM's special ones; and sbatch sets ENVIRONMENT=BATCH, which srun hands on.

@@ -44,7 +44,7 @@ UNREADABLE = (
     OverflowError,  # a whole number too long for a float
     RecursionError,  # YAML that refers to itself
 )
-"""What reading, composing and resolving raise for wrong files and values."""
+"""Exceptions that wrong files and values raise when read, composed and resolved."""
 
 
 def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
@@ -179,7 +179,7 @@ def _composed(folder: Path, options: tuple[str, ...], stamp: tuple[object, ...])
 
 
 def _stamp(folder: Path) -> tuple[object, ...]:
-    """What changes when a file below a folder does."""
+    """Paths, times and sizes of the files below a folder."""
     files = [(path, path.stat()) for path in sorted(folder.rglob("*.yaml"))]
     return tuple((str(path), found.st_mtime_ns, found.st_size) for path, found in files)
 
@@ -187,7 +187,7 @@ def _stamp(folder: Path) -> tuple[object, ...]:
 def _with_degrees(
     error: ConfigError, overrides: Sequence[str], config_dir: Path | None
 ) -> ConfigError:
-    """Where there is no ``parallel=tp3``: name the degrees that fit the model instead."""
+    """Name the degrees that fit the model where an option such as ``parallel=tp3`` is missing."""
     asked = re.fullmatch(r"(tp|pp)(\d{1,6})", str(error.value))
     if error.key != "parallel" or asked is None:
         return error

@@ -1,4 +1,4 @@
-"""What values a single field may take, written beside the field.
+"""Ranges of single fields, written next to the field.
 
 A field declares its range and one good value; ``Section.__post_init__`` checks them when the
 typed configuration is built, and ``reference.py`` prints them. Rules that involve several fields
@@ -14,7 +14,7 @@ from glm_dist.errors import ConfigError
 MISSING: Any = "???"  # OmegaConf's mark; spelled out, since the schema imports no omegaconf
 
 LARGEST_WHOLE_NUMBER = 2**63 - 1
-"""What fits the 64 bits of seeds, row numbers and counters in arrays."""
+"""Largest seed, row number or counter that fits an array of 64 bits."""
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class Bounds:
     below: int | float | None = None
 
     def admit(self, value: int | float) -> bool:
-        """Whether a value lies in the range; not-a-number and infinity never do."""
+        """Return True if a value lies in the range; NaN and infinity never do."""
         return (
             (isinstance(value, int) or math.isfinite(value))
             and (self.at_least is None or value >= self.at_least)
@@ -86,7 +86,7 @@ def bounded(
 
 
 def name_problem(value: str) -> str | None:
-    """What is wrong with a text as the name of one folder, as a predicate; or None."""
+    """Say why a string cannot name a folder, as a predicate; None if it can."""
     if not value.strip():
         return "is empty"
     if "/" in value or "\\" in value:

@@ -1,4 +1,4 @@
-"""What each configuration section may say: names, types, units, sources.
+"""Schema of the configuration: names, types, units and sources of every section.
 
 What decides the result has its values in ``conf/``. A default here means "off", or plain: sections
 that only decide how a run goes have one for every field, and so has every field added since
@@ -69,7 +69,7 @@ class RunSection(Section):
 
 @dataclass
 class BatchConfig(Section):
-    """How many rows of what length (conf/batch)."""
+    """Number and length of the rows of a step (conf/batch)."""
 
     key: ClassVar[str] = "batch"
 
@@ -243,7 +243,7 @@ class CheckpointConfig(Section):
 
 @dataclass
 class ObserveConfig(Section):
-    """What is shown and recorded (conf/observe)."""
+    """Console output and records (conf/observe)."""
 
     key: ClassVar[str] = "observe"
 

@@ -23,7 +23,7 @@ class TokenizerConfig(Section):
     vocab_size: int = bounded(30524, at_least=1)
     """Token ids including special tokens, before padding to a multiple of 128."""
     task_masks: bool = MISSING
-    """Whether [gMASK] and [sMASK] exist beside [MASK] (2B, 10B and the Chinese models)."""
+    """True if [gMASK] and [sMASK] exist besides [MASK] (2B, 10B and the Chinese models)."""
     fixed_task_masks: bool = True
     """Chinese kind only: false gives the ids of GLM-10B-Chinese, where [gMASK] equals eop."""
     sentinel_pairs: int = bounded(32, at_least=0, at_most=65_536, default=0)
@@ -46,7 +46,7 @@ class CorpusConfig:
 
 @dataclass
 class DataConfig(Section):
-    """Where rows come from (conf/data)."""
+    """Source of the rows (conf/data)."""
 
     key: ClassVar[str] = "data"
 
@@ -110,7 +110,7 @@ class DataConfig(Section):
 
 @dataclass
 class CorruptionConfig(Section):
-    """How text becomes blanks (conf/corruption). Official names in brackets."""
+    """Ways to turn text into blanks (conf/corruption). Official names in brackets."""
 
     key: ClassVar[str] = "corruption"
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 LARGEST_TRIED = 100_000
-"""Where the search for divisors ends; it is complete for numbers up to the square."""
+"""Largest divisor that is tried; the search is complete for numbers up to its square."""
 
 
 def positive_multiples(number: int, unit: int) -> list[int]:

@@ -24,11 +24,11 @@ from glm_dist.data.rows import Row
 from glm_dist.errors import GlmDistError
 
 END_SIGNAL = signal.SIGUSR2
-"""How a rank ends workers that are left over at its exit; launchers do not send it."""
+"""Signal by which a rank ends workers left over at its exit; launchers do not send it."""
 
 
 class TrainingRows(Protocol):
-    """Where training rows come from; ``RowSource`` in a run."""
+    """Source of training rows; ``RowSource`` in a run."""
 
     def row(self, index: int) -> Row:
         """Build training row ``index``, 0, 1, 2, … without end."""
@@ -36,7 +36,7 @@ class TrainingRows(Protocol):
 
 @dataclass(frozen=True)
 class StepRows:
-    """Which rows a replica reads in a step."""
+    """Rows that a replica reads in a step."""
 
     global_batch_size: int
     micro_batch_size: int

@@ -1,4 +1,4 @@
-"""What the model reads: one fixed-shape row. No torch; ``micro_batch.py`` stacks rows to tensors.
+"""One fixed-shape row, the model's input. No torch; ``micro_batch.py`` stacks rows to tensors.
 
 Layout: Part A at 0 … prefix_length - 1, Part B after it, padding at the end. Query ``i`` may attend
 key ``j`` if ``j <= i`` or ``j < prefix_length``; padding stands behind everything else, so nothing
@@ -39,11 +39,11 @@ class Row:
     targets: Integers
     """Ids to predict; copies of the input where there is no loss. [s]"""
     loss_mask: NDArray[np.bool_]
-    """Where the prediction counts. [s]"""
+    """True where the prediction counts. [s]"""
     prefix_length: int
     """Tokens of Part A; of the first segment if the row is packed."""
     objective: str
-    """Which objective made the row."""
+    """Name of the objective that made the row."""
     num_real_tokens: int
     """Tokens that are not padding."""
     index: int = -1

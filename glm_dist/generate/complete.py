@@ -18,7 +18,7 @@ class Completion:
     text: str
     """The text as typed, each blank replaced by its answer in square brackets."""
     answers: list[str]
-    """What was written into each blank, in text order."""
+    """The text written into each blank, in text order."""
 
 
 def complete(

@@ -27,7 +27,7 @@ class Blank:
     """One filled blank."""
 
     mask_index: int
-    """Where its mask token stands in the context."""
+    """Index of its mask token in the context."""
     tokens: list[int]
     """The answer, without [sop] and [eop]."""
 

@@ -8,7 +8,7 @@ from glm_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn."""
+    """Options for drawing tokens."""
 
     temperature: float = 0.9
     """Divides the logits; 0 is greedy. Official script: 0.9."""

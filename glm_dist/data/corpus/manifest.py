@@ -1,4 +1,4 @@
-"""What ``glm-dist prepare`` notes about a corpus beside it (``<prefix>.json``)."""
+"""Manifest that ``glm-dist prepare`` writes next to a corpus (``<prefix>.json``)."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -15,7 +15,7 @@ PARTIAL = ".partial"
 """Ending of the folder in which a corpus is being written."""
 
 FIRST_BYTES = b'{\n "tokenizer": '
-"""What a manifest begins with."""
+"""First bytes of every manifest."""
 
 
 @dataclass(frozen=True)

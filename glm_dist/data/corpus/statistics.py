@@ -1,4 +1,4 @@
-"""What is in a corpus, and what a run would read of it."""
+"""Contents of a corpus, and the part of it that a run would read."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ def corpus_statistics(corpus: IndexedTokens) -> CorpusStatistics:
 
 @dataclass(frozen=True)
 class BlendRecord:
-    """What a run reads of one corpus."""
+    """Part of one corpus that a run reads."""
 
     corpus: str
     wanted_rows: float
@@ -56,7 +56,7 @@ class BlendRecord:
     """Text tokens read, without the [CLS] put in front of windows; an average beyond
     ``ROWS_COUNTED`` rows."""
     epochs: float
-    """How often each training token of the corpus has been read."""
+    """Passes over the corpus's training tokens."""
 
 
 def blend_records(source: RowSource, num_rows: int) -> list[BlendRecord]:
@@ -85,7 +85,7 @@ def blend_records(source: RowSource, num_rows: int) -> list[BlendRecord]:
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What the rows of one objective look like."""
+    """Averages over the rows of one objective."""
 
     objective: str
     rows: int

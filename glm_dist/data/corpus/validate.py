@@ -20,18 +20,18 @@ from glm_dist.files import HASH_BLOCK_BYTES, block_hashes, is_file, sha256_of
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found wrong with a corpus."""
+    """Problems found in a corpus."""
 
     prefix: str
     problems: tuple[str, ...]
     has_manifest: bool
-    """Whether hashes were there to compare with."""
+    """True if there were hashes to compare with."""
     documents: int = 0
     tokens: int = 0
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Return True if nothing is wrong."""
         return not self.problems
 
 

@@ -1,4 +1,4 @@
-"""What every objective takes and gives: a window of the token stream in, one row out."""
+"""Interface of every objective: a window of the token stream in, one row out."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,7 +17,7 @@ class Window:
     tokens: NDArray[np.int64]
     """[w]"""
     starts_mid_document: bool
-    """Whether the opening [CLS] was put in front of a document's continuation."""
+    """True if the opening [CLS] was put in front of a document's continuation."""
 
 
 class Objective(Protocol):
@@ -55,11 +55,11 @@ NO_BLANKS = Blanks(np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to hide of a window."""
+    """Blanks to hide in a window."""
 
     blanks: Blanks
     closes_with_eop: NDArray[np.bool_]
-    """Whether each blank ends with [eop]; the tail of a text ends with its own last token. [n]"""
+    """True for blanks that end with [eop]; the tail of a text ends with its last token. [n]"""
 
     @staticmethod
     def of_middles(blanks: Blanks) -> "Plan":
@@ -68,7 +68,7 @@ class Plan:
 
 
 class Hiding(Protocol):
-    """What blank infilling hides: the difference between GLM's three objectives."""
+    """Choice of what blank infilling hides: the difference between GLM's three objectives."""
 
     @property
     def name(self) -> str:
@@ -84,7 +84,7 @@ class Hiding(Protocol):
 
     @property
     def varies_inputs(self) -> bool:
-        """Whether [dBLOCK] may hide inputs of Part B; official GLM does so for plain spans only."""
+        """True if [dBLOCK] may hide inputs of Part B; in official GLM for plain spans only."""
 
     def choose(self, window: Window, rng: Generator) -> Plan:
         """Choose what to hide.

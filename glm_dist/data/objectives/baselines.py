@@ -1,4 +1,4 @@
-"""What the paper compares GLM with, on the same model and trainer: BERT, GPT, T5 and UniLM.
+"""The paper's baselines on the same model and trainer: BERT, GPT, T5 and UniLM.
 
 Every baseline is a choice of inputs, targets and prefix length under the one attention rule: a
 query sees all of the prefix and what is before it. None uses the second position.
@@ -46,7 +46,7 @@ class CausalLM:
 
 
 class Sight(Enum):
-    """What a masked token's prediction may look at."""
+    """Context that a masked token's prediction sees."""
 
     both = "both"
     left = "left"
@@ -61,7 +61,7 @@ class MaskedLM:
     special: SpecialTokens
     row_length: int
     spans: SpanHiding
-    """Which tokens are masked, each by [MASK]; the official baseline masks spans too."""
+    """Choice of the masked tokens, each replaced by [MASK]; official code masks spans too."""
     sight: Sight = Sight.both
     name: str = "masked_lm"
 

@@ -22,7 +22,7 @@ class DocumentHiding:
     """Share of single documents whose tail is hidden rather than a middle."""
     max_blanks: int = 1
     per_document: bool = False
-    """Whether each document of a window gets a blank of its own, the longest first."""
+    """True if each document of a window gets its own blank, the longest first."""
     name: str = "document"
     varies_inputs: bool = False
 

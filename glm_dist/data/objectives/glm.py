@@ -28,7 +28,7 @@ SHORTEST_TEXT = 32
 
 @dataclass(frozen=True)
 class Variations:
-    """Which options are on; see ``CorruptionConfig``."""
+    """Options that are on; see ``CorruptionConfig``."""
 
     max_position: int
     """Last row of the position tables."""
@@ -42,7 +42,7 @@ class Variations:
 
     @property
     def changes_rows(self) -> bool:
-        """Whether anything is to be done with a finished row."""
+        """Return True if a finished row is changed."""
         return (
             self.block_mask_prob > 0
             or self.random_positions
@@ -61,7 +61,7 @@ class BlankInfilling:
     row_length: int
     variations: Variations
     is_short: bool = False
-    """Whether windows are cut into shorter texts, each a sample of its own."""
+    """True if windows are split into shorter texts, each its own sample."""
 
     @property
     def name(self) -> str:

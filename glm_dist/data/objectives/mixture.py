@@ -1,4 +1,4 @@
-"""Which objectives a configuration mixes, and in what shares."""
+"""Objectives that a configuration mixes, and their shares."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ MOST_TEXT = 0.5
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """What row building needs to know of the tokenizer."""
+    """The facts about a tokenizer that row building needs."""
 
     special: SpecialTokens
     size: int
@@ -74,7 +74,7 @@ class Mixture:
 
 @dataclass(frozen=True, eq=False)
 class RowShape:
-    """What rows must fit."""
+    """Bounds that rows must fit."""
 
     row_length: int
     max_position: int
@@ -93,7 +93,7 @@ def make_mixture(
     Args:
         config: Task, shares, ratios and options.
         vocabulary: Special tokens and sentence ends.
-        shape: What rows must fit.
+        shape: Bounds that rows must fit.
         survey: Windows of the corpus, which tell the lengths of its sentences and documents.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Which window of which corpus is row k: mixing, epochs, permutations."""
+"""From row k to a window of a corpus: mixing, epochs, permutations."""

@@ -34,7 +34,7 @@ _WORD = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class RowAddress:
-    """Where one row comes from."""
+    """Origin of one row."""
 
     epoch: int
     """Round over the corpus: one pass, or several over a small corpus."""

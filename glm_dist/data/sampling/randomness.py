@@ -12,7 +12,7 @@ from numpy.random import Generator, Philox
 
 
 class Purpose(IntEnum):
-    """What a draw is for; draws for different purposes are independent."""
+    """Purpose of a draw; draws for different purposes are independent."""
 
     TRAINING_ROW = 1
     VALIDATION_ROW = 2

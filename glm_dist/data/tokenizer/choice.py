@@ -1,4 +1,4 @@
-"""Which tokenizer a command line means."""
+"""Choice of a tokenizer on the command line."""
 
 import argparse
 from pathlib import Path

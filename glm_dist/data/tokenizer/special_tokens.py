@@ -1,4 +1,4 @@
-"""Which ids GLM's special tokens have; plain numbers, so that row building needs no tokenizer.
+"""Ids of GLM's special tokens, as plain numbers, so that row building needs no tokenizer.
 
 The official ids of every tokenizer kind are in ``tokenizer.py``; here is only their shape.
 """
@@ -44,7 +44,7 @@ class SpecialTokens:
 
     @property
     def has_task_masks(self) -> bool:
-        """Whether long blanks and sentences have mask tokens of their own."""
+        """Return True if long blanks and sentences have their own mask tokens."""
         return self.gmask != self.mask
 
     def sentinel_mask(self, number: NDArray[np.int64]) -> NDArray[np.int64]:

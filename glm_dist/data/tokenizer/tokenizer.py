@@ -48,7 +48,7 @@ class Specials:
     count: int
     """Ids in all, ordinary and special."""
     masks_eat_space: bool
-    """Whether white space before a mask's name belongs to the mask ("a [MASK]" = "a[MASK]")."""
+    """True if white space before a mask's name belongs to the mask ("a [MASK]" = "a[MASK]")."""
 
 
 class Tokenizer:
@@ -166,14 +166,14 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """Which vocabulary to open, and which special tokens to put behind it."""
+    """Vocabulary to open, and the special tokens that follow it."""
 
     kind: TokenizerKind
     """Family of the vocabulary."""
     path: str
     """Model file, or folder with the vocabulary files."""
     task_masks: bool = True
-    """Whether [gMASK] and [sMASK] exist."""
+    """True if [gMASK] and [sMASK] exist."""
     fixed_task_masks: bool = True
     """Chinese kind only; see ``TokenizerConfig``."""
     sentinel_pairs: int = 0
