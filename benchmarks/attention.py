@@ -20,7 +20,7 @@ LENGTHS = (512, 1024)
 
 
 def dense_mask(row_length: int, prefixes: Sequence[int]) -> torch.Tensor:
-    """Who sees whom [b, 1, s, s]; made once, outside the measured time."""
+    """Build the mask [b, 1, s, s], True where a query sees a key; not part of the measured time."""
     place = torch.arange(row_length, device=device())
     causal = place[None, :] <= place[:, None]
     return torch.stack([causal | (place[None, :] < prefix) for prefix in prefixes])[:, None]

@@ -174,7 +174,7 @@ def build(contestant: Contestant, model: ModelConfig, groups: ParallelGroups) ->
 
 
 def work_of(contestant: Contestant, micro_batches: Sequence[MicroBatch], *, masked: bool) -> Work:
-    """What a step asks for; GPTModel predicts all and sees the past."""
+    """Count the work of a step; GPTModel predicts every token and sees only the past."""
     if contestant.is_glm:
         parts = [micro_batch_work(m, uses_mask=masked) for m in micro_batches]
     else:
@@ -204,8 +204,8 @@ def figures(
             fused_attention=not masked,
         )
         convention = convention_operations(model, work, vocab_size=VOCAB_SIZE)
-        row["MFU"] = row["useful TFLOP/s"] / peak
-        row["MFU, convention"] = convention / seconds / 1e12 / peak
+        row["useful MFU"] = row["useful TFLOP/s"] / peak
+        row["MFU"] = convention / seconds / 1e12 / peak
         row["HFU"] = executed / seconds / 1e12 / peak
     if device().type == "cuda":
         row["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30

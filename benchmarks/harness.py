@@ -1,4 +1,4 @@
-"""What every benchmark shares: runs in turns, medians, the machine's state, tables on disk.
+"""Shared parts of the benchmarks: interleaved runs, medians, the machine's state, tables on disk.
 
 Absolute seconds of a shared machine mean little, so things are compared in turns (A B, B A, …)
 within one process, and a ratio is the median of the ratios of each turn.
@@ -81,7 +81,7 @@ def paired(
 
 
 def machine() -> dict[str, Any]:
-    """Where and in what state a result was made; the load is that of before the run."""
+    """Describe the machine of a result and its state; the load was measured before the run."""
     device = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

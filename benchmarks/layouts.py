@@ -101,7 +101,7 @@ def shared_work(config: RunConfig, layout: Layout, micro_batches: Sequence[Micro
 
 
 def collectives(config: RunConfig, name: str, micro_batches: Sequence[MicroBatch]) -> Work:
-    """What a layout sends in a step, without the work between."""
+    """Run a layout's collectives of one step, without the computation between them."""
     rows, row_length = micro_batches[0].tokens.shape
     model = config.model
     hidden = torch.zeros(row_length, rows, model.hidden_size)

@@ -1,4 +1,4 @@
-"""What each option costs on a CPU: a step with it against the same step without, in turns.
+"""Cost of each option on a CPU: a step with it against the same step without it, interleaved.
 
 One process, the trainer's own engine. Memory is `memory`'s question; several processes `layouts`'.
 """

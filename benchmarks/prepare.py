@@ -1,4 +1,4 @@
-"""What preparation costs beside the tokenizer, and what a second worker gives.
+"""Overhead of preparation over the tokenizer alone, and speedup from a second worker.
 
 The bare tokenizer encodes the same texts in one process, nothing else. Wall time, because workers
 are other processes; needs two idle cores to say anything about two workers.

@@ -1,4 +1,4 @@
-"""How many finished rows a core builds in a second, from the mapped file to tensors.
+"""Finished rows per second and core, from the mapped file to tensors.
 
 Windows of 512 tokens, 15 % of them in short spans: the official training setting. The yardstick in
 the same run is such a row made the usual way: spans drawn one by one, tokens copied one by one into

@@ -119,7 +119,7 @@ def run_config(
 
 
 def fused_adamw(stage: GLMStage, config: RunConfig) -> torch.optim.Optimizer:
-    """As the trainer makes it."""
+    """Build the optimizer as the trainer does."""
     optimizer = config.optimizer
     return torch.optim.AdamW(
         param_groups(stage.shards(), weight_decay=optimizer.weight_decay),

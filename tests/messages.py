@@ -71,7 +71,7 @@ def parse(content: str) -> dict[str, str]:
 
 
 class Says:
-    """What the fixture ``says`` gives: called with an error or a text, once or more often."""
+    """Value of the fixture ``says``: called with an error or a string, once or more often."""
 
     def __init__(self, messages: Messages, node: str, places: dict[str, str]) -> None:
         self._messages = messages

@@ -1,4 +1,4 @@
-"""What part of a global tensor this rank holds, as boxes that any layout can write and read.
+"""This rank's part of a global tensor, as boxes that any layout can write and read.
 
 ZeRO gives a rank a flat range of a parameter; tensor and pipeline parallelism make that parameter
 itself a part of a global tensor. A flat range of a row-major array is a handful of axis-aligned
@@ -152,7 +152,7 @@ class Fragment(torch.Tensor):
         return f"Fragment(global_shape={tuple(self.shape)}, boxes={boxes})"
 
     def __create_write_items__(self, fqn: str, _object: object) -> list[WriteItem]:
-        """What to save, as torch.distributed.checkpoint asks for it."""
+        """List the boxes to save; called by torch.distributed.checkpoint."""
         if not self.is_saved:
             return []
         return [
@@ -169,7 +169,7 @@ class Fragment(torch.Tensor):
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """What to load, as torch.distributed.checkpoint asks for it."""
+        """List the boxes to load; called by torch.distributed.checkpoint."""
         return [chunk for chunk, _ in self._boxes.values()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:

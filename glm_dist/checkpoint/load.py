@@ -1,4 +1,4 @@
-"""Which checkpoint to continue from, and its tensors in whatever layout asks.
+"""Choice of the checkpoint to resume from, and loading of its tensors in any layout.
 
 A checkpoint is used only if every file is there and (on request) unchanged. Names and shapes are
 compared before the first byte is read; nothing is ever left as it was by accident.

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, and whether its files still are what was written.
+"""Manifest of a checkpoint: its metadata, and the size and hash of every file.
 
 ``manifest.json`` is written last, so a folder without it never finished. It lists every other
 file with size and SHA-256, and carries a checksum of its own content.

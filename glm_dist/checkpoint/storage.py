@@ -1,4 +1,4 @@
-"""How tensors reach the disk: torch.distributed.checkpoint with hashes and a complete plan.
+"""Tensor storage: torch.distributed.checkpoint with hashes and a check that the plan is complete.
 
 torch's writer puts all boxes of a rank in one file and syncs it. Added here: the SHA-256 of each
 file while it is written, and a refusal of plans that would leave part of a tensor out.

@@ -28,7 +28,7 @@ class StageBatch:
     prefix_length: torch.Tensor
     """Length of Part A [b], on the host: attention cuts rows there."""
     target_index: torch.Tensor
-    """Where a token is predicted [n], as s_index * b + b_index: the order of [s, b, h] memory."""
+    """Indices of the targets [n], as s_index * b + b_index: the order of [s, b, h] memory."""
     target_ids: torch.Tensor
     """Token ids to predict [n]."""
     segments: tuple[tuple[Segment, ...], ...] = ()
@@ -38,7 +38,7 @@ class StageBatch:
 
     @cached_property
     def attention(self) -> AttentionPlan:
-        """Where attention looks; made once, at the first forward pass of the micro-batch."""
+        """Attention plan; built once, in the first forward pass of the micro-batch."""
         return plan_attention(
             self.prefix_length.tolist(),
             row_length=self.tokens.size(1),

@@ -48,7 +48,7 @@ RECOMPUTE: dict[RecomputeMode, dict[str, object]] = {
     RecomputeMode.selective: {"recompute_granularity": "selective"},
     RecomputeMode.full: {"recompute_granularity": "full", "recompute_method": "uniform"},
 }
-"""What megatron-core calls the modes; its selective one means the core attention."""
+"""Recompute modes under megatron-core's names; its "selective" means core attention."""
 
 
 def transformer_config(

@@ -1,4 +1,4 @@
-"""What one rank holds of GLM: its share of embedding, blocks, final norm and tied head.
+"""One rank's part of GLM: its shards of embedding, blocks, final norm and tied head.
 
 Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor ranks.
 """
@@ -211,7 +211,7 @@ class GLMShard(torch.nn.Module):
 
     @property
     def chunks(self) -> tuple[GLMStage, ...]:
-        """What the schedule runs; several only where stages are interleaved."""
+        """Model chunks that the schedule runs; more than one only with interleaved stages."""
         return tuple(self._chunks)  # type: ignore[arg-type]
 
     @property
@@ -226,7 +226,7 @@ class GLMShard(torch.nn.Module):
         return tables[0] if tables else None
 
     def shards(self) -> list[ParameterShard]:
-        """What each of this rank's parameters is in the whole model."""
+        """Return the shard of the whole model that each of this rank's parameters holds."""
         return [place for chunk in self.chunks for place in chunk.shards()]
 
 

@@ -1,4 +1,4 @@
-"""What a person watching the job sees: a progress bar on a terminal, aligned lines elsewhere.
+"""Console output of a job: a progress bar on a terminal, aligned lines elsewhere.
 
 Lines, validations and events go through the log, so they carry time and rank, stay readable in a
 batch system's output, and are in the rank's log file as well.

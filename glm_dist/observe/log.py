@@ -1,4 +1,4 @@
-"""Where log lines go: one console for the job, one file per rank, and less noise from libraries.
+"""Logging set-up: one console for the job, one file per rank, and less noise from libraries.
 
 Rank 0 shows INFO, the others WARNING, so that a job of 500 ranks reads like one process; each rank
 writes its own INFO lines to ``log/rank_0000.log``. Library loggers start at WARNING: their errors

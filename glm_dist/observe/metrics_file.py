@@ -80,7 +80,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def final_records(records: list[Record]) -> list[Record]:
-    """What holds in the end: later attempts overrule earlier ones from where they started.
+    """Merge attempts: from the step where it started, a later attempt replaces earlier ones.
 
     Args:
         records: As read.

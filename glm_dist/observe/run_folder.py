@@ -31,21 +31,21 @@ CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
-"""Whose versions decide what a run computes, beside our own."""
+"""Packages whose versions affect results, in addition to glm_dist itself."""
 
 GIT_TIMEOUT_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What one attempt ran on."""
+    """Code, versions and hardware of one attempt."""
 
     started: str
     """UTC, ISO 8601."""
     commit: str | None
     """Of the checkout the package runs from; None if it is no checkout."""
     is_dirty: bool | None
-    """Whether tracked files of the checkout were changed."""
+    """True if tracked files of the checkout were modified."""
     versions: dict[str, str | None]
     hosts: list[str]
     world_size: int
@@ -193,12 +193,12 @@ def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
 
 
 def _is_tracked(source: Path) -> bool:
-    """Whether the package is under version control, not merely installed inside a checkout."""
+    """Return True if the package is under version control, not just installed inside a checkout."""
     return _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails or does not exist."""
+    """Return git's output; None if it fails or is not installed."""
     try:
         result = subprocess.run(
             ["git", "-C", str(folder), *arguments],

@@ -1,4 +1,4 @@
-"""Where records go: a file that is the truth, a console, and Weights & Biases if asked for.
+"""Sinks for records: the metrics file, which is authoritative, the console, and optionally W&B.
 
 A sink is used by rank 0 between collectives, so it must not raise: that would leave the other
 ranks waiting. What goes wrong is logged once, and training goes on.
@@ -237,7 +237,7 @@ class _Survived:
 
 
 def has_wandb_key(environ: Mapping[str, str]) -> bool:
-    """Whether W&B would find a key without asking: in the environment or in ~/.netrc."""
+    """Return True if W&B finds an API key without a prompt: in the environment or in ~/.netrc."""
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""

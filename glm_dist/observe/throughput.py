@@ -1,4 +1,4 @@
-"""How fast training goes and when it ends: arithmetic on the clock of phases.
+"""Throughput and remaining time, computed from the phase timer.
 
 A record's speed counts the time of its steps alone; validation and checkpoints are pauses. The
 estimated time of arrival counts everything, because the rest of the run will pause as well.

@@ -1,4 +1,4 @@
-"""Which parameters decay: every weight, but no LayerNorm parameter and no bias (GLM 4f61ed7)."""
+"""Weight decay groups: all weights decay, except LayerNorm parameters and biases (GLM 4f61ed7)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

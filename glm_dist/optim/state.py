@@ -1,4 +1,4 @@
-"""What an optimizer reports of a step, and what of it outlives a restart."""
+"""Outcome of an optimizer step, and the optimizer state that survives a restart."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class OptimizerCounters:
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of one optimizer step."""
+    """Result of one optimizer step."""
 
     norm: torch.Tensor
     """Global gradient norm before clipping []."""

@@ -1,4 +1,4 @@
-"""How ranks fail together: what goes wrong on one of them is raised on all of them.
+"""Collective error handling: an error on one rank is raised on all ranks.
 
 A lone exception between two collectives is a hang for the others. Local work (files, mostly) runs
 inside ``Ranks.together``, which ends with one small exchange and one common verdict:
@@ -137,7 +137,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What one rank met."""
+    """Outcome of a block on one rank."""
 
     rank: int
     host: str

@@ -1,4 +1,4 @@
-"""How a rank that fails alone is heard: a board in the job's store, and a thread that reads it.
+"""Failure of a single rank: a board in the job's store, and a thread on every rank that reads it.
 
 A rank that raises in the middle of a step leaves the others in a collective, where NCCL may wait
 for half an hour and nobody learns whose fault it was. So a failing rank posts its name before it

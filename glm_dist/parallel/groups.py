@@ -34,12 +34,12 @@ class ParallelGroups:
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank embeds tokens."""
+        """True if this rank holds the first stage, which embeds tokens."""
         return self.coordinates.pipeline == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
+        """True if this rank holds the last stage, which computes the loss."""
         return self.coordinates.pipeline == self.layout.pipeline_parallel_size - 1
 
     @property

@@ -1,4 +1,4 @@
-"""Which rank does what: tensor x data x pipeline coordinates, as plain arithmetic.
+"""Layout of ranks: tensor x data x pipeline coordinates, as plain arithmetic.
 
 Ranks are numbered tensor first, then data, then pipeline, so that the ranks of one
 tensor-parallel group are neighbours and share a node's fast links. No torch here.
@@ -28,7 +28,7 @@ class Layout:
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     sequence_parallel: bool = False
-    """Whether tensor ranks cut the rows where they do not cut the layers."""
+    """True if tensor ranks split the sequence outside tensor-parallel layers."""
     virtual_stages: int = 1
     """Chunks of layers on each pipeline rank; more than one shortens the pipeline's bubble."""
     stage_layers: tuple[int, ...] = ()
@@ -67,7 +67,7 @@ class Layout:
 
     @property
     def micro_batch_multiple(self) -> int:
-        """What the micro-batches of a replica must divide by: interleaving runs them in groups."""
+        """Required divisor of a replica's micro-batches: interleaving runs them in groups."""
         return self.pipeline_parallel_size if self.virtual_stages > 1 else 1
 
     def sizes(self) -> dict[str, int]:

@@ -18,9 +18,9 @@ class JobProcess:
     """This process as a member of its job."""
 
     device: torch.device
-    """Where this rank's parameters live."""
+    """Device of this rank's parameters."""
     board: FailureBoard
-    """Where ranks that fail alone are read."""
+    """Board on which a failing rank posts its error."""
 
 
 def choose_device(local_rank: int) -> torch.device:

@@ -24,7 +24,7 @@ Input = TypeVar("Input", contravariant=True)
 
 
 class Stage(Protocol[Input]):
-    """What the schedule needs of a chunk of the model."""
+    """Interface of a model chunk that the schedule runs."""
 
     config: TransformerConfig
 
@@ -33,12 +33,12 @@ class Stage(Protocol[Input]):
 
 
 class Result(NamedTuple):
-    """What the last chunk's hidden states are turned into."""
+    """Loss and report computed from the last chunk's hidden states."""
 
     loss: torch.Tensor
-    """Where backward begins []; unscaled."""
+    """Tensor on which backward is called []; unscaled."""
     collected: Any
-    """What the caller of the schedule gets back; without a gradient."""
+    """Value returned to the caller of the schedule; without a gradient."""
 
 
 def run_schedule(

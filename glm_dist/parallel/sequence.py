@@ -40,7 +40,7 @@ def mark_partial(*parameters: torch.Tensor) -> None:
 
 
 def has_partial_gradient(parameter: torch.nn.Parameter) -> bool:
-    """Whether the gradient must be summed over the tensor ranks."""
+    """Return True if the gradient must be summed over the tensor ranks."""
     return bool(getattr(parameter, "sequence_parallel", False))
 
 

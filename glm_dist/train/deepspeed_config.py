@@ -48,7 +48,7 @@ def _zero(zero: ZeroConfig) -> dict[str, Json]:
 
 
 def _offload_terms(zero: ZeroConfig) -> dict[str, Json]:
-    """What DeepSpeed asks for before it offloads an optimizer that is not its own."""
+    """Return the keys that DeepSpeed requires to offload an optimizer other than its own."""
     if zero.offload_optimizer is Offload.none:
         return {}
     # torch's fused AdamW has a vectorised CPU kernel, and its numbers are those of the GPU's path.

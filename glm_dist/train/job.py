@@ -144,7 +144,7 @@ def _run(
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
-    """Whether starting the run again would bring it further."""
+    """Return the exit status of a stopped run; it says whether a restart can resume."""
     if config.checkpoint.interval > 0:
         return EXIT_STOPPED
     if launch.rank == 0:

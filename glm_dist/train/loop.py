@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopContext:
-    """What the loop works with on this rank."""
+    """Inputs of the training loop on this rank."""
 
     config: RunConfig
     engine: TrainingEngine
@@ -46,7 +46,7 @@ class LoopContext:
     """Takes records; does nothing on ranks other than 0."""
     checkpoints: Path
     identity: Mapping[str, Json]
-    """What a checkpoint says of the run, such as the data's fingerprint."""
+    """Facts about the run stored in a checkpoint, such as the data's fingerprint."""
     device: torch.device
     validates_first: bool = False
     """Measure the weights that training starts from, as they come from another run."""

@@ -1,4 +1,4 @@
-"""What happens beside the steps, each when it is due: records, validation, checkpoints.
+"""Periodic work between steps: records, validation, checkpoints.
 
 Every observer decides by the step and by values that are equal on all ranks, so all ranks take the
 same branches.

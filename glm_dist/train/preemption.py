@@ -40,7 +40,7 @@ class StopRequest:
         self._received = signal.Signals(number).name
 
     def agreed(self) -> bool:
-        """Whether any rank was asked to stop. Collective over all ranks, on the host."""
+        """Return True if any rank was asked to stop. Collective over all ranks, on the host."""
         vote = torch.tensor(int(self._received is not None))
         dist.all_reduce(vote, op=dist.ReduceOp.MAX)
         if self._received is not None:

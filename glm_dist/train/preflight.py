@@ -1,4 +1,4 @@
-"""What can go wrong with files, found before any rank loads torch: data, tokenizer, run folder.
+"""File checks before any rank loads torch: data, tokenizer, run folder.
 
 Everything here reads headers and a few blocks, so it takes the same time for any amount of data.
 """
@@ -38,7 +38,7 @@ class CorpusFacts:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What the files say about the job."""
+    """Facts about the job read from its files."""
 
     corpora: tuple[CorpusFacts, ...]
     newest_step: int | None

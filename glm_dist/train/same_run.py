@@ -185,7 +185,7 @@ def _check_order(earlier: RunConfig, config: RunConfig, *, file: Path, newest: s
 
 
 def _is_moved_corpus(key: str, saved: Mapping[str, object], current: Mapping[str, object]) -> bool:
-    """Whether only the place of a known corpus changed; its content is compared elsewhere."""
+    """Return True if only the path of a known corpus changed; its content is compared elsewhere."""
     is_prefix = key.startswith("data.corpora.") and key.endswith(".prefix")
     return is_prefix and key in saved and key in current
 

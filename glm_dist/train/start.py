@@ -1,4 +1,4 @@
-"""Where training starts: at step 0, at the run's own checkpoint, or from another run."""
+"""Start of training: at step 0, from the run's own checkpoint, or from another run."""
 
 import logging
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a process's training starts."""
+    """Starting point of training in one process."""
 
     step: int = 0
     """Steps already done."""

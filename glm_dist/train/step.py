@@ -19,7 +19,7 @@ from glm_dist.train.engine import TrainingEngine
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves on the device; reading it synchronises, so only logging steps do."""
+    """Results of a step on the device; reading them synchronises, so only logging steps do."""
 
     loss_share: torch.Tensor
     """This rank's part of the loss []; summed over all ranks of the job it is the step's loss."""
@@ -28,7 +28,7 @@ class StepResult:
     outcome: StepOutcome
     """Gradient norm, equal on all ranks, and whether the update was made."""
     weight: torch.Tensor
-    """What the loss was divided by [], in pretraining the predicted tokens of the whole step."""
+    """Divisor of the loss []; in pretraining, the predicted tokens of the whole step."""
 
 
 def loss_scales(

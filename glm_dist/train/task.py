@@ -1,4 +1,4 @@
-"""What is trained: from rows to a batch, from hidden states to a loss.
+"""Training task: from rows to a batch, from hidden states to a loss.
 
 The model's last stage returns hidden states; a task turns them into a sum of losses, a weight that
 the step divides by, and metrics. Schedule, engine and step know nothing else about the loss.

@@ -170,7 +170,7 @@ def failure_of(action: Callable[[], object]) -> CheckpointError:
 
 
 def bug_of(action: Callable[[], object]) -> str:
-    """What is raised where the ranks' descriptions of their tensors contradict each other."""
+    """Return the error raised when the ranks describe their tensors inconsistently."""
     with pytest.raises((RuntimeError, RankFailure)) as caught:
         action()
     return str(caught.value)
@@ -233,7 +233,7 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path) -> None:
 
 
 def check_disks(folders: list[str]) -> str:
-    """What is said where each rank, like each host, finds a folder at the run's path."""
+    """Return the error raised when ranks, like hosts, see different folders at the run's path."""
     try:
         check_shared(Path(folders[dist.get_rank()]))
     except CheckpointError as error:

@@ -1,4 +1,4 @@
-"""Where the official code's outputs are, and an official model's weights in one of our stages."""
+"""Outputs of the official code, and an official model's weights in one of our stages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Who sees whom in the whole model: gradients of outputs with respect to inputs, on built rows."""
+"""Visibility in the whole model: gradients of outputs with respect to inputs, on built rows."""
 
 from datetime import timedelta
 from pathlib import Path

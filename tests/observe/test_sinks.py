@@ -180,7 +180,7 @@ def test_wandb_without_a_key_records_offline_and_attempts_share_one_run(
 
 
 class BrokenRun:
-    """What wandb.init may hand out on a bad day."""
+    """A run from wandb.init that fails once training has begun."""
 
     def define_metric(self, *args: object, **kwargs: object) -> None:
         """Works."""

@@ -28,10 +28,10 @@ def restore(version: str, folder: Path) -> Path:
 
 
 def expected(version: str) -> Any:
-    """What the old version itself made of its runs."""
+    """Return the results of the old version itself."""
     return json.loads((HERE / version / "expected.json").read_text(encoding="utf-8"))
 
 
 def overrides_of(run: Path) -> list[str]:
-    """What was typed to start a run."""
+    """Return the overrides that started a run."""
     return (run / "overrides.txt").read_text(encoding="utf-8").splitlines()[1:]

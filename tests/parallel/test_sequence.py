@@ -32,7 +32,7 @@ def gathered(indices: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @cache
 def two_ranks() -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """What both ranks gather: three targets, then none."""
+    """Return what both ranks gather: three targets, then none."""
     return run_ranks(gathered, [[11, 0, 5], []], world_size=2)
 
 

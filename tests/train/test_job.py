@@ -176,7 +176,7 @@ def spoil_a_row_of_the_second_replica(overrides: list[str]) -> None:
 
 
 def is_readable(source: RowSource, index: int) -> bool:
-    """Whether a row can be built."""
+    """Return True if a row can be built."""
     try:
         source.row(index)
     except DataError:

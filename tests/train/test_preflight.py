@@ -128,7 +128,7 @@ def run_with_other_rate(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What is done to good files, what is typed, and what an error names."""
+    """A fault in good files, the overrides, and the names in the expected error."""
 
     name: str
     spoil: Callable[[Path], None]

@@ -17,7 +17,7 @@ ALL = tuple(ARCHITECTURE)
 
 
 def folder_of(folder: Path, case: Case) -> Path:
-    """Where a case keeps its checkpoint."""
+    """Return the folder of a case's checkpoint."""
     return folder / str(case).replace(" ", "_")
 
 
@@ -78,7 +78,7 @@ DEFAULT = {
         Case(pp=4, zero=1, micro_batch=4),
     ],
 }
-"""What the default run stops and resumes, by number of processes."""
+"""Layouts that the default run stops and resumes, by number of processes."""
 
 SOURCES = [DEFAULT[4][0], DEFAULT[4][2]]
 """Checkpoints that the default run resumes in other layouts."""

@@ -38,7 +38,7 @@ class AttentionCache(Protocol):
 
 
 def uses_mask(device: torch.device, dtype: torch.dtype, *, dropout: float, head_size: int) -> bool:
-    """Whether training computes pairs of Part B that it then drops, for want of a kernel."""
+    """Return True if no fused kernel applies and Part B falls back to a dense mask."""
     if device.type == "cpu":
         return dropout > 0.0
     return not can_use_flash(device, dtype, head_size=head_size)

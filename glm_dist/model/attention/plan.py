@@ -1,4 +1,4 @@
-"""Where attention looks in one micro-batch: worked out once on the host, used by every layer.
+"""Attention plan of one micro-batch: computed once on the host, used by every layer.
 
 A row is one segment, or several that must not see each other. A segment is Part A, then Part B:
 A sees all of A, B sees A and its own past. As calls that fast kernels know (GLM 2.1):
@@ -55,11 +55,11 @@ class VariableLength:
     num_part_a: int
     """Queries of the first call."""
     part_a_queries: torch.Tensor
-    """Where the sequences of the first call begin among its queries, int32 [2 n + 1]."""
+    """Offsets of the first call's sequences in its queries, int32 [2 n + 1]."""
     part_a_keys: torch.Tensor
     """The same among the keys, int32 [2 n + 1]."""
     part_b_queries: torch.Tensor
-    """Where the n segments begin among the queries of the second call, int32 [n + 1]."""
+    """Offsets of the n segments in the queries of the second call, int32 [n + 1]."""
     part_b_keys: torch.Tensor
     """The same among the keys, int32 [n + 1]."""
     longest_part_a: int

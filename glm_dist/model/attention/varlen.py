@@ -126,7 +126,7 @@ def _torch_varlen(
 
 
 def can_use_flash(device: torch.device, dtype: torch.dtype, *, head_size: int) -> bool:
-    """Whether the kernels take such tensors [..., d]; fp32 and GPUs before Ampere do not."""
+    """Return True if the kernels support tensors [..., d]: not in fp32, no GPU before Ampere."""
     if dtype not in FLASH_DTYPES or head_size > LARGEST_HEAD or head_size % HEAD_DIVISOR:
         return False
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE

@@ -58,7 +58,7 @@ def sequences_one_by_one(
     dropout: float,
     causal: bool,
 ) -> torch.Tensor:
-    """What a variable-length kernel computes, one sequence at a time; also checks its arguments."""
+    """Compute a variable-length kernel's result one sequence at a time and check its arguments."""
     assert query_borders.dtype == key_borders.dtype == torch.int32
     assert int(query_borders[-1]) == query.size(0)
     assert int(key_borders[-1]) == key.size(0) == value.size(0)
