@@ -47,7 +47,7 @@ ALONE = "1 process"
 Work = Callable[[], object]
 
 
-def alone() -> ParallelGroups:
+def single_process_groups() -> ParallelGroups:
     """Groups of a process that shares nothing."""
     group = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     return ParallelGroups(
@@ -59,7 +59,7 @@ def alone() -> ParallelGroups:
         pipeline=group,
         model=group,
         embedding=group,
-        alone=group,
+        self_group=group,
         world=None,
     )
 
@@ -159,7 +159,7 @@ def measure(config: RunConfig, micro: tuple[int, int, int], rounds: int) -> dict
     for name, layout in LAYOUTS.items():
         works[name] = shared_work(config, layout, micro_batches)
         works[f"{name} collectives"] = collectives(config, name, micro_batches)
-    groups = alone()
+    groups = single_process_groups()
     works[ALONE] = lambda: None
     if dist.get_rank() == 0:
         stage = glm(config.model, groups, dtype=Dtype.fp32, device=CPU)

@@ -1,9 +1,9 @@
-"""The folder of a run, and where what is in it came from.
+"""Folder of a run, with the provenance of each attempt.
 
 ``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
 ``metrics.jsonl``, ``log/``, ``checkpoints/``, ``tokenizer/`` (a copy of its files). An attempt is
-one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps a second job
-out while one is at work.
+one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps out a second
+job while one is running.
 """
 
 import importlib.metadata
@@ -43,7 +43,7 @@ class Provenance:
     started: str
     """UTC, ISO 8601."""
     commit: str | None
-    """Of the checkout the package runs from; None if it is no checkout."""
+    """Commit of the checkout that the package runs from; None if it is no checkout."""
     is_dirty: bool | None
     """True if tracked files of the checkout were modified."""
     versions: dict[str, str | None]
@@ -62,8 +62,8 @@ class RunFolder:
     attempt: int
     """Starts of this run so far, this one included."""
     lock: IO[str] | None = field(repr=False)
-    """Keeps other jobs out until it is closed, or its process ends in whatever way; None where the
-    file system knows no locks."""
+    """Keeps out other jobs until it is closed or its process ends; None if the file system has no
+    locks."""
 
 
 def collect_provenance(
@@ -74,14 +74,14 @@ def collect_provenance(
     command: Sequence[str],
     launcher: str,
 ) -> Provenance:
-    """Ask the machine what this attempt runs on.
+    """Collect code, versions and hardware of this attempt.
 
     Args:
         hosts: Name of each rank's host; repeated names are listed once.
         world_size: Processes.
         layout: Sizes of the process axes.
-        command: As typed, argument by argument.
-        launcher: What started the processes.
+        command: Command line, argument by argument.
+        launcher: Launcher that started the processes.
     """
     source = Path(glm_dist.__file__).resolve().parent
     commit = _git(source, "rev-parse", "HEAD") if _is_tracked(source) else None
@@ -108,18 +108,18 @@ def open_run_folder(
 ) -> RunFolder:
     """Create a run's folder, or begin its next attempt; on rank 0 only.
 
-    A configuration that differs from the last attempt's replaces it; the older one stays beside it
-    as ``config.attempt_N.yaml``.
+    A configuration that differs from the last attempt's replaces it; the older one is kept as
+    ``config.attempt_N.yaml``.
 
     Args:
         path: The folder.
         config: Resolved configuration, YAML.
-        overrides: As typed, one each.
-        provenance: What this attempt runs on.
+        overrides: Overrides on the command line.
+        provenance: Code, versions and hardware of this attempt.
 
     Raises:
         ConfigError: The folder cannot be created or written.
-        LaunchError: Another job is at work in it.
+        LaunchError: Another job is running in it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def open_run_folder(
 
 
 def _lock(path: Path) -> IO[str] | None:
-    """Lock the folder for this process: each of two jobs would remove what the other is saving.
+    """Lock the folder for this process: two jobs would remove each other's saves.
 
     Raises:
         LaunchError: Another process holds the lock.
@@ -187,7 +187,7 @@ def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     if earlier == config:
         return
     older = path / f"config.attempt_{attempt}.yaml"
-    # A copy: were it moved and the new one not written, nothing would say what the run is.
+    # A copy: after a move and a failed write the run would have no configuration.
     write_atomically(older, earlier)
     log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
 

@@ -15,7 +15,7 @@ class Decayable(Protocol):
 
     @property
     def decays(self) -> bool:
-        """True where weight decay applies."""
+        """True if weight decay applies."""
 
 
 def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """File checks before any rank loads torch: data, tokenizer, run folder.
 
-Everything here reads headers and a few blocks, so it takes the same time for any amount of data.
+The checks read only headers and a few blocks; their time does not depend on the amount of data.
 """
 
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ class CorpusFacts:
 
     name: str
     documents: int
-    """Documents that are trained on."""
+    """Training documents."""
     tokens: int
-    """Tokens that are trained on."""
+    """Training tokens."""
     epochs: float
-    """Passes over them in all steps of the run."""
+    """Passes over the training tokens in all steps of the run."""
     padding: float
-    """Least share of each of its rows, 0 to 1, that is padding because it has so little text."""
+    """Smallest share of padding in its rows, 0 to 1; above 0 if the corpus has too little text."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Preflight:
 
     corpora: tuple[CorpusFacts, ...]
     newest_step: int | None
-    """Step of the checkpoint the run would continue from; None for a new run."""
+    """Step of the checkpoint that the run would resume from; None for a new run."""
 
 
 def check_files(config: RunConfig) -> Preflight:
@@ -81,13 +81,13 @@ def check_files(config: RunConfig) -> Preflight:
 
 
 def check_run_folder(config: RunConfig) -> int | None:
-    """Check that the run may write its folder and continue what is there.
+    """Check that the run can write its folder and resume from its checkpoints.
 
     Args:
         config: Checked configuration.
 
     Returns:
-        Step of the newest checkpoint, None if the run begins anew.
+        Step of the newest checkpoint; None if the run starts from step 0.
 
     Raises:
         CheckpointError: Checkpoints and checkpoint.resume contradict each other.
@@ -125,7 +125,7 @@ def check_run_folder(config: RunConfig) -> int | None:
 
 
 def no_origin(path: Path) -> CheckpointError:
-    """Explain that ``run.init_from`` names nothing to start from."""
+    """Build the error for a ``run.init_from`` without a checkpoint."""
     return CheckpointError(
         f"run.init_from={path} holds no usable checkpoint.\nName a run folder (with {CHECKPOINTS}/"
         f"step_…) or one checkpoint's folder (with {MANIFEST_NAME}).",
@@ -136,7 +136,7 @@ def no_origin(path: Path) -> CheckpointError:
 
 
 def _check_origin(path: Path) -> None:
-    """Check that ``run.init_from`` names something that may hold weights; ranks read it later.
+    """Check that ``run.init_from`` names a run or checkpoint folder; ranks read it later.
 
     Raises:
         CheckpointError: There is no checkpoint.
@@ -161,9 +161,9 @@ def _check_tokenizer(config: RunConfig) -> None:
 
 
 def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
-    """Compare the data with the newest checkpoint that says what it was trained on.
+    """Compare the data with the newest checkpoint that records its data.
 
-    Whether a checkpoint's tensors are as they were written is seen when they are read.
+    A checkpoint's tensors are verified when they are read.
     """
     for _, path in list_steps(config.run_dir / CHECKPOINTS):
         try:

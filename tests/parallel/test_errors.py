@@ -20,7 +20,7 @@ class Unpicklable(Exception):  # noqa: N818
 
 
 def attempt(ranks: Ranks, errors: dict[int, BaseException]) -> None:
-    with ranks.together("try", "place"):
+    with ranks.raise_on_all_ranks("try", "place"):
         if ranks.rank in errors:
             raise errors[ranks.rank]
 
@@ -40,7 +40,7 @@ def ours() -> ConfigError:
 
 def check_failures() -> list[tuple[str, str]]:
     ranks = Ranks(None)
-    with ranks.together("do nothing wrong", "place"):
+    with ranks.raise_on_all_ranks("do nothing wrong", "place"):
         pass
     seen = [
         failure(ranks, {1: OSError(28, "No space left on device")}),

@@ -151,9 +151,9 @@ def test_16_bits_stay_near_the_exact_result() -> None:
 def test_equal_rows_share_one_call() -> None:
     same, other = [Segment(6, 4)], [Segment(4, 2), Segment(2, 1)]
 
-    stretches = plan_of([same, same, other, other, same], 6).stretches
+    segments = plan_of([same, same, other, other, same], 6).segments
 
-    assert [(p.rows, p.start, p.middle, p.stop) for p in stretches] == [
+    assert [(p.rows, p.start, p.middle, p.stop) for p in segments] == [
         (slice(0, 2), 0, 4, 6),
         (slice(2, 4), 0, 2, 4),
         (slice(2, 4), 4, 5, 6),
