@@ -25,7 +25,7 @@ DOCUMENTS = 100_000
 
 
 def texts() -> list[str]:
-    """Sentences of made-up words with natural frequencies, about 240 MB."""
+    """Generate sentences of made-up words with natural frequencies, about 240 MB."""
     rng = np.random.default_rng(0)
     letters, weights = list("etaoinshrdlucmfwypvbgk"), np.linspace(2, 0.2, 22)
     words = [

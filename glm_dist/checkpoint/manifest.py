@@ -146,8 +146,8 @@ def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointErro
 def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f"{folder} is damaged: {reason}.\n"
-        "  Use an older checkpoint of the run; a resumed run takes the newest undamaged one by"
-        " itself.",
+        "  Use an older checkpoint of the run; a resumed run automatically uses the newest"
+        " undamaged one.",
         key=str(folder),
         value=reason,
         fix="",

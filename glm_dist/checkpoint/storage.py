@@ -206,7 +206,7 @@ def _plan_problems(plans: list[SavePlan]) -> list[str]:
             if dtypes.setdefault(name, dtype) != dtype:
                 problems.append(f"{name} is {dtypes[name]} on one rank, {dtype} on another")
             if boxes.setdefault(name, {}).setdefault(offsets, sizes) != sizes:
-                problems.append(f"{name} is cut in different ways at {offsets}")
+                problems.append(f"{name} is split in different ways at {offsets}")
     for name, shape in shapes.items():
         held = sum(math.prod(sizes) for sizes in boxes.get(name, {}).values())
         if held != math.prod(shape):

@@ -134,7 +134,7 @@ def open_run_folder(
         )
     except OSError as error:
         raise ConfigError(
-            f"The run folder {path} cannot be made or written ({error.strerror or error}).\n"
+            f"The run folder {path} cannot be created or written ({error.strerror or error}).\n"
             "  Make it writable, or set paths.runs to another folder.",
             key="paths.runs",
             value=str(path),
@@ -154,7 +154,7 @@ def _lock(path: Path) -> IO[str] | None:
         return lock_file(path)
     except LockedError as error:
         raise LaunchError(
-            f"Another job is at work in {path.parent} ({error.holder}).\n"
+            f"Another job is running in {path.parent} ({error.holder}).\n"
             "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
             " the file"
             f" system still holds the lock, remove {path}.",

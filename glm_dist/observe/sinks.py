@@ -1,7 +1,7 @@
 """Sinks for records: the metrics file, which is authoritative, the console, and optionally W&B.
 
 A sink is used by rank 0 between collectives, so it must not raise: that would leave the other
-ranks waiting. What goes wrong is logged once, and training goes on.
+ranks waiting. A failure is logged once, and training continues.
 """
 
 import logging
@@ -123,7 +123,7 @@ class JsonlSink:
             return
         self._may_be_torn = False
         if self._num_lost:
-            log.warning("wrote metrics again path=%s lost=%d", self._path, self._num_lost)
+            log.warning("metrics are written again path=%s lost=%d", self._path, self._num_lost)
             self._num_lost = 0
 
 
@@ -177,7 +177,7 @@ class WandbSink:
         """Log once that W&B fails."""
         if not self._is_broken:
             log.warning(
-                "W&B failed, training goes on and metrics.jsonl is complete reason=%s: %s",
+                "W&B failed; training continues and metrics.jsonl is complete reason=%s: %s",
                 type(error).__name__,
                 error,
             )

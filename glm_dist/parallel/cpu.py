@@ -40,7 +40,7 @@ def enable_cpu() -> None:
     if torch.cuda.is_available():
         raise LaunchError(
             "This process sees a GPU, but was asked to train on the CPU.\n"
-            "  Type DS_ACCELERATOR=cpu before the command, or CUDA_VISIBLE_DEVICES= for a plain"
+            "  Set DS_ACCELERATOR=cpu, or CUDA_VISIBLE_DEVICES= for a plain"
             " script.",
             key="DS_ACCELERATOR",
             value=None,

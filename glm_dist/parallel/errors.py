@@ -36,7 +36,7 @@ _REMEDIES = {
     errno.EPERM: "Make it writable for this user, or set paths.runs to another folder.",
     errno.EROFS: "Set paths.runs to a file system that is not read-only.",
 }
-_NOTHING_LOST = "Checkpoints saved before are intact; start the same command again to continue."
+_NOTHING_LOST = "Earlier checkpoints are intact; run the same command again to resume."
 
 
 class RankFailure(Exception):  # noqa: N818

@@ -182,7 +182,7 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
         raise
     except OSError as error:
         board.close()
-        mistake = refusal(error, task="go on", path=str(error.filename or "input or output"))
+        mistake = refusal(error, task="continue", path=str(error.filename or "input or output"))
         mistake.rank = board.rank
         board.post(mistake, is_bug=False)
         raise mistake from error

@@ -149,7 +149,7 @@ def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
         return EXIT_STOPPED
     if launch.rank == 0:
         log.warning(
-            "stopped without a checkpoint, as checkpoint.interval=0; status=%d", EXIT_UNSAVED
+            "stopped without a checkpoint, because checkpoint.interval=0; status=%d", EXIT_UNSAVED
         )
     return EXIT_UNSAVED
 

@@ -102,7 +102,7 @@ def check_run_folder(config: RunConfig) -> int | None:
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
             f"checkpoint.resume=must, but {folder} has no checkpoint.\n"
-            "  Check run.name and paths.runs, or begin with checkpoint.resume=auto.",
+            "  Check run.name and paths.runs, or start with checkpoint.resume=auto.",
             key="checkpoint.resume",
             value="must",
             fix="checkpoint.resume=auto",
@@ -153,7 +153,7 @@ def _check_tokenizer(config: RunConfig) -> None:
         if not is_dir(stored):
             raise
         raise DataError(
-            f"{error}\n  To train with the one that the run has kept: tokenizer.path={stored}",
+            f"{error}\n  To use the copy in the run folder, set tokenizer.path={stored}",
             key=error.key,
             value=error.value,
             fix=f"tokenizer.path={stored}",

@@ -78,9 +78,9 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         now = [_shown(current.get(key, ABSENT)) for key in changed]
         lines = [f"  {key}={a}, now {b}\n" for key, a, b in zip(changed, was, now, strict=True)]
         raise ConfigError(
-            f"The run continues from {newest}, and {file} has other values:\n"
+            f"The run resumes from {newest}, but {file} has other values:\n"
             f"{''.join(lines)}"
-            "  Put them back, or begin another run with run.name=<new>.",
+            "  Restore these values, or start a new run with run.name=<new>.",
             key=", ".join(changed),
             value=", ".join(now),
             fix="run.name=<new>",
@@ -127,13 +127,13 @@ def check_same_rows(
             f"run.name=<new name> run.init_from={config.run_dir}",
             key=str(checkpoint),
             value="; ".join(differences),
-            fix="restore the files, or begin another run",
+            fix="restore the files, or start a new run",
         )
     if not keeps_rows(rule, row_rule_of(current), config):
         raise CheckpointError(
             f"{checkpoint} was trained by row rule {rule}, by which an older version mixed corpora "
-            f"and objectives. This version follows rule {row_rule_of(current)}: the run would go on"
-            " with other rows, repeat some texts and never read others.\n"
+            f"and objectives. This version follows rule {row_rule_of(current)}: the run would"
+            " continue with other rows, repeat some texts and never read others.\n"
             f"  Continue in a new run: run.name=<new name> run.init_from={config.run_dir} "
             "run.init_with=weights_and_optimizer\n"
             "  Or use the version that saved it: "
@@ -175,12 +175,12 @@ def _check_order(earlier: RunConfig, config: RunConfig, *, file: Path, newest: s
     now = [name for name in config.data.corpora if name in earlier.data.corpora]
     if before != now:
         raise ConfigError(
-            f"data.corpora names {', '.join(now)}, but in the order {', '.join(before)} in {file}, "
-            f"from whose {newest} the run continues; in another order they give other rows.\n"
-            "  Name them in the old order, or begin another run with another run.name.",
+            f"data.corpora lists {', '.join(now)}, but in the order {', '.join(before)} in {file}, "
+            f"from whose {newest} the run resumes; another order gives other rows.\n"
+            "  List them in the old order, or start a new run with run.name=<new>.",
             key="data.corpora",
             value=now,
-            fix=f"name them in the order {', '.join(before)}",
+            fix=f"list them in the order {', '.join(before)}",
         )
 
 

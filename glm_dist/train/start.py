@@ -67,8 +67,8 @@ def starting_point(
         return Start(origin=origin)
     if origin.manifest.step >= config.run.steps:
         raise ConfigError(
-            f"run.steps={config.run.steps} are done: {origin.path} is of step"
-            f" {origin.manifest.step}.\nSet a larger run.steps, or take the weights alone with"
+            f"run.steps={config.run.steps} is already reached: {origin.path} is at step"
+            f" {origin.manifest.step}.\nSet a larger run.steps, or load only the weights with"
             " run.init_with=weights.",
             key="run.steps",
             value=config.run.steps,
@@ -148,7 +148,7 @@ def _check_shapes(
         raise CheckpointError(
             f"run.init_from={origin.path} has weights of other shapes:\n"
             + "\n".join(lines)
-            + "\nSet model.* and tokenizer.vocab_size to those of its run (config.yaml there).",
+            + "\nUse the model.* and tokenizer.vocab_size of that run (see its config.yaml).",
             key="run.init_from",
             value=str(origin.path),
             fix="model=<that run's>",
@@ -187,8 +187,8 @@ def _check_is_new(folder: Path) -> None:
     if steps:
         names = ", ".join(path.name for _, path in steps)
         raise CheckpointError(
-            f"All checkpoints in {folder} are damaged ({names}); the log above says how.\n"
-            "Restore their files, or begin another run with run.name=<new>.",
+            f"All checkpoints in {folder} are damaged ({names}); the log above gives the reasons.\n"
+            "Restore their files, or start a new run with run.name=<new>.",
             key=str(folder),
             value=names,
             fix="run.name=<new>",

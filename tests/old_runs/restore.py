@@ -18,13 +18,13 @@ def restore(version: str, folder: Path) -> Path:
     Returns:
         The folder that holds corpora, vocabulary and run folders.
     """
-    place = folder / version
-    shutil.copytree(HERE / version, place)
-    for file in place.rglob("*"):
+    root = folder / version
+    shutil.copytree(HERE / version, root)
+    for file in root.rglob("*"):
         if file.suffix in (".yaml", ".txt") and file.name != "vocab.txt":
             text = file.read_text(encoding="utf-8")
-            file.write_text(text.replace(f"/run_{version}_root", str(place)), encoding="utf-8")
-    return place
+            file.write_text(text.replace(f"/run_{version}_root", str(root)), encoding="utf-8")
+    return root
 
 
 def expected(version: str) -> Any:

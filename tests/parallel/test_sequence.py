@@ -23,8 +23,8 @@ def gathered(indices: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
     results = []
     for index in indices:
         part = local_rows(WHOLE, dist.group.WORLD).clone().requires_grad_()
-        places = torch.tensor(index, dtype=torch.int64)
-        targets = gather_targets(part, places, group=dist.group.WORLD)
+        indices = torch.tensor(index, dtype=torch.int64)
+        targets = gather_targets(part, indices, group=dist.group.WORLD)
         (targets * torch.arange(1.0, len(index) + 1).unsqueeze(1)).sum().backward()
         results.append((targets.detach().numpy(), part.grad.flatten(0, 1).numpy()))
     return results

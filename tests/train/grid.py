@@ -143,16 +143,16 @@ class Trace:
 def rows_of_step(step: int) -> list[Row]:
     """GLOBAL_BATCH random rows whose number of targets differs from row to row."""
     rng = np.random.Generator(np.random.Philox(key=[7, step]))
-    place = np.arange(ROW_LENGTH)
+    position = np.arange(ROW_LENGTH)
     rows = []
     for i in range(GLOBAL_BATCH):
         prefix = ROW_LENGTH - 1 if i == 0 else int(rng.integers(1, ROW_LENGTH - 1))
-        in_b = place >= prefix
+        in_b = position >= prefix
         rows.append(
             Row(
                 tokens=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
-                positions=np.where(in_b, 3, place),
-                block_positions=np.where(in_b, place - prefix + 1, 0),
+                positions=np.where(in_b, 3, position),
+                block_positions=np.where(in_b, position - prefix + 1, 0),
                 targets=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
                 loss_mask=in_b,
                 prefix_length=prefix,

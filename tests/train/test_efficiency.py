@@ -39,15 +39,15 @@ MODEL = ModelConfig(
 
 
 def row(prefix: int, real: int, segments: tuple[Segment, ...] = ()) -> Row:
-    """A random row; every third place of Part B has no target."""
+    """A random row; every third position of Part B has no target."""
     rng = np.random.default_rng(prefix)
-    place = np.arange(ROW_LENGTH)
+    position = np.arange(ROW_LENGTH)
     return Row(
         tokens=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
-        positions=np.minimum(place, prefix),
-        block_positions=np.maximum(place - prefix, 0),
+        positions=np.minimum(position, prefix),
+        block_positions=np.maximum(position - prefix, 0),
         targets=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
-        loss_mask=(place >= prefix) & (place < real) & (place % 3 > 0),
+        loss_mask=(position >= prefix) & (position < real) & (position % 3 > 0),
         prefix_length=prefix,
         objective="span",
         num_real_tokens=real,

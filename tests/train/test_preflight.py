@@ -302,4 +302,4 @@ def test_run_may_not_continue_with_what_changes_results(
     with pytest.raises(GlmDistError) as caught:
         check_files(config)
     assert key in caught.value.key
-    assert str(caught.value).startswith("The run continues from step_0000010, and ")
+    assert str(caught.value).startswith("The run resumes from step_0000010, but ")

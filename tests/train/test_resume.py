@@ -191,14 +191,14 @@ def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
     """Move each source's checkpoint through the other case's layout and home, then go on."""
     traces = []
     for source, other in pairs:
-        place = folder_of(folder, source)
+        target = folder_of(folder, source)
         for case in (other, source):
             engine = build_engine(case)
-            info = find_checkpoint(place)
+            info = find_checkpoint(target)
             assert info is not None
             restore_state(engine, info)
-            place = folder_of(folder, source) / f"through_{case.layout}_{case.zero}"
-            save_state(engine, place, step=STOP, extra={}, keep_last=1)
+            target = folder_of(folder, source) / f"through_{case.layout}_{case.zero}"
+            save_state(engine, target, step=STOP, extra={}, keep_last=1)
         losses, norms = run_steps(engine, source, range(STOP, END))
         traces.append(Trace(losses, norms, whole_weights(engine)))
     return traces

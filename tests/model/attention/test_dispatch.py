@@ -162,7 +162,7 @@ def test_equal_rows_share_one_call() -> None:
 
 
 def test_variable_length_calls_list_every_segment_once() -> None:
-    # Row 0: A = places 0, 1, B = 2; row 1: B = 0, then A = 1, B = 2. Place i of row r is 2 i + r.
+    # Row 0: A = 0, 1, B = 2; row 1: B = 0, then A = 1, B = 2. Position i of row r is at 2 i + r.
     plan = plan_variable_length([[Segment(3, 2)], [Segment(1, 0), Segment(2, 1)]], device=CPU)
 
     assert plan.key_order.tolist() == [0, 2, 4, 1, 3, 5]
