@@ -46,7 +46,7 @@ def model_config(name: str, *, positions: int, dropout: float) -> ModelConfig:
     Args:
         name: Option of conf/model.
         positions: Rows of the position tables, enough for the row length.
-        dropout: Of hidden states and attention.
+        dropout: Rate for hidden states and attention.
     """
     return load_config(
         [

@@ -139,7 +139,7 @@ def _program(
 def _started(
     check: Callable[..., Any], args: tuple[Any, ...], *, world_size: int, device: str
 ) -> Iterator[tuple[list[BaseProcess], Any]]:
-    """Ranks at work and the queue of their answers; none of them outlives the block."""
+    """Running ranks and the queue of their answers; all of them end with the block."""
     context = _context(device)
     results: Any = context.Queue()
     processes: list[BaseProcess] = []
@@ -246,7 +246,7 @@ def _others(rank: int, processes: list[BaseProcess]) -> str:
 
 
 def _end_with_the_tests() -> None:
-    """Exit when the tests' process is gone, however it went: nobody waits for this rank then."""
+    """Exit when the tests' process has ended for any reason: nobody waits for this rank then."""
     tests = multiprocessing.parent_process()
     assert tests is not None
     wait([tests.sentinel])

@@ -65,7 +65,7 @@ def transformer_config(
         model: Architecture.
         dtype: Number format of parameters and activations.
         layout: Degrees of parallelism.
-        device: Where parameters are created.
+        device: Device of the parameters.
         recompute: Activations to recompute.
     """
     torch_dtype = TORCH_DTYPES[dtype]

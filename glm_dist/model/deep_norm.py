@@ -46,5 +46,5 @@ class DeepNormLayer(TransformerLayer):  # type: ignore[misc]
 
 
 def residual_factor(num_layers: int) -> float:
-    """Weight of a sublayer's input relative to its output: α = sqrt(2 L)."""
+    """Return the weight of a sublayer's input relative to its output: α = sqrt(2 L)."""
     return float((2 * num_layers) ** 0.5)

@@ -68,7 +68,7 @@ class GLMEmbedding(torch.nn.Module):
                 official code. None for no such tables.
             gradient_share: Share of this gradient that reaches the word table.
             tensor_group: Ranks that share the word table.
-            device: Where the tables live.
+            device: Device of the tables.
         """
         super().__init__()
         hidden = config.hidden_size

@@ -37,7 +37,7 @@ def layer_norm_class(device: torch.device) -> Any:
     """Return the fastest norm for a device, as a spec's submodule.
 
     Args:
-        device: Where the parameters live; the fused norms are CUDA kernels.
+        device: Device of the parameters; the fused norms are CUDA kernels.
     """
     if device.type == "cuda" and HAVE_TE:
         return TENorm

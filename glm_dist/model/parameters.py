@@ -105,7 +105,7 @@ def match_shards(
 
 
 def mark_for_norm(shards: Iterable[ParameterShard]) -> None:
-    """Mark for DeepSpeed which gradients are slices: it counts replicated ones on slice 0 only."""
+    """Mark sharded gradients for DeepSpeed, which counts replicated ones only on tensor rank 0."""
     for shard in shards:
         shard.parameter.model_parallel = shard.tensor_dim is not None  # type: ignore[attr-defined]
 
@@ -114,7 +114,7 @@ def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
     """Return this rank's slice of a whole parameter, gradient or moment.
 
     Args:
-        shard: Which slice.
+        shard: Slice to take.
         whole: Tensor of the parameter's global shape.
 
     Returns:

@@ -53,7 +53,7 @@ class GLMStage(torch.nn.Module):
             padded_vocab_size: Rows of the word table, a multiple of 128.
             dtype: Number format of parameters and activations.
             groups: This rank's process groups.
-            device: Where parameters live.
+            device: Device of the parameters.
             recompute: Activations that are not kept; None keeps all.
             chunk: Index of the virtual stage on this rank.
         """
@@ -178,7 +178,7 @@ class GLMStage(torch.nn.Module):
         )
 
     def shards(self) -> list[ParameterShard]:
-        """Describe each of this rank's parameters as a slice of one of the whole model."""
+        """Return each of this rank's parameters as a shard of the whole model."""
         return list(self._shards)
 
     def _matched(self, specs: Sequence[ParameterSpec], layers: range) -> list[ParameterShard]:
@@ -205,7 +205,7 @@ class GLMShard(torch.nn.Module):
     """One rank's part of the model: one stage, or several interleaved chunks."""
 
     def __init__(self, chunks: Sequence[GLMStage]) -> None:
-        """Hold the chunks, in the order in which rows pass through them."""
+        """Store the chunks, in the order in which rows pass through them."""
         super().__init__()
         self._chunks = torch.nn.ModuleList(chunks)
 
@@ -242,7 +242,7 @@ def build_shard(
     Args:
         config: Checked configuration.
         groups: This rank's process groups.
-        device: Where parameters live.
+        device: Device of the parameters.
         recompute: Activations that are not kept; None keeps all.
     """
     return GLMShard(

@@ -1,6 +1,6 @@
 """Names of metrics.
 
-Names are ``area/what`` with the unit in the name where there is one; a dashboard groups by area.
+Names are ``area/what``, with the unit in the name if there is one; dashboards group by area.
 """
 
 TRAIN_LOSS = "train/loss"

@@ -1,8 +1,8 @@
-"""``metrics.jsonl`` as a file format: one JSON object a line, several attempts in one file.
+"""Format of ``metrics.jsonl``: one JSON object per line, several attempts in one file.
 
-Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` tell
-that something happened; the others hold metrics. An attempt begins with the event ``started``,
-whose step says how far back it went.
+Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` are
+events; the others hold metrics. An attempt begins with the event ``started``, whose step is the
+last one before the attempt.
 """
 
 import json
@@ -84,7 +84,7 @@ def final_records(records: list[Record]) -> list[Record]:
     """Merge attempts: from the step where it started, a later attempt replaces earlier ones.
 
     Args:
-        records: As read.
+        records: Records in the order of the file.
 
     Returns:
         Metric records and events by step, without steps that a later attempt repeated.

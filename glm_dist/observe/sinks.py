@@ -84,7 +84,7 @@ class JsonlSink:
 
         Args:
             path: Created if it does not exist; its folder does.
-            attempt: Which start of the run this is, from 1.
+            attempt: Number of this start of the run, from 1.
             first_step: Steps done before.
             clock: Seconds since 1970.
         """
@@ -104,7 +104,7 @@ class JsonlSink:
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open."""
 
     def _append(self, record: Mapping[str, object]) -> None:
         line = encode({**record, "attempt": self._attempt, "time": round(self._clock(), 3)})
@@ -139,7 +139,7 @@ class WandbSink:
 
         Args:
             config: Gives mode, project, entity and the run's name and folder; uploaded to W&B.
-            attempt: Which start of the run this is, from 1.
+            attempt: Number of this start of the run, from 1.
             environ: Environment of the process, which may hold an API key.
         """
         self._attempt = attempt
@@ -196,7 +196,7 @@ def open_sinks(
 
     Args:
         config: Configuration of the run.
-        attempt: Which start of the run this is, from 1.
+        attempt: Number of this start of the run, from 1.
         first_step: Steps done before.
         console: Console of the log.
         environ: Environment of the process.

@@ -131,46 +131,46 @@ class _ModelParallelUnit:
         self._groups = groups
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """All ranks of a replica, so that norms and overflow checks see the whole model."""
+        """Return all ranks of a replica, so that norms and overflow checks see the whole model."""
         return self._groups.model
 
     def get_model_parallel_world_size(self) -> int:
-        """Ranks of a replica."""
+        """Return the number of ranks of a replica."""
         return self._groups.model.size()
 
     def get_model_parallel_rank(self) -> int:
-        """Rank in its replica."""
+        """Return the rank within its replica."""
         own, layout = self._groups.coordinates, self._groups.layout
         return own.pipeline * layout.tensor_parallel_size + own.tensor
 
     def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
-        """Ranks that share each layer."""
+        """Return the ranks that share each layer."""
         return self._groups.tensor
 
     def get_tensor_model_parallel_world_size(self) -> int:
-        """Tensor-parallel degree."""
+        """Return the tensor-parallel size."""
         return self._groups.layout.tensor_parallel_size
 
     def get_tensor_model_parallel_rank(self) -> int:
-        """Rank in that group."""
+        """Return the rank in the tensor-parallel group."""
         return self._groups.coordinates.tensor
 
     def get_pipeline_model_parallel_group(self) -> dist.ProcessGroup:
-        """Stages of the same slice."""
+        """Return the stages of the same tensor rank."""
         return self._groups.pipeline
 
     def get_pipeline_model_parallel_world_size(self) -> int:
-        """Pipeline stages."""
+        """Return the number of pipeline stages."""
         return self._groups.layout.pipeline_parallel_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Replicas of the same parameters."""
+        """Return the replicas of the same parameters."""
         return self._groups.data
 
     def get_data_parallel_world_size(self) -> int:
-        """Number of replicas."""
+        """Return the number of replicas."""
         return self._groups.layout.data_parallel_size
 
     def get_data_parallel_rank(self) -> int:
-        """Number of this replica."""
+        """Return the index of this replica."""
         return self._groups.coordinates.data

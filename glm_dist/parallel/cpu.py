@@ -27,7 +27,7 @@ class _TorchOnCpu(types.ModuleType):
 
     @staticmethod
     def zeros(size: list[int], *, dtype: torch.dtype, device: str) -> torch.Tensor:
-        """The schedules' token counter, the only tensor they allocate by device name."""
+        """Allocate the schedules' token counter, the only tensor with a device name."""
         return torch.zeros(size, dtype=dtype)
 
 

@@ -43,7 +43,7 @@ class RankFailure(Exception):  # noqa: N818
     """Error on the other ranks when one rank failed."""
 
     def __init__(self, rank: int, host: str, summary: str, *, is_bug: bool = True) -> None:
-        """Name the rank.
+        """Store the failed rank.
 
         Args:
             rank: The rank that failed.
@@ -129,7 +129,7 @@ class Ranks:
         The block holds local work, or one collective that already fails on every rank.
 
         Args:
-            task: What the block does, to follow "could not".
+            task: Task of the block, to follow "could not".
             key: Path at stake.
         """
         return RaiseOnAllRanks(self, task, key)
@@ -148,11 +148,11 @@ class RaiseOnAllRanks:
     """See ``Ranks.raise_on_all_ranks``."""
 
     def __init__(self, ranks: Ranks, task: str, key: str, *, names_rank: bool = True) -> None:
-        """Keep the names for the error.
+        """Store the parts of the error message.
 
         Args:
             ranks: Participating processes.
-            task: What the block does, to follow "could not".
+            task: Task of the block, to follow "could not".
             key: Path at stake.
             names_rank: Name rank and host of an error that not every rank raised.
         """
@@ -162,7 +162,7 @@ class RaiseOnAllRanks:
         self.names_rank = names_rank
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def __exit__(
         self,
@@ -225,7 +225,7 @@ def as_checkpoint_error(*, task: str, path: str) -> Iterator[None]:
     is sent to other ranks.
 
     Args:
-        task: What the block does, to follow "could not".
+        task: Task of the block, to follow "could not".
         path: Where.
     """
     try:

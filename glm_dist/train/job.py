@@ -216,7 +216,7 @@ def build_engine(
     Args:
         config: Checked configuration.
         groups: This rank's process groups.
-        device: Where the model lives.
+        device: Device of the model.
         world_size: Processes of the whole job.
         objectives: Objectives whose training losses are reported separately.
     """

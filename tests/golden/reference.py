@@ -45,10 +45,10 @@ def tensors_under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, to
 
 
 def heads_of(file: Path, hidden_size: int) -> int:
-    """Heads of the model in a file, which its shapes do not tell.
+    """Return the number of heads of the model in a file, which its shapes do not show.
 
     Args:
-        file: ``model/<name>.npz``; ``heads.json`` beside it lists the heads by file name.
+        file: ``model/<name>.npz``; ``heads.json`` in the same folder lists the heads by file name.
         hidden_size: Size h of the model, for a file that is not listed.
     """
     listing = file.parent / "heads.json"

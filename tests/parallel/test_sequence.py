@@ -1,4 +1,4 @@
-"""Rows cut over ranks: targets come from whoever holds them, partial gradients become whole."""
+"""Sequence parallelism: targets come from all ranks, partial gradients are summed."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""A signal to one rank stops all of them after a checkpoint; the next start goes on."""
+"""A signal to one rank stops all of them after a checkpoint; the next start resumes."""
 
 import os
 import re

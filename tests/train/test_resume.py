@@ -1,4 +1,4 @@
-"""Stop at step 2 of 4 and go on: to the bit in the same layout, equally well in any other."""
+"""Stop at step 2 of 4 and resume: bit-identical in the same layout, within rounding in others."""
 
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,7 @@ def folder_of(folder: Path, case: Case) -> Path:
 
 
 def save_and_go_on(cases: list[Case], folder: Path) -> list[Trace]:
-    """Save after STOP steps, then go on to END as if nothing had happened."""
+    """Save after STOP steps, then continue to END without a restart."""
     traces = []
     for case in cases:
         engine = build_engine(case)
@@ -188,7 +188,7 @@ def test_options_of_the_architecture_resume_in_other_layouts(folder: Path) -> No
 
 
 def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
-    """Move each source's checkpoint through the other case's layout and home, then go on."""
+    """Load each source's checkpoint in another layout, save it, and resume in the source's."""
     traces = []
     for source, other in pairs:
         target = folder_of(folder, source)

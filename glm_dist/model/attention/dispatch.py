@@ -147,7 +147,7 @@ class PrefixAttention(torch.nn.Module):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: AttentionPlan | None = None,
     ) -> torch.Tensor:
-        """Attend.
+        """Compute attention.
 
         Args:
             query: [s, b, a/t, d].

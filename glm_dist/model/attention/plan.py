@@ -94,7 +94,7 @@ def plan_attention(
     Args:
         prefix_lengths: Tokens of Part A of each row [b], for rows that are one segment.
         row_length: s; a row that is one segment counts its padding as Part B.
-        device: Where the kernels run.
+        device: Device of the kernels.
         segments: Segments of packed rows [b], empty for the others; () if no row is packed. The
             rest of a packed row is padding and becomes a separate segment.
     """

@@ -64,7 +64,7 @@ def flash_kernel(
     dropout: float,
     causal: bool,
 ) -> torch.Tensor:
-    """The installed variable-length flash kernel; see ``Kernel``."""
+    """Call the installed variable-length flash kernel; see ``Kernel``."""
     out: torch.Tensor
     if HAVE_FLASH_ATTN:
         out = flash_attn_varlen_func(
@@ -117,7 +117,7 @@ def _torch_varlen(
     *,
     causal: bool,
 ) -> torch.Tensor:
-    """Torch 2.9 says causality with a flag, later versions with a window."""
+    """Call torch's kernel: torch 2.9 takes a flag for causality, later versions a window."""
     call: Callable[..., torch.Tensor] = varlen_attn  # type: ignore[assignment]
     arguments = (query, key, value, query_borders, key_borders, longest_query, longest_key)
     if "is_causal" in varlen_attn.__annotations__:
@@ -146,7 +146,7 @@ def varlen_attention(
     dropout: float,
     kernel: Kernel = flash_kernel,
 ) -> torch.Tensor:
-    """Attention of every segment in two calls.
+    """Compute attention of every segment in two calls.
 
     Args:
         query: [s, b, a, d].
