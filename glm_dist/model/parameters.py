@@ -110,7 +110,7 @@ def mark_for_norm(shards: Iterable[ParameterShard]) -> None:
         shard.parameter.model_parallel = shard.tensor_dim is not None  # type: ignore[attr-defined]
 
 
-def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
+def local_slice(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
     """Return this rank's slice of a whole parameter, gradient or moment.
 
     Args:
@@ -152,4 +152,4 @@ def initialize(shards: Iterable[ParameterShard], *, seed: int) -> None:
         for index, factor in enumerate(initial.row_factors):
             if factor != 1.0:
                 grouped[:, index] *= factor
-        parameter.copy_(cut(shard, whole))
+        parameter.copy_(local_slice(shard, whole))

@@ -13,7 +13,7 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.official import from_official
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.parameters import cut
+from glm_dist.model.parameters import local_slice
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
@@ -94,7 +94,7 @@ def official_stage(
     ours = from_official(with_padded_vocabulary(state), num_attention_heads=num_attention_heads)
     with torch.no_grad():
         for shard in stage.shards():
-            shard.parameter.copy_(cut(shard, ours[shard.name]))
+            shard.parameter.copy_(local_slice(shard, ours[shard.name]))
     return stage
 
 
