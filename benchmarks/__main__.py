@@ -10,7 +10,7 @@ GPU = ("attention", "gpu")
 
 
 def main(names: list[str]) -> int:
-    """Run benchmarks one after the other; the number of those that failed."""
+    """Run benchmarks one after another; return the number of failures."""
     failed = 0
     for name in names or (GPU if torch.cuda.is_available() else CPU):
         print(f"== {name}", flush=True)

@@ -20,14 +20,14 @@ LENGTHS = (512, 1024)
 
 
 def dense_mask(row_length: int, prefixes: Sequence[int]) -> torch.Tensor:
-    """Who sees whom [b, 1, s, s]; made once, outside the measured time."""
-    place = torch.arange(row_length, device=device())
-    causal = place[None, :] <= place[:, None]
-    return torch.stack([causal | (place[None, :] < prefix) for prefix in prefixes])[:, None]
+    """Build the mask [b, 1, s, s], True where a query sees a key; not part of the measured time."""
+    position = torch.arange(row_length, device=device())
+    causal = position[None, :] <= position[:, None]
+    return torch.stack([causal | (position[None, :] < prefix) for prefix in prefixes])[:, None]
 
 
 def flex(prefixes: Sequence[int], row_length: int) -> Callable[..., torch.Tensor]:
-    """flex_attention, compiled for this mask."""
+    """Build flex_attention, compiled for this mask."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     limits = torch.tensor(prefixes, device=device())
@@ -44,7 +44,7 @@ def flex(prefixes: Sequence[int], row_length: int) -> Callable[..., torch.Tensor
 
 
 def contestants(row_length: int, share: float, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
-    """Ways to compute the same thing from the same projection [s, b, a, 3 d]."""
+    """Return implementations of the same attention on the same projection [s, b, a, 3 d]."""
     prefixes = [int(share * row_length) + i for i in range(-2, ROWS - 2)]
     mixed = torch.randn(row_length, ROWS, HEADS, 3 * HEAD_SIZE, device=device(), dtype=dtype)
     mixed.requires_grad_()

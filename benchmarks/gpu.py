@@ -1,8 +1,8 @@
-"""Training speed on one GPU in bf16: GLM with each option, and megatron-core's own GPTModel.
+"""Training speed on one GPU in bf16: GLM with each option, and megatron-core's GPTModel.
 
-Every contestant is the whole step: rows to the device, forward, backward, ZeRO 2 with fp32 master
-weights, through the same engine. GPTModel has the same layers and width, predicts every position
-under a causal mask, and takes its fastest kernels (TransformerEngine where installed).
+Every contestant runs a whole step through the same engine: rows to the device, forward, backward,
+ZeRO 2 with fp32 master weights. GPTModel has the same layers and width, predicts every position
+under a causal mask, and uses its fastest kernels (TransformerEngine if installed).
 
 Without a GPU, ``--dry-run`` runs the same code on the smallest shapes.
 """
@@ -63,7 +63,7 @@ except ImportError:
     HAVE_TE = False
 
 SIZES = {"base": 32768, "large": 32768, "410m": 32768, "2b": 8192}
-"""Published sizes, and places of a micro-batch that fill much of 80 GB without recompute."""
+"""Published sizes, with positions per micro-batch that fill most of 80 GB without recomputation."""
 LENGTHS = (512, 1024)
 MICRO_BATCHES = 4
 
@@ -90,7 +90,7 @@ CONTESTANTS = (
 
 
 class GPTStage(torch.nn.Module):
-    """megatron-core's GPTModel with what the engine asks of a stage."""
+    """megatron-core's GPTModel with the interface that the engine needs."""
 
     def __init__(self, config: TransformerConfig, positions: int, groups: ParallelGroups) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class GPTStage(torch.nn.Module):
 
     @property
     def tied_weight(self) -> None:
-        """Asked for under ZeRO 3 only."""
+        """Used only under ZeRO 3."""
         return None
 
     def shards(self) -> list[ParameterShard]:
@@ -125,25 +125,25 @@ class GPTStage(torch.nn.Module):
         return shards
 
     def forward(self, batch: StageBatch) -> torch.Tensor:
-        """Sum of the losses of all positions."""
+        """Return the sum of the losses of all positions."""
         tokens = batch.tokens
-        places = torch.arange(tokens.size(1), device=tokens.device)
+        positions = torch.arange(tokens.size(1), device=tokens.device)
         future = None  # on a GPU megatron-core makes its own
         if device().type != "cuda":
-            future = (places[None, :] > places[:, None])[None, None]  # [1, 1, s, s]
-        losses = self.gpt(tokens, places.expand_as(tokens), future, labels=tokens.roll(-1, 1))
+            future = (positions[None, :] > positions[:, None])[None, None]  # [1, 1, s, s]
+        losses = self.gpt(tokens, positions.expand_as(tokens), future, labels=tokens.roll(-1, 1))
         return losses.double().sum()
 
 
 class AllPositions(Pretraining):
-    """The task of GPTModel, which computes its loss itself."""
+    """Training task of GPTModel, which computes its own loss."""
 
     def loss(self, stage: object, hidden: torch.Tensor, batch: StageBatch) -> TaskLoss:
         return TaskLoss(hidden, hidden.new_zeros(0, 2))
 
 
 def build(contestant: Contestant, model: ModelConfig, groups: ParallelGroups) -> torch.nn.Module:
-    """The contestant's model with random weights."""
+    """Build the contestant's model with random weights."""
     recompute = RecomputeConfig(mode=contestant.recompute)
     if not contestant.is_glm:
         config = transformer_config(
@@ -174,7 +174,7 @@ def build(contestant: Contestant, model: ModelConfig, groups: ParallelGroups) ->
 
 
 def work_of(contestant: Contestant, micro_batches: Sequence[MicroBatch], *, masked: bool) -> Work:
-    """What a step asks for; GPTModel predicts all and sees the past."""
+    """Count the work of a step; GPTModel predicts every token and sees only the past."""
     if contestant.is_glm:
         parts = [micro_batch_work(m, uses_mask=masked) for m in micro_batches]
     else:
@@ -187,7 +187,7 @@ def work_of(contestant: Contestant, micro_batches: Sequence[MicroBatch], *, mask
 def figures(
     contestant: Contestant, model: ModelConfig, work: Work, seconds: float, *, masked: bool
 ) -> dict[str, Any]:
-    """Speed and what it is worth."""
+    """Return speed, MFU, HFU and peak memory."""
     row: dict[str, Any] = {
         "ms a step": 1e3 * seconds,
         "tokens/s": work.positions / seconds,
@@ -204,8 +204,8 @@ def figures(
             fused_attention=not masked,
         )
         convention = convention_operations(model, work, vocab_size=VOCAB_SIZE)
-        row["MFU"] = row["useful TFLOP/s"] / peak
-        row["MFU, convention"] = convention / seconds / 1e12 / peak
+        row["useful MFU"] = row["useful TFLOP/s"] / peak
+        row["MFU"] = convention / seconds / 1e12 / peak
         row["HFU"] = executed / seconds / 1e12 / peak
     if device().type == "cuda":
         row["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
@@ -220,7 +220,7 @@ def measure(
     *,
     rounds: int,
 ) -> dict[str, Any]:
-    """Train a few steps; the figures, or that the memory does not suffice."""
+    """Train a few steps; return the figures, or a note that memory ran out."""
     rows, row_length = micro_batches[0].tokens.shape
     config = run_config(
         model, steps=1, micro_batches=len(micro_batches), rows=rows, row_length=row_length
@@ -263,7 +263,7 @@ def measure(
 
 
 def run(parsed: Namespace, sizes: Mapping[str, int], lengths: Sequence[int]) -> None:
-    """Measure all, and save the table after every line."""
+    """Measure all contestants, and save the table after every row."""
     name = "gpu_dry_run" if parsed.dry_run else "gpu"
     report = Report(name, "Training on one device, bf16, ZeRO 2", machine())
     report.notes.append(
@@ -273,11 +273,11 @@ def run(parsed: Namespace, sizes: Mapping[str, int], lengths: Sequence[int]) -> 
     groups = one_process()
     if not parallel_state.is_initialized():
         parallel_state.initialize_model_parallel()  # GPTModel asks it; ours does not
-    for size, places in sizes.items():
+    for size, positions in sizes.items():
         for length in lengths:
             model = model_config(size, positions=length, dropout=parsed.dropout)
             micro_batches = span_micro_batches(
-                MICRO_BATCHES, rows=max(places // length, 1), row_length=length
+                MICRO_BATCHES, rows=max(positions // length, 1), row_length=length
             )
             for contestant in CONTESTANTS:
                 if contestant.compiled and parsed.no_compile:

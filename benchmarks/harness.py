@@ -1,4 +1,4 @@
-"""What every benchmark shares: runs in turns, medians, the machine's state, tables on disk.
+"""Shared parts of the benchmarks: interleaved runs, medians, the machine's state, tables on disk.
 
 Absolute seconds of a shared machine mean little, so things are compared in turns (A B, B A, …)
 within one process, and a ratio is the median of the ratios of each turn.
@@ -26,7 +26,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass
 class Timing:
-    """Seconds of one contestant, one value a round."""
+    """Seconds of one contestant, one value per round."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -35,18 +35,18 @@ class Timing:
         return statistics.median(self.seconds)
 
     def relative_to(self, other: "Timing") -> float:
-        """Median over rounds of own seconds by the other's: below 1 is faster."""
+        """Return the median over rounds of own seconds by the other's; below 1 is faster."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def wait_for_device() -> None:
-    """Finish what a GPU still computes; nothing to do on a CPU."""
+    """Wait for the GPU; do nothing on a CPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds that a piece of work takes, on whatever device."""
+    """Measure the seconds of a piece of work on any device."""
     wait_for_device()
     started = time.perf_counter()
     work()
@@ -61,7 +61,7 @@ def paired(
     warmup: int = 1,
     repeat: int = 1,
 ) -> dict[str, Timing]:
-    """Run things in turns, every other round in the opposite order.
+    """Run contestants interleaved, every other round in the opposite order.
 
     Args:
         contestants: Name -> work.
@@ -81,7 +81,7 @@ def paired(
 
 
 def machine() -> dict[str, Any]:
-    """Where and in what state a result was made; the load is that of before the run."""
+    """Describe the machine of a result and its state; the load was measured before the run."""
     device = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -103,7 +103,7 @@ def machine() -> dict[str, Any]:
 
 @dataclass
 class Report:
-    """One table and how it came about."""
+    """A table with its command and machine."""
 
     name: str
     """Of the files in the results folder."""
@@ -116,7 +116,7 @@ class Report:
     )
 
     def markdown(self) -> str:
-        """The table with its head and notes."""
+        """Return the table with its head and notes."""
         columns = list(dict.fromkeys(name for row in self.rows for name in row))
         state = ", ".join(f"{name} {value}" for name, value in self.machine.items() if value)
         lines = [f"# {self.title}", "", f"`{self.command}`", "", state, ""]
@@ -128,7 +128,7 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def save(self, folder: Path) -> None:
-        """Write JSON and Markdown, and show the latter."""
+        """Write JSON and Markdown, and print the Markdown."""
         folder.mkdir(parents=True, exist_ok=True)
         record = {
             "title": self.title,
@@ -153,7 +153,7 @@ def _cell(value: Any) -> str:
 
 
 def options(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """Arguments that every benchmark has.
+    """Declare the common arguments of benchmarks.
 
     Args:
         description: The script's docstring.
@@ -171,7 +171,7 @@ def options(description: str | None, *, rounds: int) -> argparse.ArgumentParser:
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, and give torch its threads."""
+    """Parse arguments, and set torch's threads."""
     parsed = parser.parse_args(arguments)
     torch.set_num_threads(parsed.threads)
     return parsed

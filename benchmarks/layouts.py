@@ -1,8 +1,8 @@
-"""Two processes of one thread against one process of two: what each way of sharing work loses.
+"""Two processes of one thread against one process of two: the overhead of each parallel axis.
 
-All contestants live in the same two processes and run in turns; while one process has both cores,
-the other waits. Beside each layout stand the parts of its loss: the same collectives without any
-computation, measured in the same turns, and the pipeline's bubble by arithmetic.
+All contestants share the same two processes and are interleaved; while one process uses both cores,
+the other waits. The table also has the parts of each overhead: the same collectives without
+computation, measured in the same rounds, and the calculated pipeline bubble.
 """
 
 import json
@@ -47,8 +47,8 @@ ALONE = "1 process"
 Work = Callable[[], object]
 
 
-def alone() -> ParallelGroups:
-    """Groups of a process that shares nothing."""
+def single_process_groups() -> ParallelGroups:
+    """Create the groups of a single process."""
     group = dist.new_group([dist.get_rank()], use_local_synchronization=True)
     return ParallelGroups(
         layout=Layout(),
@@ -59,13 +59,13 @@ def alone() -> ParallelGroups:
         pipeline=group,
         model=group,
         embedding=group,
-        alone=group,
+        self_group=group,
         world=None,
     )
 
 
 def shared_work(config: RunConfig, layout: Layout, micro_batches: Sequence[MicroBatch]) -> Work:
-    """A step of this rank's part under a layout."""
+    """Build a step of this rank under a layout."""
     groups = build_groups(layout, TIMEOUT)
     sizes = replace(
         config.parallel,
@@ -101,7 +101,7 @@ def shared_work(config: RunConfig, layout: Layout, micro_batches: Sequence[Micro
 
 
 def collectives(config: RunConfig, name: str, micro_batches: Sequence[MicroBatch]) -> Work:
-    """What a layout sends in a step, without the work between."""
+    """Run a layout's collectives of one step, without the computation between them."""
     rows, row_length = micro_batches[0].tokens.shape
     model = config.model
     hidden = torch.zeros(row_length, rows, model.hidden_size)
@@ -127,7 +127,7 @@ def collectives(config: RunConfig, name: str, micro_batches: Sequence[MicroBatch
 def measure_in_two_processes(
     config: RunConfig, micro: tuple[int, int, int], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant on rank 0, one value a round."""
+    """Return the seconds of every contestant on rank 0, one value per round."""
     # Read when the ranks start CUDA and DeepSpeed: the comparison is between processes on CPUs.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     with tempfile.TemporaryDirectory() as folder:
@@ -151,7 +151,7 @@ def _rank(
 
 
 def measure(config: RunConfig, micro: tuple[int, int, int], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contestant on this rank, one value a round."""
+    """Measure the seconds of every contestant on this rank, one value per round."""
     enable_cpu()
     count, rows, row_length = micro
     micro_batches = span_micro_batches(count, rows=rows, row_length=row_length)
@@ -159,7 +159,7 @@ def measure(config: RunConfig, micro: tuple[int, int, int], rounds: int) -> dict
     for name, layout in LAYOUTS.items():
         works[name] = shared_work(config, layout, micro_batches)
         works[f"{name} collectives"] = collectives(config, name, micro_batches)
-    groups = alone()
+    groups = single_process_groups()
     works[ALONE] = lambda: None
     if dist.get_rank() == 0:
         stage = glm(config.model, groups, dtype=Dtype.fp32, device=CPU)
@@ -177,7 +177,7 @@ def measure(config: RunConfig, micro: tuple[int, int, int], rounds: int) -> dict
 
 
 def bubble(model: ModelConfig, micro_batches: Sequence[MicroBatch]) -> float:
-    """Share of two stages' time in which one of them waits, by operation counts (1F1B)."""
+    """Return the share of time in which one of two stages idles, by operation counts (1F1B)."""
     rows, row_length = micro_batches[0].tokens.shape
     layers = model.num_layers * weights_per_layer(model) * rows * row_length
     head = model.hidden_size * VOCAB_SIZE * int(micro_batches[0].loss_mask.sum())
@@ -188,12 +188,16 @@ def bubble(model: ModelConfig, micro_batches: Sequence[MicroBatch]) -> float:
 def table(
     seconds: dict[str, list[float]], model: ModelConfig, micro_batches: Sequence[MicroBatch]
 ) -> list[dict[str, Any]]:
-    """A row for each layout: its throughput and where the rest went."""
+    """Return a row for each layout: its throughput and overheads."""
     timings = {name: Timing(values) for name, values in seconds.items()}
-    places = sum(m.tokens.numel() for m in micro_batches)
+    positions = sum(m.tokens.numel() for m in micro_batches)
     base = timings[ALONE]
     lines: list[dict[str, Any]] = [
-        {"layout": f"{ALONE}, 2 threads", "seconds": base.median, "tokens/s": places / base.median}
+        {
+            "layout": f"{ALONE}, 2 threads",
+            "seconds": base.median,
+            "tokens/s": positions / base.median,
+        }
     ]
     for name in LAYOUTS:
         timing = timings[name]
@@ -201,7 +205,7 @@ def table(
             {
                 "layout": f"{name}, 1 thread each",
                 "seconds": timing.median,
-                "tokens/s": places / timing.median,
+                "tokens/s": positions / timing.median,
                 "throughput / 1 process": base.relative_to(timing),
                 "collectives alone, share": timings[f"{name} collectives"].relative_to(timing),
                 "bubble, share": bubble(model, micro_batches) if name == "pp2" else None,
@@ -237,7 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     report.rows = table(seconds, model, micro_batches)
     report.notes.append(
-        "Collectives alone: the same sends without work between them, so the most they can cost."
+        "Collectives alone: the same messages without computation between them, an upper bound."
     )
     report.save(parsed.output)
 

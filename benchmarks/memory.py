@@ -1,9 +1,9 @@
-"""Peak memory and time of a step on a CPU: ours, and the same model as it is usually written.
+"""Peak memory and time of a step on a CPU: ours against a conventional implementation.
 
-Ours with every activation kept and with activations computed again. The usual way keeps scores and
-probabilities of every pair under a dense mask, and logits of every position; a second rival has
-torch's fused attention under the dense mask. Each runs in a process of its own; the figure is the
-process's peak resident memory less what it was before the model existed.
+Ours runs with and without recomputation. The conventional one stores scores and probabilities of
+every pair under a dense mask, and logits of every position; a variant has torch's fused attention
+under the dense mask. Each runs in a separate process; the figure is the process's peak resident
+memory minus its value before the model was created.
 """
 
 import multiprocessing
@@ -38,7 +38,7 @@ WAYS = (*OURS, "dense mask, full logits", "fused dense mask, full logits")
 
 
 class DenseAttention(torch.nn.Module):
-    """Core attention with a mask [b, 1, s, s], written out or through torch's fused call."""
+    """Core attention with a mask [b, 1, s, s], unfused or through torch's fused call."""
 
     def __init__(self, mask: torch.Tensor, *, is_fused: bool) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class DenseAttention(torch.nn.Module):
 
 
 def loss_of_all_positions(stage: GLMStage, batch: StageBatch, micro: MicroBatch) -> torch.Tensor:
-    """Logits everywhere, then the loss where there is a target."""
+    """Compute logits at every position, then the loss at the targets."""
     hidden = stage(batch).transpose(0, 1)  # [b, s, h]
     logits = (hidden @ stage.tied_weight.t())[..., :VOCAB_SIZE]  # [b, s, v]
     losses = cross_entropy(logits.flatten(0, 1), micro.targets.flatten(), reduction="none")
@@ -73,7 +73,7 @@ def loss_of_all_positions(stage: GLMStage, batch: StageBatch, micro: MicroBatch)
 def peak_and_seconds(
     way: str, model: ModelConfig, rows: int, row_length: int, threads: int, rounds: int
 ) -> tuple[float, float]:
-    """Grow a model, take some steps: the most memory that took in GiB, and a step's seconds."""
+    """Build a model and run some steps; return peak memory in GiB and seconds per step."""
     torch.set_num_threads(threads)
     groups = one_process()
     (micro,) = span_micro_batches(1, rows=rows, row_length=row_length)
@@ -83,8 +83,10 @@ def peak_and_seconds(
     stage = glm(model, groups, dtype=Dtype.fp32, device=device(), recompute=recompute)
     optimizer = torch.optim.AdamW(stage.parameters(), fused=True)
     if way not in OURS:
-        place = torch.arange(row_length)
-        mask = (place[None, :] <= place[:, None]) | (place < micro.prefix_length[:, None, None])
+        position = torch.arange(row_length)
+        mask = (position[None, :] <= position[:, None]) | (
+            position < micro.prefix_length[:, None, None]
+        )
         for layer in stage.decoder.layers:
             layer.self_attention.core_attention = DenseAttention(
                 mask[:, None], is_fused=way.startswith("fused")

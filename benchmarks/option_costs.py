@@ -1,6 +1,6 @@
-"""What each option costs on a CPU: a step with it against the same step without, in turns.
+"""Cost of each option on a CPU: a step with it against the same step without it, interleaved.
 
-One process, the trainer's own engine. Memory is `memory`'s question; several processes `layouts`'.
+It runs the trainer's engine in one process. `memory` measures memory, `layouts` several processes.
 """
 
 import multiprocessing
@@ -36,7 +36,7 @@ OPTIONS = {
 def configure(
     model: str, overrides: Sequence[str], *, micro_batches: int, rows: int, row_length: int
 ) -> RunConfig:
-    """The configuration of a step; later overrides win."""
+    """Load the configuration of a step; later overrides win."""
     config = load_config(
         [
             "experiment=tiny",
@@ -57,7 +57,7 @@ def configure(
 def measure(
     configs: Sequence[RunConfig], micro_batches: Sequence[MicroBatch], threads: int, rounds: int
 ) -> tuple[Timing, Timing]:
-    """Timings of the step under two configurations."""
+    """Measure the step under two configurations."""
     torch.set_num_threads(threads)
     groups = one_process()
     seed_step(1, 0, coordinates=groups.coordinates)

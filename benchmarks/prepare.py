@@ -1,4 +1,4 @@
-"""What preparation costs beside the tokenizer, and what a second worker gives.
+"""Overhead of preparation over the tokenizer alone, and speedup from a second worker.
 
 The bare tokenizer encodes the same texts in one process, nothing else. Wall time, because workers
 are other processes; needs two idle cores to say anything about two workers.
@@ -25,7 +25,7 @@ DOCUMENTS = 100_000
 
 
 def texts() -> list[str]:
-    """Sentences of made-up words with natural frequencies, about 240 MB."""
+    """Generate sentences of made-up words with natural frequencies, about 240 MB."""
     rng = np.random.default_rng(0)
     letters, weights = list("etaoinshrdlucmfwypvbgk"), np.linspace(2, 0.2, 22)
     words = [

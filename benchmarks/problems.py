@@ -30,23 +30,23 @@ MEAN_SPAN = 3 / (1 - np.exp(-3))
 
 
 def device() -> torch.device:
-    """The GPU where there is one."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def one_process() -> ParallelGroups:
-    """The groups of a job of one, started as plain ``python train.py`` would."""
+    """Create the groups of a single process, as plain ``python train.py`` does."""
     start_process(read_launch_environment(os.environ), timedelta(minutes=10))
     return build_groups(Layout(), timedelta(minutes=10))
 
 
 def model_config(name: str, *, positions: int, dropout: float) -> ModelConfig:
-    """A published size from conf/model.
+    """Load a published size from conf/model.
 
     Args:
         name: Option of conf/model.
         positions: Rows of the position tables, enough for the row length.
-        dropout: Of hidden states and attention.
+        dropout: Rate for hidden states and attention.
     """
     return load_config(
         [
@@ -69,7 +69,7 @@ def glm(
     device: torch.device,
     recompute: RecomputeConfig | None = None,
 ) -> GLMStage:
-    """The whole model with its first weights, in training mode."""
+    """Build the whole initialised model, in training mode."""
     stage = GLMStage(
         model,
         vocab_size=VOCAB_SIZE,
@@ -85,12 +85,12 @@ def glm(
 
 
 def loss_of(stage: GLMStage, batch: StageBatch) -> torch.Tensor:
-    """The summed loss of a micro-batch []."""
+    """Compute the summed loss of a micro-batch []."""
     return Pretraining().loss(stage, stage(batch), batch).total
 
 
 def span_prefix(row_length: int) -> int:
-    """Tokens of Part A in a full row of short spans: about 82 %.
+    """Return the tokens of Part A in a full row of short spans: about 82 %.
 
     A window of w tokens loses 15 % to k spans; Part A keeps a mask for each, Part B repeats the
     lost tokens with one more each: w (1 + 2 * 0.15 / mean span) = row length.
@@ -100,13 +100,13 @@ def span_prefix(row_length: int) -> int:
 
 
 def random_row(row_length: int, prefix: int, rng: np.random.Generator) -> Row:
-    """A full row with one blank behind another in Part B, all of it predicted."""
-    place = np.arange(row_length)
-    in_b = place >= prefix
+    """Build a full row with consecutive blanks in Part B, all of it predicted."""
+    position = np.arange(row_length)
+    in_b = position >= prefix
     return Row(
         tokens=rng.integers(0, VOCAB_SIZE, size=row_length),
-        positions=np.where(in_b, rng.integers(0, max(prefix, 1)), place),
-        block_positions=np.where(in_b, (place - prefix) % 4 + 1, 0),
+        positions=np.where(in_b, rng.integers(0, max(prefix, 1)), position),
+        block_positions=np.where(in_b, (position - prefix) % 4 + 1, 0),
         targets=rng.integers(0, VOCAB_SIZE, size=row_length),
         loss_mask=in_b,
         prefix_length=prefix,
@@ -118,7 +118,7 @@ def random_row(row_length: int, prefix: int, rng: np.random.Generator) -> Row:
 def span_micro_batches(
     count: int, *, rows: int, row_length: int, seed: int = 0
 ) -> Sequence[MicroBatch]:
-    """Micro-batches of short spans; prefixes differ a little from row to row, as they do."""
+    """Build micro-batches of short spans; as in real rows, prefixes differ slightly."""
     rng = np.random.default_rng(seed)
     mean = span_prefix(row_length)
     return [

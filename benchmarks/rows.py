@@ -1,4 +1,4 @@
-"""How many finished rows a core builds in a second, from the mapped file to tensors.
+"""Finished rows per second and core, from the mapped file to tensors.
 
 Windows of 512 tokens, 15 % of them in short spans: the official training setting. The yardstick in
 the same run is such a row made the usual way: spans drawn one by one, tokens copied one by one into
@@ -48,7 +48,7 @@ MIXTURES = {
 
 
 def write_corpus(prefix: Path) -> None:
-    """Documents of 40 to 4000 tokens, a full stop (id 5) about every 15."""
+    """Generate documents of 40 to 4000 tokens, with a full stop (id 5) about every 15."""
     rng = np.random.default_rng(0)
     documents = []
     for _ in range(4_000):
@@ -94,23 +94,23 @@ def source_of(prefix: Path, shares: tuple[float, float, float]) -> RowSource:
 
 
 def usual_row(window: list[int], rng: random.Random) -> list[torch.Tensor]:
-    """A span row the usual way: draw, place and lay out a token at a time, then make tensors."""
+    """Build a span row the usual way: draw and lay out one token at a time, then make tensors."""
     lengths: list[int] = []
     while sum(lengths) < int(0.15 * len(window)):
         lengths += rng.choices(range(1, 40), weights=WEIGHTS)
     free = len(window) - 1 - sum(lengths) - len(lengths) + 1
     spans, begin, before = [], 1, 0
-    for place, length in zip(sorted(rng.randint(0, free) for _ in lengths), lengths, strict=True):
-        begin += place - before
+    for gap, length in zip(sorted(rng.randint(0, free) for _ in lengths), lengths, strict=True):
+        begin += gap - before
         spans.append((begin, length))
-        begin, before = begin + length + 1, place
+        begin, before = begin + length + 1, gap
     starts = dict(spans)
     tokens: list[int] = []
-    places: dict[int, int] = {}
+    mask_index: dict[int, int] = {}
     index = 0
     while index < len(window):
         if index in starts:
-            places[index] = len(tokens)
+            mask_index[index] = len(tokens)
             tokens.append(SPECIAL.mask)
             index += starts[index]
         else:
@@ -123,7 +123,7 @@ def usual_row(window: list[int], rng: random.Random) -> list[torch.Tensor]:
         answer = window[start : start + length]
         tokens += [SPECIAL.sop, *answer]
         targets += [*answer, SPECIAL.eop]
-        positions += [places[start]] * (length + 1)
+        positions += [mask_index[start]] * (length + 1)
         blocks += range(1, length + 2)
         loss += [1] * (length + 1)
     room = [0] * max(0, ROW_LENGTH - len(tokens))

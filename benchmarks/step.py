@@ -1,10 +1,9 @@
-"""One optimizer step of GLM-Base on a CPU: how near to its matrix products alone, and what the
-trainer adds to a bare loop.
+"""One optimizer step of GLM-Base on a CPU, against its matrix products and a minimal loop.
 
-Three things run in turns on the same rows: the step's matrix products and nothing else, a bare
-loop (forward, backward, clip, fused AdamW), and the whole trainer (DeepSpeed, schedule, records).
-The products give the rate that the machine has for these shapes at this moment; the useful
-operations (real tokens, exact mask, logits at targets) a second of the others are divided by it.
+Three contestants are interleaved on the same rows: only the step's matrix products, a minimal loop
+(forward, backward, clip, fused AdamW), and the whole trainer (DeepSpeed, schedule, records). The
+products give the machine's current rate for these shapes; the rate of useful operations (real
+tokens, exact mask, logits at targets) of the others is divided by it.
 """
 
 import tempfile
@@ -48,7 +47,7 @@ CLIP = 1.0
 
 
 class MatrixProducts:
-    """Every matrix product of a micro-batch's forward and backward, on operands of its own."""
+    """All matrix products of a micro-batch's forward and backward, on separate operands."""
 
     def __init__(self, model: ModelConfig, *, rows: int, row_length: int, targets: int) -> None:
         n, h = rows * row_length, model.hidden_size
@@ -80,7 +79,7 @@ class MatrixProducts:
 
 
 class BareLoop:
-    """The shortest loop that trains the model."""
+    """Minimal loop that trains the model."""
 
     def __init__(self, stage: GLMStage, optimizer: torch.optim.Optimizer) -> None:
         self._stage = stage
@@ -99,7 +98,7 @@ class BareLoop:
 def run_config(
     model: ModelConfig, *, steps: int, micro_batches: int, rows: int, row_length: int
 ) -> RunConfig:
-    """The configuration under which the trainer does the same as the bare loop."""
+    """Load the configuration under which the trainer equals the bare loop."""
     config = load_config(
         [
             "experiment=tiny",
@@ -119,7 +118,7 @@ def run_config(
 
 
 def fused_adamw(stage: GLMStage, config: RunConfig) -> torch.optim.Optimizer:
-    """As the trainer makes it."""
+    """Build the optimizer as the trainer does."""
     optimizer = config.optimizer
     return torch.optim.AdamW(
         param_groups(stage.shards(), weight_decay=optimizer.weight_decay),
@@ -131,7 +130,7 @@ def fused_adamw(stage: GLMStage, config: RunConfig) -> torch.optim.Optimizer:
 
 
 class Turns:
-    """Feeds the trainer; between its steps the other contestants have their turn."""
+    """Row source of the trainer; the other contestants run between its steps."""
 
     def __init__(
         self,
@@ -171,7 +170,7 @@ def measure(
     *,
     compiled: bool,
 ) -> tuple[dict[str, Timing], MatrixProducts]:
-    """Timings of the three, and what the products were."""
+    """Measure the three contestants; return their timings and the products."""
     rows, row_length = micro_batches[0].tokens.shape
     targets = int(micro_batches[0].loss_mask.sum())
     products = MatrixProducts(config.model, rows=rows, row_length=row_length, targets=targets)
@@ -235,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "trainer": useful,
     }
     name = f"step_{parsed.model}{'_compiled' if parsed.compile else ''}"
-    report = Report(name, f"GLM-{parsed.model}, {work.positions} places a step, fp32", state)
+    report = Report(name, f"GLM-{parsed.model}, {work.positions} positions per step, fp32", state)
     for contestant, timing in timings.items():
         report.rows.append(
             {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# What the words after the image's name mean:
+# Arguments after the image's name:
 #   experiment=glm_base key=value ...    one training process with this configuration
 #   deepspeed ... | torchrun ... | bash  that program
-#   prepare ... | generate ... | --help  glm-dist with these words
+#   prepare ... | generate ... | --help  glm-dist with these arguments
 set -euo pipefail
 
 first=${1:---help}

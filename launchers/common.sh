@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What every batch script here does, once: surroundings of the job, then one srun task per GPU.
+# Common part of the batch scripts: environment of the job, then one srun task per GPU.
 #
 #   launch EXPERIMENT [key=value ...]
 #
@@ -7,7 +7,7 @@
 #   PYTHON            interpreter; .venv/bin/python if there is one, else python
 #   CONTAINER_IMAGE   run inside this image, on clusters with pyxis (enroot)
 #   CONTAINER_MOUNTS  folders the container sees besides the repository, as /host:/inside,...
-#   AUTO_REQUEUE=0    do not go back into the queue when the time limit nears
+#   AUTO_REQUEUE=0    do not requeue before the time limit
 #   GLM_DATA GLM_RUNS folders of prepared data and of runs; ./data and ./runs otherwise
 #   DRY_RUN=1         print the command instead of running it
 
@@ -16,28 +16,28 @@ die() {
   exit 2
 }
 
-# The same address and port on every node. glm_dist derives them by itself from SLURM's variables;
-# exported, they are in the log and hold inside containers, too.
+# The same address and port on every node. glm_dist can derive them from SLURM's variables; when exported,
+# they are also in the log and inside containers.
 choose_rendezvous() {
   read -r MASTER_ADDR < <(scontrol show hostnames "$SLURM_JOB_NODELIST") ||
     die "scontrol could not expand SLURM_JOB_NODELIST = $SLURM_JOB_NODELIST"
-  MASTER_PORT=$((20000 + SLURM_JOB_ID * 7 % 10000)) # below the ports Linux hands out by itself
+  MASTER_PORT=$((20000 + SLURM_JOB_ID * 7 % 10000)) # below Linux' ephemeral ports
   export MASTER_ADDR MASTER_PORT
 }
 
-# Ranks come from srun. What an interactive shell left behind would overrule them on every task.
+# srun sets the ranks. Variables of an interactive shell would override them on every task.
 forget_other_launchers() {
   unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE GROUP_RANK TORCHELASTIC_RUN_ID
 }
 
-# Only what does not change a result. A site's own value, already exported, stays.
+# Variables that do not affect results. Values that are already exported are kept.
 set_environment() {
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
   export HYDRA_FULL_ERROR=${HYDRA_FULL_ERROR:-1} # the whole traceback
   export PYTHONUNBUFFERED=1                      # the last lines before a crash reach the log
   export TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
   export NCCL_DEBUG=${NCCL_DEBUG:-WARN}
-  # Tensor-parallel collectives start before the products that would delay them (Megatron).
+  # Lets tensor-parallel collectives start before the matrix products queued after them (Megatron).
   export CUDA_DEVICE_MAX_CONNECTIONS=${CUDA_DEVICE_MAX_CONNECTIONS:-1}
 }
 
@@ -78,10 +78,10 @@ launch() {
   run_and_requeue "${command[@]}"
 }
 
-# Warned by USR1 of the time limit, the tasks save and end with 75: the run is not finished, so the
-# job goes back into the queue; a run that saves nothing (checkpoint=none) ends with 130 and does
-# not, as it would start from the beginning each time. TERM is someone's will (scancel, preemption,
-# requeue): the tasks save as well, and SLURM knows what is next.
+# On USR1, before the time limit, the tasks save and exit with 75: the run is not finished, so the job is
+# requeued. A run that saves nothing (checkpoint=none) exits with 130 and is not requeued, since it would
+# start over each time. TERM comes from a person or from SLURM (scancel, preemption, requeue): the tasks
+# save as well, and SLURM decides what happens next.
 run_and_requeue() {
   local status=0 terminated=0
   trap 'terminated=1' TERM # and wait for srun, instead of leaving the tasks behind

@@ -4,10 +4,10 @@
 #   sbatch [sbatch options] launchers/glm_10b.sh [key=value ...]     from the repository root
 #   DRY_RUN=1 bash launchers/glm_10b.sh [key=value ...]              prints the command
 #
-# Options of sbatch given on its command line win over the ones below, e.g. --partition, --nodes.
-# Submitted again, or requeued after a failure, the job continues from its newest checkpoint.
+# Options on the command line of sbatch override the ones below, e.g. --partition, --nodes.
+# A job that is resubmitted or requeued resumes from its newest checkpoint.
 
-# Name in the queue and in the log's name.
+# Name in the queue and in the name of the log.
 #SBATCH --job-name=glm_10b
 # 256 GPUs, as published.
 #SBATCH --nodes=32
@@ -19,22 +19,22 @@
 #SBATCH --cpus-per-task=8
 # All memory of the node.
 #SBATCH --mem=0
-# No other job beside this one: a neighbour would slow every rank.
+# Exclusive nodes: another job would slow every rank.
 #SBATCH --exclusive
-# A slice of the run; submit again for the next one.
+# Part of the run; submit again to continue.
 #SBATCH --time=24:00:00
-# Five minutes before the end every task hears USR1: time to write a checkpoint.
+# Every task gets USR1 five minutes before the limit, in time to write a checkpoint.
 #SBATCH --signal=USR1@300
-# After a node failure the job goes back into the queue.
+# Requeue the job after a node failure.
 #SBATCH --requeue
-# A requeued job adds to its log instead of emptying it.
+# A requeued job appends to its log.
 #SBATCH --open-mode=append
 # One log for all ranks, where the job was submitted.
 #SBATCH --output=slurm-%x-%j.log
 
 set -euo pipefail
 
-# sbatch runs a copy of this script, so $0 says nothing about where the repository is.
+# sbatch runs a copy of this script, so $0 does not locate the repository.
 cd "${SLURM_SUBMIT_DIR:-.}"
 if [[ ! -f launchers/common.sh ]]; then
   echo "launchers: no launchers/common.sh in $PWD: submit from the repository root" >&2

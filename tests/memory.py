@@ -1,4 +1,4 @@
-"""How many bytes of tensors exist at once while some code runs: exact, and the same everywhere."""
+"""Peak bytes of live tensors while some code runs: exact, and the same on every machine."""
 
 import weakref
 from typing import Any

@@ -71,12 +71,12 @@ def parse(content: str) -> dict[str, str]:
 
 
 class Says:
-    """What the fixture ``says`` gives: called with an error or a text, once or more often."""
+    """Value of the fixture ``says``: called with an error or a string, once or more often."""
 
-    def __init__(self, messages: Messages, node: str, places: dict[str, str]) -> None:
+    def __init__(self, messages: Messages, node: str, roots: dict[str, str]) -> None:
         self._messages = messages
         self._node = node
-        self._places = places
+        self._roots = roots
         self._calls = 0
 
     def __call__(self, said: BaseException | str) -> None:
@@ -84,13 +84,13 @@ class Says:
         self._calls += 1
         text = said if isinstance(said, str) else f"{type(said).__name__}: {said}"
         name = self._node if self._calls == 1 else f"{self._node} #{self._calls}"
-        self._messages.check(name, normalised(text.rstrip("\n"), self._places))
+        self._messages.check(name, normalised(text.rstrip("\n"), self._roots))
 
 
-def normalised(text: str, places: dict[str, str]) -> str:
+def normalised(text: str, roots: dict[str, str]) -> str:
     """Replace what differs from machine to machine."""
-    for place, word in sorted(places.items(), key=lambda item: -len(item[0])):
-        text = text.replace(place, word)
+    for root, word in sorted(roots.items(), key=lambda item: -len(item[0])):
+        text = text.replace(root, word)
     text = re.sub(rf"\b{re.escape(socket.gethostname())}\b", "<host>", text)
     return re.sub(r"process \d+", "process <pid>", text)
 
@@ -121,7 +121,7 @@ KEY = pytest.StashKey[Messages]()
 @pytest.fixture
 def says(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Says:
     """Check a message against the file of messages."""
-    places = {str(tmp_path_factory.getbasetemp()): "<base>", str(ROOT): "<root>"}
+    roots = {str(tmp_path_factory.getbasetemp()): "<base>", str(ROOT): "<root>"}
     if "tmp_path" in request.fixturenames:
-        places[str(request.getfixturevalue("tmp_path"))] = "<tmp>"
-    return Says(request.config.stash[KEY], request.node.nodeid, places)
+        roots[str(request.getfixturevalue("tmp_path"))] = "<tmp>"
+    return Says(request.config.stash[KEY], request.node.nodeid, roots)

@@ -1,4 +1,4 @@
-"""What the fork server of tests/ranks.py imports once, so that no rank pays for it."""
+"""Modules that the fork server of tests/ranks.py imports once for all ranks."""
 
 import gc
 

@@ -139,7 +139,7 @@ def _program(
 def _started(
     check: Callable[..., Any], args: tuple[Any, ...], *, world_size: int, device: str
 ) -> Iterator[tuple[list[BaseProcess], Any]]:
-    """Ranks at work and the queue of their answers; none of them outlives the block."""
+    """Running ranks and the queue of their answers; all of them end with the block."""
     context = _context(device)
     results: Any = context.Queue()
     processes: list[BaseProcess] = []
@@ -163,7 +163,7 @@ def _started(
 
 
 def _context(device: str) -> Any:
-    """How ranks start: on GPUs by spawn, since a process that has met CUDA must not be forked."""
+    """Return the start method: spawn on GPUs, since a process that uses CUDA must not be forked."""
     if device == "cuda":
         return multiprocessing.get_context("spawn")
     _start_server()
@@ -199,7 +199,7 @@ def _replace_environment(variables: Mapping[str, str]) -> None:
 
 
 def _variables(rank: int, world_size: int, device: str) -> dict[str, str]:
-    """What a launcher tells a rank, and what keeps it on its device."""
+    """Return a rank's environment: the launcher's variables, and the ones that pin its device."""
     launched = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world_size),
@@ -239,14 +239,14 @@ def _ended(processes: list[BaseProcess]) -> str:
 
 
 def _others(rank: int, processes: list[BaseProcess]) -> str:
-    """How the others ended: beside a killed rank one that lives only says that it lost it."""
+    """Return how the others ended: if a rank was killed, a survivor only reports the lost peer."""
     others = [process for other, process in enumerate(processes) if other != rank]
     wait([process.sentinel for process in others], timeout=1.0)
     return f"ended: {_ended(processes) or 'none'}"
 
 
 def _end_with_the_tests() -> None:
-    """Exit when the tests' process is gone, however it went: nobody waits for this rank then."""
+    """Exit when the tests' process has ended for any reason: nobody waits for this rank then."""
     tests = multiprocessing.parent_process()
     assert tests is not None
     wait([tests.sentinel])

@@ -147,8 +147,8 @@ def test_content_is_on_the_disk_before_its_name_and_the_name_at_the_end(
         second.write_text("b")
         first.write_text("a")
 
-    beside = [f"fsync {first.name}", f"fsync {second.name}"]
-    assert calls == [*beside, "name a", "name b", f"fsync {tmp_path.name}"]
+    synced = [f"fsync {first.name}", f"fsync {second.name}"]
+    assert calls == [*synced, "name a", "name b", f"fsync {tmp_path.name}"]
     assert (tmp_path / "a").read_text() + (tmp_path / "b").read_text() == "ab"
 
 

@@ -12,6 +12,6 @@ def test_messages_survive_the_file() -> None:
 
 
 def test_places_of_this_machine_are_replaced() -> None:
-    places = {"/tmp/x": "<base>", "/tmp/x/test_1": "<tmp>"}
+    roots = {"/tmp/x": "<base>", "/tmp/x/test_1": "<tmp>"}
     text = "no file /tmp/x/test_1/a; see /tmp/x/b (process 4711)"
-    assert normalised(text, places) == "no file <tmp>/a; see <base>/b (process <pid>)"
+    assert normalised(text, roots) == "no file <tmp>/a; see <base>/b (process <pid>)"

@@ -38,7 +38,7 @@ sys.meta_path.insert(0, Torch())
 
 
 def start() -> tuple[bool, str, str | None]:
-    """Whether the libraries are there already, whose package is, and a variable of the caller."""
+    """Return whether the libraries are loaded, the package's path, and a variable of the caller."""
     is_there = "deepspeed" in sys.modules
     return is_there, sys.modules["glm_dist"].__file__ or "", os.environ.get("GLM_TEST_VARIABLE")
 

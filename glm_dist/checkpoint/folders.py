@@ -1,10 +1,10 @@
-"""Folder names of checkpoints and the renames between them; no torch, no ranks.
+"""Folder names of checkpoints, and renames between them; no torch, no ranks.
 
 ==================  ===========================================================
 ``step_0001000``    complete; the only name a finished save leaves
 ``.tmp-step_...``   being written; removed by the next save
 ``.old-step_...``   complete, being replaced by a new save of the same step
-``.trash-step_...`` being removed; renamed first, so that half of it is no checkpoint
+``.trash-step_...`` being removed; renamed first, so that a partial folder is no checkpoint
 ==================  ===========================================================
 """
 
@@ -24,14 +24,14 @@ _STEP = re.compile(r"(?:\.old-)?step_(\d{7,})")
 
 
 def step_name(step: int) -> str:
-    """Folder name of a step's checkpoint."""
+    """Return the folder name of a step's checkpoint."""
     return f"step_{step:07d}"
 
 
 def list_steps(directory: Path) -> list[tuple[int, Path]]:
-    """Folders that may be checkpoints, newest first; none if the directory does not exist.
+    """List the folders that may be checkpoints, newest first; none if there is no directory.
 
-    A folder that was about to be replaced comes after the one that replaces it.
+    A folder that is being replaced comes after its replacement.
     """
     if not is_dir(directory):
         return []
@@ -44,7 +44,7 @@ def list_steps(directory: Path) -> list[tuple[int, Path]]:
 
 
 def create_staging(directory: Path, step: int) -> Path:
-    """Clear what interrupted saves left and make the folder that the next one writes into.
+    """Remove leftovers of interrupted saves and create the folder for the next save.
 
     Raises:
         OSError: The directory cannot be written.
@@ -59,9 +59,9 @@ def create_staging(directory: Path, step: int) -> Path:
 
 
 def publish(staging: Path, final: Path) -> None:
-    """Give a finished folder its name, durably; an older one of that name is replaced.
+    """Rename a finished folder durably; an older folder of that name is replaced.
 
-    A crash at any point leaves either the old or the new one findable.
+    After a crash at any point either the old or the new folder is found.
 
     Raises:
         OSError: A rename failed.
@@ -79,8 +79,8 @@ def publish(staging: Path, final: Path) -> None:
 def retire(directory: Path, step: int, *, keep_last: int) -> list[Path]:
     """Remove checkpoints older than the newest ``keep_last`` up to ``step``.
 
-    Later steps (left by a run that went further before it was rewound) are not touched. A folder
-    that cannot be removed costs a warning.
+    Later steps (of a run that was rewound) are kept. A folder that cannot be removed only causes a
+    warning.
 
     Returns:
         The checkpoints removed.
@@ -93,7 +93,7 @@ def retire(directory: Path, step: int, *, keep_last: int) -> list[Path]:
 
 
 def remove(path: Path) -> None:
-    """Take a folder out of the way by a rename, then delete it; failures are logged."""
+    """Rename a folder to trash, then delete it; failures are logged."""
     trash = path.with_name(f".trash-{path.name.lstrip('.')}")
     try:
         if trash.exists():

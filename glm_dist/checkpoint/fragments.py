@@ -1,11 +1,11 @@
-"""What part of a global tensor this rank holds, as boxes that any layout can write and read.
+"""This rank's part of a global tensor, as boxes that any layout can write and read.
 
 ZeRO gives a rank a flat range of a parameter; tensor and pipeline parallelism make that parameter
 itself a part of a global tensor. A flat range of a row-major array is a handful of axis-aligned
-boxes, and boxes are what torch.distributed.checkpoint stores and cuts anew for another layout.
+boxes, and torch.distributed.checkpoint stores boxes and reshards them for another layout.
 
 Letters: ``global`` is the whole tensor, ``local`` this rank's row-major part of it before ZeRO,
-``range`` the elements of the local part that the data at hand covers.
+``range`` the elements of the local part that the data covers.
 """
 
 import math
@@ -27,7 +27,7 @@ Box: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def boxes_of_flat_range(shape: Sequence[int], start: int, end: int) -> list[Box]:
-    """Cut elements ``[start, end)`` of a row-major array into axis-aligned boxes.
+    """Split elements ``[start, end)`` of a row-major array into axis-aligned boxes.
 
     Args:
         shape: Sizes of the array; ``()`` is a single element.
@@ -68,8 +68,8 @@ def _in_row(row: int, boxes: list[Box]) -> list[Box]:
 class Fragment(torch.Tensor):
     """A part of a global tensor, held by this rank, in the form checkpoints read and write.
 
-    The object has the global shape but no storage of its own: boxes are views of ``data``, so
-    loading fills ``data`` in place (converting to its dtype).
+    The object has the global shape but no storage: boxes are views of ``data``, so loading fills
+    ``data`` in place (converting to its dtype).
 
     Examples:
         A tensor-parallel shard without ZeRO: ``Fragment(weight, global_shape=(4096, 1024),
@@ -77,17 +77,17 @@ class Fragment(torch.Tensor):
         offset=(2048, 0), local_shape=(2048, 1024), start=address.start)``.
 
     Args:
-        data: The local part itself, or, where ``local_shape`` is given, its flattened elements
+        data: The local part itself, or, if ``local_shape`` is given, its flattened elements
             ``start, start + 1, ...`` (1-D, contiguous). Elements past the end of the local part
             are ZeRO's padding: neither written nor read.
         global_shape: Sizes of the whole tensor.
-        offset: Where the local part begins in the whole, along each dim; unset: at the origin.
+        offset: First index of the local part in the whole, along each dim; unset: the origin.
         local_shape: Sizes of the local part; unset: ``data.shape``.
-        start: Element of the flattened local part at which ``data`` begins.
-        rows: Where local rows lie if not all of them follow each other in the whole; then
+        start: Index in the flattened local part of the first element of ``data``.
+        rows: Global rows of the local rows if they are not contiguous in the whole; then
             ``offset[0]`` is not used. Unset: one piece.
-        is_saved: False for a copy of what another rank saves under other cuts (the tied
-            embedding on the last stage): loaded, never written. Equal cuts need no mark.
+        is_saved: False for a copy that another rank saves under a different sharding (the tied
+            embedding on the last stage): loaded, never written. Equal shards are written once.
 
     Raises:
         ValueError: The part does not lie inside the whole.
@@ -108,7 +108,7 @@ class Fragment(torch.Tensor):
         rows: Sequence[RowPiece] | None = None,
         is_saved: bool = True,
     ) -> "Fragment":
-        """Describe what ``data`` is; see the class."""
+        """Describe ``data``; see the class."""
         fragment: Fragment = torch.Tensor._make_wrapper_subclass(
             cls, torch.Size(global_shape), dtype=data.dtype, device=data.device
         )
@@ -143,16 +143,16 @@ class Fragment(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: dict[Any, Any] | None = None,
     ) -> Any:
-        """Refuse arithmetic: a fragment is a description."""
+        """Refuse arithmetic: a fragment only describes data."""
         raise NotImplementedError(f"{func} on a checkpoint fragment; use the tensor it was made of")
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        """Shape and boxes; the values may be anywhere."""
+        """Show shape and boxes without values."""
         boxes = [(tuple(c.offsets), tuple(c.sizes)) for c, _ in self._boxes.values()]
         return f"Fragment(global_shape={tuple(self.shape)}, boxes={boxes})"
 
     def __create_write_items__(self, fqn: str, _object: object) -> list[WriteItem]:
-        """What to save, as torch.distributed.checkpoint asks for it."""
+        """List the boxes to save; called by torch.distributed.checkpoint."""
         if not self.is_saved:
             return []
         return [
@@ -169,17 +169,17 @@ class Fragment(torch.Tensor):
         ]
 
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
-        """What to load, as torch.distributed.checkpoint asks for it."""
+        """List the boxes to load; called by torch.distributed.checkpoint."""
         return [chunk for chunk, _ in self._boxes.values()]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> torch.Tensor:
-        """The view behind one box; boxes are named by their offset."""
+        """Return the view of one box, found by its offset."""
         assert index.offset is not None
         return self._boxes[index.offset][1]
 
 
 def as_fragment(tensor: torch.Tensor) -> Fragment:
-    """A tensor that this rank holds whole, as a fragment; fragments stay as they are."""
+    """Wrap a tensor that this rank holds whole; return fragments unchanged."""
     if isinstance(tensor, Fragment):
         return tensor
     return Fragment(tensor, global_shape=tensor.shape)

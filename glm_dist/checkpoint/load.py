@@ -1,7 +1,7 @@
-"""Which checkpoint to continue from, and its tensors in whatever layout asks.
+"""Choice of the checkpoint to resume from, and loading of its tensors in any layout.
 
-A checkpoint is used only if every file is there and (on request) unchanged. Names and shapes are
-compared before the first byte is read; nothing is ever left as it was by accident.
+A checkpoint is used only if every file exists and (on request) is unchanged. Names and shapes are
+compared before the first byte is read, so no tensor keeps its old values by accident.
 """
 
 import logging
@@ -29,7 +29,7 @@ from glm_dist.parallel.errors import Ranks
 log = logging.getLogger(__name__)
 
 WEIGHTS = "model."
-"""Prefix of the weights in a checkpoint, beside the optimizer's moments."""
+"""Prefix of the weights in a checkpoint; the optimizer's moments have other prefixes."""
 
 _MAX_LISTED = 10
 
@@ -45,20 +45,20 @@ class CheckpointInfo:
 def find_checkpoint(
     directory: Path, *, verify: bool = True, group: dist.ProcessGroup | None = None
 ) -> CheckpointInfo | None:
-    """The newest complete checkpoint of a run; collective over all ranks.
+    """Find the newest complete checkpoint of a run; collective over all ranks.
 
     Damaged ones are skipped with a warning that names the file and the reason.
 
     Args:
         directory: The run's checkpoints folder; need not exist.
-        verify: Whether to compare every file's SHA-256 (ranks share the reading) or sizes only.
-        group: Every rank, over gloo; None: the default group, or one process without one.
+        verify: Compare every file's SHA-256, split over ranks; otherwise only sizes.
+        group: All ranks, over gloo; None: the default group, or a single process.
 
     Returns:
         None if there is no complete checkpoint.
 
     Raises:
-        CheckpointError: The newest one belongs to another version of this package, or the folder
+        CheckpointError: The newest one has another format version, or the folder
             cannot be read.
     """
     ranks = Ranks(group)
@@ -75,7 +75,7 @@ def find_checkpoint(
 def read_checkpoint(
     path: Path, *, verify: bool = True, group: dist.ProcessGroup | None = None
 ) -> CheckpointInfo:
-    """One given checkpoint; collective over all ranks.
+    """Read and verify one checkpoint; collective over all ranks.
 
     Args:
         path: Its folder.
@@ -83,7 +83,7 @@ def read_checkpoint(
         group: See ``find_checkpoint``.
 
     Raises:
-        CheckpointError: It is missing, damaged or of another version of this package.
+        CheckpointError: It is missing, damaged or has another format version.
     """
     return _read_checked(path, Ranks(group), read_content=verify)
 
@@ -95,15 +95,15 @@ def load_tensors(
     prefixes: Sequence[str] | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> None:
-    """Fill tensors in place, whatever layout wrote them; collective over all ranks.
+    """Fill tensors in place from a checkpoint of any layout; collective over all ranks.
 
     Args:
-        info: Where from.
-        tensors: Fragments (or whole tensors) by global name. Ranks may ask for different names;
+        info: Checkpoint to read.
+        tensors: Fragments (or whole tensors) by global name. Ranks may request different names;
             values are converted to the tensors' dtypes.
         prefixes: Read only names that begin with one of these (``("model.",)`` for weights without
-            optimizer state). Unset: every tensor of the checkpoint must be asked for by some rank.
-        group: Every rank, over gloo; None: the default group, or one process without one.
+            optimizer state). Unset: every tensor of the checkpoint must be requested by some rank.
+        group: All ranks, over gloo; None: the default group, or a single process.
 
     Raises:
         CheckpointError: On every rank: names are missing from the checkpoint or left over in it,
@@ -117,7 +117,7 @@ def load_tensors(
         for name, shape in each.items():
             wanted.setdefault(name, set()).add(shape)
     _check_names(info, wanted, prefixes)
-    with ranks.together("read tensors", str(info.path)):
+    with ranks.raise_on_all_ranks("read tensors", str(info.path)):
         read_tensors(info.path, fragments, ranks)
     log.info(
         "loaded step=%d from=%s tensors=%d seconds=%.1f",

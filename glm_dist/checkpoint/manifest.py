@@ -1,7 +1,7 @@
-"""What a checkpoint says about itself, and whether its files still are what was written.
+"""Manifest of a checkpoint: its metadata, and the size and hash of every file.
 
-``manifest.json`` is written last, so a folder without it never finished. It lists every other
-file with size and SHA-256, and carries a checksum of its own content.
+``manifest.json`` is written last, so a folder without it is incomplete. It lists every other file
+with size and SHA-256, and contains a checksum of itself.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ FORMAT_VERSION = 1
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint that must not be used, though another one of the run may be."""
+    """Error for a damaged checkpoint; others of the run may be intact."""
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """One file as it was written."""
+    """Size and hash of one file."""
 
     num_bytes: int
     sha256: str
@@ -42,34 +42,34 @@ class TensorRecord:
 
     shape: tuple[int, ...]
     dtype: str
-    """Without the ``torch.`` in front."""
+    """Name without the prefix ``torch.``."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything a reader may ask about a checkpoint before opening its tensors."""
+    """Metadata of a checkpoint, readable without its tensors."""
 
     step: int
     """Optimizer steps done, skipped fp16 updates included."""
     layout: dict[str, int]
-    """Sizes of the process axes that wrote it, for the record: any layout reads it."""
+    """Sizes of the parallel axes that wrote it, for information: any layout can read it."""
     extra: dict[str, Json]
     """State of the run that is the same on every rank (rows consumed, data fingerprint, ...)."""
     tensors: dict[str, TensorRecord]
     files: dict[str, FileRecord]
-    """By name relative to the checkpoint's folder; all but the manifest."""
+    """All files except the manifest, by name relative to the checkpoint's folder."""
     format_version: int = FORMAT_VERSION
     config_version: int = RunConfig.config_version
-    """Of the configuration that was trained, for the record: tensors are read by name and shape."""
+    """Version of the configuration, for information: tensors are read by name and shape."""
     written_by: str = (
         f"python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
     )
 
     def to_json(self) -> str:
-        """Text of the manifest file.
+        """Return the text of the manifest file.
 
         Raises:
-            TypeError: ``extra`` holds something JSON has no form for.
+            TypeError: ``extra`` holds a value that JSON cannot represent.
             ValueError: ``extra`` holds a NaN or an infinity.
         """
         content = asdict(self)
@@ -82,8 +82,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a checkpoint, without looking at its other files.
 
     Raises:
-        DamagedCheckpointError: It is missing or not what was written.
-        CheckpointError: It was written by a version of this package with other rules.
+        DamagedCheckpointError: It is missing or was changed.
+        CheckpointError: It has another format version.
     """
     path = folder / MANIFEST_NAME
     try:
@@ -117,10 +117,10 @@ def find_problems(
     Args:
         folder: The checkpoint.
         files: Records by name; a rank may pass its share of them.
-        read_content: Whether to hash the files; otherwise only sizes are compared.
+        read_content: Hash the files; otherwise only sizes are compared.
 
     Returns:
-        One sentence per damaged file, empty if all are as written.
+        One sentence per damaged file; empty if all are intact.
     """
     problems = []
     for name, record in sorted(files.items()):
@@ -139,15 +139,15 @@ def find_problems(
 
 
 def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointError:
-    """One error for all that is wrong with a checkpoint's files."""
+    """Build one error for all problems of a checkpoint's files."""
     return _damaged(folder, "; ".join(problems))
 
 
 def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     return DamagedCheckpointError(
         f"{folder} is damaged: {reason}.\n"
-        "  Use an older checkpoint of the run; a resumed run takes the newest undamaged one by"
-        " itself.",
+        "  Use an older checkpoint of the run; a resumed run automatically uses the newest"
+        " undamaged one.",
         key=str(folder),
         value=reason,
         fix="",
@@ -168,6 +168,6 @@ def _check_version(path: Path, content: dict[str, Any]) -> None:
 
 
 def _checksum(content: Mapping[str, object]) -> str:
-    """Of a canonical form, so that it survives a round trip through JSON."""
+    """Hash a canonical form, so that the checksum survives a round trip through JSON."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""One save: written aside, synced, read back, listed, renamed; then older ones are removed.
+"""Save of a checkpoint: write to a staging folder, sync, verify, rename, remove older ones.
 
-A checkpoint has its final name only when every byte of it is on disk and was compared with what
-was to be written, so a crash or a full disk never costs more than the save in progress.
+A checkpoint gets its final name only after all bytes are on disk and were verified, so a crash or a
+full disk loses only the save in progress.
 """
 
 import logging
@@ -58,14 +58,14 @@ def save_checkpoint(
             Ranks may hold different names; together they hold every element of each.
         extra: State of the run that is the same on every rank; rank 0's is kept.
         layout: Sizes of the process axes.
-        keep_last: Newest checkpoints that stay, at least 1.
-        group: Every rank, over gloo; None: the default group, or one process without one.
+        keep_last: Newest checkpoints to keep, at least 1.
+        group: All ranks, over gloo; None: the default group, or a single process.
 
     Returns:
         The finished folder, ``directory/step_XXXXXXX``.
 
     Raises:
-        CheckpointError: On every rank, if any rank failed. The checkpoints saved before are intact.
+        CheckpointError: On every rank, if any rank failed. Earlier checkpoints are intact.
     """
     ranks = Ranks(group)
     started = time.monotonic()
@@ -83,7 +83,7 @@ def save_checkpoint(
         ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
     seconds = time.monotonic() - started
-    # The caller's event tells the user; this is for who looks for a slow disk.
+    # The caller's event informs the user; this line helps to find a slow disk.
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
     _retire_older(directory, ranks, step=step, keep_last=keep_last)
     return final
@@ -106,16 +106,16 @@ def _write_all(
     *,
     tensors: Mapping[str, torch.Tensor],
 ) -> Manifest:
-    """Fill the staging folder; the manifest comes back with its tensors and files."""
+    """Fill the staging folder; return the manifest with its tensors and files."""
     key = str(staging)
-    with ranks.together("find the folder that rank 0 created", key):
+    with ranks.raise_on_all_ranks("find the folder that rank 0 created", key):
         _check_is_shared(staging)
     fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
-    with ranks.together("write tensors", key):
+    with ranks.raise_on_all_ranks("write tensors", key):
         files, saved_tensors = write_tensors(staging, fragments, ranks)
-    with ranks.together("sync the folder", key):
+    with ranks.raise_on_all_ranks("sync the folder", key):
         fsync_folder(staging)
-    with ranks.together("read back what it wrote", key):
+    with ranks.raise_on_all_ranks("read back what it wrote", key):
         _check_written(staging, files)
     all_files = {name: record for each in ranks.gather(files) for name, record in each.items()}
     manifest = replace(manifest, tensors=saved_tensors, files=all_files)
@@ -125,7 +125,7 @@ def _write_all(
 
 @contextmanager
 def _discarded_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
-    """A failed save gives back its disk space; it may be the space it failed for."""
+    """Delete a failed save, because a full disk may be why it failed."""
     try:
         yield
     except Exception:
@@ -135,12 +135,12 @@ def _discarded_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def check_shared(directory: Path) -> None:
-    """Refuse a folder that is another one on some host, before hours of training find out.
+    """Raise before training if the folder is not the same one on every host.
 
     Collective over all ranks.
 
     Args:
-        directory: Exists on rank 0.
+        directory: Folder that exists on rank 0.
 
     Raises:
         CheckpointError: On every rank.
@@ -152,7 +152,7 @@ def check_shared(directory: Path) -> None:
         lambda: Path(tempfile.mkdtemp(prefix=".shared-", dir=directory)).name,
     )
     try:
-        with ranks.together("find what rank 0 wrote", str(directory)):
+        with ranks.raise_on_all_ranks("find what rank 0 wrote", str(directory)):
             _check_is_shared(directory / name)
     finally:
         if ranks.rank == 0:

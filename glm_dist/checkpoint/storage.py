@@ -1,7 +1,7 @@
-"""How tensors reach the disk: torch.distributed.checkpoint with hashes and a complete plan.
+"""Tensor storage: torch.distributed.checkpoint with hashes and a check that the plan is complete.
 
-torch's writer puts all boxes of a rank in one file and syncs it. Added here: the SHA-256 of each
-file while it is written, and a refusal of plans that would leave part of a tensor out.
+torch's writer puts all boxes of a rank in one file and syncs it. This module adds the SHA-256 of
+each file while it is written, and an error for plans that would miss a part of a tensor.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ def write_tensors(
 
     Args:
         folder: Exists and is empty.
-        fragments: By global name. Boxes that several ranks hold are written once.
-        ranks: Takes part.
+        fragments: Fragments by global name. Boxes held by several ranks are written once.
+        ranks: Participating processes.
 
     Returns:
         Files this rank wrote, and all global tensors (the same on every rank).
@@ -69,12 +69,12 @@ def write_tensors(
 
 
 def read_tensors(folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks) -> None:
-    """Fill fragments in place from whatever boxes were written; collective.
+    """Fill fragments in place from the saved boxes of any layout; collective.
 
     Args:
         folder: A checkpoint whose names and shapes were compared with the fragments'.
-        fragments: By global name; ranks may ask for different ones.
-        ranks: Takes part.
+        fragments: Fragments by global name; ranks may request different ones.
+        ranks: Participating processes.
 
     Raises:
         CheckpointException: On every rank, torch's account of which rank failed and why.
@@ -96,7 +96,7 @@ def write_file(path: Path, content: bytes) -> FileRecord:
 
 
 class _HashingStream(io.RawIOBase):
-    """The few stream methods torch's writer calls, with a running SHA-256."""
+    """Stream with the methods that torch's writer calls, and a running SHA-256."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         super().__init__()
@@ -131,7 +131,7 @@ class _HashingStream(io.RawIOBase):
 
 
 class _HashingFileSystem(FileSystem):
-    """Files by path, each with its record once it is closed."""
+    """torch's file system that records size and hash of each closed file."""
 
     def __init__(self) -> None:
         self.records: dict[str, FileRecord] = {}
@@ -168,14 +168,14 @@ class _HashingWriter(FileSystemWriter):
 
 
 class _CompletePlanner(DefaultSavePlanner):
-    """Refuses to save a tensor of which some element belongs to no rank, or to two cuts."""
+    """Save planner that refuses a tensor if an element is missing or in two different boxes."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
         self.folder = folder
 
     def create_local_plan(self) -> SavePlan:
-        """Boxes of this rank, with the names it holds: one may have no box on any rank."""
+        """Plan this rank's boxes; add its names, since a tensor may have no box on any rank."""
         shapes = {name: tuple(fragment.shape) for name, fragment in self.state_dict.items()}
         return dataclasses.replace(super().create_local_plan(), planner_data=shapes)
 
@@ -183,9 +183,9 @@ class _CompletePlanner(DefaultSavePlanner):
         problems = _plan_problems(all_plans)
         if problems:
             more = len(problems) - _MAX_LISTED
-            told = "; ".join(problems[:_MAX_LISTED]) + (f"; and {more} more" * (more > 0))
-            # No input of a user's: the model describes its own layout wrongly.
-            raise RuntimeError(f"the ranks do not hold every element once: {told}")
+            listed = "; ".join(problems[:_MAX_LISTED]) + (f"; and {more} more" * (more > 0))
+            # This is a bug: the model describes its own layout inconsistently.
+            raise RuntimeError(f"the ranks do not hold every element once: {listed}")
         return super().create_global_plan(all_plans)
 
 
@@ -206,7 +206,7 @@ def _plan_problems(plans: list[SavePlan]) -> list[str]:
             if dtypes.setdefault(name, dtype) != dtype:
                 problems.append(f"{name} is {dtypes[name]} on one rank, {dtype} on another")
             if boxes.setdefault(name, {}).setdefault(offsets, sizes) != sizes:
-                problems.append(f"{name} is cut in different ways at {offsets}")
+                problems.append(f"{name} is split in different ways at {offsets}")
     for name, shape in shapes.items():
         held = sum(math.prod(sizes) for sizes in boxes.get(name, {}).values())
         if held != math.prod(shape):
@@ -216,7 +216,7 @@ def _plan_problems(plans: list[SavePlan]) -> list[str]:
 
 @contextmanager
 def _quiet_about_one_process() -> Iterator[None]:
-    """Silence torch's warning that no process group exists: generation runs without one."""
+    """Silence torch's warning about a missing process group: generation runs without one."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

@@ -1,8 +1,8 @@
-"""Parameter names and layouts of the official GLM code (THUDM/GLM at 4f61ed7), to ours.
+"""Conversion of parameters from the official GLM code (THUDM/GLM at 4f61ed7).
 
-Two differences matter. Ours are megatron-core's names. And the official fused projection stacks
-[Q | K | V], each h rows in head order, while megatron-core keeps the three of one head together:
-rows [3, a, d] become [a, 3, d].
+There are two differences. Our names are megatron-core's. And the official fused projection stacks
+[Q | K | V], each h rows in head order, while megatron-core groups the three by head: rows [3, a, d]
+become [a, 3, d].
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ IN_LAYER = {
 
 
 def our_name(official_name: str) -> str:
-    """Global parameter name for an official one.
+    """Return our global parameter name for an official name.
 
     Raises:
         KeyError: The official model has no such parameter.
@@ -42,9 +42,9 @@ def our_name(official_name: str) -> str:
 def from_official(
     state: Mapping[str, torch.Tensor], *, num_attention_heads: int
 ) -> dict[str, torch.Tensor]:
-    """Whole parameters of the official model under our names and in our row order.
+    """Convert whole parameters of the official model to our names and row order.
 
-    Also right for gradients and optimizer moments, which have the same layout.
+    Gradients and optimizer moments have the same layout and are converted likewise.
 
     Args:
         state: Official name -> whole tensor.
@@ -59,7 +59,7 @@ def from_official(
 
 
 def _swap_leading(tensor: torch.Tensor, outer: int, inner: int) -> torch.Tensor:
-    """Rows [outer, inner, d, ...] -> [inner, outer, d, ...], flattened again."""
+    """Reorder rows [outer, inner, d, ...] -> [inner, outer, d, ...], flattened again."""
     shape = tensor.shape
     size = shape[0] // (outer * inner)
     blocks = tensor.reshape(outer, inner, size, *shape[1:])

@@ -1,7 +1,7 @@
 """One micro-batch as a pipeline stage consumes it.
 
-Targets are listed by place, so that vocabulary logits are computed there and nowhere else. The list
-is made on the host, where the loss mask already is: finding it on a GPU would stall the stream.
+Targets are listed by index, so that vocabulary logits are computed only there. The list is built on
+the host, where the loss mask already is: building it on a GPU would synchronise the stream.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ class StageBatch:
     tokens: torch.Tensor
     """Token ids [b, s], Part A then Part B."""
     positions: torch.Tensor
-    """Place in the corrupted text [b, s]; Part B repeats its mask token's."""
+    """Position in the corrupted text [b, s]; Part B repeats the position of its mask token."""
     block_positions: torch.Tensor
-    """Place inside the blank [b, s]; 0 in Part A."""
+    """Position inside the blank [b, s]; 0 in Part A."""
     prefix_length: torch.Tensor
-    """Length of Part A [b], on the host: attention cuts rows there."""
+    """Length of Part A [b], on the host: attention splits rows there."""
     target_index: torch.Tensor
-    """Where a token is predicted [n], as s_index * b + b_index: the order of [s, b, h] memory."""
+    """Indices of the targets [n], as s_index * b + b_index: the order of [s, b, h] memory."""
     target_ids: torch.Tensor
     """Token ids to predict [n]."""
     segments: tuple[tuple[Segment, ...], ...] = ()
@@ -38,7 +38,7 @@ class StageBatch:
 
     @cached_property
     def attention(self) -> AttentionPlan:
-        """Where attention looks; made once, at the first forward pass of the micro-batch."""
+        """Attention plan; built once, in the first forward pass of the micro-batch."""
         return plan_attention(
             self.prefix_length.tolist(),
             row_length=self.tokens.size(1),
@@ -67,7 +67,7 @@ class StageBatch:
 
         def to_device(tensor: torch.Tensor) -> torch.Tensor:
             if device.type == "cuda" and not tensor.is_pinned():
-                tensor = tensor.pin_memory()  # else the copy waits for the step before
+                tensor = tensor.pin_memory()  # otherwise the copy waits for the previous step
             return tensor.to(device, non_blocking=True)
 
         return cls(

@@ -1,8 +1,8 @@
 """GLM's Transformer block as a megatron-core configuration and module spec.
 
 Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1),
-and GLM-130B's options in their stead. Only the core attention, the layer with DeepNorm and, without
-fused kernels, the norm are ours.
+or GLM-130B's options instead. Only core attention, the DeepNorm layer and, without fused kernels,
+the norm are our own modules.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ RECOMPUTE: dict[RecomputeMode, dict[str, object]] = {
     RecomputeMode.selective: {"recompute_granularity": "selective"},
     RecomputeMode.full: {"recompute_granularity": "full", "recompute_method": "uniform"},
 }
-"""What megatron-core calls the modes; its selective one means the core attention."""
+"""Recompute modes under megatron-core's names; its "selective" means core attention."""
 
 
 def transformer_config(
@@ -59,14 +59,14 @@ def transformer_config(
     device: torch.device,
     recompute: RecomputeConfig,
 ) -> TransformerConfig:
-    """megatron-core's configuration of the blocks.
+    """Build megatron-core's configuration of the blocks.
 
     Args:
         model: Architecture.
         dtype: Number format of parameters and activations.
         layout: Degrees of parallelism.
-        device: Where parameters are created.
-        recompute: Activations that are not kept.
+        device: Device of the parameters.
+        recompute: Activations to recompute.
     """
     torch_dtype = TORCH_DTYPES[dtype]
     interleaved = layout.virtual_stages > 1
@@ -85,7 +85,7 @@ def transformer_config(
         bf16=dtype is Dtype.bf16,
         fp16=dtype is Dtype.fp16,
         tensor_model_parallel_size=layout.tensor_parallel_size,
-        # Layout says which layers a stage has; megatron-core's own division of them stays out.
+        # Layout assigns layers to stages; megatron-core must not divide them again.
         pipeline_model_parallel_size=1,
         virtual_pipeline_model_parallel_size=layout.virtual_stages if interleaved else None,
         microbatch_group_size_per_vp_stage=layout.pipeline_parallel_size,
@@ -93,15 +93,16 @@ def transformer_config(
         # Weights are drawn by name in parameters.py, so that the layout does not change them.
         perform_initialization=False,
         use_cpu_initialization=device.type == "cpu",
-        # The schedule must not divide by its own token count; loss.py's scale is the only factor.
+        # The schedule must not divide by its own token count; the loss scale is the only factor.
         calculate_per_token_loss=True,
         # gloo has no batched isend/irecv; NCCL needs it to avoid a deadlock between neighbours.
-        # Interleaved, tensors of two directions may meet between the same ranks: batched calls
-        # mixed them up in megatron-core 0.16 (wrong gradients, no error), overlapped ones do not.
+        # With interleaving, tensors of both directions may travel between the same two ranks.
+        # Batched calls of megatron-core 0.16 mixed them up (wrong gradients, no error); overlapped
+        # calls do not.
         batch_p2p_comm=device.type == "cuda" and not interleaved,
         overlap_p2p_comm=interleaved,
-        batch_p2p_sync=False,  # stops the device after each message, for versions before torch 2
-        # DeepSpeed owns the gradient buffers that this fusion would write to.
+        batch_p2p_sync=False,  # would synchronise after each message, for versions before torch 2
+        # DeepSpeed owns the gradient buffers that this fusion writes to.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
@@ -122,7 +123,7 @@ def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
 def block_spec(
     num_layers: int, residual: Residual, *, device: torch.device
 ) -> TransformerBlockSubmodules:
-    """The layers of one pipeline stage.
+    """Build the spec of one pipeline stage's layers.
 
     Args:
         num_layers: Layers on this stage.

@@ -1,7 +1,7 @@
-"""Layers through torch.compile: norms, biases, GELU, dropout and residuals become few kernels.
+"""Layers under torch.compile, which fuses norms, biases, GELU, dropout and residuals.
 
-A layer is two graphs with the core attention between them, which stays as it is. All layers share
-the compiled code.
+A layer becomes two graphs around core attention, which is not compiled. All layers share the
+compiled code.
 """
 
 import torch
@@ -9,10 +9,10 @@ from megatron.core.transformer.transformer_layer import TransformerLayer
 
 
 def compile_layers(model: torch.nn.Module) -> None:
-    """Have every layer compiled when it first runs.
+    """Compile every layer on its first run.
 
     Args:
-        model: What a rank holds; changed in place, its parameters and their names are not.
+        model: A rank's part of the model, changed in place; parameters and names stay the same.
     """
     for module in model.modules():
         if isinstance(module, TransformerLayer):

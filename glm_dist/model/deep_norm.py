@@ -1,9 +1,9 @@
-"""A Transformer layer with DeepNorm residuals, as GLM-130B has them (arXiv 2203.00555, 2210.02414).
+"""A Transformer layer with DeepNorm residuals, as in GLM-130B (arXiv 2203.00555, 2210.02414).
 
 DeepNorm is a norm after each sum, LN(α x + f(x)) with α = sqrt(2 L), for L layers of the whole
-model. Here each norm stands at the input of what follows it: u = LN(x), then α u + f(u). A layer
-thus has the parameters of a pre-norm layer, the first norm takes the embedding, and the model's
-final norm is the last layer's.
+model. Here each norm is applied at the input of the next sublayer: u = LN(x), then α u + f(u). A
+layer therefore has the parameters of a pre-norm layer, the first norm takes the embedding, and the
+last layer's norm is the model's final norm.
 """
 
 import torch
@@ -13,7 +13,7 @@ from glm_dist.model.attention.plan import AttentionPlan
 
 
 class DeepNormLayer(TransformerLayer):  # type: ignore[misc]
-    """Self-attention and MLP, each added to its own normalised and enlarged input."""
+    """Self-attention and MLP, each added to its normalised and scaled input."""
 
     def forward(
         self,
@@ -23,12 +23,12 @@ class DeepNormLayer(TransformerLayer):  # type: ignore[misc]
         packed_seq_params: AttentionPlan | None = None,
         **_: object,
     ) -> tuple[torch.Tensor, None]:
-        """Run the layer; megatron-core's other arguments have no meaning for GLM.
+        """Run the layer; GLM does not use megatron-core's other arguments.
 
         Args:
             hidden_states: [s, b, h], under sequence parallelism [s/t, b, h].
             attention_mask: Unused; there is no mask tensor.
-            packed_seq_params: Where the rows' segments are.
+            packed_seq_params: Segments of the rows.
 
         Returns:
             Hidden states of the same shape, and None for a context that GLM does not have.
@@ -46,5 +46,5 @@ class DeepNormLayer(TransformerLayer):  # type: ignore[misc]
 
 
 def residual_factor(num_layers: int) -> float:
-    """How much more a sublayer's input weighs than its output: α = sqrt(2 L)."""
+    """Return the weight of a sublayer's input relative to its output: α = sqrt(2 L)."""
     return float((2 * num_layers) ** 0.5)

@@ -1,6 +1,6 @@
 """Input of the first stage: word + position + block-position embedding (GLM 2.1, figure 2).
 
-With rotary positions it is the word embedding alone.
+With rotary positions it is only the word embedding.
 """
 
 from contextlib import nullcontext
@@ -16,12 +16,12 @@ from glm_dist.parallel.sequence import local_rows, mark_partial
 
 
 def keep_weight(weight: torch.Tensor) -> torch.Tensor:
-    """An initialiser that changes nothing; parameters.py draws every weight."""
+    """Return the weight unchanged; parameters.py initialises every weight."""
     return weight
 
 
 class _ShrinkGradient(torch.autograd.Function):
-    """The identity forwards; e a + detach(e) (1 - a) without its rounding and its memory."""
+    """Identity in forward; e a + detach(e) (1 - a) without its rounding and memory."""
 
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, share: float) -> torch.Tensor:
@@ -34,7 +34,7 @@ class _ShrinkGradient(torch.autograd.Function):
 
 
 def shrink_gradient(tensor: torch.Tensor, share: float) -> torch.Tensor:
-    """The same values, whose gradient goes on as a share of itself (arXiv 2210.02414, section 3).
+    """Return the same values and scale their gradient (arXiv 2210.02414, section 3).
 
     Args:
         tensor: Any shape.
@@ -64,11 +64,11 @@ class GLMEmbedding(torch.nn.Module):
         Args:
             config: megatron-core's configuration.
             padded_vocab_size: Rows of the word table over all tensor-parallel ranks.
-            max_position_embeddings: P; both position tables have P + 1 rows, as official. None for
-                no such tables.
-            gradient_share: Share of the gradient that reaches the word table from here.
+            max_position_embeddings: P; both position tables have P + 1 rows, as in the
+                official code. None for no such tables.
+            gradient_share: Share of this gradient that reaches the word table.
             tensor_group: Ranks that share the word table.
-            device: Where the tables live.
+            device: Device of the tables.
         """
         super().__init__()
         hidden = config.hidden_size
@@ -131,7 +131,7 @@ class GLMEmbedding(torch.nn.Module):
             for ids in (positions, block_positions)
         )
         embedded = self._sum(tokens, positions, block_positions)
-        # Ranks hold different places, so their masks differ.
+        # Ranks hold different positions, so their masks differ.
         with get_cuda_rng_tracker().fork() if self.dropout.p > 0.0 else nullcontext():
             hidden: torch.Tensor = self.dropout(embedded)
         return hidden

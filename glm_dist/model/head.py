@@ -1,8 +1,8 @@
-"""Tied vocabulary-parallel head and cross entropy, together and only where there is a target.
+"""Tied vocabulary-parallel head fused with cross entropy, computed only at targets.
 
-Logits never exist for all of a row, nor for all targets at once: they are made in chunks, turned
-into loss and gradient right away, and dropped. Padded vocabulary rows stay outside the softmax, so
-the padding (and with it the tensor-parallel size) does not change the model.
+Logits never exist for a whole row, nor for all targets at once: they are computed in chunks, turned
+into loss and gradient immediately, and freed. Padded vocabulary rows are excluded from the softmax,
+so the padding (and with it the tensor-parallel size) does not change the model.
 
 Letters: n targets, c of a chunk; h hidden; v/t vocabulary rows of this rank, r of them real.
 """
@@ -14,11 +14,11 @@ from torch import distributed as dist
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Logits held at once on a rank: 32 MiB in fp32 on a CPU, 256 MiB on a GPU. Enough for the full
-speed of the matrix products; more would only cost memory (docs/performance.md)."""
+speed of the matrix products; more only costs memory (docs/performance.md)."""
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Sum of cross entropies; gradients are finished in forward, where the logits are at hand."""
+    """Sum of cross entropies; gradients are computed in forward, while the logits exist."""
 
     @staticmethod
     def forward(
@@ -71,7 +71,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Scaled in place and handed over: the table's gradient is the largest tensor of a step.
+        # Scaled in place without a copy: the table's gradient is the largest tensor of a step.
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients
         return (
@@ -82,25 +82,25 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Multiply, in place where no rounding is lost; the scale itself may not fit into 16 bits."""
+    """Multiply, in place if nothing is rounded; the scale itself may not fit into 16 bits."""
     wide = _sum_dtype(gradient.dtype)
     return gradient.to(wide).mul_(scale.to(wide)).to(gradient.dtype)
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """fp32 for sums of 16-bit numbers."""
+    """Return the dtype of sums: fp32 for 16-bit numbers."""
     return torch.promote_types(dtype, torch.float32)
 
 
 def _log_probabilities(
     hidden: torch.Tensor, weight: torch.Tensor, *, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """Log probability [c, r] of each of this rank's tokens, over the vocabulary of all ranks."""
+    """Return log probabilities [c, r] of this rank's tokens, over the vocabulary of all ranks."""
     logits = hidden @ weight.t()  # [c, h] -> [c, r]
     if group.size() == 1:
         return torch.log_softmax(logits, dim=1, dtype=_sum_dtype(logits.dtype))
     logits = logits.to(_sum_dtype(logits.dtype))
-    local = logits.logsumexp(dim=1)  # [c], -inf where a rank holds nothing but padding
+    local = logits.logsumexp(dim=1)  # [c], -inf if a rank holds only padding
     peak = local.clone()
     dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
     total = (local - peak).exp_()
@@ -126,7 +126,7 @@ def head_loss(
     target_groups: torch.Tensor | None = None,
     chunk_elements: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum -log p(target) over targets, in nats, in all and by groups of targets.
+    """Sum -log p(target) over targets, in nats, in total and by group of targets.
 
     Each loss is computed in fp32; their sum is fp64, since a step adds up many thousands.
 
@@ -134,15 +134,14 @@ def head_loss(
         hidden: Final hidden states at the targets [n, h].
         weight: This rank's rows of the word embedding [v/t, h].
         target_ids: Token ids to predict [n], each below vocab_size.
-        vocab_size: Tokens that exist; rows from here on are padding.
+        vocab_size: Tokens that exist; later rows are padding.
         group: Ranks that share the vocabulary.
         target_groups: Members of each group [g, n], bool; None: no groups.
         chunk_elements: Logits held at once; None: ``CHUNK_ELEMENTS`` of the device.
 
     Returns:
         The sum [], equal on every rank of the group; and the sums by group [g] over the targets
-        whose token this rank holds, so that those of all ranks add up to the whole. Only the first
-        has a gradient.
+        whose token this rank holds, which add up over ranks. Only the first has a gradient.
     """
     needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     elements = chunk_elements or CHUNK_ELEMENTS[hidden.device.type]
@@ -164,7 +163,7 @@ def head_loss(
 def head_logits(
     hidden: torch.Tensor, weight: torch.Tensor, *, vocab_size: int, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """Full vocabulary logits, for generation and evaluation.
+    """Return logits over the whole vocabulary, for generation and evaluation.
 
     Args:
         hidden: [n, h].

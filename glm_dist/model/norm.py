@@ -1,4 +1,4 @@
-"""The layer norm of a block: fused where TransformerEngine or apex is there, else torch's."""
+"""Layer norm of a block: fused if TransformerEngine or apex is installed, otherwise torch's."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ class LayerNorm(torch.nn.LayerNorm):
         """Create a norm.
 
         Args:
-            config: Gives the parameters' number format, and whether rows are cut.
+            config: Gives the parameters' number format and sequence parallelism.
             hidden_size: Size of the normalised dim (h).
             eps: Added to the variance; GLM uses 1e-5.
         """
@@ -34,10 +34,10 @@ class LayerNorm(torch.nn.LayerNorm):
 
 
 def layer_norm_class(device: torch.device) -> Any:
-    """The fastest norm for a device, as a spec's submodule.
+    """Return the fastest norm for a device, as a spec's submodule.
 
     Args:
-        device: Where the parameters live; the fused norms are CUDA kernels.
+        device: Device of the parameters; the fused norms are CUDA kernels.
     """
     if device.type == "cuda" and HAVE_TE:
         return TENorm

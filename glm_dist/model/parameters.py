@@ -1,8 +1,8 @@
 """This rank's parameters under the names of the whole model, with their shards and first values.
 
-``config.parameter_specs`` says what the whole model has; here its rows meet the parameters of a
-stage's modules. Initialisation, weight decay, checkpoints and conversion read the result; nothing
-else knows how the model is sharded.
+``config.parameter_specs`` lists the whole model; this module matches the list with the parameters
+of a stage's modules. Initialisation, weight decay, checkpoints and conversion read the result;
+nothing else knows how the model is sharded.
 """
 
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ class ParameterShard:
 
     @property
     def local_shape(self) -> tuple[int, ...]:
-        """Shape of the slice, also where ZeRO 3 has emptied the parameter."""
+        """Shape of the slice, even if ZeRO 3 has emptied the parameter."""
         return self.part.shape
 
     @property
@@ -60,7 +60,7 @@ class ParameterShard:
 
     @property
     def decays(self) -> bool:
-        """True where weight decay applies."""
+        """True if weight decay applies."""
         return self.spec.decays
 
 
@@ -71,11 +71,11 @@ def match_shards(
     tensor_rank: int,
     tensor_size: int,
 ) -> list[ParameterShard]:
-    """Find the spec of each new parameter, and the slice of the whole that it is.
+    """Find the spec of each new parameter and its slice of the whole.
 
     Args:
         named: This rank's parameters under the names of the whole model.
-        specs: What this rank's part of the model must have.
+        specs: Specs of this rank's part of the model.
         tensor_rank: Index in the tensor-parallel group.
         tensor_size: Size of that group.
 
@@ -105,20 +105,20 @@ def match_shards(
 
 
 def mark_for_norm(shards: Iterable[ParameterShard]) -> None:
-    """Mark for DeepSpeed which gradients are slices: it counts replicated ones on slice 0 only."""
+    """Mark sharded gradients for DeepSpeed, which counts replicated ones only on tensor rank 0."""
     for shard in shards:
         shard.parameter.model_parallel = shard.tensor_dim is not None  # type: ignore[attr-defined]
 
 
-def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
-    """Take this rank's slice of a whole parameter, gradient or moment.
+def local_slice(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
+    """Return this rank's slice of a whole parameter, gradient or moment.
 
     Args:
-        shard: Which slice.
+        shard: Slice to take.
         whole: Tensor of the parameter's global shape.
 
     Returns:
-        The parameter's local shape; a view unless its rows lie apart.
+        The parameter's local shape; a view unless its rows are not contiguous.
     """
     if shard.rows:
         return torch.cat([whole.narrow(0, part.global_start, part.num_rows) for part in shard.rows])
@@ -129,11 +129,11 @@ def cut(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def initialize(shards: Iterable[ParameterShard], *, seed: int) -> None:
-    """Draw the first values that the specs ask for, as the official code does (GLM 4f61ed7).
+    """Draw the initial values of the specs, as the official code does (GLM 4f61ed7).
 
-    Each whole parameter is drawn from a generator seeded by its name and cut afterwards, so no
-    layout changes the model that training starts from. The drawing device does: a CPU and a GPU
-    have different generators.
+    Each whole parameter is drawn from a generator seeded by its name and sharded afterwards, so
+    the initial model does not depend on the layout. It depends on the device: CPU and GPU have
+    different generators.
 
     Args:
         shards: Parameters of this rank.
@@ -152,4 +152,4 @@ def initialize(shards: Iterable[ParameterShard], *, seed: int) -> None:
         for index, factor in enumerate(initial.row_factors):
             if factor != 1.0:
                 grouped[:, index] *= factor
-        parameter.copy_(cut(shard, whole))
+        parameter.copy_(local_slice(shard, whole))

@@ -1,4 +1,4 @@
-"""What one rank holds of GLM: its share of embedding, blocks, final norm and tied head.
+"""One rank's part of GLM: its shards of embedding, blocks, final norm and tied head.
 
 Shapes: b micro-batch, s row length, h hidden, v padded vocabulary, n targets, t tensor ranks.
 """
@@ -45,7 +45,7 @@ class GLMStage(torch.nn.Module):
         recompute: RecomputeConfig | None = None,
         chunk: int = 0,
     ) -> None:
-        """Create the stage's modules; ``parameters.initialize`` gives them values.
+        """Create the stage's modules; ``parameters.initialize`` sets their values.
 
         Args:
             model: Architecture.
@@ -53,9 +53,9 @@ class GLMStage(torch.nn.Module):
             padded_vocab_size: Rows of the word table, a multiple of 128.
             dtype: Number format of parameters and activations.
             groups: This rank's process groups.
-            device: Where parameters live.
+            device: Device of the parameters.
             recompute: Activations that are not kept; None keeps all.
-            chunk: Which of this rank's virtual stages.
+            chunk: Index of the virtual stage on this rank.
         """
         super().__init__()
         layout, stage = groups.layout, groups.coordinates.pipeline
@@ -105,7 +105,7 @@ class GLMStage(torch.nn.Module):
         )
 
     def _tied_copy(self, padded_vocab_size: int) -> VocabParallelEmbedding:
-        """The last stage's own word table; its gradient and the first stage's are summed."""
+        """Build the last stage's copy of the word table; the two gradients are summed."""
         head = VocabParallelEmbedding(
             padded_vocab_size,
             self.config.hidden_size,
@@ -128,7 +128,7 @@ class GLMStage(torch.nn.Module):
         return None if table is None else table.weight
 
     def forward(self, batch: StageBatch) -> torch.Tensor:
-        """Run the embedding, where this stage has it, and the blocks.
+        """Run the embedding, if this stage has it, and the blocks.
 
         Returns:
             [s, b, h], normalised on the last stage; this rank's part of the rows under sequence
@@ -147,17 +147,17 @@ class GLMStage(torch.nn.Module):
         return hidden
 
     def at_targets(self, hidden: torch.Tensor, target_index: torch.Tensor) -> torch.Tensor:
-        """Pick the hidden states at targets, from whichever tensor rank holds them.
+        """Gather the hidden states at targets from the tensor ranks that hold them.
 
         Args:
-            hidden: What ``forward`` returns.
-            target_index: Where tokens are predicted [n], as s_index * b + b_index.
+            hidden: Output of ``forward``.
+            target_index: Indices of the targets [n], as s_index * b + b_index.
 
         Returns:
             [n, h] on every tensor rank.
         """
         if self.config.sequence_parallel:
-            # The head's gradient is already summed over its ranks, as this needs it.
+            # The head's gradient is already summed over its ranks, as gather_targets requires.
             return gather_targets(hidden, target_index, group=self.groups.tensor)
         return hidden.flatten(0, 1)[target_index]  # [s, b, h] -> [n, h]
 
@@ -178,7 +178,7 @@ class GLMStage(torch.nn.Module):
         )
 
     def shards(self) -> list[ParameterShard]:
-        """Describe each of this rank's parameters as a slice of one of the whole model."""
+        """Return each of this rank's parameters as a shard of the whole model."""
         return list(self._shards)
 
     def _matched(self, specs: Sequence[ParameterSpec], layers: range) -> list[ParameterShard]:
@@ -202,16 +202,16 @@ class GLMStage(torch.nn.Module):
 
 
 class GLMShard(torch.nn.Module):
-    """All that one rank holds of the model: one stage, or several chunks that take turns."""
+    """One rank's part of the model: one stage, or several interleaved chunks."""
 
     def __init__(self, chunks: Sequence[GLMStage]) -> None:
-        """Hold the chunks, in the order in which rows pass through them."""
+        """Store the chunks, in the order in which rows pass through them."""
         super().__init__()
         self._chunks = torch.nn.ModuleList(chunks)
 
     @property
     def chunks(self) -> tuple[GLMStage, ...]:
-        """What the schedule runs; several only where stages are interleaved."""
+        """Model chunks that the schedule runs; more than one only with interleaved stages."""
         return tuple(self._chunks)  # type: ignore[arg-type]
 
     @property
@@ -226,8 +226,8 @@ class GLMShard(torch.nn.Module):
         return tables[0] if tables else None
 
     def shards(self) -> list[ParameterShard]:
-        """What each of this rank's parameters is in the whole model."""
-        return [place for chunk in self.chunks for place in chunk.shards()]
+        """Return the shard of the whole model that each of this rank's parameters holds."""
+        return [shard for chunk in self.chunks for shard in chunk.shards()]
 
 
 def build_shard(
@@ -237,12 +237,12 @@ def build_shard(
     device: torch.device,
     recompute: RecomputeConfig | None = None,
 ) -> GLMShard:
-    """Create this rank's part of the model; ``parameters.initialize`` gives it values.
+    """Create this rank's part of the model; ``parameters.initialize`` sets its values.
 
     Args:
         config: Checked configuration.
         groups: This rank's process groups.
-        device: Where parameters live.
+        device: Device of the parameters.
         recompute: Activations that are not kept; None keeps all.
     """
     return GLMShard(

@@ -1,1 +1,1 @@
-"""What a run tells: log, metrics, progress, provenance."""
+"""Output of a run: log, metrics, progress, provenance."""

@@ -1,6 +1,6 @@
-"""What a person watching the job sees: a progress bar on a terminal, aligned lines elsewhere.
+"""Console output of a job: a progress bar on a terminal, aligned lines elsewhere.
 
-Lines, validations and events go through the log, so they carry time and rank, stay readable in a
+Lines, validations and events go through the log, so they have time and rank, are readable in a
 batch system's output, and are in the rank's log file as well.
 """
 
@@ -37,18 +37,18 @@ _COLUMNS = (
 
 
 class ConsoleSink:
-    """See ``MetricSink``; shows the run on one console."""
+    """Sink for the console; see ``MetricSink``."""
 
     def __init__(
         self, console: Console, *, first_step: int, last_step: int, progress_bar: bool
     ) -> None:
-        """Show the start.
+        """Open the progress bar, if wanted.
 
         Args:
-            console: The one ``setup_logging`` was given, so that lines do not cut the bar.
+            console: Console of ``setup_logging``, so that lines do not break the bar.
             first_step: Steps done before.
             last_step: Step at which the run ends.
-            progress_bar: Whether a bar is wanted; there is none where the console is no terminal.
+            progress_bar: Show a bar; ignored if the console is no terminal.
         """
         self._last_step = last_step
         self._width = len(str(last_step))
@@ -57,7 +57,7 @@ class ConsoleSink:
             self._bar = Progress(
                 TextColumn("[bold]step"),
                 MofNCompleteColumn(table_column=Column(min_width=2 * self._width + 1)),
-                BarColumn(bar_width=None),  # whatever the text leaves
+                BarColumn(bar_width=None),  # the rest of the line
                 TextColumn("{task.fields[summary]}", table_column=Column(no_wrap=True)),
                 console=console,
                 expand=True,
@@ -93,7 +93,7 @@ class ConsoleSink:
         self._line(step, f"{kind}  {shown}".rstrip())
 
     def close(self) -> None:
-        """Leave the bar as it is and give the terminal back."""
+        """Stop the bar and release the terminal."""
         if self._bar is not None:
             self._bar.stop()
 
@@ -102,7 +102,7 @@ class ConsoleSink:
 
 
 def summarize(values: Mapping[str, float]) -> str:
-    """The metrics a person follows, in columns of fixed width; those not given are left out."""
+    """Format the main metrics in columns of fixed width; missing ones are left out."""
     cells = [
         f"{label} {form.format(values[name])}"
         for name, label, form in _COLUMNS
@@ -114,7 +114,7 @@ def summarize(values: Mapping[str, float]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Hours, minutes and seconds, with days where there are any: ``2d 03:04:05``."""
+    """Format hours, minutes and seconds, with days if there are any: ``2d 03:04:05``."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

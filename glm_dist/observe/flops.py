@@ -1,14 +1,15 @@
-"""How much arithmetic training needs and does, and what share of a device's peak that is.
+"""FLOPs that training needs and executes, and their share of a device's peak.
 
 Multiply and add count as two operations; only matrix products are counted. Three figures:
 
 - useful work: what GLM's objective needs. Real tokens only, attention over exactly the pairs that
   the prefix mask allows, vocabulary logits only where a token is predicted; backward is twice
-  forward. Its share of the peak is the MFU.
-- the papers' convention: 6 N + 12 l h s operations a token, padding included, as if every position
-  attended to every other and were predicted (N = block weights + vocabulary table; the formula of
-  Megatron-LM, arXiv 2104.04473, equation 3). Only good for comparing with published numbers.
-- executed work: what the kernels run, padding and recomputed activations included. Its share of
+  forward. Its share of the peak is the useful MFU.
+- the published convention: 6 N + 12 l h s operations per token, padding included, as if every
+  position attended to every other and had a target (N = block weights + vocabulary table;
+  Megatron-LM, arXiv 2104.04473, equation 3). Its share of the peak is the MFU, which compares with
+  published numbers.
+- executed work: what the kernels run, including padding and recomputed activations. Its share of
   the peak is the HFU.
 
 Letters: l layers, h hidden, v vocabulary, s row length, p prefix, b = s - p.
@@ -23,17 +24,17 @@ from glm_dist.config.choices import RecomputeMode
 from glm_dist.config.parameter_specs import layer_specs
 
 TRAINING_PASSES = 3
-"""Forward, and backward for inputs and for weights, which cost as much each."""
+"""Forward, backward for inputs and backward for weights; each costs the same."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a number of rows asks for; adds up over rows, micro-batches, steps and replicas."""
+    """Token and pair counts of some rows; add up over rows, micro-batches, steps and replicas."""
 
     positions: int = 0
-    """Places of the rows, padding included."""
+    """Positions of the rows, padding included."""
     real_tokens: int = 0
-    """Places without padding."""
+    """Positions without padding."""
     targets: int = 0
     """Predicted tokens."""
     useful_pairs: int = 0
@@ -41,15 +42,15 @@ class Work:
     executed_pairs: int = 0
     """Pairs that kernels compute."""
     dense_pairs: int = 0
-    """Pairs of all places of a row, s * s."""
+    """Pairs of all positions of a row, s * s."""
 
     def __add__(self, other: "Work") -> "Work":
-        """Work of both."""
+        """Add the counts."""
         return Work(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 def attended_pairs(prefix: int, length: int) -> int:
-    """Pairs that the prefix mask allows: p^2 + p b + b (b + 1) / 2.
+    """Count the pairs that the prefix mask allows: p^2 + p b + b (b + 1) / 2.
 
     Args:
         prefix: Tokens of Part A (p).
@@ -60,7 +61,7 @@ def attended_pairs(prefix: int, length: int) -> int:
 
 
 def masked_pairs(prefix: int, length: int) -> int:
-    """Pairs computed where Part B is given a mask instead: p^2 + b s."""
+    """Count the pairs computed if Part B has a dense mask: p^2 + b s."""
     return prefix * prefix + (length - prefix) * length
 
 
@@ -72,14 +73,14 @@ def row_work(
     is_packed: bool = False,
     uses_mask: bool = False,
 ) -> Work:
-    """Work of one row.
+    """Count the work of one row.
 
     Args:
         segments: Length without padding, and prefix length, of each segment of the row.
-        row_length: Places of the row (s); the rest is padding.
+        row_length: Positions of the row (s); the rest is padding.
         num_targets: Predicted tokens.
-        is_packed: Whether padding is a segment of its own; else it is the end of Part B.
-        uses_mask: Whether kernels run that compute what the mask forbids and then drop it.
+        is_packed: True if padding is a separate segment; otherwise it extends Part B.
+        uses_mask: True if the kernels also compute masked pairs.
     """
     segments = list(segments)
     real = sum(length for length, _ in segments)
@@ -118,7 +119,7 @@ def useful_operations(model: ModelConfig, work: Work, *, vocab_size: int) -> int
 
 
 def convention_operations(model: ModelConfig, work: Work, *, vocab_size: int) -> int:
-    """Count the operations of training by the papers' convention, 6 N + 12 l h s a token.
+    """Count the operations of training by the published formula, 6 N + 12 l h s per token.
 
     Args:
         model: Architecture.
@@ -145,10 +146,10 @@ def executed_operations(
         model: Architecture.
         work: Rows.
         vocab_size: Tokens that exist.
-        recompute: What backward computes again; ``selective`` means scores and weighted sums of
-            the core attention, ``full`` whole layers.
+        recompute: Recompute mode; ``selective`` covers the scores and weighted sums of core
+            attention, ``full`` whole layers.
         recomputed_share: Share of the layers that it applies to, 0 to 1.
-        fused_attention: Whether attention's backward makes the scores again rather than keep
+        fused_attention: True if attention's backward recomputes the scores instead of storing
             them, as flash kernels do: five products instead of four.
     """
     products = 2 * model.num_layers * weights_per_layer(model) * work.positions
@@ -185,15 +186,15 @@ PEAKS_16_BIT = (
 
 
 def peak_tflops(device_name: str, *, is_16_bit: bool, override: float) -> float | None:
-    """Peak of one device for dense matrix products, in TFLOP/s.
+    """Return the peak of one device for dense matrix products, in TFLOP/s.
 
     Args:
-        device_name: As the driver reports it.
-        is_16_bit: Whether training runs in bf16 or fp16; other peaks are not in the table.
+        device_name: Name reported by the driver.
+        is_16_bit: True if training runs in bf16 or fp16; the table has no other peaks.
         override: The user's number; 0 for none.
 
     Returns:
-        None where it is not known: no figure is better than a guessed one.
+        None if it is unknown: no figure is better than a guess.
     """
     if override > 0:
         return override

@@ -1,4 +1,4 @@
-"""Where log lines go: one console for the job, one file per rank, and less noise from libraries.
+"""Logging set-up: one console for the job, one file per rank, and less noise from libraries.
 
 Rank 0 shows INFO, the others WARNING, so that a job of 500 ranks reads like one process; each rank
 writes its own INFO lines to ``log/rank_0000.log``. Library loggers start at WARNING: their errors
@@ -30,20 +30,20 @@ QUIET_LIBRARIES = (
     "urllib3",
     "asyncio",
 )
-"""Loggers whose INFO lines say nothing to a user of this package."""
+"""Loggers whose INFO lines do not help users of this package."""
 
 OUTDATED_BY_LIBRARIES = r"(torch|deepspeed|megatron|wandb|hydra|omegaconf)(\.|$)"
-"""Modules whose deprecation warnings are between them and torch; nobody here can act on them."""
+"""Modules whose deprecation warnings concern only libraries; users cannot act on them."""
 
 
 def setup_logging(
     rank: int, run_dir: Path | None = None, *, console: Console | None = None
 ) -> None:
-    """Send log lines to their places; calling again replaces the places.
+    """Install the console and file handlers; a second call replaces them.
 
     Args:
         rank: This process in the job.
-        run_dir: Lines also go to ``log/rank_XXXX.log`` in it, after those of earlier attempts;
+        run_dir: Lines are also appended to ``log/rank_XXXX.log`` in it;
             None: console only.
         console: Shared with the progress bar, so that lines appear above it; None: stderr.
 
@@ -63,7 +63,7 @@ def setup_logging(
 
 
 def quiet_libraries() -> None:
-    """Lower the volume of libraries; again after importing one that sets its own."""
+    """Raise the log level of libraries; call it again after importing one that sets its own."""
     for name in QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
     deepspeed = logging.getLogger("DeepSpeed")
@@ -76,7 +76,7 @@ def quiet_libraries() -> None:
 
 
 def _is_replaced(handler: logging.Handler) -> bool:
-    """Ours from an earlier call, and plain ones that a library (Hydra) put there."""
+    """Return True for handlers of an earlier call and for plain ones of a library (Hydra)."""
     ours = handler.name in (CONSOLE_HANDLER, FILE_HANDLER)
     return ours or type(handler) in (logging.StreamHandler, logging.FileHandler)
 
@@ -92,10 +92,10 @@ def _console_handler(rank: int, console: Console) -> logging.Handler:
         handler.setFormatter(_ConsoleLine(rank))
     handler.set_name(CONSOLE_HANDLER)
     handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
-    # What is said on the console in another way is only kept in the file.
+    # Records that reach the console in another way only go to the file.
     handler.addFilter(lambda record: not getattr(record, "file_only", False))
     if rank:
-        # Every rank meets the same warnings; the first one's are enough on a console.
+        # Every rank emits the same warnings; rank 0's are enough on the console.
         handler.addFilter(lambda record: record.name != "py.warnings")
     return handler
 
@@ -121,7 +121,7 @@ def _file_handler(rank: int, run_dir: Path) -> logging.Handler:
 
 
 class _ConsoleLine(logging.Formatter):
-    """Time, rank, level and message; the origin only where it is not this package."""
+    """Formatter with time, rank, level and message; the logger's name only if it is a library."""
 
     def __init__(self, rank: int) -> None:
         head = f"%(asctime)s rank={rank} %(levelname)s"

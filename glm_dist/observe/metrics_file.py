@@ -1,8 +1,8 @@
-"""``metrics.jsonl`` as a file format: one JSON object a line, several attempts in one file.
+"""Format of ``metrics.jsonl``: one JSON object per line, several attempts in one file.
 
-Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` tell
-that something happened; the others hold metrics. An attempt begins with the event ``started``,
-whose step says how far back it went.
+Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` are
+events; the others hold metrics. An attempt begins with the event ``started``, whose step is the
+last one before the attempt.
 """
 
 import json
@@ -22,15 +22,16 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 def encode(record: Mapping[str, object]) -> bytes:
-    """One line of the file. JSON has no NaN or infinity; they become the strings of those names."""
+    """Encode a record as one line. JSON has no NaN or infinity; they become strings."""
     plain = {name: _as_json(value) for name, value in record.items()}
     return (json.dumps(plain, allow_nan=False) + "\n").encode()
 
 
-def mend_last_line(path: Path) -> None:
-    """Make the file end with a whole line, as a crash in the middle of a write may not leave it.
+def repair_last_line(path: Path) -> None:
+    """Make the file end with a complete line after a crash in the middle of a write.
 
-    Half a record is cut off; a whole one without its line break gets it. A missing file is fine.
+    A partial record is cut off; a complete one without its line break gets it. The file may be
+    missing.
 
     Raises:
         OSError: The file cannot be read or written.
@@ -55,7 +56,7 @@ def mend_last_line(path: Path) -> None:
 
 
 def read_records(path: Path) -> list[Record]:
-    """Every line, in the order written; half a line at the end is left out.
+    """Read every line in the order written; a partial line at the end is left out.
 
     Raises:
         DataError: Another line is no record.
@@ -80,13 +81,13 @@ def read_records(path: Path) -> list[Record]:
 
 
 def final_records(records: list[Record]) -> list[Record]:
-    """What holds in the end: later attempts overrule earlier ones from where they started.
+    """Merge attempts: from the step where it started, a later attempt replaces earlier ones.
 
     Args:
-        records: As read.
+        records: Records in the order of the file.
 
     Returns:
-        Metric records and events by step, without those that a later attempt trained again.
+        Metric records and events by step, without steps that a later attempt repeated.
     """
     started = {r["attempt"]: r["step"] for r in records if r.get("event") == "started"}
     kept = [

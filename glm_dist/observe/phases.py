@@ -1,4 +1,4 @@
-"""A clock of named phases: where a rank's time goes, and what it is doing right now."""
+"""Timer of named phases: a rank's time by phase, and its current phase."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,15 +9,15 @@ DATA = "data"
 STEP = "step"
 """Forward, backward and update."""
 VOTE = "vote"
-"""Agreeing on a stop request."""
+"""Vote on a stop request."""
 RECORD = "record"
-"""Reading what the steps left on the device; on GPUs their arithmetic ends here."""
+"""Reading results from the device; on GPUs the steps' computation ends here."""
 VALIDATE = "validate"
 SAVE = "save"
 
 
 class PhaseClock:
-    """Seconds by phase. Inside a phase another may run; its time counts for itself alone."""
+    """Seconds by phase. Phases may be nested; time counts only for the innermost one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Start outside of every phase.

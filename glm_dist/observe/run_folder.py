@@ -1,9 +1,9 @@
-"""The folder of a run, and where what is in it came from.
+"""Folder of a run, with the provenance of each attempt.
 
 ``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
 ``metrics.jsonl``, ``log/``, ``checkpoints/``, ``tokenizer/`` (a copy of its files). An attempt is
-one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps a second job
-out while one is at work.
+one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps out a second
+job while one is running.
 """
 
 import importlib.metadata
@@ -31,21 +31,21 @@ CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
-"""Whose versions decide what a run computes, beside our own."""
+"""Packages whose versions affect results, in addition to glm_dist itself."""
 
 GIT_TIMEOUT_SECONDS = 10
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What one attempt ran on."""
+    """Code, versions and hardware of one attempt."""
 
     started: str
     """UTC, ISO 8601."""
     commit: str | None
-    """Of the checkout the package runs from; None if it is no checkout."""
+    """Commit of the checkout that the package runs from; None if it is no checkout."""
     is_dirty: bool | None
-    """Whether tracked files of the checkout were changed."""
+    """True if tracked files of the checkout were modified."""
     versions: dict[str, str | None]
     hosts: list[str]
     world_size: int
@@ -62,8 +62,8 @@ class RunFolder:
     attempt: int
     """Starts of this run so far, this one included."""
     lock: IO[str] | None = field(repr=False)
-    """Keeps other jobs out until it is closed, or its process ends in whatever way; None where the
-    file system knows no locks."""
+    """Keeps out other jobs until it is closed or its process ends; None if the file system has no
+    locks."""
 
 
 def collect_provenance(
@@ -74,14 +74,14 @@ def collect_provenance(
     command: Sequence[str],
     launcher: str,
 ) -> Provenance:
-    """Ask the machine what this attempt runs on.
+    """Collect code, versions and hardware of this attempt.
 
     Args:
         hosts: Name of each rank's host; repeated names are listed once.
         world_size: Processes.
         layout: Sizes of the process axes.
-        command: As typed, argument by argument.
-        launcher: What started the processes.
+        command: Command line, argument by argument.
+        launcher: Launcher that started the processes.
     """
     source = Path(glm_dist.__file__).resolve().parent
     commit = _git(source, "rev-parse", "HEAD") if _is_tracked(source) else None
@@ -108,18 +108,18 @@ def open_run_folder(
 ) -> RunFolder:
     """Create a run's folder, or begin its next attempt; on rank 0 only.
 
-    A configuration that differs from the last attempt's replaces it; the older one stays beside it
-    as ``config.attempt_N.yaml``.
+    A configuration that differs from the last attempt's replaces it; the older one is kept as
+    ``config.attempt_N.yaml``.
 
     Args:
         path: The folder.
         config: Resolved configuration, YAML.
-        overrides: As typed, one each.
-        provenance: What this attempt runs on.
+        overrides: Overrides on the command line.
+        provenance: Code, versions and hardware of this attempt.
 
     Raises:
         ConfigError: The folder cannot be created or written.
-        LaunchError: Another job is at work in it.
+        LaunchError: Another job is running in it.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def open_run_folder(
         )
     except OSError as error:
         raise ConfigError(
-            f"The run folder {path} cannot be made or written ({error.strerror or error}).\n"
+            f"The run folder {path} cannot be created or written ({error.strerror or error}).\n"
             "  Make it writable, or set paths.runs to another folder.",
             key="paths.runs",
             value=str(path),
@@ -144,7 +144,7 @@ def open_run_folder(
 
 
 def _lock(path: Path) -> IO[str] | None:
-    """Lock the folder for this process: each of two jobs would remove what the other is saving.
+    """Lock the folder for this process: two jobs would remove each other's saves.
 
     Raises:
         LaunchError: Another process holds the lock.
@@ -154,7 +154,7 @@ def _lock(path: Path) -> IO[str] | None:
         return lock_file(path)
     except LockedError as error:
         raise LaunchError(
-            f"Another job is at work in {path.parent} ({error.holder}).\n"
+            f"Another job is running in {path.parent} ({error.holder}).\n"
             "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
             " the file"
             f" system still holds the lock, remove {path}.",
@@ -187,18 +187,18 @@ def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     if earlier == config:
         return
     older = path / f"config.attempt_{attempt}.yaml"
-    # A copy: were it moved and the new one not written, nothing would say what the run is.
+    # A copy: after a move and a failed write the run would have no configuration.
     write_atomically(older, earlier)
     log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
 
 
 def _is_tracked(source: Path) -> bool:
-    """Whether the package is under version control, not merely installed inside a checkout."""
+    """Return True if the package is under version control, not just installed inside a checkout."""
     return _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
-    """What git prints; None where it fails or does not exist."""
+    """Return git's output; None if it fails or is not installed."""
     try:
         result = subprocess.run(
             ["git", "-C", str(folder), *arguments],

@@ -1,7 +1,7 @@
-"""Where records go: a file that is the truth, a console, and Weights & Biases if asked for.
+"""Sinks for records: the metrics file, which is authoritative, the console, and optionally W&B.
 
 A sink is used by rank 0 between collectives, so it must not raise: that would leave the other
-ranks waiting. What goes wrong is logged once, and training goes on.
+ranks waiting. A failure is logged once, and training continues.
 """
 
 import logging
@@ -20,7 +20,7 @@ from rich.console import Console
 
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.observe.console import ConsoleSink
-from glm_dist.observe.metrics_file import METRICS_FILE, encode, mend_last_line
+from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
 
 log = logging.getLogger(__name__)
 
@@ -31,23 +31,23 @@ WANDB_TIMEOUT_SECONDS = 60.0
 
 
 class MetricSink(Protocol):
-    """Takes what a run has to tell."""
+    """Interface of a destination for metrics and events."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Record metrics by name after a step."""
 
     def event(self, step: int, kind: str, details: Details) -> None:
-        """Record that something happened, such as a checkpoint and its path."""
+        """Record an event, such as a checkpoint and its path."""
 
     def close(self) -> None:
-        """Let go; the sink is not used afterwards."""
+        """Release resources; the sink is not used afterwards."""
 
 
 class SinkGroup:
-    """Several sinks as one; none of them for ranks that do not record."""
+    """Several sinks as one; empty on ranks that do not record."""
 
     def __init__(self, sinks: Sequence[MetricSink] = ()) -> None:
-        """Take the sinks in the order in which they are told."""
+        """Store the sinks; each record goes to them in this order."""
         self._sinks = tuple(sinks)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -67,9 +67,9 @@ class SinkGroup:
 
 
 class JsonlSink:
-    """``metrics.jsonl``, the record that outlives every attempt; format in ``history.py``.
+    """``metrics.jsonl``, the record over all attempts; format in ``metrics_file.py``.
 
-    Each record is one unbuffered write, so a killed process loses none that was made.
+    Each record is one unbuffered write, so a killed process loses no earlier record.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class JsonlSink:
 
         Args:
             path: Created if it does not exist; its folder does.
-            attempt: Which start of the run this is, from 1.
+            attempt: Number of this start of the run, from 1.
             first_step: Steps done before.
             clock: Seconds since 1970.
         """
@@ -104,13 +104,13 @@ class JsonlSink:
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no file is open."""
 
     def _append(self, record: Mapping[str, object]) -> None:
         line = encode({**record, "attempt": self._attempt, "time": round(self._clock(), 3)})
         try:
             if self._may_be_torn:
-                mend_last_line(self._path)
+                repair_last_line(self._path)
             self._may_be_torn = True
             with self._path.open("ab", buffering=0) as stream:
                 written = stream.write(line)
@@ -123,24 +123,24 @@ class JsonlSink:
             return
         self._may_be_torn = False
         if self._num_lost:
-            log.warning("wrote metrics again path=%s lost=%d", self._path, self._num_lost)
+            log.warning("metrics are written again path=%s lost=%d", self._path, self._num_lost)
             self._num_lost = 0
 
 
 class WandbSink:
-    """Weights & Biases, never at the cost of the run.
+    """Weights & Biases; its failures never stop the run.
 
-    The run's id lives in the run folder, so every attempt continues one W&B run. Steps are a
-    metric of their own: after a rewind they are logged again, which W&B's own counter would drop.
+    The run's id is stored in the run folder, so every attempt continues one W&B run. Steps are a
+    separate metric: after a rewind they are logged again, which W&B's own counter would drop.
     """
 
     def __init__(self, config: RunConfig, *, attempt: int, environ: Mapping[str, str]) -> None:
-        """Open the run; if that fails, say so and record nothing.
+        """Open the run; if that fails, log it and record nothing.
 
         Args:
-            config: Gives mode, project, entity, the run's name and folder, and is shown by W&B.
-            attempt: Which start of the run this is, from 1.
-            environ: Environment of the process, where an API key may be.
+            config: Gives mode, project, entity and the run's name and folder; uploaded to W&B.
+            attempt: Number of this start of the run, from 1.
+            environ: Environment of the process, which may hold an API key.
         """
         self._attempt = attempt
         self._run: Any = None
@@ -149,11 +149,11 @@ class WandbSink:
         if mode is WandbMode.online and not has_wandb_key(environ):
             log.warning("no W&B API key found; recording offline dir=%s", config.run_dir)
             mode = WandbMode.offline
-        with _Survived(self):
+        with _NeverRaise(self):
             self._run = _open_run(config, mode=mode, run_id=_run_id(config.run_dir))
         if self._run is None and mode is WandbMode.online:
             self._is_broken = False
-            with _Survived(self):
+            with _NeverRaise(self):
                 self._run = _open_run(
                     config, mode=WandbMode.offline, run_id=_run_id(config.run_dir)
                 )
@@ -161,23 +161,23 @@ class WandbSink:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricSink``."""
         if self._run is not None:
-            with _Survived(self):
+            with _NeverRaise(self):
                 self._run.log({"step": step, "attempt": self._attempt, **values})
 
     def event(self, step: int, kind: str, details: Details) -> None:
-        """Events stay in metrics.jsonl; W&B has no place for them."""
+        """Do nothing: W&B has no events, they are only in metrics.jsonl."""
 
     def close(self) -> None:
         """Wait for the upload of what was recorded."""
         if self._run is not None:
-            with _Survived(self):
+            with _NeverRaise(self):
                 self._run.finish()
 
     def report_failure(self, error: BaseException) -> None:
-        """Say once that W&B does not work."""
+        """Log once that W&B fails."""
         if not self._is_broken:
             log.warning(
-                "W&B failed, training goes on and metrics.jsonl is complete reason=%s: %s",
+                "W&B failed; training continues and metrics.jsonl is complete reason=%s: %s",
                 type(error).__name__,
                 error,
             )
@@ -192,13 +192,13 @@ def open_sinks(
     console: Console,
     environ: Mapping[str, str],
 ) -> SinkGroup:
-    """The sinks a configuration asks for; on rank 0, after the run folder was opened.
+    """Open the configured sinks; on rank 0, after the run folder was opened.
 
     Args:
-        config: Of the run.
-        attempt: Which start of the run this is, from 1.
+        config: Configuration of the run.
+        attempt: Number of this start of the run, from 1.
         first_step: Steps done before.
-        console: The one the log uses.
+        console: Console of the log.
         environ: Environment of the process.
     """
     sinks: list[MetricSink] = [
@@ -215,8 +215,8 @@ def open_sinks(
     return SinkGroup(sinks)
 
 
-class _Survived:
-    """Context in which W&B may fail in whatever way it likes."""
+class _NeverRaise:
+    """Context that logs an exception from W&B instead of raising it."""
 
     def __init__(self, sink: WandbSink) -> None:
         self._sink = sink
@@ -237,7 +237,7 @@ class _Survived:
 
 
 def has_wandb_key(environ: Mapping[str, str]) -> bool:
-    """Whether W&B would find a key without asking: in the environment or in ~/.netrc."""
+    """Return True if W&B finds an API key without a prompt: in the environment or in ~/.netrc."""
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -274,7 +274,7 @@ def _open_run(config: RunConfig, *, mode: WandbMode, run_id: str) -> object:
 
 
 def _plain(value: Any) -> Any:
-    """Enumerations by name, as the YAML of the configuration shows them."""
+    """Convert enumerations to names, as in the YAML of the configuration."""
     if isinstance(value, dict):
         return {name: _plain(x) for name, x in value.items()}
     return value.name if isinstance(value, Enum) else value

@@ -1,7 +1,7 @@
-"""How fast training goes and when it ends: arithmetic on the clock of phases.
+"""Throughput and remaining time, computed from the phase timer.
 
-A record's speed counts the time of its steps alone; validation and checkpoints are pauses. The
-estimated time of arrival counts everything, because the rest of the run will pause as well.
+A record's speed counts only the time of its steps; validation and checkpoints are pauses. The
+estimated time of arrival includes them, because the rest of the run will pause as well.
 """
 
 from glm_dist.observe.metrics import (
@@ -17,7 +17,7 @@ PAUSES = (VALIDATE, SAVE)
 """Phases that belong to no step."""
 
 WAITS = (DATA,)
-"""Phases of a step in which nothing is computed."""
+"""Phases of a step without computation."""
 
 
 class Throughput:
@@ -62,7 +62,7 @@ class Throughput:
             self._settled = (self._done, self._phases.now())
 
     def take(self) -> dict[str, float]:
-        """Metrics of the steps since the last call, which starts a new window.
+        """Return metrics of the steps since the last call, and start a new window.
 
         Returns:
             Metric name -> value; empty if no step was done.
@@ -91,7 +91,7 @@ class Throughput:
         return metrics
 
     def _eta(self, now: float, seconds_per_step: float) -> float:
-        """Seconds to the last step at the pace since the first one, pauses included."""
+        """Estimate the seconds to the last step from the pace since the first one, with pauses."""
         remaining = self._last_step - self._done
         if self._settled is not None and self._done > self._settled[0]:
             step, moment = self._settled

@@ -1,4 +1,4 @@
-"""Opening a DeepSpeed engine around a rank's part of the model: the only door to DeepSpeed."""
+"""Creation of a DeepSpeed engine for a rank's part of the model; the only import of DeepSpeed."""
 
 import io
 import os
@@ -28,8 +28,8 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
-# Training never calls this op, yet DeepSpeed (0.19) compiles it at every first start on CPU: that
-# needs a compiler, and a start killed meanwhile leaves a lock on which later ones wait in silence.
+# Training never calls this op, yet DeepSpeed (0.19) compiles it at the first start on a CPU. That
+# needs a compiler, and a start killed meanwhile leaves a lock on which later starts hang.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 ADAPTERS: Mapping[int, type[ZeroOptimizer]] = {
@@ -49,16 +49,16 @@ def open_zero_optimizer(
     groups: ParallelGroups,
     tied_weight: torch.Tensor | None,
 ) -> ZeroOptimizer:
-    """Hand a module to DeepSpeed and adapt what comes back. Collective over all ranks.
+    """Wrap a module in a DeepSpeed engine and adapt its optimizer. Collective over all ranks.
 
     Args:
-        module: What ``ZeroOptimizer.forward`` runs; holds the parameters.
+        module: Module that ``ZeroOptimizer.forward`` runs; holds the parameters.
         shards: The parameters; ZeRO 3 empties them, so their shapes are taken before.
-        config: AdamW's numbers.
-        deepspeed_config: As ``train.deepspeed_config`` generates it.
+        config: AdamW's hyperparameters.
+        deepspeed_config: Output of ``train.deepspeed_config``.
         groups: This rank's process groups.
         tied_weight: Slice of the word table that ``module`` reads outside the embedding; None
-            where this rank has none.
+            if this rank has none.
     """
     stage = int(deepspeed_config["zero_optimization"]["stage"])
     settings = dict(deepspeed_config)
@@ -93,10 +93,10 @@ def open_zero_optimizer(
 
 
 class _LocalRank:
-    """The variable from which DeepSpeed takes its device, set as long as an engine exists.
+    """LOCAL_RANK, from which DeepSpeed takes its device; set while an engine exists.
 
-    ZeRO 3 reads it in forward, too, and only some launchers export it. A program that opens a model
-    after the last engine is closed finds it as it was.
+    ZeRO 3 also reads it in forward, and only some launchers export it. After the last engine is
+    closed the variable has its old value again.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class _LocalRank:
         self._exported: str | None = None
 
     def acquire(self, device: torch.device) -> None:
-        """Set it; a task that sees one GPU only calls it 0, whatever rank the launcher gave it."""
+        """Set it to the device's index, which is 0 for any rank that sees only one GPU."""
         if self._engines == 0:
             self._exported = os.environ.get("LOCAL_RANK")
         self._engines += 1
@@ -121,56 +121,56 @@ class _LocalRank:
 
 
 _LOCAL_RANK = _LocalRank()
-"""One for the process, as the environment is."""
+"""One per process, like the environment."""
 
 
 class _ModelParallelUnit:
-    """The groups under the names DeepSpeed asks for ("mpu")."""
+    """The groups under the names of DeepSpeed's ``mpu`` interface."""
 
     def __init__(self, groups: ParallelGroups) -> None:
         self._groups = groups
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """All ranks of a replica, so that norms and overflow checks see the whole model."""
+        """Return all ranks of a replica, so that norms and overflow checks see the whole model."""
         return self._groups.model
 
     def get_model_parallel_world_size(self) -> int:
-        """Ranks of a replica."""
+        """Return the number of ranks of a replica."""
         return self._groups.model.size()
 
     def get_model_parallel_rank(self) -> int:
-        """Rank in its replica."""
-        place, layout = self._groups.coordinates, self._groups.layout
-        return place.pipeline * layout.tensor_parallel_size + place.tensor
+        """Return the rank within its replica."""
+        own, layout = self._groups.coordinates, self._groups.layout
+        return own.pipeline * layout.tensor_parallel_size + own.tensor
 
     def get_tensor_model_parallel_group(self) -> dist.ProcessGroup:
-        """Ranks that share each layer."""
+        """Return the ranks that share each layer."""
         return self._groups.tensor
 
     def get_tensor_model_parallel_world_size(self) -> int:
-        """Tensor-parallel degree."""
+        """Return the tensor-parallel size."""
         return self._groups.layout.tensor_parallel_size
 
     def get_tensor_model_parallel_rank(self) -> int:
-        """Rank in that group."""
+        """Return the rank in the tensor-parallel group."""
         return self._groups.coordinates.tensor
 
     def get_pipeline_model_parallel_group(self) -> dist.ProcessGroup:
-        """Stages of the same slice."""
+        """Return the stages of the same tensor rank."""
         return self._groups.pipeline
 
     def get_pipeline_model_parallel_world_size(self) -> int:
-        """Pipeline stages."""
+        """Return the number of pipeline stages."""
         return self._groups.layout.pipeline_parallel_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Replicas of the same parameters."""
+        """Return the replicas of the same parameters."""
         return self._groups.data
 
     def get_data_parallel_world_size(self) -> int:
-        """Number of replicas."""
+        """Return the number of replicas."""
         return self._groups.layout.data_parallel_size
 
     def get_data_parallel_rank(self) -> int:
-        """Number of this replica."""
+        """Return the index of this replica."""
         return self._groups.coordinates.data

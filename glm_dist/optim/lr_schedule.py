@@ -1,7 +1,7 @@
 """Learning rate of each optimizer step, by arithmetic: warm-up, then the official decay.
 
-Follows GLM (4f61ed7) with one difference: the linear schedule stops at its floor, where the
-official one runs on below zero. Steps count applied updates from 0, so the first rate is 0.
+Follows GLM (4f61ed7) with one difference: the linear schedule stops at its floor, while the
+official one continues below zero. Steps count applied updates from 0, so the first rate is 0.
 """
 
 import math
@@ -10,7 +10,7 @@ from glm_dist.config.schema import LRScheduleConfig, LRScheduleKind
 
 
 def learning_rate(config: LRScheduleConfig, peak: float, step: int) -> float:
-    """Rate of the update that follows ``step`` applied updates.
+    """Return the rate of the update that follows ``step`` applied updates.
 
     Args:
         config: Shape of the schedule.
@@ -31,10 +31,10 @@ def learning_rate(config: LRScheduleConfig, peak: float, step: int) -> float:
 
 
 def _cosine(peak: float, floor_share: float, progress: float) -> float:
-    """Half a cosine from the peak (progress 0) to its share ``floor_share`` (progress 1)."""
+    """Return half a cosine from the peak (progress 0) to ``floor_share`` of it (progress 1)."""
     wave = math.cos(math.pi * progress) + 1.0  # 2 at the start, 0 at the end
     if floor_share == 0.0:
         return peak * wave / 2.0
-    # Grouped by the peak-to-floor ratio, as the official rates are bit for bit.
+    # Grouped by the peak-to-floor ratio to equal the official rates bit for bit.
     ratio = 1.0 / floor_share
     return peak / ratio * (wave * (ratio - 1.0) / 2.0 + 1.0)

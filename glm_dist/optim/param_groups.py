@@ -1,4 +1,4 @@
-"""Which parameters decay: every weight, but no LayerNorm parameter and no bias (GLM 4f61ed7)."""
+"""Weight decay groups: all weights decay, except LayerNorm parameters and biases (GLM 4f61ed7)."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -15,7 +15,7 @@ class Decayable(Protocol):
 
     @property
     def decays(self) -> bool:
-        """True where weight decay applies."""
+        """True if weight decay applies."""
 
 
 def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:

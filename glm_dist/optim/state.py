@@ -1,4 +1,4 @@
-"""What an optimizer reports of a step, and what of it outlives a restart."""
+"""Outcome of an optimizer step, and the optimizer state that survives a restart."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's state beside the weight, under torch's names."""
+"""AdamW's moments, under torch's names."""
 
 LOSS_SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
@@ -23,24 +23,24 @@ class StateSlice:
     data: torch.Tensor
     """Flat elements [n]; writing to them changes the optimizer."""
     start: int
-    """Element of the rank's flattened local parameter at which they begin."""
+    """Index of the first element in the rank's flattened local parameter."""
 
 
 @dataclass(frozen=True)
 class OptimizerCounters:
-    """Numbers of an optimizer that a continued run needs back."""
+    """Counters of an optimizer that a resumed run restores."""
 
     updates: int
     """Updates that AdamW has made; fewer than steps if fp16 overflows skipped some."""
     skipped_steps: int
     """Updates dropped because fp16 gradients overflowed."""
     loss_scaler: Mapping[str, Number] | None
-    """State of the dynamic loss scale; None where there is none (fp32, bf16)."""
+    """State of the dynamic loss scale; None if there is none (fp32, bf16)."""
 
 
 @dataclass(frozen=True)
 class StepOutcome:
-    """What became of one optimizer step."""
+    """Result of one optimizer step."""
 
     norm: torch.Tensor
     """Global gradient norm before clipping []."""

@@ -1,13 +1,13 @@
 """ZeRO behind one interface: what training and checkpoints need of a sharded optimizer.
 
-Each stage of DeepSpeed's ZeRO keeps gradients, master weights and moments in another place. One
-adapter per place answers the same questions, so nobody else asks which stage it is. This is the
-only file that touches DeepSpeed's internals (0.19.8).
+Each stage of DeepSpeed's ZeRO stores gradients, master weights and moments differently. One adapter
+per layout has the same interface, so no other code checks the stage. This is the only file that
+uses DeepSpeed's internals (0.19.8).
 
 ==============  =======================================================================
 ``PlainAdamW``  stage 0: torch's AdamW, state per parameter
 ``FlatShards``  stages 1 and 2: one flat partition per group, mapped to parameters
-``FlatBF16``    stage 1 in bf16: the same, with fp32 gradients beside the parameters
+``FlatBF16``    stage 1 in bf16: the same, with separate fp32 gradients
 ``ParameterShards``  stage 3: an equal flat slice of every parameter
 ==============  =======================================================================
 """
@@ -35,7 +35,7 @@ class ZeroOptimizer(ABC):
     """AdamW over the replicas of one rank's parameters."""
 
     reduces_in_backward: ClassVar[bool] = False
-    """True if gradients are reduced while backward runs, through ``forward_backward``; otherwise
+    """True if gradients are reduced during backward, through ``forward_backward``; otherwise
     the caller accumulates them and calls ``reduce_gradients`` at the end."""
 
     def __init__(
@@ -60,7 +60,7 @@ class ZeroOptimizer(ABC):
         self._engine: Any = engine
         self._inner: Any = engine.optimizer
         if self.has_loss_scale:
-            # step() explains it in words.
+            # step() reports it instead.
             self._inner.loss_scaler.raise_error_at_min_scale = False
 
     # --- training ---
@@ -72,7 +72,7 @@ class ZeroOptimizer(ABC):
 
     @property
     def loss_scale(self) -> float | None:
-        """Factor of the next step's loss in backward; None where there is none (fp32, bf16)."""
+        """Factor of the next step's loss in backward; None if there is none (fp32, bf16)."""
         return float(self._inner.loss_scaler.cur_scale) if self.has_loss_scale else None
 
     @property
@@ -81,16 +81,16 @@ class ZeroOptimizer(ABC):
         return int(self._engine.skipped_steps)
 
     def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        """Multiply a loss [] by the loss scale, where there is one."""
+        """Multiply a loss [] by the loss scale, if there is one."""
         scaled: torch.Tensor = self._inner.scale_if_loss(loss)
         return scaled
 
     @abstractmethod
     def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Return the tensor in which micro-batches add up, in fp32 whatever the model's format."""
+        """Return the tensor in which micro-batches accumulate, in fp32 for any model dtype."""
 
     def begin_accumulation(self) -> None:
-        """Declare that the next backward passes do not end a step."""
+        """Mark the next backward passes as not the last of a step."""
         self._engine.set_gradient_accumulation_boundary(False)
 
     def reduce_gradients(self) -> None:
@@ -107,7 +107,7 @@ class ZeroOptimizer(ABC):
 
         Args:
             loss: [], already divided by the step's weight.
-            is_last: Reduce what the earlier micro-batches of the step have accumulated, too.
+            is_last: Also reduce the gradients accumulated in the step's earlier micro-batches.
         """
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss, scale_wrt_gas=False)
@@ -116,7 +116,7 @@ class ZeroOptimizer(ABC):
         """Clip and update, unless a gradient is not finite; then no weight changes on any rank.
 
         Args:
-            learning_rate: For every parameter group.
+            learning_rate: Rate of every parameter group.
         """
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
@@ -137,7 +137,7 @@ class ZeroOptimizer(ABC):
         """Discard sums that overflowed; the next step would add to them."""
 
     def _may_shrink_loss_scale(self) -> bool:
-        """Return True if an overflow in this step can be answered with a smaller scale."""
+        """Return True if the loss scale can still shrink after an overflow in this step."""
         if not self.has_loss_scale:
             return False
         scaler = self._inner.loss_scaler
@@ -148,7 +148,7 @@ class ZeroOptimizer(ABC):
 
     @abstractmethod
     def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
-        """Return what this rank updates of a parameter; nothing if other replicas do.
+        """Yield the parts of a parameter that this rank updates; none if other replicas do.
 
         Needs moments: call ``ensure_moments`` or ``prepare_for_load`` before.
         """
@@ -163,9 +163,9 @@ class ZeroOptimizer(ABC):
         return adamw
 
     def ensure_moments(self) -> None:
-        """Create the moments of an optimizer without updates; leave others as they are.
+        """Create the moments of an optimizer that has made no update yet.
 
-        AdamW creates them in its first update (DeepSpeed 0.19.8 too), which fp16 overflows delay.
+        AdamW creates them in its first update (also in DeepSpeed 0.19.8); fp16 overflows delay it.
         """
         if not self._adamw.state:
             self.prepare_for_load(updates=0)
@@ -174,7 +174,7 @@ class ZeroOptimizer(ABC):
         """Create the moments that a checkpoint is about to fill, and set AdamW's update counter.
 
         Args:
-            updates: Optimizer updates that the checkpoint has seen.
+            updates: Optimizer updates made before the checkpoint.
         """
         for master in self._masters():
             self._adamw.state[master] = {
@@ -187,7 +187,7 @@ class ZeroOptimizer(ABC):
         """Copy master weights into the model, on every replica. Collective over replicas."""
 
     def counters(self) -> OptimizerCounters:
-        """Return the numbers that a continued run needs back."""
+        """Return the counters that a resumed run restores."""
         updates = [int(self._adamw.state[m]["step"]) for m in self._masters() if self._adamw.state]
         scaler = self._dynamic_scaler()
         return OptimizerCounters(
@@ -255,7 +255,7 @@ class PlainAdamW(ZeroOptimizer):
 
     @torch.no_grad()
     def _norm(self) -> torch.Tensor:
-        """Global norm [] over every parameter once; DeepSpeed's counts only the first stage's."""
+        """Return the global norm [] of all stages; DeepSpeed counts only the first stage."""
         square = torch.zeros((), dtype=torch.float64, device=self.shards[0].parameter.device)
         for shard in self.shards:
             gradient = shard.parameter.grad
@@ -288,7 +288,7 @@ class FlatShards(ZeroOptimizer):
         return gradient
 
     def _discard_gradients(self) -> None:
-        # DeepSpeed 0.19 does so only where the optimizer is not offloaded.
+        # DeepSpeed 0.19 does so only if the optimizer is not offloaded.
         self._inner.averaged_gradients.update(dict.fromkeys(self._inner.averaged_gradients))
 
     def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
@@ -300,7 +300,7 @@ class FlatShards(ZeroOptimizer):
         master = self._adamw.param_groups[mapping.param_group_index]["params"][0]
         owned, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
         # Not mapping.get_hp_fragment(kind): DeepSpeed (0.19.8) links the moments of all groups
-        # when the first group has stepped, so those of the second are never found.
+        # when the first group has stepped, so the second group's are never found.
         state = self._adamw.state[master]
         for kind, flat in (("model", master), *((kind, state[kind]) for kind in MOMENTS)):
             yield StateSlice(kind, flat.data.narrow(0, owned.start, owned.numel), start)
@@ -351,8 +351,8 @@ class ParameterShards(ZeroOptimizer):
         if start >= parameter.ds_numel:
             return
         for kind in ("model", *MOMENTS):
-            # Not get_local_fp32_param: where the state is offloaded that is a copy on the device,
-            # and what a checkpoint writes into it is lost (DeepSpeed 0.19).
+            # Not get_local_fp32_param: if the state is offloaded, it returns a copy on the device,
+            # and values loaded into it are lost (DeepSpeed 0.19).
             data, _ = self._inner._get_fp32_opt_state_partition(
                 parameter,
                 release_swap_buffers=True,

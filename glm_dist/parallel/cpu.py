@@ -1,8 +1,8 @@
-"""The one door through which megatron-core runs without CUDA.
+"""Patches that let megatron-core run without CUDA.
 
-megatron-core 0.16 names the CUDA device in a few places on our path. Where no CUDA device exists,
-``enable_cpu`` replaces exactly those names; where one exists it refuses, because then the
-replacements would send real work to the wrong device. It also has the C library keep freed memory.
+megatron-core 0.16 hard-codes the CUDA device in a few functions that we call. ``enable_cpu``
+replaces exactly those names. It raises if a CUDA device exists, because the replacements would then
+send work to the wrong device. It also makes the C library keep freed memory.
 """
 
 import ctypes
@@ -16,18 +16,18 @@ from megatron.core.tensor_parallel import random as megatron_random
 from glm_dist.errors import LaunchError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of glibc's mallopt(3)."""
+"""Options of glibc's mallopt(3)."""
 
 
 class _TorchOnCpu(types.ModuleType):
-    """``torch`` as the schedules module sees it, with ``device="cuda"`` read as the CPU."""
+    """Replacement for ``torch`` in the schedules module; ``device="cuda"`` means the CPU."""
 
     def __getattr__(self, name: str) -> object:
         return getattr(torch, name)
 
     @staticmethod
     def zeros(size: list[int], *, dtype: torch.dtype, device: str) -> torch.Tensor:
-        """The schedules' token counter, the only tensor they allocate by device name."""
+        """Allocate the schedules' token counter, the only tensor with a device name."""
         return torch.zeros(size, dtype=dtype)
 
 
@@ -39,8 +39,8 @@ def enable_cpu() -> None:
     """
     if torch.cuda.is_available():
         raise LaunchError(
-            "This process sees a GPU, but was to train on the CPU.\n"
-            "  Type DS_ACCELERATOR=cpu before the command, or CUDA_VISIBLE_DEVICES= for a plain"
+            "This process sees a GPU, but was asked to train on the CPU.\n"
+            "  Set DS_ACCELERATOR=cpu, or CUDA_VISIBLE_DEVICES= for a plain"
             " script.",
             key="DS_ACCELERATOR",
             value=None,
@@ -57,16 +57,16 @@ def enable_cpu() -> None:
     )
     for module, name, replacement in replacements:
         setattr(module, name, replacement)
-    # Its dropout stream is the CPU's generator here; it warns of that at every attention layer.
+    # The dropout stream is the CPU's generator here; megatron warns about it in every layer.
     logging.getLogger(megatron_random.__name__).setLevel(logging.ERROR)
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library reuse the memory of freed tensors, where it is glibc.
+    """Let glibc reuse the memory of freed tensors; do nothing under another C library.
 
-    By default it returns every large block, and the system fills the same pages with zeros at each
-    use: a tenth of a step's time.
+    By default it returns every large block, and the kernel zeroes the same pages at each use: a
+    tenth of a step's time.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,12 +1,12 @@
-"""How ranks fail together: what goes wrong on one of them is raised on all of them.
+"""Collective error handling: an error on one rank is raised on all ranks.
 
-A lone exception between two collectives is a hang for the others. Local work (files, mostly) runs
-inside ``Ranks.together``, which ends with one small exchange and one common verdict:
+If only one rank raises between two collectives, the others hang. Local work (mostly on files) runs
+inside ``Ranks.raise_on_all_ranks``, which ends with one small exchange:
 
-- a mistake of the user (``GlmDistError``) is raised as it is on every rank;
-- what the operating system refuses (``OSError``) becomes a message that names path and remedy;
-- anything else is a bug: the rank that met it keeps its exception, the others raise a
-  ``RankFailure`` that names it.
+- a user error (``GlmDistError``) is raised unchanged on every rank;
+- an error of the operating system (``OSError``) becomes a message with path and remedy;
+- anything else is a bug: the rank that raised it keeps its exception, the others raise a
+  ``RankFailure`` that names the rank.
 """
 
 import errno
@@ -36,20 +36,20 @@ _REMEDIES = {
     errno.EPERM: "Make it writable for this user, or set paths.runs to another folder.",
     errno.EROFS: "Set paths.runs to a file system that is not read-only.",
 }
-_NOTHING_LOST = "Checkpoints saved before are intact; start the same command again to continue."
+_NOTHING_LOST = "Earlier checkpoints are intact; run the same command again to resume."
 
 
 class RankFailure(Exception):  # noqa: N818
-    """The news that another rank failed, on a rank that did not."""
+    """Error on the other ranks when one rank failed."""
 
     def __init__(self, rank: int, host: str, summary: str, *, is_bug: bool = True) -> None:
-        """Name the rank.
+        """Store the failed rank.
 
         Args:
             rank: The rank that failed.
             host: Its host.
-            summary: What it met, in one line.
-            is_bug: False for a mistake of the user that only that rank met.
+            summary: Its error in one line.
+            is_bug: False for a user error that only that rank raised.
         """
         super().__init__(rank, host, summary, is_bug)
         self.rank = rank
@@ -67,7 +67,7 @@ class RankFailure(Exception):  # noqa: N818
         return EXIT_BUG if self.is_bug else EXIT_USER_ERROR
 
     def __str__(self) -> str:
-        """Say who failed, with what, and where to read more."""
+        """Name the failed rank, its error and its log file."""
         log_file = f"log/rank_{self.rank:04d}.log"
         return f"rank {self.rank} on {self.host} failed: {self.summary} (see its {log_file})"
 
@@ -78,9 +78,9 @@ def _rank_failure(rank: int, host: str, summary: str, is_bug: bool) -> RankFailu
 
 @contextmanager
 def on_this_rank(rank: int) -> Iterator[None]:
-    """Mark the user's mistakes that are met in the block as this rank's alone.
+    """Mark user errors of the block as local to this rank.
 
-    Others do not raise them, so whoever reports them names rank and host.
+    Other ranks do not raise them, so the report names rank and host.
 
     Args:
         rank: This rank.
@@ -93,14 +93,14 @@ def on_this_rank(rank: int) -> Iterator[None]:
 
 
 class Ranks:
-    """The processes that save or load together; one process where none were joined."""
+    """Processes that save or load together; a single process if none joined."""
 
     def __init__(self, group: dist.ProcessGroup | None) -> None:
         """Take part.
 
         Args:
-            group: Holds every rank of the job, gloo rather than NCCL (objects travel through it);
-                None means the default group, or this process alone if there is none.
+            group: All ranks of the job, over gloo instead of NCCL, since objects are exchanged.
+                None means the default group, or only this process if there is none.
         """
         self.group = group
         self.is_joined = dist.is_available() and dist.is_initialized()
@@ -108,7 +108,7 @@ class Ranks:
         self.size = dist.get_world_size(group) if self.is_joined else 1
 
     def gather(self, value: T) -> list[T]:
-        """Return everybody's value, in rank order, on every rank."""
+        """Return the values of all ranks, in rank order, on every rank."""
         if not self.is_joined:
             return [value]
         values: list[T] = [value] * self.size
@@ -116,45 +116,45 @@ class Ranks:
         return values
 
     def on_first(self, task: str, key: str, action: Callable[[], T]) -> T:
-        """Run an action on rank 0 only; its result, or its failure, reaches every rank."""
+        """Run an action on rank 0 only; return its result or raise its error on every rank."""
         results: list[T] = []
-        with Together(self, task, key, names_rank=False):
+        with RaiseOnAllRanks(self, task, key, names_rank=False):
             if self.rank == 0:
                 results.append(action())
         return next(iter(self.gather(results)[0]))
 
-    def together(self, task: str, key: str) -> "Together":
+    def raise_on_all_ranks(self, task: str, key: str) -> "RaiseOnAllRanks":
         """Return a context in which a failure of any rank is raised on all of them.
 
         The block holds local work, or one collective that already fails on every rank.
 
         Args:
-            task: What the block does, to follow "could not".
+            task: Task of the block, to follow "could not".
             key: Path at stake.
         """
-        return Together(self, task, key)
+        return RaiseOnAllRanks(self, task, key)
 
 
 @dataclass(frozen=True)
 class _Verdict:
-    """What one rank met."""
+    """Outcome of a block on one rank."""
 
     rank: int
     host: str
     error: GlmDistError | RankFailure
 
 
-class Together:
-    """See ``Ranks.together``."""
+class RaiseOnAllRanks:
+    """See ``Ranks.raise_on_all_ranks``."""
 
     def __init__(self, ranks: Ranks, task: str, key: str, *, names_rank: bool = True) -> None:
-        """Keep what the error will name.
+        """Store the parts of the error message.
 
         Args:
-            ranks: Who takes part.
-            task: What the block does, to follow "could not".
+            ranks: Participating processes.
+            task: Task of the block, to follow "could not".
             key: Path at stake.
-            names_rank: Say which rank and host an error is of if others did not meet it.
+            names_rank: Name rank and host of an error that not every rank raised.
         """
         self.ranks = ranks
         self.task = task
@@ -162,7 +162,7 @@ class Together:
         self.names_rank = names_rank
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing."""
 
     def __exit__(
         self,
@@ -186,7 +186,7 @@ class Together:
         raise self._common(sorted(verdicts.values(), key=lambda v: v.rank)) from error
 
     def _common(self, verdicts: list[_Verdict]) -> GlmDistError:
-        """Turn the mistakes that ranks met into one, equal on every rank."""
+        """Merge the ranks' user errors into one, equal on every rank."""
         by_text = {str(v.error): v for v in reversed(verdicts)}
         first = verdicts[0].error
         assert isinstance(first, GlmDistError)
@@ -197,7 +197,7 @@ class Together:
         return type(first)("\n".join(lines), key=first.key, value=first.value, fix=first.fix)
 
     def _verdicts(self, error: BaseException) -> list[_Verdict]:
-        """Judge what was raised; torch.distributed.checkpoint reports all ranks at once."""
+        """Classify the exception; torch.distributed.checkpoint reports all ranks at once."""
         by_rank: dict[int, BaseException] = {self.ranks.rank: error}
         if isinstance(error, CheckpointException):
             by_rank = {rank: wrapped for rank, (wrapped, _) in error.failures.items()}
@@ -219,13 +219,13 @@ class Together:
 
 @contextmanager
 def as_checkpoint_error(*, task: str, path: str) -> Iterator[None]:
-    """Turn a refusal of the operating system into words, where it happens.
+    """Convert an error of the operating system to ``CheckpointError`` where it is raised.
 
-    For code that runs inside torch.distributed.checkpoint: an exception's cause is lost when it is
-    sent to other ranks.
+    For code that runs inside torch.distributed.checkpoint: an exception loses its cause when it
+    is sent to other ranks.
 
     Args:
-        task: What the block does, to follow "could not".
+        task: Task of the block, to follow "could not".
         path: Where.
     """
     try:
@@ -238,12 +238,12 @@ def as_checkpoint_error(*, task: str, path: str) -> Iterator[None]:
 
 
 def refusal(error: OSError, *, task: str, path: str) -> CheckpointError:
-    """Explain what the operating system refused, and what the user can do about it.
+    """Explain an error of the operating system and its remedy.
 
     Args:
-        error: What was raised.
-        task: What was tried, to follow "could not".
-        path: Where.
+        error: Error of the operating system.
+        task: Failed task, to follow "could not".
+        path: File or folder of the error.
     """
     reason = error.strerror or str(error)
     remedy = _REMEDIES.get(error.errno or 0, _NOTHING_LOST)
@@ -253,7 +253,7 @@ def refusal(error: OSError, *, task: str, path: str) -> CheckpointError:
 
 
 def operating_system_error(error: BaseException) -> OSError | None:
-    """Return the refusal behind an exception; torch may only say that a write failed."""
+    """Return the OSError behind an exception; torch may only report that a write failed."""
     if isinstance(error, OSError):
         return error
     link = error if isinstance(error, RuntimeError) else None
@@ -265,12 +265,12 @@ def operating_system_error(error: BaseException) -> OSError | None:
 
 
 def _original(error: CheckpointException, rank: int) -> BaseException:
-    """Return this rank's own exception; its way back cost it the traceback, so that is a note."""
+    """Return this rank's own exception, with its traceback, lost in transit, as a note."""
     wrapped, stack = error.failures[rank]
     wrapped.add_note("".join(["Raised at:", os.linesep, *stack.format()]))
     return wrapped
 
 
 def _is_stop(error: BaseException | None) -> bool:
-    """Return True if the process itself is asked to end."""
+    """Return True if the process itself was asked to stop."""
     return isinstance(error, KeyboardInterrupt | SystemExit)

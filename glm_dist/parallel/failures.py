@@ -1,10 +1,10 @@
-"""How a rank that fails alone is heard: a board in the job's store, and a thread that reads it.
+"""Failure of a single rank: a board in the job's store, and a thread on every rank that reads it.
 
 A rank that raises in the middle of a step leaves the others in a collective, where NCCL may wait
-for half an hour and nobody learns whose fault it was. So a failing rank posts its name before it
-ends. Every other rank looks at the board once a second, says who failed, and ends as well.
+for half an hour and no log names the culprit. So a failing rank posts its error before it exits.
+Every other rank polls the board once a second, reports the failed rank, and exits as well.
 
-The user's mistakes that all ranks raise are printed once, by whichever rank comes first.
+The user's mistakes that all ranks raise are printed once, by the first rank to raise them.
 """
 
 import hashlib
@@ -26,22 +26,22 @@ from glm_dist.parallel.errors import RankFailure, refusal
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-"""Between two looks at the board."""
+"""Interval between two reads of the board."""
 
 LINGER_SECONDS = 5.0
-"""Longest wait of a rank that fails, for the others to read the board; launchers end them soon."""
+"""Longest wait of a failing rank for the others to read the board; launchers kill them soon."""
 
 PEER_SECONDS = 3.0
-"""Longest wait for a name after a collective broke, which may happen before the name is posted."""
+"""Longest wait for a post after a collective broke, which may happen before the post."""
 
 _FAILED, _READ = "failed", "read"
 
 
 class FailureBoard:
-    """One job's board."""
+    """Board of one job, on which a failing rank posts its error."""
 
     def __init__(self, store: Store, *, rank: int, world_size: int) -> None:
-        """Look at the board of a job.
+        """Open the board of a job.
 
         Args:
             store: The job's store; rank 0 or the launcher holds it.
@@ -55,11 +55,11 @@ class FailureBoard:
         self._ends = threading.Event()
 
     def post(self, error: BaseException, *, is_bug: bool) -> None:
-        """Say that this rank fails, unless another one did before, and wait until all have read it.
+        """Post that this rank failed, unless another did before, and wait until all have read it.
 
         Args:
-            error: What it met.
-            is_bug: False for a mistake of the user.
+            error: Exception of this rank.
+            is_bug: False for a user error.
         """
         first_line = (str(error).splitlines() or [""])[0]
         summary = f"{type(error).__name__}: {first_line}"
@@ -68,7 +68,7 @@ class FailureBoard:
                 _FAILED, "", json.dumps([self.rank, self.host, summary, is_bug])
             )
         except RuntimeError:
-            return  # whoever held the store has left
+            return  # the process that held the store has exited
         self.acknowledge()
 
     def read(self, *, within: float = 0.0) -> RankFailure | None:
@@ -93,7 +93,7 @@ class FailureBoard:
     def acknowledge(self) -> None:
         """Note that this rank has read the board, and wait a little for the others.
 
-        Launchers end a whole job when its first process ends, and the store ends with its holder.
+        Launchers kill a job when its first process exits, and the store exits with its holder.
         """
         try:
             self._store.add(_READ, 1)
@@ -101,12 +101,12 @@ class FailureBoard:
             while self._store.add(_READ, 0) < self._world_size and time.monotonic() < deadline:
                 time.sleep(0.05)
             if self.rank == 0:
-                time.sleep(0.5)  # it may hold the store that the others are still asking
+                time.sleep(0.5)  # it may hold the store that the others still query
         except RuntimeError:
             return
 
     def claim(self, text: str) -> bool:
-        """Return True on the first rank that asks for this text; it prints for all."""
+        """Return True on the first rank that claims this text; it prints for all."""
         try:
             key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
             return int(self._store.add(key, 1)) == 1
@@ -114,7 +114,7 @@ class FailureBoard:
             return False
 
     def watch(self, when_failed: Callable[[RankFailure], None]) -> None:
-        """Look at the board from a thread until ``close``.
+        """Poll the board from a thread until ``close``.
 
         Args:
             when_failed: Called once, in that thread, if another rank fails.
@@ -130,36 +130,36 @@ class FailureBoard:
         threading.Thread(target=look, name="failure watch", daemon=True).start()
 
     def close(self) -> None:
-        """Stop looking."""
+        """Stop polling."""
         self._ends.set()
 
 
 def report_failure(board: FailureBoard, failure: RankFailure) -> None:
-    """Say which rank failed: in this rank's log, and once per host on the console."""
+    """Report the failed rank: in this rank's log, and once per host on the console."""
     speaks = board.claim(f"{board.host} {failure}")
     log.log(logging.ERROR if speaks else logging.INFO, "%s", failure)
 
 
 def report_mistake(board: FailureBoard, error: GlmDistError) -> None:
-    """Print a mistake of the user on the first rank that comes; the others only log it.
+    """Print a user error on the first rank that raises it; the others only log it.
 
-    One that a single rank met begins with that rank and its host.
+    An error of a single rank begins with that rank and its host.
     """
     text = f"{type(error).__name__}: {error}"
     log.info("stopped by %s", text, extra={"file_only": True})
     if board.claim(text):
-        place = "" if error.rank is None else f"rank {error.rank} on {board.host}: "
-        sys.stderr.write(f"{place}{text}\n")
+        origin = "" if error.rank is None else f"rank {error.rank} on {board.host}: "
+        sys.stderr.write(f"{origin}{text}\n")
         sys.stderr.flush()
 
 
 @contextmanager
 def heard_by_all(board: FailureBoard) -> Iterator[None]:
-    """Post what goes wrong in the block on this rank alone; end if another rank posts.
+    """Post an exception of this rank's block; exit if another rank posts one.
 
     Raises:
-        RankFailure: Another rank failed; also instead of a collective that broke because it left.
-        GlmDistError: A mistake of the user, or what the operating system refused.
+        RankFailure: Another rank failed; also replaces the error of a collective that it broke.
+        GlmDistError: A user error, or an error of the operating system.
         SystemExit: A bug; its traceback is on the console and in this rank's log.
     """
 
@@ -167,7 +167,7 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
         report_failure(board, failure)
         board.acknowledge()
         logging.shutdown()
-        os._exit(failure.status)  # the main thread may be in a collective for good
+        os._exit(failure.status)  # the main thread may be stuck in a collective
 
     board.watch(end)
     try:
@@ -182,13 +182,13 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
         raise
     except OSError as error:
         board.close()
-        mistake = refusal(error, task="go on", path=str(error.filename or "input or output"))
+        mistake = refusal(error, task="continue", path=str(error.filename or "input or output"))
         mistake.rank = board.rank
         board.post(mistake, is_bug=False)
         raise mistake from error
     except Exception as error:
         board.close()
-        # What a collective says of a peer that left is no failure of this rank.
+        # The error of a collective whose peer has exited is not this rank's failure.
         other = board.read(within=PEER_SECONDS if isinstance(error, RuntimeError) else 0.0)
         if other is not None and isinstance(error, RuntimeError):
             board.acknowledge()

@@ -1,7 +1,7 @@
-"""The process groups of one rank, made once and passed to whoever communicates.
+"""Process groups of one rank, created once and passed to everything that communicates.
 
-Nothing reads megatron's global ``parallel_state``: every layer, schedule and loss gets its group as
-an argument, so two layouts can live in one process (tests do that).
+Nothing reads megatron's global ``parallel_state``: every layer, schedule and loss takes its group
+as an argument, so two layouts can coexist in one process, as in tests.
 """
 
 from dataclasses import dataclass
@@ -24,22 +24,22 @@ class ParallelGroups:
     data: dist.ProcessGroup
     pipeline: dist.ProcessGroup
     model: dist.ProcessGroup
-    """Tensor x pipeline: one replica."""
+    """Tensor and pipeline ranks of one replica."""
     embedding: dist.ProcessGroup
-    """Holders of the tied embedding; just this rank on the stages between."""
-    alone: dist.ProcessGroup
-    """This rank only; stands for an axis that is not used."""
+    """Ranks that hold the tied embedding; only this rank on the stages between."""
+    self_group: dist.ProcessGroup
+    """This rank only, for an axis that is not used."""
     world: dist.ProcessGroup | None
     """Every rank of the job; None is how torch names that group."""
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank embeds tokens."""
+        """True if this rank holds the first stage, which embeds tokens."""
         return self.coordinates.pipeline == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank computes the loss."""
+        """True if this rank holds the last stage, which computes the loss."""
         return self.coordinates.pipeline == self.layout.pipeline_parallel_size - 1
 
     @property
@@ -48,12 +48,12 @@ class ParallelGroups:
         return self.is_last_stage and self.coordinates.tensor == 0
 
     def collection(self) -> ProcessGroupCollection:
-        """The groups in the form that megatron-core's modules and schedules take."""
+        """Return the groups in the form of megatron-core's modules and schedules."""
         collection = ProcessGroupCollection()
         collection.tp = self.tensor
         collection.pp = self.pipeline
         collection.mp = self.model
-        collection.cp = self.alone
+        collection.cp = self.self_group
         collection.dp = self.data
         collection.dp_cp = self.data
         collection.embd = self.embedding
@@ -71,9 +71,9 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
     rank = dist.get_rank()
 
     def group(ranks: list[int]) -> dist.ProcessGroup:
-        # Only the members take part: a job of thousands does not create every other rank's groups.
-        # torch (2.13) names such a group after its ranks and the number of groups made before, so
-        # every rank must make equally many in the same order, needed or not.
+        # Only the members take part, so a rank of a large job does not create every other rank's
+        # groups. torch (2.13) names such a group after its ranks and the number of groups created
+        # before, so every rank must create equally many in the same order, needed or not.
         made: dist.ProcessGroup = dist.new_group(
             ranks, timeout=timeout, use_local_synchronization=True
         )
@@ -81,7 +81,7 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
 
     coordinates = layout.coordinates(rank)
     stages = layout.pipeline_ranks(rank)
-    alone = group([rank])
+    self_group = group([rank])
     ends = layout.embedding_ranks(rank)
     return ParallelGroups(
         layout=layout,
@@ -92,6 +92,6 @@ def build_groups(layout: Layout, timeout: timedelta) -> ParallelGroups:
         pipeline=group(stages),
         model=group(layout.model_ranks(rank)),
         embedding=group(ends if rank in ends else [rank]),
-        alone=alone,
+        self_group=self_group,
         world=None,
     )

@@ -1,4 +1,4 @@
-"""Which rank does what: tensor x data x pipeline coordinates, as plain arithmetic.
+"""Layout of ranks: tensor x data x pipeline coordinates, as plain arithmetic.
 
 Ranks are numbered tensor first, then data, then pipeline, so that the ranks of one
 tensor-parallel group are neighbours and share a node's fast links. No torch here.
@@ -13,7 +13,7 @@ from glm_dist.config.schema import RunConfig
 
 @dataclass(frozen=True)
 class Coordinates:
-    """Place of one rank on each axis."""
+    """Index of one rank on each axis."""
 
     tensor: int
     data: int
@@ -22,21 +22,21 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sizes of the three axes of parallelism, and how their parts share rows and layers."""
+    """Sizes of the three parallel axes, and their split of rows and layers."""
 
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     data_parallel_size: int = 1
     sequence_parallel: bool = False
-    """Whether tensor ranks cut the rows where they do not cut the layers."""
+    """True if tensor ranks split the sequence outside tensor-parallel layers."""
     virtual_stages: int = 1
     """Chunks of layers on each pipeline rank; more than one shortens the pipeline's bubble."""
     stage_layers: tuple[int, ...] = ()
-    """Layers of each chunk in the order in which rows pass; () divides them evenly."""
+    """Layers of each chunk in pipeline order; () divides them evenly."""
 
     @classmethod
     def from_config(cls, config: RunConfig, world_size: int | None = None) -> "Layout":
-        """Lay out a configured run.
+        """Create the layout of a configured run.
 
         Args:
             config: Configuration of the run.
@@ -67,11 +67,11 @@ class Layout:
 
     @property
     def micro_batch_multiple(self) -> int:
-        """What the micro-batches of a replica must divide by: interleaving runs them in groups."""
+        """Required divisor of a replica's micro-batches: interleaving runs them in groups."""
         return self.pipeline_parallel_size if self.virtual_stages > 1 else 1
 
     def sizes(self) -> dict[str, int]:
-        """The axes by name, as checkpoints and provenance record them."""
+        """Return the axes by name, as checkpoints and provenance record them."""
         return {
             "tensor_parallel_size": self.tensor_parallel_size,
             "pipeline_parallel_size": self.pipeline_parallel_size,
@@ -79,7 +79,7 @@ class Layout:
         }
 
     def coordinates(self, rank: int) -> Coordinates:
-        """Place of a rank.
+        """Return the coordinates of a rank.
 
         Args:
             rank: Global rank, 0 to world_size - 1.
@@ -89,28 +89,28 @@ class Layout:
         return Coordinates(tensor=tensor, data=data, pipeline=pipeline)
 
     def tensor_ranks(self, rank: int) -> list[int]:
-        """Ranks that hold the other slices of the same layers for the same rows."""
+        """Return the ranks that share the same layers and rows."""
         return self._sharing(rank, lambda c: (c.data, c.pipeline))
 
     def data_ranks(self, rank: int) -> list[int]:
-        """Ranks that hold the same parameters for other rows."""
+        """Return the ranks that hold the same parameters for other rows."""
         return self._sharing(rank, lambda c: (c.tensor, c.pipeline))
 
     def pipeline_ranks(self, rank: int) -> list[int]:
-        """Ranks that hold the other stages of the same slice, in stage order."""
+        """Return the ranks of the same tensor slice, in stage order."""
         return self._sharing(rank, lambda c: (c.tensor, c.data))
 
     def model_ranks(self, rank: int) -> list[int]:
-        """Ranks that together hold one replica of the model."""
+        """Return the ranks that together hold one replica of the model."""
         return self._sharing(rank, lambda c: c.data)
 
     def embedding_ranks(self, rank: int) -> list[int]:
-        """First and last stage of this rank's pipeline: the holders of the tied embedding."""
+        """Return the first and last rank of this pipeline, which hold the tied embedding."""
         stages = self.pipeline_ranks(rank)
         return stages if len(stages) == 1 else [stages[0], stages[-1]]
 
     def layers_of_stage(self, num_layers: int, stage: int, *, chunk: int = 0) -> range:
-        """Global indices of the layers in one chunk of a pipeline stage.
+        """Return the global indices of the layers in one chunk of a pipeline stage.
 
         Rows pass through chunk 0 of every stage, then through chunk 1 of every stage, and so on.
 
@@ -121,7 +121,7 @@ class Layout:
 
         Raises:
             ConfigError: The chunks do not divide the layers evenly, or ``stage_layers`` does not
-                give each chunk its layers: a layer would be left out.
+                assign all layers.
         """
         check_stage_layers(
             num_layers,
@@ -136,7 +136,7 @@ class Layout:
         return range(first, first + counts[index])
 
     def __str__(self) -> str:
-        """Short form such as tp2·pp2·dp1, with what else is on."""
+        """Return a short form such as tp2·pp2·dp1, with further options."""
         pairs = zip(("tp", "pp", "dp"), self.sizes().values(), strict=True)
         parts = [f"{axis}{size}" for axis, size in pairs]
         if self.sequence_parallel:

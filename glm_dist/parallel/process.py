@@ -18,9 +18,9 @@ class JobProcess:
     """This process as a member of its job."""
 
     device: torch.device
-    """Where this rank's parameters live."""
+    """Device of this rank's parameters."""
     board: FailureBoard
-    """Where ranks that fail alone are read."""
+    """Board on which a failing rank posts its error."""
 
 
 def choose_device(local_rank: int) -> torch.device:
@@ -41,14 +41,14 @@ def start_process(launch: LaunchEnvironment, timeout: timedelta) -> JobProcess:
     """Join the job and choose this process's device.
 
     Args:
-        launch: Who this process is, as its launcher says.
-        timeout: Time after which a collective without an answer fails.
+        launch: Identity of this process, from its launcher.
+        timeout: Time after which an unanswered collective fails.
     """
     device = choose_device(launch.local_rank)
     store: Store
     rank, world_size = launch.rank, launch.world_size
     if world_size == 1:
-        # One process needs no network: a store in memory cannot clash with another job's port.
+        # One process needs no network: an in-memory store cannot clash with another job's port.
         store = HashStore()
     else:
         address = f"tcp://{launch.master_addr}:{launch.master_port}"

@@ -1,7 +1,7 @@
-"""Random numbers of a training step: a pure function of (seed, step, place in the layout).
+"""Random numbers of a training step: a pure function of (seed, step, coordinates).
 
-Generators are seeded anew at every step, so there is no generator state to save or restore, and a
-resumed run draws the same dropout masks as one that never stopped. Two streams per rank: the
+Generators are reseeded at every step, so there is no generator state to save or restore, and a
+resumed run draws the same dropout masks as an uninterrupted one. Two streams per rank: the
 default one is equal within a tensor-parallel group (activations outside the sharded regions must
 get the same mask on every slice); megatron's tensor-parallel stream differs by slice.
 """
@@ -23,8 +23,8 @@ def seed_step(seed: int, step: int, *, coordinates: Coordinates) -> None:
     Args:
         seed: Seed of the run.
         step: Optimizer step about to be computed.
-        coordinates: This rank's place; replicas and stages draw independent masks.
+        coordinates: Coordinates of this rank; replicas and stages draw independent masks.
     """
-    # megatron adds small offsets to the seed for its streams; room is left for them.
+    # megatron adds small offsets to the seed for its streams; the shift leaves room for them.
     stream = derive_seed("dropout", seed, step, coordinates.data, coordinates.pipeline) >> 16
     model_parallel_cuda_manual_seed(stream, tp_rank=coordinates.tensor, ep_rank=0, etp_rank=0)

@@ -1,8 +1,8 @@
 """Forward and backward of one step's micro-batches through the pipeline stages.
 
-megatron-core's schedules do the work: without pipelining when there is one stage, else 1F1B, or
-interleaved 1F1B where a rank holds several chunks of layers. They are given the bare modules, never
-DeepSpeed's engine, whose hooks would scale and reduce twice.
+megatron-core's schedules do the work: no pipelining with one stage, otherwise 1F1B, or interleaved
+1F1B if a rank holds several chunks of layers. They run the bare modules, never DeepSpeed's engine,
+whose hooks would scale and reduce twice.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ Input = TypeVar("Input", contravariant=True)
 
 
 class Stage(Protocol[Input]):
-    """What the schedule needs of a chunk of the model."""
+    """Interface of a model chunk that the schedule runs."""
 
     config: TransformerConfig
 
@@ -33,12 +33,12 @@ class Stage(Protocol[Input]):
 
 
 class Result(NamedTuple):
-    """What the last chunk's hidden states are turned into."""
+    """Loss and report computed from the last chunk's hidden states."""
 
     loss: torch.Tensor
-    """Where backward begins []; unscaled."""
+    """Tensor on which backward is called []; unscaled."""
     collected: Any
-    """What the caller of the schedule gets back; without a gradient."""
+    """Value returned to the caller of the schedule; without a gradient."""
 
 
 def run_schedule(
@@ -52,9 +52,9 @@ def run_schedule(
     groups: ParallelGroups,
     forward_only: bool = False,
 ) -> list[Any]:
-    """Run every micro-batch forward and, unless told not to, backward.
+    """Run every micro-batch forward and, unless ``forward_only``, backward.
 
-    Gradients are added to ``.grad`` of the chunks' parameters.
+    Gradients accumulate in ``.grad`` of the chunks' parameters.
 
     Args:
         chunks: This rank's part of the model; several only with several stages.
@@ -65,10 +65,10 @@ def run_schedule(
         row_length: Tokens of a row (s).
         micro_batch_size: Rows of a micro-batch (b).
         groups: This rank's process groups.
-        forward_only: Leave gradients alone.
+        forward_only: Compute no gradients.
 
     Returns:
-        On the last stage what ``finish`` collected of each micro-batch; elsewhere an empty list.
+        On the last stage, the collected values of all micro-batches; elsewhere an empty list.
     """
     inputs = list(zip(batches, loss_scales, strict=True))
     arguments = {
@@ -91,15 +91,15 @@ def run_schedule(
 
 
 def _forward_step(finish: Callable[[Any, torch.Tensor, Batch], Result]) -> Callable[..., Any]:
-    """Make what megatron-core calls for each micro-batch and chunk."""
+    """Build the function that megatron-core calls for each micro-batch and chunk."""
 
     def forward_step(iterator: Iterator[tuple[Batch, torch.Tensor]], model: Stage[Batch]) -> Any:
         batch, scale = next(iterator)
 
         def scaled(hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, object]:
             loss, collected = finish(model, hidden, batch)
-            # The middle value is megatron's own token count; with calculate_per_token_loss it
-            # divides by nothing, so the scale above is the only factor.
+            # The middle value is megatron's own token count. With calculate_per_token_loss it is
+            # not a divisor, so the scale above is the only factor.
             count = torch.zeros([], dtype=torch.int, device=loss.device)
             return loss * scale, count, collected
 

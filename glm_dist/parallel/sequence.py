@@ -1,8 +1,8 @@
-"""Sequence parallelism: where layers are not sharded, a tensor rank keeps its part of every row.
+"""Sequence parallelism: outside tensor-parallel layers, a tensor rank keeps its part of every row.
 
-megatron-core's layers gather and scatter the rows; here is what surrounds them. A parameter that
-is replicated but saw only a part of the rows (norms, biases after a row-parallel product, position
-tables) has a partial gradient on each rank; the ranks' sum is the whole one.
+megatron-core's layers gather and scatter the rows; this module does the rest. A replicated
+parameter that sees only a part of the rows (norms, biases after a row-parallel product, position
+tables) has a partial gradient on each rank; the sum over ranks is the full gradient.
 
 Shapes: s row length, b micro-batch, h hidden, t tensor ranks, n targets.
 """
@@ -20,11 +20,10 @@ from megatron.core.tensor_parallel.random import (
 
 
 def prepare_process() -> None:
-    """Create what megatron-core's layers expect of a process before the first row is cut.
+    """Create the global state that megatron-core's layers expect under sequence parallelism.
 
-    That is scratch memory into which they gather rows, and the stream of random numbers that
-    differs between tensor ranks; ``rng.seed_step`` seeds it anew before each step. Calling twice is
-    harmless.
+    It is a buffer into which they gather rows, and the random stream that differs between tensor
+    ranks; ``rng.seed_step`` reseeds it before each step. Calling twice is harmless.
     """
     if parallel_state._GLOBAL_MEMORY_BUFFER is None:
         parallel_state._set_global_memory_buffer()
@@ -34,18 +33,18 @@ def prepare_process() -> None:
 
 
 def mark_partial(*parameters: torch.Tensor) -> None:
-    """Say that each rank's gradient comes from its part of the rows; megatron-core's own mark."""
+    """Mark parameters with partial gradients, with megatron-core's own attribute."""
     for parameter in parameters:
         parameter.sequence_parallel = True  # type: ignore[attr-defined]
 
 
 def has_partial_gradient(parameter: torch.nn.Parameter) -> bool:
-    """Whether the gradient must be summed over the tensor ranks."""
+    """Return True if the gradient must be summed over the tensor ranks."""
     return bool(getattr(parameter, "sequence_parallel", False))
 
 
 def local_rows(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """This rank's part of [s, ...] as [s/t, ...]."""
+    """Return this rank's part of [s, ...] as [s/t, ...]."""
     part = tensor.size(0) // group.size()
     return tensor.narrow(0, group.rank() * part, part)
 
@@ -53,13 +52,13 @@ def local_rows(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
 def gather_targets(
     hidden: torch.Tensor, target_index: torch.Tensor, *, group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """Hidden states at the targets, from whichever rank holds them.
+    """Gather the hidden states at the targets from the ranks that hold them.
 
-    The gradient that comes back must be complete on every rank; each keeps its own rows of it.
+    The incoming gradient must be complete on every rank; each rank keeps its own rows of it.
 
     Args:
         hidden: This rank's part of the rows [s/t, b, h].
-        target_index: Places in the whole [s, b] [n].
+        target_index: Indices into the whole [s, b] [n].
         group: Ranks that share the rows.
 
     Returns:
@@ -67,7 +66,7 @@ def gather_targets(
     """
     rows = hidden.flatten(0, 1)  # [s/t * b, h]
     here = target_index // rows.size(0) == group.rank()
-    # The remainder is right for own targets; for the others it only has to be some valid row.
+    # The remainder is right for own targets; for the others any valid row will do.
     picked = torch.where(here.unsqueeze(1), rows[target_index % rows.size(0)], 0.0)
     gathered: torch.Tensor = reduce_from_tensor_model_parallel_region(picked, group=group)
     return gathered
@@ -77,7 +76,7 @@ def sum_gradients(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup) -
     """Sum partial gradients over the tensor ranks, in place and in one collective.
 
     Args:
-        gradients: Of one format, in the same order on every rank.
+        gradients: Tensors of one dtype, in the same order on every rank.
         group: Ranks that share the rows.
     """
     if not gradients:
@@ -92,12 +91,13 @@ def sum_gradients(gradients: Sequence[torch.Tensor], group: dist.ProcessGroup) -
 def sum_gradients_on_arrival(
     parameters: Iterable[torch.nn.Parameter], group: dist.ProcessGroup
 ) -> None:
-    """Sum each partial gradient inside backward, before anyone else sees it.
+    """Sum each partial gradient inside backward, before any other hook.
 
-    One small collective per parameter and micro-batch: for who cannot wait for the step's end.
+    This is one small collective per parameter and micro-batch, for ZeRO stages that reduce
+    gradients in backward.
 
     Args:
-        parameters: Their partial gradients; others are left alone.
+        parameters: Parameters; only partial gradients are summed.
         group: Ranks that share the rows.
     """
 

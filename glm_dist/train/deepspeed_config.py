@@ -1,7 +1,7 @@
-"""DeepSpeed's dictionary, generated from the configuration and never written by hand.
+"""DeepSpeed's configuration dictionary, generated from the run's configuration.
 
-Only what this project uses: ZeRO, number formats, clipping. Optimizer, learning rate, data and
-logging stay ours. Keys follow DeepSpeed 0.19.8. No DeepSpeed here.
+It covers only ZeRO, dtypes and clipping; optimizer, learning rate, data and logging are our own.
+Keys follow DeepSpeed 0.19.8. No DeepSpeed here.
 """
 
 from glm_dist.config.schema import Dtype, Offload, PrecisionConfig, RunConfig, ZeroConfig
@@ -9,23 +9,23 @@ from glm_dist.config.schema import Dtype, Offload, PrecisionConfig, RunConfig, Z
 Json = bool | int | float | str | dict[str, "Json"]
 
 NEVER = 10**9
-"""Steps between DeepSpeed's own prints; ours are in observe/."""
+"""Steps between DeepSpeed's own prints; metrics are logged in observe/ instead."""
 
 
 def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Json]:
-    """Generate what ``deepspeed.initialize`` takes as ``config``.
+    """Generate the ``config`` argument of ``deepspeed.initialize``.
 
     Args:
         config: Checked configuration.
         world_size: Processes of the whole job.
     """
     return {
-        # Without train_batch_size, which DeepSpeed derives with the replicas it is told of.
+        # No train_batch_size: DeepSpeed derives it from the number of replicas.
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": config.num_micro_batches(world_size),
         "gradient_clipping": config.optimizer.gradient_clipping,
         "steps_per_print": NEVER,
-        "zero_allow_untested_optimizer": True,  # torch's AdamW, where it expects its own Adam
+        "zero_allow_untested_optimizer": True,  # torch's AdamW instead of DeepSpeed's Adam
         "zero_optimization": _zero(config.zero),
         **_offload_terms(config.zero),
         **_precision(config.precision),
@@ -48,25 +48,25 @@ def _zero(zero: ZeroConfig) -> dict[str, Json]:
 
 
 def _offload_terms(zero: ZeroConfig) -> dict[str, Json]:
-    """What DeepSpeed asks for before it offloads an optimizer that is not its own."""
+    """Return the keys that DeepSpeed requires to offload an optimizer other than its own."""
     if zero.offload_optimizer is Offload.none:
         return {}
-    # torch's fused AdamW has a vectorised CPU kernel, and its numbers are those of the GPU's path.
+    # torch's fused AdamW has a vectorised CPU kernel and gives the same numbers as on a GPU.
     return {"zero_force_ds_cpu_optimizer": False}
 
 
 def _precision(precision: PrecisionConfig) -> dict[str, Json]:
-    """Number formats; half-precision gradients are summed and reduced in fp32."""
+    """Return the dtype settings; half-precision gradients are summed and reduced in fp32."""
     if precision.dtype is Dtype.fp32:
         return {}
     fp32_gradients: dict[str, Json] = {
-        # DeepSpeed reduces in the model's format by default, which rounds the sum over replicas.
+        # DeepSpeed reduces in the model's dtype by default, which rounds the sum over replicas.
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
     }
     if precision.dtype is Dtype.bf16:
-        # With fp32 accumulation ZeRO 1 becomes BF16_Optimizer, which moves each micro-batch's
-        # gradient to fp32 in its hooks only when asked to update immediately.
+        # With fp32 accumulation ZeRO 1 becomes BF16_Optimizer, whose hooks add each micro-batch's
+        # gradient to the fp32 sum only with immediate_grad_update.
         return fp32_gradients | {"bf16": {"enabled": True, "immediate_grad_update": True}}
     return fp32_gradients | {
         "fp16": {

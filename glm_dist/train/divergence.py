@@ -1,4 +1,4 @@
-"""The errors of a training run whose numbers are not finite any more, and the way on."""
+"""Errors of a diverged run, with the command to continue."""
 
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.schema import RunConfig
@@ -34,8 +34,8 @@ def non_finite_loss(config: RunConfig, loss: float, *, first: int, last: int) ->
     Args:
         config: The run's configuration.
         loss: Mean over the steps.
-        first: First step it may have happened in.
-        last: Last one.
+        first: First step that may have diverged.
+        last: Last step that may have diverged.
     """
     steps = f"step {last}" if first == last else f"steps {first} to {last}"
     return TrainingError(
@@ -51,7 +51,7 @@ def _override(config: RunConfig) -> str:
 
 
 def _way_on(config: RunConfig) -> str:
-    """Say how to continue with gentler numbers."""
+    """Return the advice to continue with a lower learning rate."""
     steps = list_steps(config.run_dir / CHECKPOINTS)
     gentler = f"optimizer.learning_rate={config.optimizer.learning_rate / 2:g}"
     if not steps:

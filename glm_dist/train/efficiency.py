@@ -1,4 +1,4 @@
-"""What a run's speed is worth: counts of each step's rows, turned into MFU and HFU at a record.
+"""MFU and HFU of a run, from counts of each step's rows.
 
 Counting happens on the host, where the rows are; only a record adds up over replicas.
 """
@@ -24,16 +24,16 @@ from glm_dist.observe.flops import (
 from glm_dist.observe.metrics import (
     HFU,
     MFU,
-    MFU_CONVENTION,
     PADDING_SHARE,
     TARGET_SHARE,
+    USEFUL_MFU,
     USEFUL_TFLOPS,
 )
 from glm_dist.parallel.groups import ParallelGroups
 
 
 def micro_batch_work(micro_batch: MicroBatch, *, uses_mask: bool) -> Work:
-    """Work of a micro-batch.
+    """Count the work of a micro-batch.
 
     Args:
         micro_batch: Rows on the host.
@@ -57,7 +57,7 @@ def micro_batch_work(micro_batch: MicroBatch, *, uses_mask: bool) -> Work:
 
 
 class Efficiency:
-    """Work since the last record, and what to make of it."""
+    """Counter of the work since the last record."""
 
     def __init__(self, config: RunConfig, *, groups: ParallelGroups, device: torch.device) -> None:
         """Find the device's peak.
@@ -92,13 +92,13 @@ class Efficiency:
             self._work += micro_batch_work(micro_batch, uses_mask=self._uses_mask)
 
     def take(self, seconds: float) -> dict[str, float]:
-        """Metrics of the steps since the last call. Collective over all ranks.
+        """Return metrics of the steps since the last call. Collective over all ranks.
 
         Args:
             seconds: Time those steps took.
 
         Returns:
-            Metric name -> value; shares of a peak only where it is known.
+            Metric name -> value; shares of the peak only if it is known.
         """
         counts = astuple(self._work if self._groups.reports_loss else Work())
         summed = torch.tensor(counts, dtype=torch.float64, device=self._device)
@@ -124,8 +124,8 @@ class Efficiency:
             )
             convention = convention_operations(self._model, work, vocab_size=self._vocab_size)
             metrics |= {
-                MFU: useful / self._peak,
-                MFU_CONVENTION: convention * per_device / self._peak,
+                MFU: convention * per_device / self._peak,
+                USEFUL_MFU: useful / self._peak,
                 HFU: executed * per_device / self._peak,
             }
         return metrics

@@ -1,9 +1,9 @@
-"""One rank's model and optimizer: gradients of a step in, updated weights out.
+"""One rank's model and optimizer: forward, backward and update of a step.
 
-ZeRO 0 and 1, any number of stages: megatron-core's schedule on the bare modules, then gradients
-that several ranks hold parts of (tied embedding, sequence parallelism) are summed, then ZeRO
-reduces over replicas and steps. ZeRO 2 and 3 shard gradients while backward runs: DeepSpeed's own
-forward and backward, one stage. Callers see ``forward_backward`` and ``step`` and never ask which.
+ZeRO 0 and 1, any number of stages: megatron-core's schedule runs the bare modules; then partial
+gradients of several ranks (tied embedding, sequence parallelism) are summed; then ZeRO reduces over
+replicas and steps. ZeRO 2 and 3, one stage: DeepSpeed's own forward and backward, which shards
+gradients during backward. Callers use ``forward_backward`` and ``step`` for every ZeRO stage.
 
 Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of replicas into the
 loss scales; nothing else divides.
@@ -46,8 +46,8 @@ class TrainingEngine:
         Args:
             model: This rank's part of the model, initialised.
             task: Turns hidden states into a loss.
-            optimizer: AdamW's numbers.
-            deepspeed_config: As ``train.deepspeed_config`` generates it.
+            optimizer: AdamW's hyperparameters.
+            deepspeed_config: Output of ``train.deepspeed_config``.
             groups: This rank's process groups.
         """
         self.groups = groups
@@ -114,7 +114,7 @@ class TrainingEngine:
         return losses
 
     def _sum_shared_gradients(self) -> None:
-        """Complete what one rank of a replica knows only a part of, before replicas average it."""
+        """Sum partial gradients within a replica, before they are averaged over replicas."""
         tied = self.model.tied_weight
         if tied is not None and self.groups.layout.pipeline_parallel_size > 1:
             dist.all_reduce(self.zero.gradient(tied), group=self.groups.embedding)
@@ -132,10 +132,9 @@ class TrainingEngine:
 
 
 class _LossModule(torch.nn.Module):
-    """Model and loss as one module, as DeepSpeed wants to run them where it runs backward.
+    """Model and loss as one module, for stages whose backward DeepSpeed runs.
 
-    ZeRO 3 gathers parameters for the time of a module's forward only, and the loss reads the word
-    table.
+    ZeRO 3 gathers parameters only during a module's forward, and the loss reads the word table.
     """
 
     def __init__(self, model: GLMShard, task: Task) -> None:

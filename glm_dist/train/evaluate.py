@@ -1,4 +1,4 @@
-"""Validation loss of each objective, over the same rows whatever the layout."""
+"""Validation loss of each objective, over the same rows in every layout."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,11 +18,11 @@ from glm_dist.train.task import Task, TaskLoss
 def replica_rows(
     row_of: Callable[[int], Row], num_rows: int, *, micro_batch_size: int, groups: ParallelGroups
 ) -> list[MicroBatch]:
-    """This replica's share of the validation rows, in whole micro-batches.
+    """Return this replica's share of the validation rows, in whole micro-batches.
 
-    Replicas take turns micro-batch by micro-batch. Where the rows do not fill the last round, or
-    the rounds not the pipeline's schedule, rows without targets do, so that every rank runs the
-    same number of forward passes.
+    Micro-batches are dealt to replicas in turn. Rows without targets fill up the last round, and
+    the rounds that the pipeline's schedule requires, so that every rank runs the same number of
+    forward passes.
 
     Args:
         row_of: Validation row by index.
@@ -47,7 +47,7 @@ def replica_rows(
 
 
 class Evaluator(Protocol):
-    """A model that computes losses: in training an engine, otherwise a loaded run."""
+    """Interface of a model that computes losses: an engine in training, otherwise a loaded run."""
 
     @property
     def groups(self) -> ParallelGroups:
@@ -87,14 +87,14 @@ def validation_losses(
 
     Args:
         model: Model of this rank.
-        rows: Where rows come from. Every corpus has the same number of them.
+        rows: Source of the rows. Every corpus has the same number of them.
         num_rows: Rows of each objective, over all corpora; each corpus has at least one.
         micro_batch_size: Rows of a forward pass.
         device: The rank's device.
 
     Returns:
         Nats per token, equal on all ranks, by ``objective`` and, if there are several corpora, by
-        ``objective/corpus``. What has nothing to predict is left out.
+        ``objective/corpus``. Entries without targets are left out.
     """
     groups, task, corpora = model.groups, model.task, rows.names()
     keys = [(objective, corpus) for objective in rows.objectives for corpus in corpora]

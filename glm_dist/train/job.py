@@ -58,11 +58,11 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
 
     Args:
         config: Checked against the world size and the files.
-        launch: Who this process is.
+        launch: Identity of this process.
 
     Returns:
-        Exit status: 0 finished, 75 asked to stop and saved, 130 asked to stop and not saved, 2 a
-        mistake that the user can correct or a refusal of the operating system, 1 a bug.
+        Exit status: 0 finished, 75 stopped on request and saved, 130 stopped on request without a
+        checkpoint, 2 a user error or an error of the operating system, 1 a bug.
     """
     started = time.monotonic()
     console = Console(stderr=True)
@@ -91,11 +91,11 @@ def _run(
     console: Console,
     started: float,
 ) -> bool:
-    """Train; returns False if the run was asked to stop before its last step."""
+    """Train; return False if the run was asked to stop before its last step."""
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, layout, console=console)
-    with Ranks(None).together("open the corpora", "data.corpora"):
+    with Ranks(None).raise_on_all_ranks("open the corpora", "data.corpora"):
         source = open_row_source(config)
     engine = build_engine(
         config,
@@ -144,12 +144,12 @@ def _run(
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
-    """Whether starting the run again would bring it further."""
+    """Return the exit status of a stopped run; it says whether a restart can resume."""
     if config.checkpoint.interval > 0:
         return EXIT_STOPPED
     if launch.rank == 0:
         log.warning(
-            "stopped without a checkpoint, as checkpoint.interval=0; status=%d", EXIT_UNSAVED
+            "stopped without a checkpoint, because checkpoint.interval=0; status=%d", EXIT_UNSAVED
         )
     return EXIT_UNSAVED
 
@@ -172,9 +172,9 @@ def _batches(
 def _open_folder(
     config: RunConfig, launch: LaunchEnvironment, layout: Layout, *, console: Console
 ) -> RunFolder | None:
-    """Create or continue the run folder on rank 0, which keeps it; None on the others.
+    """Create or reopen the run folder on rank 0; return None on the others.
 
-    Every rank logs into it afterwards, and has seen that it can save there.
+    Afterwards every rank logs into it, and has checked that it can save there.
     """
     ranks = Ranks(None)
     hosts = ranks.gather(socket.gethostname())
@@ -196,7 +196,7 @@ def _open_folder(
         opened.append(folder)
 
     ranks.on_first("open the run folder", str(config.run_dir), open_here)
-    with ranks.together("open a log file", str(config.run_dir)):
+    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
         setup_logging(launch.rank, config.run_dir, console=console)
     if config.checkpoint.interval > 0:
         check_shared(config.run_dir)
@@ -211,14 +211,14 @@ def build_engine(
     world_size: int,
     objectives: Sequence[str] = (),
 ) -> TrainingEngine:
-    """Build this rank's model with drawn weights, and its optimizer. Collective over all ranks.
+    """Build this rank's initialised model and its optimizer. Collective over all ranks.
 
     Args:
         config: Checked configuration.
         groups: This rank's process groups.
-        device: Where the model lives.
+        device: Device of the model.
         world_size: Processes of the whole job.
-        objectives: Those whose training losses are reported one by one.
+        objectives: Objectives whose training losses are reported separately.
     """
     model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
     initialize(model.shards(), seed=config.run.seed)

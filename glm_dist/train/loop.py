@@ -32,35 +32,35 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LoopContext:
-    """What the loop works with on this rank."""
+    """Inputs of the training loop on this rank."""
 
     config: RunConfig
     engine: TrainingEngine
     batches: Iterator[Sequence[MicroBatch]]
-    """Micro-batches of this replica, one item per step, from the first step to do."""
+    """Micro-batches of this replica, one item per step, from the first remaining step."""
     validation: EvaluationRows
     epochs_before: Callable[[int], Mapping[str, float]]
-    """Passes over each corpus that rows before a row have done."""
+    """Returns the passes over each corpus made by the rows before a given row."""
     stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
     checkpoints: Path
     identity: Mapping[str, Json]
-    """What a checkpoint says of the run, such as the data's fingerprint."""
+    """Facts about the run stored in a checkpoint, such as the data's fingerprint."""
     device: torch.device
     validates_first: bool = False
-    """Measure the weights that training starts from, as they come from another run."""
+    """Validate before the first step, because the weights come from another run."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
-    """Train to ``run.steps``, or until somebody asks to stop. Collective over all ranks.
+    """Train to ``run.steps``, or until a stop is requested. Collective over all ranks.
 
     Args:
-        run: What to work with.
+        run: Inputs of the loop.
         first_step: Steps already done.
 
     Returns:
-        True if the run is finished; if not, its newest checkpoint is of the last step done, unless
+        True if the run is finished. If not, its newest checkpoint holds the last step, unless
         checkpoint.interval is 0.
 
     Raises:
@@ -112,7 +112,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
 def _observers(
     run: LoopContext, phases: PhaseClock, *, first_step: int
 ) -> tuple[Recorder, Validator, Saver]:
-    """Make the observers in the order in which they act."""
+    """Create the observers in the order in which they act."""
     recorder = Recorder(
         run.config,
         run.engine,
@@ -141,17 +141,17 @@ def _observers(
 
 
 def _rate(run: LoopContext, *, done: int) -> float:
-    """Return the learning rate after ``done`` steps; as the official one it follows updates."""
+    """Return the learning rate after ``done`` steps; like the official code, it counts updates."""
     config = run.config
     updates = done - run.engine.zero.skipped_steps
     return learning_rate(config.lr_schedule, config.optimizer.learning_rate, updates)
 
 
 def _check_outcome(run: LoopContext, outcome: StepOutcome, *, step: int) -> None:
-    """Go on after a skipped update only if a smaller loss scale may avoid the next one.
+    """Raise after a skipped update, unless a smaller loss scale may avoid the next overflow.
 
     Raises:
-        TrainingError: On every rank, as all agree on what is skipped.
+        TrainingError: On every rank, since all agree on skipped updates.
     """
     if not outcome.is_skipped or outcome.is_recoverable:
         return

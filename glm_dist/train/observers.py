@@ -1,4 +1,4 @@
-"""What happens beside the steps, each when it is due: records, validation, checkpoints.
+"""Periodic work between steps: records, validation, checkpoints.
 
 Every observer decides by the step and by values that are equal on all ranks, so all ranks take the
 same branches.
@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StepDone:
-    """One finished step, as observers see it."""
+    """A finished step, passed to observers."""
 
     step: int
     """Steps done since the run began."""
@@ -55,22 +55,22 @@ class StepDone:
     is_last: bool = False
     """True for the run's last step."""
     stops: bool = False
-    """True if the run ends after this step because somebody asked for it."""
+    """True if the run ends after this step because a stop was requested."""
     learning_rate: float = 0.0
 
 
 class Observer(Protocol):
-    """Something that is done beside the steps."""
+    """Interface of periodic work between steps."""
 
     @property
     def phase(self) -> str:
-        """Name under which its time is counted."""
+        """Name of the phase that its time is charged to."""
 
     def due(self, done: StepDone) -> bool:
-        """Return True if ``act`` shall run after this step; equal on all ranks."""
+        """Return True if ``act`` must run after this step; equal on all ranks."""
 
     def act(self, done: StepDone) -> None:
-        """Do it. Collective over all ranks."""
+        """Run the work. Collective over all ranks."""
 
 
 def _due(step: int, interval: int, *, at_once: bool) -> bool:
@@ -98,7 +98,7 @@ class Recorder:
         Args:
             config: The run's configuration.
             engine: Gives loss scale and skipped steps.
-            epochs_before: Passes over each corpus that rows before a row have done.
+            epochs_before: Returns the passes over each corpus made by the rows before a given row.
             sink: Takes records; does nothing on ranks other than 0.
             phases: Clock of the loop.
             first_step: Steps done before this process began.
@@ -119,14 +119,14 @@ class Recorder:
         self._results: list[StepResult] = []
 
     def add(self, result: StepResult, micro_batches: Sequence[MicroBatch]) -> None:
-        """Take in a step; nothing is read from the device yet."""
+        """Add a step; nothing is read from the device yet."""
         batch = self._config.batch
         self._results.append(result)
         self._throughput.step_done(batch.global_batch_size * batch.row_length)
         self._efficiency.step_done(micro_batches)
 
     def due(self, done: StepDone) -> bool:
-        """See ``Observer``; the first step too, or nobody sees where the loss began."""
+        """See ``Observer``; includes the first step, to show the initial loss."""
         at_once = done.is_last or done.stops
         return done.is_first or _due(done.step, self._config.observe.log_interval, at_once=at_once)
 
@@ -154,7 +154,7 @@ class Recorder:
         self._results.clear()
 
     def check(self, step: int) -> None:
-        """Check the losses of the steps that no record has seen yet.
+        """Check the losses of the steps since the last record.
 
         Raises:
             TrainingError: See ``act``.
@@ -194,7 +194,7 @@ class Validator:
         sink: MetricSink,
         device: torch.device,
     ) -> None:
-        """Keep what a validation needs.
+        """Store the inputs of validations.
 
         Args:
             config: The run's configuration.
@@ -211,7 +211,7 @@ class Validator:
         self._device = device
 
     def due(self, done: StepDone) -> bool:
-        """See ``Observer``; a run that was asked to stop has no time for it."""
+        """See ``Observer``; skipped when a stop was requested, since time is short."""
         interval = self._config.evaluation.interval
         return not done.stops and _due(done.step, interval, at_once=done.is_last)
 
@@ -226,7 +226,7 @@ class Validator:
                 device=self._device,
             )
         empty = set(self._rows.objectives) - losses.keys() - self._without_targets
-        for objective in sorted(empty):  # said once, not at every validation
+        for objective in sorted(empty):  # warn once, not at every validation
             log.warning(
                 "validation has no targets for objective=%s; its loss is left out", objective
             )
@@ -249,14 +249,14 @@ class Saver:
         check: Callable[[int], None],
         sink: MetricSink,
     ) -> None:
-        """Keep what a save needs.
+        """Store the inputs of saves.
 
         Args:
             config: The run's configuration.
             engine: Model and optimizer of this rank.
             directory: The run's checkpoints folder.
-            identity: What a checkpoint says of the run, such as the data's fingerprint.
-            check: Raises if a step up to the given one went wrong.
+            identity: Facts about the run stored in a checkpoint, such as the data's fingerprint.
+            check: Raises if the loss of a step up to the given one is not finite.
             sink: Takes an event for each checkpoint.
         """
         self._config = config
@@ -275,7 +275,7 @@ class Saver:
         """Save.
 
         Raises:
-            CheckpointError: On every rank, if any rank could not write.
+            CheckpointError: On every rank, if any rank failed to write.
             TrainingError: On every rank: a loss is not finite.
         """
         self._check(done.step)

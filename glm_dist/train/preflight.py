@@ -1,6 +1,6 @@
-"""What can go wrong with files, found before any rank loads torch: data, tokenizer, run folder.
+"""File checks before any rank loads torch: data, tokenizer, run folder.
 
-Everything here reads headers and a few blocks, so it takes the same time for any amount of data.
+The checks read only headers and a few blocks; their time does not depend on the amount of data.
 """
 
 from collections.abc import Iterator, Mapping
@@ -31,22 +31,22 @@ class CorpusFacts:
 
     name: str
     documents: int
-    """Documents that are trained on."""
+    """Training documents."""
     tokens: int
-    """Tokens that are trained on."""
+    """Training tokens."""
     epochs: float
-    """Passes over them in all steps of the run."""
+    """Passes over the training tokens in all steps of the run."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What the files say about the job."""
+    """Facts about the job read from its files."""
 
     corpora: tuple[CorpusFacts, ...]
     newest_step: int | None
-    """Step of the checkpoint the run would continue from; None for a new run."""
+    """Step of the checkpoint that the run would resume from; None for a new run."""
     warnings: tuple[str, ...] = ()
-    """What is likely not meant, in words."""
+    """Likely mistakes, in words."""
 
 
 def check_files(config: RunConfig) -> Preflight:
@@ -84,13 +84,13 @@ def check_files(config: RunConfig) -> Preflight:
 
 
 def check_run_folder(config: RunConfig) -> int | None:
-    """Check that the run may write its folder and continue what is there.
+    """Check that the run can write its folder and resume from its checkpoints.
 
     Args:
         config: Checked configuration.
 
     Returns:
-        Step of the newest checkpoint, None if the run begins anew.
+        Step of the newest checkpoint; None if the run starts from step 0.
 
     Raises:
         CheckpointError: Checkpoints and checkpoint.resume contradict each other.
@@ -105,7 +105,7 @@ def check_run_folder(config: RunConfig) -> int | None:
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
             f"checkpoint.resume=must, but {folder} has no checkpoint.\n"
-            "  Check run.name and paths.runs, or begin with checkpoint.resume=auto.",
+            "  Check run.name and paths.runs, or start with checkpoint.resume=auto.",
             key="checkpoint.resume",
             value="must",
             fix="checkpoint.resume=auto",
@@ -128,7 +128,7 @@ def check_run_folder(config: RunConfig) -> int | None:
 
 
 def no_origin(path: Path) -> CheckpointError:
-    """Explain that ``run.init_from`` names nothing to start from."""
+    """Build the error for a ``run.init_from`` without a checkpoint."""
     return CheckpointError(
         f"run.init_from={path} holds no usable checkpoint.\nName a run folder (with {CHECKPOINTS}/"
         f"step_…) or one checkpoint's folder (with {MANIFEST_NAME}).",
@@ -139,7 +139,7 @@ def no_origin(path: Path) -> CheckpointError:
 
 
 def _check_origin(path: Path) -> None:
-    """Check that ``run.init_from`` names something that may hold weights; ranks read it later.
+    """Check that ``run.init_from`` names a run or checkpoint folder; ranks read it later.
 
     Raises:
         CheckpointError: There is no checkpoint.
@@ -167,7 +167,7 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
         if not is_dir(stored):
             raise
         raise DataError(
-            f"{error}\n  To train with the one that the run has kept: tokenizer.path={stored}",
+            f"{error}\n  To use the copy in the run folder, set tokenizer.path={stored}",
             key=error.key,
             value=error.value,
             fix=f"tokenizer.path={stored}",
@@ -175,9 +175,9 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
 
 
 def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
-    """Compare the data with the newest checkpoint that says what it was trained on.
+    """Compare the data with the newest checkpoint that records its data.
 
-    Whether a checkpoint's tensors are as they were written is seen when they are read.
+    A checkpoint's tensors are verified when they are read.
     """
     for _, path in list_steps(config.run_dir / CHECKPOINTS):
         try:

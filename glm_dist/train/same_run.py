@@ -1,6 +1,6 @@
-"""May a run continue from its checkpoint? Only with the values and the rows it had so far.
+"""Checks that a run resumes with the configuration and the rows that it had so far.
 
-A pre-check asks before anything is started, and a job once more when it has opened its data.
+A pre-check runs them before the start, and the job repeats them after opening its data.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from glm_dist.files import exists
 from glm_dist.observe.run_folder import CONFIG_FILE, PROVENANCE_FILE
 
 ABSENT = "nothing"
-"""Stands for the value of a key that only one of two configurations has."""
+"""Placeholder for the value of a key that only one of two configurations has."""
 
 FREE_KEYS: tuple[str, ...] = (
     "config_version",
@@ -35,18 +35,18 @@ FREE_KEYS: tuple[str, ...] = (
     "paths.",
     "tokenizer.path",
 )
-"""Keys that a continued run may change: they decide how and how long, never what is computed."""
+"""Keys that a resumed run may change: they affect speed and duration, not results."""
 
 
 FUTURE_KEYS = ("data.corpora.", "data.stage_starts", "data.skip_rows")
-"""Keys that a continued run may change if that changes none of the rows it has read."""
+"""Keys that a resumed run may change if that changes none of the rows it has read."""
 
 
 def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None:
     """Compare every value that changes the result with the configuration saved in the folder.
 
     Args:
-        config: Of the run that is to continue.
+        config: Configuration of the resumed run.
         newest: Name of its newest checkpoint.
         rows_read: Training rows read until then.
 
@@ -78,9 +78,9 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         now = [_shown(current.get(key, ABSENT)) for key in changed]
         lines = [f"  {key}={a}, now {b}\n" for key, a, b in zip(changed, was, now, strict=True)]
         raise ConfigError(
-            f"The run continues from {newest}, and {file} has other values:\n"
+            f"The run resumes from {newest}, but {file} has other values:\n"
             f"{''.join(lines)}"
-            "  Put them back, or begin another run with run.name=<new>.",
+            "  Restore these values, or start a new run with run.name=<new>.",
             key=", ".join(changed),
             value=", ".join(now),
             fix="run.name=<new>",
@@ -90,17 +90,17 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
 def check_same_rows(
     config: RunConfig, checkpoint: Path, *, extra: Mapping[str, object], current: object
 ) -> None:
-    """Refuse to continue with other rows: some would be repeated and others never read.
+    """Refuse to resume with other rows: some would be repeated and others never read.
 
     Args:
-        config: Of the run that is to continue.
-        checkpoint: Where it would continue from.
-        extra: What that checkpoint says of the run. Without an identity of its data
+        config: Configuration of the resumed run.
+        checkpoint: Checkpoint to resume from.
+        extra: The checkpoint's facts about the run. Without an identity of its data
             (``extra["data"]``) nothing is refused.
-        current: Identity of the data at hand.
+        current: Identity of the current data.
 
     Raises:
-        CheckpointError: The rows are others.
+        CheckpointError: The rows differ.
     """
     saved = extra.get("data")
     if not isinstance(saved, Mapping) or not isinstance(current, Mapping):
@@ -127,13 +127,13 @@ def check_same_rows(
             f"run.name=<new name> run.init_from={config.run_dir}",
             key=str(checkpoint),
             value="; ".join(differences),
-            fix="restore the files, or begin another run",
+            fix="restore the files, or start a new run",
         )
     if not keeps_rows(rule, row_rule_of(current), config):
         raise CheckpointError(
             f"{checkpoint} was trained by row rule {rule}, by which an older version mixed corpora "
-            f"and objectives. This version follows rule {row_rule_of(current)}: the run would go on"
-            " with other rows, repeat some texts and never read others.\n"
+            f"and objectives. This version follows rule {row_rule_of(current)}: the run would"
+            " continue with other rows, repeat some texts and never read others.\n"
             f"  Continue in a new run: run.name=<new name> run.init_from={config.run_dir} "
             "run.init_with=weights_and_optimizer\n"
             "  Or use the version that saved it: "
@@ -147,7 +147,7 @@ def check_same_rows(
 def _unread_corpora(
     config: RunConfig, rows_read: object, saved: Mapping[str, object]
 ) -> frozenset[str]:
-    """Corpora that a checkpoint does not know, and that have had no row until then."""
+    """Return the corpora that the checkpoint does not list and no row has been read from."""
     known = saved.get("corpora")
     if not isinstance(rows_read, int) or not isinstance(known, Mapping):
         return frozenset()
@@ -158,7 +158,7 @@ def _unread_corpora(
 
 
 def _without(identity: Mapping[str, object], names: frozenset[str]) -> dict[str, object]:
-    """An identity of data without some of its corpora."""
+    """Return an identity of data without some of its corpora."""
     corpora, order = identity["corpora"], identity["order"]
     assert isinstance(corpora, Mapping)
     assert isinstance(order, list)
@@ -170,28 +170,28 @@ def _without(identity: Mapping[str, object], names: frozenset[str]) -> dict[str,
 
 
 def _check_order(earlier: RunConfig, config: RunConfig, *, file: Path, newest: str) -> None:
-    """Corpora take turns in the order in which they are named; new ones may stand anywhere."""
+    """Check the order of the corpora, which the mixing depends on; new ones may be inserted."""
     before = [name for name in earlier.data.corpora if name in config.data.corpora]
     now = [name for name in config.data.corpora if name in earlier.data.corpora]
     if before != now:
         raise ConfigError(
-            f"data.corpora names {', '.join(now)}, but in the order {', '.join(before)} in {file}, "
-            f"from whose {newest} the run continues; in another order they give other rows.\n"
-            "  Name them in the old order, or begin another run with another run.name.",
+            f"data.corpora lists {', '.join(now)}, but in the order {', '.join(before)} in {file}, "
+            f"from whose {newest} the run resumes; another order gives other rows.\n"
+            "  List them in the old order, or start a new run with run.name=<new>.",
             key="data.corpora",
             value=now,
-            fix=f"name them in the order {', '.join(before)}",
+            fix=f"list them in the order {', '.join(before)}",
         )
 
 
 def _is_moved_corpus(key: str, saved: Mapping[str, object], current: Mapping[str, object]) -> bool:
-    """Whether only the place of a known corpus changed; its content is compared elsewhere."""
+    """Return True if only the path of a known corpus changed; its content is compared elsewhere."""
     is_prefix = key.startswith("data.corpora.") and key.endswith(".prefix")
     return is_prefix and key in saved and key in current
 
 
 def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Full keys and values of a configuration."""
+    """Yield the full keys and values of a configuration."""
     if dataclasses.is_dataclass(section):
         items = [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
     elif isinstance(section, dict):
@@ -204,5 +204,5 @@ def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _shown(value: object) -> str:
-    """A value as it is typed."""
+    """Format a value as in an override."""
     return "null" if value is None else str(getattr(value, "name", value))

@@ -1,4 +1,4 @@
-"""Where training starts: at step 0, at the run's own checkpoint, or from another run."""
+"""Start of training: at step 0, from the run's own checkpoint, or from another run."""
 
 import logging
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """Where a process's training starts."""
+    """Starting point of training in one process."""
 
     step: int = 0
     """Steps already done."""
@@ -41,7 +41,7 @@ class Start:
 def starting_point(
     config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Json]
 ) -> Start:
-    """Continue the run, or begin it with its first weights. Collective over all ranks.
+    """Resume the run, or start it with its initial weights. Collective over all ranks.
 
     Args:
         config: Checked configuration.
@@ -49,9 +49,9 @@ def starting_point(
         identity: The data's fingerprint, as checkpoints record it.
 
     Raises:
-        CheckpointError: There are checkpoints and none is usable, there must be one and is not,
-            it was trained on other data, or ``run.init_from`` does not fit.
-        ConfigError: ``run.init_from`` has done all of ``run.steps``.
+        CheckpointError: All checkpoints are damaged, the required one is missing, it was trained on
+            other data, or ``run.init_from`` does not fit.
+        ConfigError: The checkpoint of ``run.init_from`` has reached ``run.steps``.
     """
     own = None
     if config.checkpoint.resume is not Resume.never:
@@ -67,8 +67,8 @@ def starting_point(
         return Start(origin=origin)
     if origin.manifest.step >= config.run.steps:
         raise ConfigError(
-            f"run.steps={config.run.steps} are done: {origin.path} is of step"
-            f" {origin.manifest.step}.\nSet a larger run.steps, or take the weights alone with"
+            f"run.steps={config.run.steps} is already reached: {origin.path} is at step"
+            f" {origin.manifest.step}.\nSet a larger run.steps, or load only the weights with"
             " run.init_with=weights.",
             key="run.steps",
             value=config.run.steps,
@@ -85,7 +85,7 @@ def find_origin(path: Path) -> CheckpointInfo:
     """Find the checkpoint that ``run.init_from`` names. Collective over all ranks.
 
     Args:
-        path: A run folder, whose newest complete checkpoint counts, or a checkpoint's own folder.
+        path: A run folder, for its newest complete checkpoint, or a checkpoint's folder.
 
     Raises:
         CheckpointError: It holds no usable checkpoint.
@@ -99,9 +99,9 @@ def find_origin(path: Path) -> CheckpointInfo:
 
 
 def _load_weights(engine: TrainingEngine, origin: CheckpointInfo) -> None:
-    """Load the weights that both models have, and say which they do not.
+    """Load the weights that both models have, and log the others.
 
-    Position tables may be longer than the saved ones: their first rows are loaded.
+    Position tables may be longer than the saved ones; then their first rows are loaded.
 
     Raises:
         CheckpointError: Shapes differ in another way.
@@ -148,7 +148,7 @@ def _check_shapes(
         raise CheckpointError(
             f"run.init_from={origin.path} has weights of other shapes:\n"
             + "\n".join(lines)
-            + "\nSet model.* and tokenizer.vocab_size to those of its run (config.yaml there).",
+            + "\nUse the model.* and tokenizer.vocab_size of that run (see its config.yaml).",
             key="run.init_from",
             value=str(origin.path),
             fix="model=<that run's>",
@@ -159,7 +159,7 @@ def _own_checkpoint(config: RunConfig) -> CheckpointInfo | None:
     """Find the newest complete checkpoint of the run; None if the run is new.
 
     Raises:
-        CheckpointError: There are some and none is complete, or there must be one and is not.
+        CheckpointError: There are checkpoints and none is complete, or the required one is missing.
     """
     folder = config.run_dir / CHECKPOINTS
     info = find_checkpoint(folder)
@@ -178,17 +178,17 @@ def _own_checkpoint(config: RunConfig) -> CheckpointInfo | None:
 
 
 def _check_is_new(folder: Path) -> None:
-    """Refuse to begin at step 0 beside checkpoints that nobody could read: that hides a loss.
+    """Refuse to start at step 0 if there are damaged checkpoints: that would hide the loss.
 
     Raises:
-        CheckpointError: There are folders of steps.
+        CheckpointError: There are checkpoint folders.
     """
     steps = list_steps(folder)
     if steps:
         names = ", ".join(path.name for _, path in steps)
         raise CheckpointError(
-            f"All checkpoints in {folder} are damaged ({names}); the log above says how.\n"
-            "Restore their files, or begin another run with run.name=<new>.",
+            f"All checkpoints in {folder} are damaged ({names}); the log above gives the reasons.\n"
+            "Restore their files, or start a new run with run.name=<new>.",
             key=str(folder),
             value=names,
             fix="run.name=<new>",

@@ -1,7 +1,7 @@
-"""Training state that must survive a restart: tensors by fragment, and a few numbers.
+"""Training state that must survive a restart: tensors as fragments, and a few counters.
 
-There is no generator state: dropout is seeded by step, rows are addressed by index. So the state is
-weights, moments, counters and, in fp16, the loss scale; any layout can read it.
+There is no generator state: dropout is seeded by step, rows are addressed by index. The state
+consists of weights, moments, counters and, in fp16, the loss scale; any layout can read it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,8 @@ def save_state(
         engine: Model and optimizer of this rank.
         directory: The run's checkpoints folder.
         step: Optimizer steps done.
-        extra: What else the run wants back, equal on all ranks.
-        keep_last: Newest checkpoints that stay.
+        extra: Further state of the run, equal on all ranks.
+        keep_last: Newest checkpoints to keep.
 
     Returns:
         The finished folder.
@@ -52,17 +52,17 @@ def save_state(
 
 
 def restore_state(engine: TrainingEngine, info: CheckpointInfo) -> int:
-    """Continue from a checkpoint of any layout. Collective over all ranks.
+    """Restore a checkpoint of any layout. Collective over all ranks.
 
     Args:
         engine: Freshly built; its weights and moments are overwritten.
-        info: Where from.
+        info: Checkpoint to restore.
 
     Returns:
         Optimizer steps done.
 
     Raises:
-        CheckpointError: The checkpoint is of another model.
+        CheckpointError: The checkpoint belongs to another model.
     """
     counters = _counters_from_json(info.manifest.extra)
     engine.zero.prepare_for_load(updates=counters.updates)
@@ -73,11 +73,11 @@ def restore_state(engine: TrainingEngine, info: CheckpointInfo) -> int:
 
 
 def training_fragments(engine: TrainingEngine) -> dict[str, Fragment]:
-    """Describe what this rank owns of the training state.
+    """Describe this rank's part of the training state.
 
     Returns:
-        ``model.<name>`` (fp32 master weight), ``exp_avg.<name>`` and ``exp_avg_sq.<name>``; names
-        of which other replicas hold every element are left out.
+        ``model.<name>`` (fp32 master weight), ``exp_avg.<name>`` and ``exp_avg_sq.<name>``; without
+        names whose elements all belong to other replicas.
     """
     return {
         f"{part.kind}.{shard.name}": _fragment(shard, part, shard.global_shape)
@@ -89,11 +89,11 @@ def training_fragments(engine: TrainingEngine) -> dict[str, Fragment]:
 def weight_fragments(
     engine: TrainingEngine, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Fragment]:
-    """Describe what this rank owns of the master weights, as far as a checkpoint has them.
+    """Describe this rank's part of the master weights that a checkpoint has.
 
     Args:
         engine: Model and optimizer of this rank, with moments.
-        shapes: Saved shape of each weight to load; fewer rows than here where a table has grown.
+        shapes: Saved shape of each weight to load; fewer rows than here if a table has grown.
 
     Returns:
         ``model.<name>``.
@@ -120,11 +120,11 @@ def _fragment(shard: ParameterShard, part: StateSlice, saved_shape: tuple[int, .
         part.data,
         global_shape=saved_shape,
         offset=shard.offset,
-        # Elements past the end are neither read nor written; only whole tables grow, at their end.
+        # Elements past the end are neither read nor written; only unsharded tables grow.
         local_shape=saved_shape if has_grown else shard.local_shape,
         start=part.start,
         rows=shard.rows or None,
-        # The last stage's copy of the word table is cut at other places than the first's.
+        # The last stage shards its copy of the word table at other indices than the first stage.
         is_saved=not shard.is_tied_copy,
     )
 

@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches in, updated weights and a few numbers out.
+"""One optimizer step: forward, backward and update over micro-batches.
 
 The loss is a sum over predicted tokens divided by their number in the whole step, over all
 replicas and micro-batches (ADR 0004), so neither micro-batch size nor layout changes it.
@@ -19,16 +19,16 @@ from glm_dist.train.engine import TrainingEngine
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step leaves on the device; reading it synchronises, so only logging steps do."""
+    """Results of a step on the device; reading them synchronises, so only logging steps do."""
 
     loss_share: torch.Tensor
-    """This rank's part of the loss []; summed over all ranks of the job it is the step's loss."""
+    """This rank's part of the loss []; the sum over all ranks of the job is the step's loss."""
     metrics: torch.Tensor
     """This rank's part of the sum and count of each of the task's metrics [m, 2]."""
     outcome: StepOutcome
-    """Gradient norm, equal on all ranks, and whether the update was made."""
+    """Gradient norm, equal on all ranks, and a flag for a skipped update."""
     weight: torch.Tensor
-    """What the loss was divided by [], in pretraining the predicted tokens of the whole step."""
+    """Divisor of the loss []; in pretraining, the predicted tokens of the whole step."""
 
 
 def loss_scales(
@@ -40,7 +40,7 @@ def loss_scales(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Compute the factor of each micro-batch's summed loss, and the step's weight.
 
-    The number of replicas is a factor because DeepSpeed averages gradients over them.
+    The number of replicas is a factor, because DeepSpeed averages gradients over them.
 
     Args:
         weights: Weight of each micro-batch of this replica.
@@ -61,7 +61,7 @@ def loss_scales(
 
 
 def _scalar(value: float, device: torch.device) -> torch.Tensor:
-    """Make a number [] in fp64 on the device; a copy to it would wait for the last step."""
+    """Create a number [] in fp64 on the device; a copy from the host would synchronise."""
     return torch.full((), value, dtype=torch.float64, device=device)
 
 
@@ -73,12 +73,12 @@ def train_step(
     normalize_by: LossNormalization,
     device: torch.device,
 ) -> StepResult:
-    """Forward, backward, reduce, clip, check, update.
+    """Run forward, backward, reduction, clipping, check and update.
 
     Args:
         engine: Model and optimizer of this rank.
         micro_batches: Rows of this replica for this step.
-        learning_rate: Of this step.
+        learning_rate: Rate of this step.
         normalize_by: See ``loss_scales``.
         device: The rank's device.
     """
@@ -93,7 +93,7 @@ def train_step(
     losses = engine.forward_backward(batches, loss_scales=scales)
     share = torch.zeros((), dtype=torch.float64, device=device)
     metrics = torch.zeros(len(task.metric_names), 2, dtype=torch.float64, device=device)
-    for loss, scale in zip(losses, scales, strict=False):  # none but on the last stage
+    for loss, scale in zip(losses, scales, strict=False):  # only the last stage has losses
         metrics += loss.metrics
         if groups.reports_loss:
             share += loss.total * scale

@@ -1,7 +1,7 @@
-"""What is trained: from rows to a batch, from hidden states to a loss.
+"""Training task: from rows to a batch, from hidden states to a loss.
 
-The model's last stage returns hidden states; a task turns them into a sum of losses, a weight that
-the step divides by, and metrics. Schedule, engine and step know nothing else about the loss.
+The model's last stage returns hidden states; a task turns them into a sum of losses, the weight
+that the step divides by, and metrics. Schedule, engine and step know nothing else about the loss.
 """
 
 from collections.abc import Sequence
@@ -29,11 +29,11 @@ class TaskLoss(NamedTuple):
 
 
 class Task(Protocol):
-    """One way to train the model on rows."""
+    """Interface of a training task."""
 
     @property
     def metric_names(self) -> tuple[str, ...]:
-        """Names of the metrics [m], each a mean over what it counts; the same on every rank."""
+        """Names of the metrics [m], each a mean over its count; the same on every rank."""
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
         """Move a micro-batch to the device in the form that the model and the loss need.
@@ -44,7 +44,7 @@ class Task(Protocol):
         """
 
     def weight(self, batch: StageBatch) -> int:
-        """Return what the summed loss is divided by, added up over the step; known on the host."""
+        """Return the batch's part of the step's divisor; known on the host."""
 
     def loss(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> TaskLoss:
         """Compute the loss of a micro-batch.
@@ -53,16 +53,16 @@ class Task(Protocol):
             stage: The last stage, which holds the head.
             hidden: Its final hidden states [s, b, h], or this rank's part of the rows under
                 sequence parallelism.
-            batch: As ``batch`` made it.
+            batch: Output of ``batch``.
         """
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Cross entropy of the tokens that the objectives hide, each objective also by itself."""
+    """Cross entropy of the targets, in total and by objective."""
 
     objectives: Sequence[str] = ()
-    """Names of the objectives whose losses are reported; others only count in the total."""
+    """Names of the objectives whose losses are reported; others count only in the total."""
 
     @property
     def metric_names(self) -> tuple[str, ...]:
@@ -89,7 +89,7 @@ class Pretraining:
         )
         counts = torch.zeros_like(by_objective)
         if batch.target_groups is not None and stage.groups.reports_loss:
-            # Every tensor rank has a part of the sums; one of them counts the targets.
+            # Every tensor rank has a part of the sums, but only one may count the targets.
             counts = batch.target_groups.sum(dim=1, dtype=counts.dtype)
         return TaskLoss(total, torch.stack([by_objective, counts], dim=1))
 

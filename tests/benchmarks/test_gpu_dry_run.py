@@ -1,4 +1,4 @@
-"""The GPU benchmark runs through on any machine, so that it is ready where there is a GPU."""
+"""The GPU benchmark runs on any machine, so that it is ready for a machine with a GPU."""
 
 import json
 import subprocess

@@ -103,28 +103,28 @@ def test_saving_a_step_again_never_loses_the_first_save(tmp_path: Path, phase: s
     assert newest_step(tmp_path) == 2
 
 
-def save_until_killed(directory: Path, first: int, told: Connection) -> None:
+def save_until_killed(directory: Path, first: int, sender: Connection) -> None:
     for step in range(first, first + 1000):
         save(directory, step, keep_last=1, tensors={"model.w": torch.zeros(200, 200)})
-        told.send(step)
+        sender.send(step)
 
 
 def test_saves_killed_at_any_moment_leave_the_last_one_that_was_reported(tmp_path: Path) -> None:
     rng = random.Random(0)
     reported = 0
     for _ in range(15):
-        told, tell = multiprocessing.Pipe(duplex=False)
+        receiver, sender = multiprocessing.Pipe(duplex=False)
         child = multiprocessing.get_context("fork").Process(
-            target=save_until_killed, args=(tmp_path, reported + 1, tell)
+            target=save_until_killed, args=(tmp_path, reported + 1, sender)
         )
         child.start()
         time.sleep(rng.uniform(0.02, 0.3))
         child.kill()
         child.join()
-        tell.close()
+        sender.close()
         with contextlib.suppress(EOFError):
             while True:
-                reported = told.recv()
+                reported = receiver.recv()
         if reported:
             reported_or_next = newest_step(tmp_path)
             assert reported_or_next in (reported, reported + 1)
@@ -150,8 +150,8 @@ def test_a_folder_replaces_the_one_of_the_same_step(tmp_path: Path) -> None:
 def test_elements_that_no_rank_holds_are_refused(tmp_path: Path) -> None:
     part = Fragment(torch.zeros(5), global_shape=(4, 3), local_shape=(4, 3), start=0)
     copy = Fragment(torch.zeros(2), global_shape=(2,), is_saved=False)
-    told = "model.w has 12 elements, ranks hold 5; model.tied has 2 elements, ranks hold 0"
-    with pytest.raises(RuntimeError, match=told):
+    problems = "model.w has 12 elements, ranks hold 5; model.tied has 2 elements, ranks hold 0"
+    with pytest.raises(RuntimeError, match=problems):
         save(tmp_path, 1, tensors={"model.w": part, "model.tied": copy})
     assert names(tmp_path) == []
 
@@ -170,7 +170,7 @@ def failure_of(action: Callable[[], object]) -> CheckpointError:
 
 
 def bug_of(action: Callable[[], object]) -> str:
-    """What is raised where the ranks' descriptions of their tensors contradict each other."""
+    """Return the error raised when the ranks describe their tensors inconsistently."""
     with pytest.raises((RuntimeError, RankFailure)) as caught:
         action()
     return str(caught.value)
@@ -222,9 +222,9 @@ def test_a_full_disk_on_one_rank_is_one_error_on_all_and_spares_the_last_checkpo
 
 def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for told in run_ranks(check_other_failures_reach_all_ranks, str(tmp_path), world_size=2):
-        overlap, shapes, path = told
-        assert "model.w is cut in different ways at (0,)" in overlap
+    for messages in run_ranks(check_other_failures_reach_all_ranks, str(tmp_path), world_size=2):
+        overlap, shapes, path = messages
+        assert "model.w is split in different ways at (0,)" in overlap
         assert "model.w is (2,) on one rank, (3,) on another" in shapes
         assert path.startswith(
             f"{tmp_path}/file/checkpoints/step_0000001: could not create a folder"
@@ -233,7 +233,7 @@ def test_what_fails_on_one_rank_fails_on_all(tmp_path: Path) -> None:
 
 
 def check_disks(folders: list[str]) -> str:
-    """What is said where each rank, like each host, finds a folder at the run's path."""
+    """Return the error raised when ranks, like hosts, see different folders at the run's path."""
     try:
         check_shared(Path(folders[dist.get_rank()]))
     except CheckpointError as error:

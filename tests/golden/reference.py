@@ -1,4 +1,4 @@
-"""Where the official code's outputs are, and an official model's weights in one of our stages."""
+"""Outputs of the official code, and an official model's weights in one of our stages."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.official import from_official
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.parameters import cut
+from glm_dist.model.parameters import local_slice
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
@@ -45,10 +45,10 @@ def tensors_under(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, to
 
 
 def heads_of(file: Path, hidden_size: int) -> int:
-    """Heads of the model in a file, which its shapes do not tell.
+    """Return the number of heads of the model in a file, which its shapes do not show.
 
     Args:
-        file: ``model/<name>.npz``; ``heads.json`` beside it lists the heads by file name.
+        file: ``model/<name>.npz``; ``heads.json`` in the same folder lists the heads by file name.
         hidden_size: Size h of the model, for a file that is not listed.
     """
     listing = file.parent / "heads.json"
@@ -94,7 +94,7 @@ def official_stage(
     ours = from_official(with_padded_vocabulary(state), num_attention_heads=num_attention_heads)
     with torch.no_grad():
         for shard in stage.shards():
-            shard.parameter.copy_(cut(shard, ours[shard.name]))
+            shard.parameter.copy_(local_slice(shard, ours[shard.name]))
     return stage
 
 

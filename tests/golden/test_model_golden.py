@@ -10,7 +10,7 @@ import torch.distributed as dist
 from glm_dist.convert.official import from_official
 from glm_dist.generate.cache import cached_attention
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.parameters import cut
+from glm_dist.model.parameters import local_slice
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.schedule import Result, run_schedule
@@ -90,7 +90,7 @@ def check_model(file: Path, layouts: list[Layout]) -> None:
         for loss in losses:
             assert float(loss) / num_targets == pytest.approx(float(arrays["loss"]), abs=1e-6)
         for shard in stage.shards():
-            expected = cut(shard, gradients[shard.name])
+            expected = local_slice(shard, gradients[shard.name])
             error = float((shard.parameter.grad - expected).abs().max())
             assert error <= 1e-5, f"{layout}: gradient of {shard.name} is off by {error}"
         with torch.no_grad():

@@ -15,7 +15,7 @@ from glm_dist.config.schema import (
 )
 from glm_dist.convert.official import from_official
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.model.parameters import cut
+from glm_dist.model.parameters import local_slice
 from glm_dist.model.stage import GLMShard
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.parallel.layout import Layout
@@ -99,7 +99,7 @@ def replay(file: Path, zero_stage: int) -> tuple[list[float], list[float], list[
         with_padded_vocabulary(tensors_under(arrays, "w1/")), num_attention_heads=heads
     )
     error = max(
-        float((shard.parameter.detach() - cut(shard, final[shard.name])).abs().max())
+        float((shard.parameter.detach() - local_slice(shard, final[shard.name])).abs().max())
         for shard in engine.shards
     )
     return losses, rates, norms, error

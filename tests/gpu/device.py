@@ -1,3 +1,3 @@
-"""Where the tests of this folder compute; "cpu" tries their bodies on a machine without a GPU."""
+"""Device of the tests in this folder; "cpu" runs their bodies on a machine without a GPU."""
 
 DEVICE = "cuda"

@@ -39,7 +39,7 @@ OPTIONS = {
         Case(tp=2, dp=2, zero=3, micro_batch=4, sp=True),
     ],
 }
-"""What is added to every layout under every ZeRO stage, by number of ranks."""
+"""Extra cases, added to every layout under every ZeRO stage, by number of ranks."""
 
 
 @cache

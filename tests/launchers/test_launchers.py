@@ -73,7 +73,7 @@ def _batch(repository: Path, *arguments: str, **environ: str) -> subprocess.Comp
 
 
 def _in_job(repository: Path, *arguments: str, **environ: str) -> tuple[list[str], dict[str, str]]:
-    """What srun was given, in a job whose tasks fail with status 3."""
+    """Return srun's arguments in a job whose tasks fail with status 3."""
     done = _batch(repository, *arguments, **environ)
     assert done.returncode == 3, done.stderr  # the fake task's, not swallowed
     notes = json.loads((repository.parent / "notes").read_text())

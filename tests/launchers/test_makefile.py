@@ -68,9 +68,9 @@ def test_a_bare_checkout_goes_through_every_part_in_order(tmp_path: Path) -> Non
         "deepspeed -q --num_accelerators",
         "glm-dist generate --greedy runs/quickstart",
     ]
-    places = [plan.find(step) for step in steps]
-    assert -1 not in places, steps[places.index(-1)]
-    assert places == sorted(places)
+    positions = [plan.find(step) for step in steps]
+    assert -1 not in positions, steps[positions.index(-1)]
+    assert positions == sorted(positions)
 
 
 def test_finished_parts_are_not_done_again(tmp_path: Path) -> None:

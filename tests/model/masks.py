@@ -8,7 +8,7 @@ from glm_dist.data.rows import Segment
 
 
 def dense_mask(rows: Sequence[Sequence[Segment]], row_length: int) -> torch.Tensor:
-    """Who sees whom, written out for every pair [b, s, s].
+    """Build the attention mask for every pair [b, s, s].
 
     Query i sees key j iff both lie in one segment and j <= i or j is in that segment's Part A.
     What the segments of a row leave over is padding, which sees padding before it.

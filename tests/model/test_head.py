@@ -168,9 +168,9 @@ def check_memory() -> dict[str, int]:
 def test_memory_does_not_grow_with_vocabulary_times_targets() -> None:
     (peaks,) = run_ranks(check_memory, world_size=1)
 
-    # Logits of a chunk (2^14 fp32) exist at most twice, beside them their log-softmax.
+    # Logits of a chunk (2^14 fp32) exist at most twice, plus their log-softmax.
     assert peaks["base"] < 3 * 4 * 2**14 + 4 * (256 + 1024) * 4 + 2**13
-    # More targets add gradients of hidden states [n, 4], more words those of the table [v, 4].
+    # More targets add gradients of hidden states [n, 4], more words gradients of the table [v, 4].
     assert peaks["targets"] - peaks["base"] <= 4 * 7 * 256 * 4 + 2**12
     assert peaks["vocabulary"] - peaks["base"] <= 4 * 7 * 1024 * 4 + 2**12
     # Both together cost what each costs alone: 8 * 8 times the logits add nothing.

@@ -10,7 +10,7 @@ import torch
 
 from glm_dist.config.parameter_specs import Constant, ParameterSpec, parameter_specs
 from glm_dist.config.schema import Dtype, ModelConfig, Residual
-from glm_dist.model.parameters import cut, initialize, match_shards
+from glm_dist.model.parameters import initialize, local_slice, match_shards
 from glm_dist.model.stage import GLMStage
 from glm_dist.optim.param_groups import param_groups
 from glm_dist.parallel.cpu import enable_cpu
@@ -150,8 +150,8 @@ def elements_held(layouts: list[Layout], models: list[ModelConfig]) -> list[dict
             held = {}
             for shard in stage.shards():
                 whole = torch.arange(shard.spec.size).view(shard.global_shape)
-                assert cut(shard, whole).shape == shard.parameter.shape
-                held[shard.name] = cut(shard, whole).flatten().numpy()
+                assert local_slice(shard, whole).shape == shard.parameter.shape
+                held[shard.name] = local_slice(shard, whole).flatten().numpy()
             found.append(held)
     return found
 

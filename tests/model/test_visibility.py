@@ -1,4 +1,4 @@
-"""Who sees whom in the whole model: gradients of outputs with respect to inputs, on built rows."""
+"""Visibility in the whole model: gradients of outputs with respect to inputs, on built rows."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -69,8 +69,8 @@ def check(rows: list[Row]) -> None:
         torch.nn.init.normal_(parameter, std=0.2)
     for row in rows:
         length = row.num_real_tokens
-        place = torch.arange(length)
-        allowed = (place[None, :] <= place[:, None]) | (place[None, :] < row.prefix_length)
+        position = torch.arange(length)
+        allowed = (position[None, :] <= position[:, None]) | (position[None, :] < row.prefix_length)
         found = influence(stage, row)[:length, :length] > 0
 
         assert (found == allowed).all(), row.objective

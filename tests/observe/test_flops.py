@@ -86,7 +86,7 @@ def test_the_convention_is_the_formula_of_megatron() -> None:
 
 
 def test_useful_work_is_what_the_convention_counts_but_for_pairs_and_targets() -> None:
-    # All places real, all predicted and all pairs attended: nothing is left to differ.
+    # All positions real, all predicted and all pairs attended: nothing is left to differ.
     full = Work(
         positions=576,
         real_tokens=576,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.errors import DataError
-from glm_dist.observe.metrics_file import encode, final_records, mend_last_line, read_records
+from glm_dist.observe.metrics_file import encode, final_records, read_records, repair_last_line
 
 LINE = b'{"step": 1, "attempt": 1, "train/loss": 2.5}\n'
 
@@ -28,12 +28,12 @@ LINE = b'{"step": 1, "attempt": 1, "train/loss": 2.5}\n'
 def test_the_last_line_is_whole_after_mending(tmp_path: Path, before: bytes, after: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(before)
-    mend_last_line(path)
+    repair_last_line(path)
     assert path.read_bytes() == after
 
 
 def test_mending_a_missing_file_does_not_create_it(tmp_path: Path) -> None:
-    mend_last_line(tmp_path / "metrics.jsonl")
+    repair_last_line(tmp_path / "metrics.jsonl")
     assert not (tmp_path / "metrics.jsonl").exists()
 
 

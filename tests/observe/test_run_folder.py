@@ -89,7 +89,7 @@ def test_a_place_that_cannot_be_written_is_a_config_error(tmp_path: Path) -> Non
 
 
 def hold_folder(folder: Path, opened: "multiprocessing.synchronize.Event") -> None:
-    """Be a job at work, until killed."""
+    """Be a running job until killed."""
     kept = open_run_folder(folder, config="x: 1\n", overrides=[], provenance=provenance())
     opened.set()
     signal.pause()
@@ -103,7 +103,7 @@ def test_a_second_job_stays_out_until_the_first_has_ended_in_whatever_way(tmp_pa
     first.start()
     try:
         assert opened.wait(60)
-        with pytest.raises(LaunchError, match="Another job is at work") as caught:
+        with pytest.raises(LaunchError, match="Another job is running") as caught:
             open_run_folder(tmp_path, config="x: 2\n", overrides=[], provenance=provenance())
         assert f"process {first.pid}" in str(caught.value)
         assert (tmp_path / "config.yaml").read_text() == "x: 1\n"

@@ -104,29 +104,29 @@ def test_a_folder_that_disappears_does_not_end_training(
 
 
 class Recorder:
-    """A sink that remembers what it was told."""
+    """A sink that stores what it receives."""
 
     def __init__(self) -> None:
-        self.told: list[object] = []
+        self.received: list[object] = []
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        self.told.append((step, dict(values)))
+        self.received.append((step, dict(values)))
 
     def event(self, step: int, kind: str, details: Details) -> None:
-        self.told.append((step, kind, dict(details)))
+        self.received.append((step, kind, dict(details)))
 
     def close(self) -> None:
-        self.told.append("closed")
+        self.received.append("closed")
 
 
-def test_a_group_tells_every_sink_and_an_empty_one_nobody() -> None:
+def test_a_group_passes_records_to_every_sink_and_may_be_empty() -> None:
     first, second = Recorder(), Recorder()
     for group in (SinkGroup([first, second]), SinkGroup()):
         group.write(1, {"train/loss": 2.0})
         group.event(1, "checkpoint", {"path": "x"})
         group.close()
-    assert first.told == [(1, {"train/loss": 2.0}), (1, "checkpoint", {"path": "x"}), "closed"]
-    assert second.told == first.told
+    assert first.received == [(1, {"train/loss": 2.0}), (1, "checkpoint", {"path": "x"}), "closed"]
+    assert second.received == first.received
 
 
 def test_without_wandb_a_run_has_file_and_console_and_wandb_is_not_imported(
@@ -180,7 +180,7 @@ def test_wandb_without_a_key_records_offline_and_attempts_share_one_run(
 
 
 class BrokenRun:
-    """What wandb.init may hand out on a bad day."""
+    """A run from wandb.init that fails once training has begun."""
 
     def define_metric(self, *args: object, **kwargs: object) -> None:
         """Works."""

@@ -7,7 +7,7 @@ from glm_dist.observe.throughput import Throughput
 
 
 class Clock:
-    """Moves when told to."""
+    """Clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -18,20 +18,20 @@ def restore(version: str, folder: Path) -> Path:
     Returns:
         The folder that holds corpora, vocabulary and run folders.
     """
-    place = folder / version
-    shutil.copytree(HERE / version, place)
-    for file in place.rglob("*"):
+    root = folder / version
+    shutil.copytree(HERE / version, root)
+    for file in root.rglob("*"):
         if file.suffix in (".yaml", ".txt") and file.name != "vocab.txt":
             text = file.read_text(encoding="utf-8")
-            file.write_text(text.replace(f"/run_{version}_root", str(place)), encoding="utf-8")
-    return place
+            file.write_text(text.replace(f"/run_{version}_root", str(root)), encoding="utf-8")
+    return root
 
 
 def expected(version: str) -> Any:
-    """What the old version itself made of its runs."""
+    """Return the results of the old version itself."""
     return json.loads((HERE / version / "expected.json").read_text(encoding="utf-8"))
 
 
 def overrides_of(run: Path) -> list[str]:
-    """What was typed to start a run."""
+    """Return the overrides that started a run."""
     return (run / "overrides.txt").read_text(encoding="utf-8").splitlines()[1:]

@@ -25,7 +25,7 @@ SAME = ("train/loss", "train/grad_norm", "train/learning_rate", "valid/loss_span
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     """The folder of both runs."""
     return restore("v1", tmp_path)
 
@@ -36,8 +36,8 @@ def records(run: Path, key: str) -> dict[int, float]:
     return {line["step"]: line[key] for line in lines if key in line}
 
 
-def test_a_run_of_version_1_resumes_and_validates_with_the_numbers_of_then(place: Path) -> None:
-    run = place / "spans"
+def test_a_run_of_version_1_resumes_and_validates_with_the_numbers_of_then(root: Path) -> None:
+    run = root / "spans"
     done = with_python([*overrides_of(run), "run.steps=8"])
     assert done.returncode == 0, done.stderr
     assert "loaded step=4" in done.stderr
@@ -57,18 +57,18 @@ def generate(run: Path, *more: str) -> subprocess.CompletedProcess[str]:
     return glm_dist_command(*typed, *more)
 
 
-def test_a_run_of_version_1_generates_what_it_did_then(place: Path) -> None:
-    done = generate(place / "spans")
+def test_a_run_of_version_1_generates_what_it_did_then(root: Path) -> None:
+    done = generate(root / "spans")
     # It decoded the whole text, and WordPiece takes the space in front of a full stop away.
     assert done.stdout.replace(" .", ".") == EXPECTED["answer"], done.stderr
 
 
-def test_a_run_that_went_on_holds_its_tokenizer_and_can_be_moved(place: Path) -> None:
-    run = place / "spans"
+def test_a_run_that_went_on_holds_its_tokenizer_and_can_be_moved(root: Path) -> None:
+    run = root / "spans"
     done = with_python([*overrides_of(run), "run.steps=5", "evaluation=none"])
     assert done.returncode == 0, done.stderr
-    (place / "vocab.txt").unlink()
-    moved = run.rename(place / "moved")
+    (root / "vocab.txt").unlink()
+    moved = run.rename(root / "moved")
     done = generate(moved)
     assert (done.returncode, done.stdout.count("[w")) == (0, 1), done.stderr
 
@@ -78,12 +78,12 @@ def test_a_run_that_went_on_holds_its_tokenizer_and_can_be_moved(place: Path) ->
     done = generate(moved)
     assert done.returncode == EXIT_USER_ERROR
     assert "is not the tokenizer that" in done.stderr
-    (place / "vocab.txt").write_text(text)
-    assert generate(moved, "--tokenizer", str(place / "vocab.txt")).returncode == 0
+    (root / "vocab.txt").write_text(text)
+    assert generate(moved, "--tokenizer", str(root / "vocab.txt")).returncode == 0
 
 
-def test_a_run_under_an_older_row_rule_is_not_continued(place: Path, says: Says) -> None:
-    run = place / "mixed"
+def test_a_run_under_an_older_row_rule_is_not_continued(root: Path, says: Says) -> None:
+    run = root / "mixed"
     with pytest.raises(CheckpointError) as caught:
         check_files(load_config([*overrides_of(run), "run.steps=4"]))
     assert f"{run}/checkpoints/step_0000002 was trained by row rule 1" in str(caught.value)
@@ -110,42 +110,42 @@ def config_of(run: Path, *more: str) -> RunConfig:
     ids=["spans", "single", "short", "documents", "GPT", "UniLM", "two corpora"],
 )
 def test_the_first_two_row_rules_agree_where_nothing_takes_turns(
-    changes: tuple[str, ...], has_same_rows: bool, place: Path
+    changes: tuple[str, ...], has_same_rows: bool, root: Path
 ) -> None:
-    config = config_of(place / "spans", *changes)
+    config = config_of(root / "spans", *changes)
     current = {"tokenizer": "a", "row_rule": 2}
     refuses = pytest.raises(CheckpointError, match="by row rule 1,")
     with nullcontext() if has_same_rows else refuses:
-        check_same_rows(config, place, extra={"data": {"tokenizer": "a"}}, current=current)
+        check_same_rows(config, root, extra={"data": {"tokenizer": "a"}}, current=current)
 
 
-def test_a_row_rule_of_a_later_version_is_refused(place: Path) -> None:
+def test_a_row_rule_of_a_later_version_is_refused(root: Path) -> None:
     extra = {"data": {"row_rule": 99}}
     with pytest.raises(CheckpointError, match="row rule 99; this version of glm_dist knows rules"):
-        check_same_rows(config_of(place / "spans"), place, extra=extra, current={})
+        check_same_rows(config_of(root / "spans"), root, extra=extra, current={})
 
 
-def test_other_data_is_refused_before_the_job_as_in_the_job(place: Path) -> None:
+def test_other_data_is_refused_before_the_job_as_in_the_job(root: Path) -> None:
     # Another corpus of the same name, and its own manifest with it.
     for ending in ("bin", "idx", "json"):
-        shutil.copyfile(place / f"second.{ending}", place / f"first.{ending}")
+        shutil.copyfile(root / f"second.{ending}", root / f"first.{ending}")
     with pytest.raises(CheckpointError) as caught:
-        check_files(config_of(place / "spans", "run.steps=8"))
+        check_files(config_of(root / "spans", "run.steps=8"))
     message = str(caught.value)
-    assert message.startswith(f"{place}/spans/checkpoints/step_0000004 was trained on other data")
+    assert message.startswith(f"{root}/spans/checkpoints/step_0000004 was trained on other data")
     assert "corpora.text.documents: 60 in the checkpoint, 30 now" in message
 
 
-def test_bytes_that_are_not_those_of_the_manifest_are_found(place: Path) -> None:
-    manifest = read_manifest(place / "first")
+def test_bytes_that_are_not_those_of_the_manifest_are_found(root: Path) -> None:
+    manifest = read_manifest(root / "first")
     assert manifest is not None
-    write_manifest(place / "first", replace(manifest, bin_sha256=["0" * 64]))
+    write_manifest(root / "first", replace(manifest, bin_sha256=["0" * 64]))
     with pytest.raises(DataError, match=r"first\.bin is not the file that was prepared"):
-        check_files(config_of(place / "spans", "run.steps=8"))
+        check_files(config_of(root / "spans", "run.steps=8"))
 
 
-def test_the_same_corpora_in_another_order_are_refused(place: Path, says: Says) -> None:
-    run = place / "mixed"
+def test_the_same_corpora_in_another_order_are_refused(root: Path, says: Says) -> None:
+    run = root / "mixed"
     corpora = [text for text in overrides_of(run) if text.startswith("data.corpora.")]
     others = [text for text in overrides_of(run) if text not in corpora]
     with pytest.raises(ConfigError) as caught:

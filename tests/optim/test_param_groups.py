@@ -1,4 +1,4 @@
-"""Which parameters decay."""
+"""Weight decay groups."""
 
 from dataclasses import dataclass
 

@@ -36,7 +36,7 @@ def living_tensors() -> int:
 
 
 def close_engines(cases: list[Case]) -> dict[str, tuple[bool, int]]:
-    """For each case: whether the model is gone after closing, and the bytes that stayed."""
+    """Return for each case whether closing freed the model, and the bytes that stayed."""
     enable_cpu()
     run_steps(build_engine(cases[0]), cases[0], range(1))  # first use makes things that stay
     answers = {}

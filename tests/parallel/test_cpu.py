@@ -1,4 +1,4 @@
-"""The door to megatron-core on CPU stays shut where CUDA is."""
+"""The patches for megatron-core on CPUs are refused if CUDA is available."""
 
 import pytest
 import torch

@@ -20,7 +20,7 @@ class Unpicklable(Exception):  # noqa: N818
 
 
 def attempt(ranks: Ranks, errors: dict[int, BaseException]) -> None:
-    with ranks.together("try", "place"):
+    with ranks.raise_on_all_ranks("try", "path"):
         if ranks.rank in errors:
             raise errors[ranks.rank]
 
@@ -40,7 +40,7 @@ def ours() -> ConfigError:
 
 def check_failures() -> list[tuple[str, str]]:
     ranks = Ranks(None)
-    with ranks.together("do nothing wrong", "place"):
+    with ranks.raise_on_all_ranks("do nothing wrong", "path"):
         pass
     seen = [
         failure(ranks, {1: OSError(28, "No space left on device")}),
@@ -53,9 +53,9 @@ def check_failures() -> list[tuple[str, str]]:
         failure(ranks, {1: KeyboardInterrupt()}),
     ]
     assert ranks.gather(ranks.rank) == [0, 1]
-    assert ranks.on_first("name itself", "place", lambda: f"rank {ranks.rank}") == "rank 0"
+    assert ranks.on_first("name itself", "path", lambda: f"rank {ranks.rank}") == "rank 0"
     with pytest.raises(ConfigError, match=r"^paths\.runs is wrong\.$"):
-        ranks.on_first("fail", "place", lambda: attempt_alone(ours()))
+        ranks.on_first("fail", "path", lambda: attempt_alone(ours()))
     return seen
 
 
@@ -66,9 +66,9 @@ def attempt_alone(error: Exception) -> None:
 def test_ranks_fail_together() -> None:
     first, second = run_ranks(check_failures, world_size=2)
 
-    full = "place: could not try: No space left on device.\n"
+    full = "path: could not try: No space left on device.\n"
     full += "Free space there, or set paths.runs to a file system with room."
-    readonly = "place: could not try: Read-only.\n"
+    readonly = "path: could not try: Read-only.\n"
     readonly += "Set paths.runs to a file system that is not read-only."
     named = f"rank 1 on {HOST} failed: "
     see = " (see its log/rank_0001.log)"
@@ -92,7 +92,7 @@ def test_one_process_without_a_group_agrees_with_itself() -> None:
     assert (ranks.rank, ranks.size, ranks.gather("x")) == (0, 1, ["x"])
     kind, text = failure(ranks, {0: PermissionError(13, "Permission denied")})
     assert kind == "CheckpointError"
-    assert text.startswith("place: could not try: Permission denied.\nMake it writable")
+    assert text.startswith("path: could not try: Permission denied.\nMake it writable")
 
 
 def fail(error: Exception, *, while_handling: Exception | None = None) -> None:

@@ -38,9 +38,9 @@ def test_coordinates_count_tensor_then_data_then_pipeline() -> None:
 
 @pytest.mark.parametrize("layout", [Layout(1, 1, 1), Layout(4, 1, 2), Layout(2, 4, 3)], ids=str)
 def test_every_place_is_taken_once(layout: Layout) -> None:
-    places = {layout.coordinates(rank) for rank in range(layout.world_size)}
+    coordinates = {layout.coordinates(rank) for rank in range(layout.world_size)}
 
-    assert len(places) == layout.world_size
+    assert len(coordinates) == layout.world_size
 
 
 def test_stages_hold_consecutive_layers() -> None:

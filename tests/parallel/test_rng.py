@@ -1,4 +1,4 @@
-"""Dropout streams: functions of seed, step and place, and of nothing else."""
+"""Dropout streams: functions of seed, step and coordinates only."""
 
 import torch
 

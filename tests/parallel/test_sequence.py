@@ -1,4 +1,4 @@
-"""Rows cut over ranks: targets come from whoever holds them, partial gradients become whole."""
+"""Sequence parallelism: targets come from all ranks, partial gradients are summed."""
 
 from functools import cache
 
@@ -23,8 +23,8 @@ def gathered(indices: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
     results = []
     for index in indices:
         part = local_rows(WHOLE, dist.group.WORLD).clone().requires_grad_()
-        places = torch.tensor(index, dtype=torch.int64)
-        targets = gather_targets(part, places, group=dist.group.WORLD)
+        indices = torch.tensor(index, dtype=torch.int64)
+        targets = gather_targets(part, indices, group=dist.group.WORLD)
         (targets * torch.arange(1.0, len(index) + 1).unsqueeze(1)).sum().backward()
         results.append((targets.detach().numpy(), part.grad.flatten(0, 1).numpy()))
     return results
@@ -32,7 +32,7 @@ def gathered(indices: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 @cache
 def two_ranks() -> list[list[tuple[np.ndarray, np.ndarray]]]:
-    """What both ranks gather: three targets, then none."""
+    """Return what both ranks gather: three targets, then none."""
     return run_ranks(gathered, [[11, 0, 5], []], world_size=2)
 
 

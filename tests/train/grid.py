@@ -58,7 +58,7 @@ ARCHITECTURE: dict[str, dict[str, object]] = {
     "shrink": {"embedding_gradient_share": 0.1},
     "deep_norm": {"residual": Residual.deep_norm},
 }
-"""What GLM-130B has and earlier models have not."""
+"""Options of GLM-130B that earlier models lack."""
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
@@ -133,7 +133,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Trace:
-    """What a case leaves: per step the loss and norm, at the end the whole model."""
+    """Results of a case: loss and norm of each step, and the whole model at the end."""
 
     losses: list[float]
     norms: list[float]
@@ -143,16 +143,16 @@ class Trace:
 def rows_of_step(step: int) -> list[Row]:
     """GLOBAL_BATCH random rows whose number of targets differs from row to row."""
     rng = np.random.Generator(np.random.Philox(key=[7, step]))
-    place = np.arange(ROW_LENGTH)
+    position = np.arange(ROW_LENGTH)
     rows = []
     for i in range(GLOBAL_BATCH):
         prefix = ROW_LENGTH - 1 if i == 0 else int(rng.integers(1, ROW_LENGTH - 1))
-        in_b = place >= prefix
+        in_b = position >= prefix
         rows.append(
             Row(
                 tokens=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
-                positions=np.where(in_b, 3, place),
-                block_positions=np.where(in_b, place - prefix + 1, 0),
+                positions=np.where(in_b, 3, position),
+                block_positions=np.where(in_b, position - prefix + 1, 0),
                 targets=rng.integers(0, VOCAB_SIZE, size=ROW_LENGTH),
                 loss_mask=in_b,
                 prefix_length=prefix,
@@ -175,7 +175,7 @@ def micro_batches_of(rows: list[Row], case: Case, replica: int) -> list[MicroBat
 
 @cache
 def base_config() -> RunConfig:
-    """What no case changes."""
+    """Return the settings shared by all cases."""
     return load_config(["experiment=tiny", "run.seed=1"])
 
 
@@ -219,7 +219,7 @@ def groups_of(layout: Layout) -> ParallelGroups:
 
 
 def rank_device() -> torch.device:
-    """Where this rank computes: the GPU that ``run_ranks`` gave it, else the CPU, made ready."""
+    """Return this rank's device, ready for use: the GPU set by ``run_ranks``, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     enable_cpu()
@@ -266,7 +266,7 @@ def run_steps(
 def parts_of(
     engine: TrainingEngine, shard: ParameterShard, value: np.ndarray
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-    """Where a rank's slice lies in the whole: a GeGLU's two halves are cut each for itself."""
+    """Yield the slices of the whole that a rank holds; a GeGLU's halves are sharded separately."""
     gated = engine.model.config.gated_linear_unit and "linear_fc1" in shard.name
     if not gated:
         yield shard.offset, value

@@ -23,7 +23,7 @@ TIMEOUT_SECONDS = 240
 
 
 def make_files(folder: Path) -> list[str]:
-    """Write a vocabulary and a corpus; the overrides that point a run at them.
+    """Write a vocabulary and a corpus; return the overrides for them.
 
     The job is deterministic and small: 2 layers, 6 rows of 96 tokens a step, no dropout.
     """
@@ -62,7 +62,7 @@ def make_files(folder: Path) -> list[str]:
 
 
 def free_port() -> int:
-    """A TCP port nobody listens on."""
+    """Return a free TCP port."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -29,7 +29,7 @@ and all weights; the tests allow {tolerance:.0e}.
 
 
 def versions() -> str:
-    """What was measured, in one line."""
+    """Return the measured versions in one line."""
     libraries = ("torch", "megatron-core", "deepspeed")
     named = ", ".join(f"{name} {version(name)}" for name in libraries)
     return f"Python {platform.python_version()}, {named}, {os.cpu_count()} cores."

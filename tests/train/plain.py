@@ -36,15 +36,17 @@ def loss_sum(
         hidden = table[torch.from_numpy(row.tokens)]  # [s, h]
         if "shrink" in options:
             hidden = 0.1 * hidden + 0.9 * hidden.detach()
-        places = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
+        position_ids = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
         if "rotary_2d" not in options:
-            for name, ids in zip(("position", "block_position"), places, strict=True):
+            for name, ids in zip(("position", "block_position"), position_ids, strict=True):
                 hidden = hidden + weights[f"embedding.{name}_embeddings.weight"][ids]
-        place = torch.arange(len(row.tokens))
-        visible = (place[None] <= place[:, None]) | (place[None] < row.prefix_length)
+        index = torch.arange(len(row.tokens))
+        visible = (index[None] <= index[:, None]) | (index[None] < row.prefix_length)
         layer = 0
         while f"decoder.layers.{layer}.input_layernorm.weight" in weights:
-            hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible, options, places)
+            hidden = _block(
+                weights, f"decoder.layers.{layer}.", hidden, visible, options, position_ids
+            )
             layer += 1
         logits = _norm(weights, "decoder.final_layernorm", hidden) @ table.t()
         mask = torch.from_numpy(row.loss_mask)
@@ -63,10 +65,10 @@ def _linear(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -
     return hidden @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
 
 
-def _turned(heads: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
+def _turned(heads: torch.Tensor, position_ids: list[torch.Tensor]) -> torch.Tensor:
     """Each half of a head [s, a, d] as complex numbers, times e^(i angle)."""
     halves = []
-    for half, ids in zip(heads.chunk(2, dim=2), places, strict=True):
+    for half, ids in zip(heads.chunk(2, dim=2), position_ids, strict=True):
         real, imaginary = half.chunk(2, dim=2)
         pairs = torch.arange(real.size(2))
         angle = ids[:, None, None] / 10000 ** (2 * pairs / half.size(2))
@@ -81,7 +83,7 @@ def _block(
     hidden: torch.Tensor,
     visible: torch.Tensor,
     options: frozenset[str],
-    places: list[torch.Tensor],
+    position_ids: list[torch.Tensor],
 ) -> torch.Tensor:
     length, size = hidden.shape
     normed = _norm(weights, f"{layer}input_layernorm", hidden)
@@ -91,7 +93,7 @@ def _block(
     fused = _linear(weights, f"{layer}self_attention.linear_qkv", normed)
     query, key, value = fused.view(length, HEADS, 3, size // HEADS).unbind(2)  # [s, a, d]
     if "rotary_2d" in options:
-        query, key = _turned(query, places), _turned(key, places)
+        query, key = _turned(query, position_ids), _turned(key, position_ids)
     scores = torch.einsum("iad,jad->aij", query, key) / math.sqrt(size // HEADS)
     attention = scores.masked_fill(~visible, -math.inf).softmax(-1)
     context = torch.einsum("aij,jad->iad", attention, value).reshape(length, size)

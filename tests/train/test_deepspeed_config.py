@@ -65,7 +65,7 @@ def test_the_optimizer_is_offloaded_on_request(stage: str) -> None:
 
 
 def test_deepspeed_accepts_every_golden_file() -> None:
-    # Its own parser, in a process of its own: importing DeepSpeed takes seconds.
+    # DeepSpeed's own parser, in another process: the import takes seconds.
     check = (
         "import json, sys; from deepspeed.runtime.config import DeepSpeedConfig\n"
         "for file in sys.argv[1:]:\n"

@@ -23,7 +23,7 @@ NUM_ROWS = 5  # of a corpus; divides into no micro-batch of these cases
 
 
 class Rows:
-    """Rows of two corpora; those of one objective predict nothing."""
+    """Rows of two corpora; one objective has no targets."""
 
     objectives = ("span", "document", "empty")
 

@@ -89,10 +89,10 @@ def with_launcher(
 SLOW = pytest.mark.slow
 
 
-def overrides_of(run: str, folder: Path, place: str = "") -> list[str]:
+def overrides_of(run: str, folder: Path, fault_in: str = "") -> list[str]:
     """A job of two replicas; what breaks in a worker needs one."""
     typed = [*make_files(folder), f"run.name={run}", "parallel=dp2", "batch.micro_batch_size=1"]
-    return [*typed, "data.num_workers=1"] if place == "worker" else typed
+    return [*typed, "data.num_workers=1"] if fault_in == "worker" else typed
 
 
 def check_bug(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
@@ -108,11 +108,13 @@ def check_bug(folder: Path, done: subprocess.CompletedProcess[str]) -> None:
     assert re.search(named, done.stderr), done.stderr
 
 
-@pytest.mark.parametrize("place", ["loader", "loss", "save", "worker"])
-def test_a_bug_keeps_its_traceback_and_the_others_name_its_rank(place: str, tmp_path: Path) -> None:
-    overrides = overrides_of("bug", tmp_path, place)
+@pytest.mark.parametrize("fault_in", ["loader", "loss", "save", "worker"])
+def test_a_bug_keeps_its_traceback_and_the_others_name_its_rank(
+    fault_in: str, tmp_path: Path
+) -> None:
+    overrides = overrides_of("bug", tmp_path, fault_in)
 
-    first, second = with_ranks(overrides, 2, program=partial(patched_program, place))
+    first, second = with_ranks(overrides, 2, program=partial(patched_program, fault_in))
 
     check_bug(tmp_path, first)
     assert second.returncode == 1
@@ -121,11 +123,11 @@ def test_a_bug_keeps_its_traceback_and_the_others_name_its_rank(place: str, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["loader", "loss", "save", "worker"])
-def test_a_bug_is_told_under_a_launcher(place: str, tmp_path: Path) -> None:
-    overrides = overrides_of("bug", tmp_path, place)
+@pytest.mark.parametrize("fault_in", ["loader", "loss", "save", "worker"])
+def test_a_bug_is_reported_under_a_launcher(fault_in: str, tmp_path: Path) -> None:
+    overrides = overrides_of("bug", tmp_path, fault_in)
 
-    check_bug(tmp_path, with_launcher("torchrun", place, overrides, tmp_path))
+    check_bug(tmp_path, with_launcher("torchrun", fault_in, overrides, tmp_path))
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:

@@ -161,22 +161,22 @@ def spoil_a_row_of_the_second_replica(overrides: list[str]) -> None:
     config = load_config([*overrides, "run.name=spoiled"])
     prefix = next(iter(config.data.corpora.values())).prefix
     tokens = np.memmap(f"{prefix}.bin", dtype=np.uint16, mode="r+")
-    for place in range(0, len(tokens), 20):
-        kept, tokens[place] = tokens[place], 60_000
+    for index in range(0, len(tokens), 20):
+        kept, tokens[index] = tokens[index], 60_000
         try:
             source = open_row_source(config)
         except DataError:  # a window that is looked at when the corpus is opened
-            tokens[place] = kept
+            tokens[index] = kept
             continue
         spoiled = [index for index in range(8) if not is_readable(source, index)]
         if spoiled and set(spoiled) <= {6, 7}:
             return
-        tokens[place] = kept
-    raise AssertionError("no such place")
+        tokens[index] = kept
+    raise AssertionError("no such token")
 
 
 def is_readable(source: RowSource, index: int) -> bool:
-    """Whether a row can be built."""
+    """Return True if a row can be built."""
     try:
         source.row(index)
     except DataError:

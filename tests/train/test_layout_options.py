@@ -1,4 +1,4 @@
-"""What a layout may have beyond its sizes changes no number either.
+"""Options of a layout beyond its sizes change no number either.
 
 The default run holds one case of each kind; the products are slow.
 """
@@ -155,7 +155,7 @@ def test_no_product_of_options_changes_what_is_trained(
 
 
 def offloads(cases: list[Case]) -> list[bool]:
-    """Whether DeepSpeed's optimizer takes its path through the host's memory."""
+    """Return True if DeepSpeed's optimizer offloads to the host."""
     enable_cpu()
     answers = []
     for case in cases:

@@ -1,4 +1,4 @@
-"""When the loop records, judges and saves: one process, with a step that goes wrong."""
+"""Records, divergence checks and checkpoints of the loop: one process, with a failing step."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -110,7 +110,7 @@ def poison(engine: TrainingEngine) -> Callable[[], None]:
 
 
 def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
-    """Whether two models are the same to the bit."""
+    """Return True if two models are bit-identical."""
     return all(np.array_equal(one[name], other[name]) for name in one)
 
 
@@ -145,12 +145,12 @@ def test_an_overflow_on_one_rank_is_skipped_by_all() -> None:
 
 @dataclass(frozen=True)
 class Answer:
-    """What becomes of a step with an infinite gradient."""
+    """Result of a step with an infinite gradient."""
 
     is_skipped: bool
     is_recoverable: bool
     is_unchanged: bool
-    """Whether every weight of the model stayed as it was, to the bit."""
+    """True if every weight of the model is unchanged, bit for bit."""
 
 
 def poisoned_steps(cases: list[Case]) -> list[Answer]:

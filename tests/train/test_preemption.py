@@ -1,4 +1,4 @@
-"""A signal to one rank stops all of them after a checkpoint; the next start goes on."""
+"""A signal to one rank stops all of them after a checkpoint; the next start resumes."""
 
 import os
 import re
@@ -95,7 +95,7 @@ def test_a_stopped_run_that_saves_nothing_does_not_ask_to_be_started_again(tmp_p
     assert not (run / "checkpoints").exists()
     assert done.returncode == 130, done.stderr[-2000:]
     assert re.findall(r"WARNING .*(stopped without a checkpoint.*)", done.stderr) == [
-        "stopped without a checkpoint, as checkpoint.interval=0; status=130"
+        "stopped without a checkpoint, because checkpoint.interval=0; status=130"
     ]
 
 

@@ -129,7 +129,7 @@ def run_with_other_rate(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """What is done to good files, what is typed, and what an error names."""
+    """A fault in good files, the overrides, and the names in the expected error."""
 
     name: str
     spoil: Callable[[Path], None]
@@ -303,7 +303,7 @@ def test_run_may_not_continue_with_what_changes_results(
     with pytest.raises(GlmDistError) as caught:
         check_files(config)
     assert key in caught.value.key
-    assert str(caught.value).startswith("The run continues from step_0000010, and ")
+    assert str(caught.value).startswith("The run resumes from step_0000010, but ")
 
 
 def test_what_is_likely_not_meant_is_said(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What backward computes again: which modules, and with the dropout masks of the first time."""
+"""Recomputation in backward: the right modules, with the dropout masks of the forward pass."""
 
 from dataclasses import replace
 from functools import partial

@@ -1,4 +1,4 @@
-"""Stop at step 2 of 4 and go on: to the bit in the same layout, equally well in any other."""
+"""Stop at step 2 of 4 and resume: bit-identical in the same layout, within rounding in others."""
 
 from functools import cache
 from pathlib import Path
@@ -17,12 +17,12 @@ ALL = tuple(ARCHITECTURE)
 
 
 def folder_of(folder: Path, case: Case) -> Path:
-    """Where a case keeps its checkpoint."""
+    """Return the folder of a case's checkpoint."""
     return folder / str(case).replace(" ", "_")
 
 
 def save_and_go_on(cases: list[Case], folder: Path) -> list[Trace]:
-    """Save after STOP steps, then go on to END as if nothing had happened."""
+    """Save after STOP steps, then continue to END without a restart."""
     traces = []
     for case in cases:
         engine = build_engine(case)
@@ -78,7 +78,7 @@ DEFAULT = {
         Case(pp=4, zero=1, micro_batch=4),
     ],
 }
-"""What the default run stops and resumes, by number of processes."""
+"""Layouts that the default run stops and resumes, by number of processes."""
 
 SOURCES = [DEFAULT[4][0], DEFAULT[4][2]]
 """Checkpoints that the default run resumes in other layouts."""
@@ -188,17 +188,17 @@ def test_options_of_the_architecture_resume_in_other_layouts(folder: Path) -> No
 
 
 def there_and_back(pairs: list[tuple[Case, Case]], folder: Path) -> list[Trace]:
-    """Move each source's checkpoint through the other case's layout and home, then go on."""
+    """Load each source's checkpoint in another layout, save it, and resume in the source's."""
     traces = []
     for source, other in pairs:
-        place = folder_of(folder, source)
+        target = folder_of(folder, source)
         for case in (other, source):
             engine = build_engine(case)
-            info = find_checkpoint(place)
+            info = find_checkpoint(target)
             assert info is not None
             restore_state(engine, info)
-            place = folder_of(folder, source) / f"through_{case.layout}_{case.zero}"
-            save_state(engine, place, step=STOP, extra={}, keep_last=1)
+            target = folder_of(folder, source) / f"through_{case.layout}_{case.zero}"
+            save_state(engine, target, step=STOP, extra={}, keep_last=1)
         losses, norms = run_steps(engine, source, range(STOP, END))
         traces.append(Trace(losses, norms, whole_weights(engine)))
     return traces

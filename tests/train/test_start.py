@@ -1,4 +1,4 @@
-"""Where a run starts: its own checkpoint, or the weights (and optimizer) of another run."""
+"""Start of a run: its own checkpoint, or the weights (and optimizer) of another run."""
 
 import re
 from pathlib import Path

@@ -1,14 +1,13 @@
 """Core attention under GLM's prefix mask: Part A sees itself, Part B sees A and its own past.
 
-Query i of a segment with prefix length p may see key j iff j <= i or j < p (GLM 2.1). No mask is
-ever built for it: ``attention_plan.py`` says where the two calls look, and this file chooses who
-computes them.
+Query i of a segment with prefix length p may see key j iff j <= i or j < p (GLM 2.1). The mask
+is never built: ``plan.py`` gives the ranges of the two calls, and this file chooses the kernel.
 
-- CPU: fused calls that are merged (``split_attention.py``). Against one call with a dense mask it
-  computes p s + b (b + 1) / 2 of s * s pairs; measured in docs/performance.md.
-- GPU in 16 bits: variable-length flash calls (``varlen_attention.py``).
-- Else (dropout on a CPU, fp32 or an old GPU, the cache of generation there): torch's choice for
-  each segment, where Part B alone has a mask, [b, s] for b of its s places.
+- CPU: merged fused calls (``split.py``). They compute p s + b (b + 1) / 2 of the s * s pairs of a
+  call with a dense mask; measured in docs/performance.md.
+- GPU in 16 bits: variable-length flash calls (``varlen.py``).
+- Else (dropout on a CPU, fp32 or an old GPU, the cache of generation there): torch's
+  own choice for each segment; only Part B has a mask, [b, s] for b of the s positions.
 
 Padding lies after Part B and is therefore invisible to real tokens.
 """
@@ -23,7 +22,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
-from glm_dist.model.attention.plan import AttentionPlan, Stretch
+from glm_dist.model.attention.plan import AttentionPlan, AttentionSegment
 from glm_dist.model.attention.rotary import rotate
 from glm_dist.model.attention.split import split_attention
 from glm_dist.model.attention.varlen import can_use_flash, varlen_attention
@@ -38,7 +37,7 @@ class AttentionCache(Protocol):
 
 
 def uses_mask(device: torch.device, dtype: torch.dtype, *, dropout: float, head_size: int) -> bool:
-    """Whether training computes pairs of Part B that it then drops, for want of a kernel."""
+    """Return True if no fused kernel applies and Part B falls back to a dense mask."""
     if device.type == "cpu":
         return dropout > 0.0
     return not can_use_flash(device, dtype, head_size=head_size)
@@ -52,7 +51,7 @@ def prefix_attention(
     plan: AttentionPlan,
     dropout: float,
 ) -> torch.Tensor:
-    """Attention of every row under its own prefix mask.
+    """Compute attention of every row under its own prefix mask.
 
     Args:
         query: [b, a, s, d].
@@ -67,7 +66,7 @@ def prefix_attention(
     cached = key.size(2) - query.size(2)
     is_masked = uses_mask(query.device, query.dtype, dropout=dropout, head_size=query.size(3))
     if query.device.type == "cpu" and not is_masked:
-        return split_attention(query, key, value, plan.stretches)
+        return split_attention(query, key, value, plan.segments)
     if plan.variable_length is not None and not (cached or is_masked):
         query, key, value = (x.permute(2, 0, 1, 3) for x in (query, key, value))  # [s, b, a, d]
         out = varlen_attention(query, key, value, plan.variable_length, dropout=dropout)
@@ -77,7 +76,7 @@ def prefix_attention(
             [_attend(query, key, value, part, cached=cached, dropout=dropout) for part in parts],
             dim=2,
         )
-        for _, parts in groupby(plan.stretches, key=lambda part: part.rows.start)
+        for _, parts in groupby(plan.segments, key=lambda part: part.rows.start)
     ]
     return rows[0] if len(rows) == 1 else torch.cat(rows)
 
@@ -86,12 +85,12 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    part: Stretch,
+    part: AttentionSegment,
     *,
     cached: int,
     dropout: float,
 ) -> torch.Tensor:
-    """The two calls for one segment [rows, a, places, d]."""
+    """Run the two calls for one segment [rows, a, positions, d]."""
     early, late = slice(part.start, part.middle), slice(part.middle, part.stop)
     query, key, value = (x[part.rows] for x in (query, key, value))
     seen, all_seen = slice(part.start, cached + part.middle), slice(part.start, cached + part.stop)
@@ -136,7 +135,7 @@ class PrefixAttention(torch.nn.Module):
         self.sequence_parallel = config.sequence_parallel
         self.cache: AttentionCache | None = None  # set while generating
 
-    # Compiled, it would be compiled anew for the prefixes of every micro-batch.
+    # Compiled code would be recompiled for the prefixes of every micro-batch.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(
         self,
@@ -148,7 +147,7 @@ class PrefixAttention(torch.nn.Module):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: AttentionPlan | None = None,
     ) -> torch.Tensor:
-        """Attend.
+        """Compute attention.
 
         Args:
             query: [s, b, a/t, d].
@@ -157,7 +156,7 @@ class PrefixAttention(torch.nn.Module):
             attention_mask: Unused; there is no mask tensor.
             attn_mask_type: Unused; the mask is always GLM's.
             attention_bias: Unused.
-            packed_seq_params: Where the rows' segments are, and how positions turn heads.
+            packed_seq_params: Segments of the rows, and the angles of rotary positions.
 
         Returns:
             [s, b, h/t].

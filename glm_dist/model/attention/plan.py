@@ -1,13 +1,13 @@
-"""Where attention looks in one micro-batch: worked out once on the host, used by every layer.
+"""Attention plan of one micro-batch: computed once on the host, used by every layer.
 
 A row is one segment, or several that must not see each other. A segment is Part A, then Part B:
-A sees all of A, B sees A and its own past. As calls that fast kernels know (GLM 2.1):
+A sees all of A, B sees A and its own past (GLM 2.1). Fast kernels compute this in two calls:
 
 1. Part A attends to Part A without a mask.
 2. Part B attends to both parts causally, the last query aligned with the last key.
 
-megatron-core carries the plan to the core attention as its ``packed_seq_params``: that argument
-reaches every layer untouched, also when activations are recomputed, and needs not be a tensor.
+megatron-core passes the plan to core attention as ``packed_seq_params``: that argument reaches
+every layer unchanged, also during recomputation, and does not have to be a tensor.
 """
 
 from collections.abc import Sequence
@@ -22,44 +22,45 @@ from glm_dist.model.attention.rotary import Rotation
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """One segment that stands at the same place in consecutive rows; they share a call."""
+class AttentionSegment:
+    """One segment at the same positions of consecutive rows, which share a call."""
 
     rows: slice
     start: int
-    """First place of Part A."""
+    """First position of Part A."""
     middle: int
-    """First place of Part B."""
+    """First position of Part B."""
     stop: int
-    """First place behind Part B."""
+    """First position after Part B."""
 
 
 @dataclass(frozen=True)
 class VariableLength:
-    """The two calls over all segments at once, as variable-length kernels want them.
+    """The two calls over all segments at once, in the form of variable-length kernels.
 
-    Tokens lie in the order of [s, b] memory: place i of row r is i * b + r. Queries are put into
-    the order "every Part A, then every Part B", so that each call reads one contiguous range; keys
-    are put row after row, which serves both calls. In the first call the keys of Part B belong to
-    sequences without queries.
+    Tokens lie in the order of [s, b] memory: position i of row r is i * b + r. Queries are
+
+    permuted to "every Part A, then every Part B", so that each call reads one contiguous range;
+    keys are permuted to row-major order, which serves both calls. In the first call the keys of
+    Part B belong to sequences without queries.
     """
 
     query_order: torch.Tensor
     """Memory index of each query [s * b]."""
-    query_places: torch.Tensor
+    query_inverse: torch.Tensor
     """The inverse permutation [s * b]."""
     key_order: torch.Tensor
     """Memory index of each key [s * b]."""
-    key_places: torch.Tensor
+    key_inverse: torch.Tensor
     """The inverse permutation [s * b]."""
     num_part_a: int
     """Queries of the first call."""
     part_a_queries: torch.Tensor
-    """Where the sequences of the first call begin among its queries, int32 [2 n + 1]."""
+    """Offsets of the first call's sequences in its queries, int32 [2 n + 1]."""
     part_a_keys: torch.Tensor
     """The same among the keys, int32 [2 n + 1]."""
     part_b_queries: torch.Tensor
-    """Where the n segments begin among the queries of the second call, int32 [n + 1]."""
+    """Offsets of the n segments in the queries of the second call, int32 [n + 1]."""
     part_b_keys: torch.Tensor
     """The same among the keys, int32 [n + 1]."""
     longest_part_a: int
@@ -74,11 +75,11 @@ class AttentionPlan:
     qkv_format: ClassVar[str] = "sbhd"
     """Read by megatron-core: the tensors have their usual shape, not its packed one."""
 
-    stretches: tuple[Stretch, ...]
+    segments: tuple[AttentionSegment, ...]
     variable_length: VariableLength | None
-    """Only where the device has such kernels."""
+    """None if the device has no such kernels."""
     rotation: Rotation | None = None
-    """Angles of rotary positions; None where positions are learned."""
+    """Angles of rotary positions; None if positions are learned."""
 
 
 def plan_attention(
@@ -93,9 +94,9 @@ def plan_attention(
     Args:
         prefix_lengths: Tokens of Part A of each row [b], for rows that are one segment.
         row_length: s; a row that is one segment counts its padding as Part B.
-        device: Where the kernels run.
-        segments: Segments of packed rows [b], empty for the others; () if no row is packed. What
-            they leave of a row is padding and becomes a segment of its own.
+        device: Device of the kernels.
+        segments: Segments of packed rows [b], empty for the others; () if no row is packed. The
+            rest of a packed row is padding and becomes a separate segment.
     """
     rows = [[Segment(row_length, prefix)] for prefix in prefix_lengths]
     for i, packed in enumerate(segments):
@@ -105,35 +106,38 @@ def plan_attention(
     variable_length = None
     if device.type == "cuda":
         variable_length = plan_variable_length(rows, device=device)
-    return AttentionPlan(stretches=_stretches(rows), variable_length=variable_length)
+    return AttentionPlan(segments=_merge_rows(rows), variable_length=variable_length)
 
 
-def _stretches(rows: Sequence[Sequence[Segment]]) -> tuple[Stretch, ...]:
+def _merge_rows(rows: Sequence[Sequence[Segment]]) -> tuple[AttentionSegment, ...]:
+    """Give consecutive rows with equal segments one call per segment."""
     borders = [i for i, row in enumerate(rows) if i == 0 or row != rows[i - 1]] + [len(rows)]
-    stretches = []
+    segments = []
     for first, end in pairwise(borders):
         start = 0
         for length, prefix in rows[first]:
-            stretches.append(Stretch(slice(first, end), start, start + prefix, start + length))
+            segments.append(
+                AttentionSegment(slice(first, end), start, start + prefix, start + length)
+            )
             start += length
-    return tuple(stretches)
+    return tuple(segments)
 
 
 def plan_variable_length(
     rows: Sequence[Sequence[Segment]], *, device: torch.device
 ) -> VariableLength:
-    """Work out orders and borders of the two variable-length calls.
+    """Compute the permutations and offsets of the two variable-length calls.
 
     Args:
-        rows: Segments of each row [b]; those of a row add up to s.
-        device: Where the index tensors go; they are copied without waiting.
+        rows: Segments of each row [b]; their lengths add up to s.
+        device: Target of the index tensors; the copies are asynchronous.
     """
     flat = [segment for row in rows for segment in row]
     lengths = torch.tensor([segment.length for segment in flat])
     part_a = torch.tensor([segment.prefix_length for segment in flat])
     part_b = lengths - part_a
     row_length = sum(segment.length for segment in rows[0])
-    # Row after row: key j is place j % s of row j // s.
+    # Row-major: key j is position j % s of row j // s.
     key_order = torch.arange(row_length * len(rows)).view(row_length, len(rows)).t().reshape(-1)
     alternating = torch.stack([part_a, part_b], dim=1).reshape(-1)  # A, B, A, B, … [2 n]
     in_part_a = torch.tensor([True, False]).repeat(len(flat)).repeat_interleave(alternating)
@@ -145,9 +149,9 @@ def plan_variable_length(
 
     return VariableLength(
         query_order=_to_device(query_order, device),
-        query_places=_to_device(query_order.argsort(), device),
+        query_inverse=_to_device(query_order.argsort(), device),
         key_order=_to_device(key_order, device),
-        key_places=_to_device(key_order.argsort(), device),
+        key_inverse=_to_device(key_order.argsort(), device),
         num_part_a=int(part_a.sum()),
         part_a_queries=borders(queries_of_a),
         part_a_keys=borders(alternating),
@@ -160,7 +164,7 @@ def plan_variable_length(
 
 
 def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy without waiting: only page-locked memory allows that."""
+    """Copy asynchronously, which only pinned memory allows."""
     if device.type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)

@@ -1,8 +1,8 @@
 """Positions as rotations of queries and keys (arXiv 2104.09864), for both of GLM's positions.
 
-Half of each head is turned by the place in the text, the other half by the place in the blank, as
-in ChatGLM-6B; what a query and a key have in common then depends on both distances. A half of d/2
-dims is d/4 pairs (i, i + d/4), pair i turning by 10000^(-4 i / d) a place.
+Half of each head is rotated by the position in the text, the other half by the position in the
+blank, as in ChatGLM-6B; the product of a query and a key then depends on both distances. A half of
+d/2 dims is d/4 pairs (i, i + d/4); pair i rotates by 10000^(-4 i / d) per position.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 BASE = 10000.0
-"""Slowest pairs turn about once in 2 pi times as many places."""
+"""The slowest pairs complete a turn in about 2 pi times as many positions."""
 
 
 @dataclass(frozen=True)
@@ -26,26 +26,26 @@ class Rotation:
 def plan_rotation(
     positions: torch.Tensor, block_positions: torch.Tensor, *, head_size: int
 ) -> Rotation:
-    """Work out the angles.
+    """Compute the angles.
 
     Args:
-        positions: Place in the corrupted text [b, s].
-        block_positions: Place inside the blank [b, s].
+        positions: Position in the corrupted text [b, s].
+        block_positions: Position inside the blank [b, s].
         head_size: d, a multiple of 4.
     """
     pairs = torch.arange(head_size // 4, dtype=torch.float32, device=positions.device)
     speeds = BASE ** (-4.0 * pairs / head_size)  # [d/4]
-    places = torch.stack([positions, block_positions], dim=2).transpose(0, 1)  # [s, b, 2]
-    angles = places[:, :, None, :, None] * speeds
+    both = torch.stack([positions, block_positions], dim=2).transpose(0, 1)  # [s, b, 2]
+    angles = both[:, :, None, :, None] * speeds
     return Rotation(cos=angles.cos(), sin=angles.sin())
 
 
 def rotate(x: torch.Tensor, rotation: Rotation) -> torch.Tensor:
-    """Turn the queries or keys of every head; 16-bit numbers are rounded once, at the end.
+    """Rotate the queries or keys of every head; 16-bit numbers are rounded once, at the end.
 
     Args:
         x: [s, b, a, d].
-        rotation: Angles at the same places.
+        rotation: Angles at the same positions.
 
     Returns:
         [s, b, a, d].

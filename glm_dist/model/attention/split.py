@@ -4,23 +4,23 @@
 2. Queries of Part B attend to Part B, causally.
 
 Part A is done after the first call. For Part B the two results are averages over different keys;
-their log-sum-exps say how much each weighs. Backward calls the fused kernels again with the merged
-output and log-sum-exp, which is what makes their gradients add up (as in ring attention). Every
-attended pair is computed once and no other: p s + b (b + 1) / 2 of s * s, for b = s - p.
+their log-sum-exps are the weights. Backward calls the fused kernels again with the merged output
+and log-sum-exp, so that their gradients add up (as in ring attention). Exactly the attended pairs
+are computed: p s + b (b + 1) / 2 of s * s, for b = s - p.
 """
 
 from typing import Any
 
 import torch
 
-from glm_dist.model.attention.plan import Stretch
+from glm_dist.model.attention.plan import AttentionSegment
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class _SplitAttention(torch.autograd.Function):
-    """One call for the whole micro-batch, so that gradients are written once."""
+    """A single autograd node for the whole micro-batch, so that gradients are written once."""
 
     @staticmethod
     def forward(
@@ -28,13 +28,13 @@ class _SplitAttention(torch.autograd.Function):
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        stretches: tuple[Stretch, ...],
+        segments: tuple[AttentionSegment, ...],
     ) -> torch.Tensor:
         out = torch.empty_like(query)
         cached = key.size(2) - query.size(2)
         log_sums = []
-        for part in stretches:
-            part_a, part_b, queries = _places(part, cached)
+        for part in segments:
+            part_a, part_b, queries = _indices(part, cached)
             log_sum = None
             if _length(part_a) > 0:
                 whole, log_sum = _forward(query[queries], key[part_a], value[part_a])
@@ -51,7 +51,7 @@ class _SplitAttention(torch.autograd.Function):
                     merged.copy_(torch.logaddexp(merged, late_sum))
             log_sums.append(log_sum)
         ctx.save_for_backward(query, key, value, out, *log_sums)
-        ctx.stretches = stretches
+        ctx.segments = segments
         return out
 
     @staticmethod
@@ -60,8 +60,8 @@ class _SplitAttention(torch.autograd.Function):
         query_grad = torch.empty_like(query)
         key_grad, value_grad = torch.empty_like(key), torch.empty_like(value)
         cached = key.size(2) - query.size(2)
-        for part, log_sum in zip(ctx.stretches, log_sums, strict=True):
-            part_a, part_b, queries = _places(part, cached)
+        for part, log_sum in zip(ctx.segments, log_sums, strict=True):
+            part_a, part_b, queries = _indices(part, cached)
             has_a = _length(part_a) > 0
             if has_a:
                 query_grad[queries], key_grad[part_a], value_grad[part_a] = _backward(
@@ -93,13 +93,13 @@ class _SplitAttention(torch.autograd.Function):
         return query_grad, key_grad, value_grad, None
 
 
-Places = tuple[slice, slice, slice]
+Indices = tuple[slice, slice, slice]
 
 
-def _places(part: Stretch, cached: int) -> tuple[Places, Places, Places]:
-    """Keys of Part A and of Part B, and all queries, as indices of [b, a, s, d].
+def _indices(part: AttentionSegment, cached: int) -> tuple[Indices, Indices, Indices]:
+    """Return the keys of Part A, the keys of Part B and all queries as indices of [b, a, s, d].
 
-    Cached keys stand before the row's own and count as Part A.
+    Cached keys precede the row's own keys and count as Part A.
     """
     return (
         (part.rows, slice(None), slice(part.start, cached + part.middle)),
@@ -108,25 +108,28 @@ def _places(part: Stretch, cached: int) -> tuple[Places, Places, Places]:
     )
 
 
-def _length(places: Places) -> int:
-    return int(places[2].stop - places[2].start)
+def _length(indices: Indices) -> int:
+    return int(indices[2].stop - indices[2].start)
 
 
 def split_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, stretches: tuple[Stretch, ...]
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: tuple[AttentionSegment, ...],
 ) -> torch.Tensor:
-    """Attention without dropout on a CPU.
+    """Compute attention without dropout on a CPU.
 
     Args:
         query: [b, a, s, d].
         key: [b, a, m + s, d]; the first m are cached tokens, which every query sees.
         value: [b, a, m + s, d].
-        stretches: Segments; they cover every row.
+        segments: Segments; they cover every row.
 
     Returns:
         [b, a, s, d], in the memory order of the query.
     """
     out: torch.Tensor = _SplitAttention.apply(  # type: ignore[no-untyped-call]
-        query, key, value, stretches
+        query, key, value, segments
     )
     return out

@@ -1,7 +1,7 @@
 """Prefix attention on a GPU: two variable-length flash calls over all segments of a micro-batch.
 
-No mask, no padding work, whatever the rows' prefixes. The kernels are flash-attn's where that
-package is installed, else torch's own.
+There is no mask and no work on padding, for any prefixes. The kernels are flash-attn's if that
+package is installed, else torch's.
 """
 
 from collections.abc import Callable
@@ -37,19 +37,19 @@ longest_key, *, dropout, causal) -> [n, a, d]; causal is aligned to the last que
 
 
 class _Permute(torch.autograd.Function):
-    """Rows of a tensor in another order; backward is a gather too, where indexing would scatter."""
+    """Permutation of a tensor's rows; backward is a gather too, where indexing would scatter."""
 
     @staticmethod
     def forward(
-        ctx: Any, tensor: torch.Tensor, order: torch.Tensor, places: torch.Tensor
+        ctx: Any, tensor: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor
     ) -> torch.Tensor:
-        ctx.save_for_backward(places)
+        ctx.save_for_backward(inverse)
         return tensor.index_select(0, order)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (places,) = ctx.saved_tensors
-        return grad.index_select(0, places), None, None
+        (inverse,) = ctx.saved_tensors
+        return grad.index_select(0, inverse), None, None
 
 
 def flash_kernel(
@@ -64,7 +64,7 @@ def flash_kernel(
     dropout: float,
     causal: bool,
 ) -> torch.Tensor:
-    """The installed variable-length flash kernel; see ``Kernel``."""
+    """Call the installed variable-length flash kernel; see ``Kernel``."""
     out: torch.Tensor
     if HAVE_FLASH_ATTN:
         out = flash_attn_varlen_func(
@@ -117,7 +117,7 @@ def _torch_varlen(
     *,
     causal: bool,
 ) -> torch.Tensor:
-    """Torch 2.9 says causality with a flag, later versions with a window."""
+    """Call torch's kernel: torch 2.9 takes a flag for causality, later versions a window."""
     call: Callable[..., torch.Tensor] = varlen_attn  # type: ignore[assignment]
     arguments = (query, key, value, query_borders, key_borders, longest_query, longest_key)
     if "is_causal" in varlen_attn.__annotations__:
@@ -126,14 +126,14 @@ def _torch_varlen(
 
 
 def can_use_flash(device: torch.device, dtype: torch.dtype, *, head_size: int) -> bool:
-    """Whether the kernels take such tensors [..., d]; fp32 and GPUs before Ampere do not."""
+    """Return True if the kernels support tensors [..., d]: not in fp32, no GPU before Ampere."""
     if dtype not in FLASH_DTYPES or head_size > LARGEST_HEAD or head_size % HEAD_DIVISOR:
         return False
     return device.type != "cuda" or torch.cuda.get_device_capability(device) >= AMPERE
 
 
-def _permuted(x: torch.Tensor, order: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    out: torch.Tensor = _Permute.apply(x, order, places)  # type: ignore[no-untyped-call]
+def _permuted(x: torch.Tensor, order: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = _Permute.apply(x, order, inverse)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -146,7 +146,7 @@ def varlen_attention(
     dropout: float,
     kernel: Kernel = flash_kernel,
 ) -> torch.Tensor:
-    """Attention of every segment in two calls.
+    """Compute attention of every segment in two calls.
 
     Args:
         query: [s, b, a, d].
@@ -159,9 +159,9 @@ def varlen_attention(
     Returns:
         [s, b, a, d].
     """
-    queries = _permuted(query.flatten(0, 1), plan.query_order, plan.query_places)  # [s * b, a, d]
-    keys = _permuted(key.flatten(0, 1), plan.key_order, plan.key_places)
-    values = _permuted(value.flatten(0, 1), plan.key_order, plan.key_places)
+    queries = _permuted(query.flatten(0, 1), plan.query_order, plan.query_inverse)  # [s * b, a, d]
+    keys = _permuted(key.flatten(0, 1), plan.key_order, plan.key_inverse)
+    values = _permuted(value.flatten(0, 1), plan.key_order, plan.key_inverse)
     parts = []
     if plan.longest_part_a > 0:
         parts.append(
@@ -192,4 +192,4 @@ def varlen_attention(
             )
         )
     out = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return _permuted(out, plan.query_places, plan.query_order).view(query.shape)
+    return _permuted(out, plan.query_inverse, plan.query_order).view(query.shape)

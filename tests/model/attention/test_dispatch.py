@@ -58,7 +58,7 @@ def sequences_one_by_one(
     dropout: float,
     causal: bool,
 ) -> torch.Tensor:
-    """What a variable-length kernel computes, one sequence at a time; also checks its arguments."""
+    """Compute a variable-length kernel's result one sequence at a time and check its arguments."""
     assert query_borders.dtype == key_borders.dtype == torch.int32
     assert int(query_borders[-1]) == query.size(0)
     assert int(key_borders[-1]) == key.size(0) == value.size(0)
@@ -151,9 +151,9 @@ def test_16_bits_stay_near_the_exact_result() -> None:
 def test_equal_rows_share_one_call() -> None:
     same, other = [Segment(6, 4)], [Segment(4, 2), Segment(2, 1)]
 
-    stretches = plan_of([same, same, other, other, same], 6).stretches
+    segments = plan_of([same, same, other, other, same], 6).segments
 
-    assert [(p.rows, p.start, p.middle, p.stop) for p in stretches] == [
+    assert [(p.rows, p.start, p.middle, p.stop) for p in segments] == [
         (slice(0, 2), 0, 4, 6),
         (slice(2, 4), 0, 2, 4),
         (slice(2, 4), 4, 5, 6),
@@ -162,7 +162,7 @@ def test_equal_rows_share_one_call() -> None:
 
 
 def test_variable_length_calls_list_every_segment_once() -> None:
-    # Row 0: A = places 0, 1, B = 2; row 1: B = 0, then A = 1, B = 2. Place i of row r is 2 i + r.
+    # Row 0: A = 0, 1, B = 2; row 1: B = 0, then A = 1, B = 2. Position i of row r is at 2 i + r.
     plan = plan_variable_length([[Segment(3, 2)], [Segment(1, 0), Segment(2, 1)]], device=CPU)
 
     assert plan.key_order.tolist() == [0, 2, 4, 1, 3, 5]

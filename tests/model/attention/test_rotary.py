@@ -46,12 +46,14 @@ def test_rows_and_places_have_their_own_angles() -> None:
     found = rotate(heads, plan_rotation(positions, blocks, head_size=8))
 
     for row in range(3):
-        for place in range(5):
+        for position in range(5):
             for head in range(2):
                 alone = turned(
-                    heads[place, row, head], int(positions[row, place]), int(blocks[row, place])
+                    heads[position, row, head],
+                    int(positions[row, position]),
+                    int(blocks[row, position]),
                 )
-                torch.testing.assert_close(found[place, row, head], alone)
+                torch.testing.assert_close(found[position, row, head], alone)
 
 
 def test_16_bit_numbers_are_rounded_once() -> None:

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PLACE = "/run_v1_root"
+STORED_ROOT = "/run_v1_root"
 """Stands in the stored files for the folder that holds them."""
 
 STORED_STEP, LAST_STEP = 4, 8
@@ -86,8 +86,8 @@ class OldVersion:
     def train(self, name: str, *overrides: str) -> list[dict[str, float]]:
         """Train; the run's records."""
         files = [f"tokenizer.path={self.folder}/vocab.txt", f"paths.data={self.folder}"]
-        place = [f"paths.runs={self.folder}", f"run.name={name}"]
-        self.call("train", *MODEL, *files, *place, *overrides)
+        base = [f"paths.runs={self.folder}", f"run.name={name}"]
+        self.call("train", *MODEL, *files, *base, *overrides)
         lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
@@ -140,7 +140,7 @@ def hide_machine(folder: Path) -> None:
     """Replace the paths and the host of this machine; manifests of checkpoints hold none."""
     for file in HERE.rglob("*"):
         if file.suffix in (".yaml", ".txt", ".json", ".jsonl") and file.name != "manifest.json":
-            text = file.read_text(encoding="utf-8").replace(str(folder), PLACE)
+            text = file.read_text(encoding="utf-8").replace(str(folder), STORED_ROOT)
             if file.name == "provenance.json":
                 content = json.loads(text)
                 for attempt in content["attempts"]:
