@@ -128,11 +128,11 @@ format: $(ENVIRONMENT) ## rewrite the code in the house style
 config: $(ENVIRONMENT) ## print the resolved configuration of EXPERIMENT=glm_large
 	@$(BIN)/glm-dist config experiment=$(EXPERIMENT)
 
-docs: $(ENVIRONMENT) ## write docs/config.md anew from the schema
+docs: $(ENVIRONMENT) ## write docs/config.md from the schema
 	@$(BIN)/glm-dist config --reference > docs/config.md.new
 	@mv docs/config.md.new docs/config.md
 
-parity: $(ENVIRONMENT) ## measure docs/parity.md anew: every layout against one process
+parity: $(ENVIRONMENT) ## measure docs/parity.md: every layout against one process
 	@OMP_NUM_THREADS=1 PYTHONWARNINGS=ignore $(BIN)/python -m tests.train.parity > docs/parity.md.new
 	@mv docs/parity.md.new docs/parity.md
 

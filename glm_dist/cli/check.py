@@ -98,7 +98,9 @@ def _describe_files(config: RunConfig, files: Preflight | None) -> list[tuple[st
         for each in files.corpora
     ]
     lines += [("warning", text) for text in files.warnings]
-    begins = "begins anew" if files.newest_step is None else f"continues from {files.newest_step}"
+    begins = (
+        "starts at step 0" if files.newest_step is None else f"continues from {files.newest_step}"
+    )
     return [*lines, ("run folder", f"{config.run_dir} ({begins})")]
 
 

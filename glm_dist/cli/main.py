@@ -114,7 +114,7 @@ def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _tell(f"{type(error).__name__}: {place}{error.strerror or error}")
     except KeyboardInterrupt:
-        if name == "train":  # its ranks were told by their launcher, and say what they did
+        if name == "train":  # its launcher signals the ranks, which report it
             raise
         sys.stderr.write(f"{prog}: interrupted\n")
         return EXIT_INTERRUPTED

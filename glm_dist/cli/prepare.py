@@ -84,14 +84,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     with bar:
         task = bar.add_task("", total=None, state="starting")
-        told = time.monotonic()
+        last_line = time.monotonic()
 
         def report(state: State) -> None:
-            nonlocal told
+            nonlocal last_line
             counts = f"{state.documents:,} documents, {state.tokens:,} tokens"
             bar.update(task, total=state.total_bytes, completed=state.done_bytes, state=counts)
-            if bar.disable and time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
+            if bar.disable and time.monotonic() - last_line > SECONDS_BETWEEN_LINES:
+                last_line = time.monotonic()
                 console.print(f"{state.done_bytes / state.total_bytes:.1%} done: {counts}")
 
         prepared = prepare(

@@ -1,6 +1,6 @@
 """A failed composition in words for the user: one ``ConfigError`` per mistake.
 
-The exceptions of Hydra and OmegaConf are told apart by their classes; what only their texts say
+The exceptions of Hydra and OmegaConf are distinguished by their classes; what only their texts say
 (a variable, a reference, a value) is read from the texts.
 """
 
@@ -194,12 +194,12 @@ def explain_composition(error: Exception, *, typed: Mapping[str, str], source: s
         explained = _explain_one(cause, source, keys[0] if keys else "", typed)
         if explained is not None:
             return explained
-    told = (str(error).strip() or type(error).__name__).splitlines()[0]
+    stated = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConfigError(
-        f"{keys[0] if keys else source} cannot be composed: {told}\n"
+        f"{keys[0] if keys else source} cannot be composed: {stated}\n"
         "  Correct the file or the override it names.",
         key=keys[0] if keys else source,
-        value=told,
+        value=stated,
         fix="",
     )
 
@@ -273,8 +273,8 @@ def _wrong_type(key: str, cause: BaseException, typed: str | None) -> ConfigErro
     pattern = r"Value '(.*?)' of type|Invalid value '(.*?)'|\bvalue: ([^\n]*)"
     value = re.search(pattern, str(cause), flags=re.S)
     groups = value.groups() if value else ()
-    told = next((group for group in groups if group is not None), None)
-    return wrong_type(key, found=getattr(cause, "value", None) if told is None else told)
+    stated = next((group for group in groups if group is not None), None)
+    return wrong_type(key, found=getattr(cause, "value", None) if stated is None else stated)
 
 
 def _missing_option(cause: MissingConfigException, source: str) -> ConfigError:

@@ -287,9 +287,9 @@ def _number(
     if text is None and default is not None:
         return default
     if text is None or not re.fullmatch(r"\s*\d{1,18}\s*", text) or int(text) < at_least:
-        told = "is not set" if text is None else f"is {reprlib.repr(text)}"
+        problem = "is not set" if text is None else f"is {reprlib.repr(text)}"
         raise LaunchError(
-            f"{name} {told}, but it must be a whole number of at least {at_least}.\n"
+            f"{name} {problem}, but it must be a whole number of at least {at_least}.\n"
             f"  Let the launcher set {name}, or unset the variables of an earlier launch.",
             key=name,
             value=text,

@@ -158,7 +158,7 @@ def _composed(folder: Path, options: tuple[str, ...], stamp: tuple[object, ...])
     Args:
         folder: The folder conf/.
         options: Chosen ones, as ``group=option``.
-        stamp: What ``_stamp`` says of the folder; another one composes anew.
+        stamp: What ``_stamp`` says of the folder; another one composes again.
     """
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
     try:

@@ -147,14 +147,14 @@ class CorruptionConfig(Section):
     """Positions moved by a random offset, so that short rows train the whole table
     [random-position]."""
     sentinels: bool = False
-    """Blanks told apart by tokens of their own, not by positions [sentinel-token]; needs
+    """Blanks distinguished by their own tokens, not by positions [sentinel-token]; needs
     tokenizer.sentinel_pairs."""
     no_block_positions: bool = False
     """Second position 1 in all of Part B [no-block-position], the paper's ablation."""
     isolate_documents: bool = False
     """Documents of a row do not see each other; official GLM lets them."""
     restart_positions: bool = False
-    """Positions begin anew with each document of a row; official GLM counts on."""
+    """Positions restart with each document of a row; official GLM counts on."""
 
     @property
     def hides_inputs(self) -> bool:

@@ -1,6 +1,6 @@
 """Keys and values of tokens already seen, so that generating costs one token a step.
 
-The official code caches hidden states and projects them anew each time; the result is the same.
+The official code caches hidden states and projects them again each time; the result is the same.
 """
 
 from collections.abc import Iterator

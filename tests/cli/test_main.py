@@ -195,7 +195,7 @@ def test_help_lists_groups_and_options(glm_dist: Callable[..., Done]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raised", "status", "told"),
+    ("raised", "status", "stderr"),
     [
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 2, "OSError: /x: No space left"),
         (PermissionError(errno.EACCES, "Permission denied", "/y"), 2, "PermissionError: /y: Perm"),
@@ -206,14 +206,14 @@ def test_help_lists_groups_and_options(glm_dist: Callable[..., Done]) -> None:
 def test_what_is_no_bug_is_one_line(
     raised: BaseException,
     status: int,
-    told: str,
+    stderr: str,
     glm_dist: Callable[..., Done],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(config, "run", Mock(side_effect=raised))
     done = glm_dist("config")
     assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.startswith(told)
+    assert done.stderr.startswith(stderr)
     assert done.stderr.count("\n") == 1
 
 
@@ -224,7 +224,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shell", "status", "told"),
+    ("shell", "status", "stderr"),
     [
         ("{command} | true; exit ${{PIPESTATUS[0]}}", 141, ""),
         ("{command} <&- >&-", 0, ""),
@@ -233,7 +233,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["closed pipe", "closed streams", "full device"],
 )
 def test_output_that_cannot_be_written_leaves_no_traceback(
-    shell: str, status: int, told: str
+    shell: str, status: int, stderr: str
 ) -> None:
     command = f"{sys.executable} -m glm_dist config --reference"
     done = subprocess.run(
@@ -244,4 +244,4 @@ def test_output_that_cannot_be_written_leaves_no_traceback(
         timeout=120,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (status, told)
+    assert (done.returncode, done.stderr) == (status, stderr)

@@ -27,7 +27,7 @@ class NumberedRows:
 
     def row(self, index: int) -> Row:
         if index == self.bad_index:
-            raise DataError("a row is damaged", key="corpus", value=7, fix="mend it")
+            raise DataError("a row is damaged", key="corpus", value=7, fix="repair it")
         time.sleep(self.seconds)
         one = np.array([index])
         return Row(one, one, one, one, one > 0, 1, "span", 1)
@@ -86,7 +86,7 @@ def test_an_error_arrives_as_it_was_raised(num_workers: int) -> None:
 
     with pytest.raises(DataError, match="a row is damaged") as caught:
         next(batches)
-    assert caught.value.fix == "mend it"
+    assert caught.value.fix == "repair it"
     batches.close()
 
 

@@ -1,4 +1,4 @@
-"""Which files the inputs of a command line name, and of which format each is."""
+"""Files that the inputs of a command line name, and the format of each."""
 
 import glob
 import os
@@ -134,7 +134,7 @@ def _no_text(name: str) -> DataError:
 
 
 def _is_of_a_corpus(file: Path) -> bool:
-    """Whether a preparation wrote the file."""
+    """Return True if a preparation wrote the file."""
     return file.parent.suffix == PARTIAL or (file.suffix == ".json" and is_manifest(file))
 
 

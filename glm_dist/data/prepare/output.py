@@ -1,4 +1,4 @@
-"""What a command writes: its name and folder checked before any work, its failures in words."""
+"""Output of a command: name and folder checked before any work, failures in words."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,7 +79,7 @@ def writing(output: str | Path, *, resumes: bool = False) -> Iterator[None]:
         resumes: Whether the command goes on where it stopped.
 
     Raises:
-        DataError: The system refused to read or write something, such as for want of room.
+        DataError: The system refused to read or write something, such as on a full disk.
     """
     try:
         yield

@@ -27,7 +27,7 @@ SHOWN_BAD_LINES = 5
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a preparation is."""
+    """Progress of a preparation."""
 
     done_bytes: int
     """Bytes of the input files that have been tokenised."""
@@ -44,7 +44,7 @@ class Prepared:
     bad_lines: tuple[BadLine, ...]
     """Lines that this call skipped, in order."""
     was_complete: bool
-    """Whether an earlier call had finished already."""
+    """True if an earlier call had finished already."""
 
 
 def prepare(

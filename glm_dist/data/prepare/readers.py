@@ -28,7 +28,7 @@ BLOCK_BYTES = 1 << 20
 """Text read at a time, uncompressed."""
 
 BORDERS = (b"\n\n", b"\n\r\n")
-"""What paragraphs end with."""
+"""Ends of paragraphs."""
 
 LONGEST_BORDER = max(map(len, BORDERS))
 
@@ -37,7 +37,7 @@ PARQUET_ROWS = 64
 
 
 class TextUnit(Enum):
-    """What is one document of a plain text file."""
+    """Unit of a plain text file that becomes one document."""
 
     line = "line"
     paragraph = "paragraph"
@@ -46,12 +46,12 @@ class TextUnit(Enum):
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How documents are taken out of files."""
+    """Options for taking documents out of files."""
 
     text_key: str = "text"
     """Field of a JSON object, or column of a Parquet file, that holds the text."""
     text_unit: TextUnit = TextUnit.line
-    """What is one document of a plain text file."""
+    """Unit of a plain text file that becomes one document."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Block:
     first_line: int
     """Number of the first line (Parquet: row), from 1."""
     end: int
-    """Where the next block begins: bytes of uncompressed text, or rows of Parquet."""
+    """Start of the next block: bytes of uncompressed text, or rows of Parquet."""
     lines: int
     """Lines (Parquet: rows) in the block."""
     share: float

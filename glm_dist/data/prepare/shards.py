@@ -37,21 +37,21 @@ SHARD_BYTES = 256 << 20
 COPY_BYTES = 1 << 20
 
 COUNTED = ("lines", "documents", "tokens", "token_bytes", "blank", "bad_lines")
-"""What a shard adds up over its blocks."""
+"""Counts that a shard sums over its blocks."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """What one shard holds."""
+    """Contents of one shard."""
 
     input_bytes: int
     """Size of the input file when it was read."""
     input_mtime_ns: int
-    """When the input file was last written, in nanoseconds."""
+    """Time at which the input file was last written, in nanoseconds."""
     end: int
-    """Where the next shard of the file begins; see ``Block.end``."""
+    """Start of the file's next shard; see ``Block.end``."""
     is_last: bool
-    """Whether the input file ends here."""
+    """True if the input file ends here."""
     input_sha256: str
     """Hash of the input file, in its last shard."""
     lines: int

@@ -21,7 +21,7 @@ def add_tokenizer_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kind",
         choices=[kind.value for kind in TokenizerKind],
-        help="family of the tokenizer (default: told by the file)",
+        help="family of the tokenizer (default: found from the file)",
     )
     parser.add_argument(
         "--no-task-masks", action="store_true", help="without [gMASK] and [sMASK], as GLM-Large"
