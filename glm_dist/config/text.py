@@ -31,6 +31,16 @@ class TokenizerConfig(Section):
     span_corruption. A row needs about one for each three masked tokens."""
 
 
+@dataclass(frozen=True)
+class ReadRows:
+    """All that decides which rows are read before a row."""
+
+    skipped: list[range]
+    """Skipped rows."""
+    weights: dict[int, dict[str, float | None]]
+    """Weights by first row of their stage and name of the corpus, without those of 0."""
+
+
 @dataclass
 class CorpusConfig:
     """One prepared corpus."""
@@ -87,8 +97,8 @@ class DataConfig(Section):
             number += len(rows)
         return number
 
-    def past(self, row: int) -> dict[str, object]:
-        """Describe all that decides which rows are read before a row.
+    def read_before(self, row: int) -> ReadRows:
+        """Describe the rows that are read before a row.
 
         A continued run may change what is still to come, and nothing else.
 
@@ -98,14 +108,14 @@ class DataConfig(Section):
         stages = {0: {name: corpus.weight for name, corpus in self.corpora.items()}}
         for number, start in enumerate(self.stage_starts):
             stages[start] = {name: c.stage_weights[number] for name, c in self.corpora.items()}
-        return {
-            "skipped": [range(s.start, min(s.stop, row)) for s in self.skipped if s.start < row],
-            "stages": {
+        return ReadRows(
+            skipped=[range(s.start, min(s.stop, row)) for s in self.skipped if s.start < row],
+            weights={
                 start: {name: weight for name, weight in weights.items() if weight != 0}
                 for start, weights in stages.items()
                 if start < row
             },
-        }
+        )
 
 
 @dataclass

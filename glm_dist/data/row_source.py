@@ -19,7 +19,12 @@ from glm_dist.data.rows import Row
 from glm_dist.data.sampling.epoch import CorpusRows, RowAddress, survey_windows
 from glm_dist.data.sampling.held_out import HeldOutCorpus, HeldOutRows
 from glm_dist.data.sampling.mixing import Blend, make_blend
-from glm_dist.data.tokenizer.tokenizer import MORE_END_MARKS, Tokenizer, load_tokenizer
+from glm_dist.data.tokenizer.tokenizer import (
+    MORE_END_MARKS,
+    SENTENCE_END_MARKS,
+    Tokenizer,
+    load_tokenizer,
+)
 
 
 @dataclass(frozen=True)
@@ -164,17 +169,21 @@ class RowSource:
         return self._corpora[number], rank
 
 
-def open_row_source(config: RunConfig) -> RowSource:
+def open_row_source(config: RunConfig, tokenizer: Tokenizer | None = None) -> RowSource:
     """Open the corpora and the tokenizer of a run.
 
     Reads headers and a few windows, so the time does not depend on the size of the corpora.
+
+    Args:
+        config: Checked configuration.
+        tokenizer: The run's, if it is loaded already.
 
     Raises:
         DataError: A file is missing, damaged, or made with another tokenizer.
         ConfigError: Options of the corruption contradict the tokenizer.
     """
     data, seed = config.data, config.run.seed
-    tokenizer = load_tokenizer(config.tokenizer)
+    tokenizer = tokenizer or load_tokenizer(config.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
     corpora: list[CorpusRows] = []
     validation: list[HeldOutCorpus] = []
@@ -227,9 +236,10 @@ def _mixture(config: RunConfig, stream: TokenStream, vocabulary: Vocabulary) -> 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """Take from a tokenizer what row building needs."""
+    official, elsewhere = tokenizer.sentence_ends(SENTENCE_END_MARKS, MORE_END_MARKS)
     return Vocabulary(
         special=tokenizer.special,
         size=tokenizer.vocab_size,
-        ends_sentence=tokenizer.sentence_ends(),
-        ends_sentence_elsewhere=tokenizer.sentence_ends(MORE_END_MARKS),
+        ends_sentence=official,
+        ends_sentence_elsewhere=elsewhere,
     )

@@ -62,7 +62,7 @@ def check_files(config: RunConfig) -> Preflight:
         ConfigError: The run folder cannot be written or belongs to another configuration.
     """
     tokenizer = _load_tokenizer(config)
-    source = open_row_source(config)
+    source = open_row_source(config, tokenizer)
     newest_step = check_run_folder(config)
     if newest_step is not None:
         _check_data(config, source.fingerprint())

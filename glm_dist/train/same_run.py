@@ -6,6 +6,7 @@ A pre-check runs them before the start, and the job repeats them after opening i
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import LossNormalization, RunConfig
@@ -61,7 +62,7 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
     saved = dict(_values(earlier))
     free = FREE_KEYS
     row = earlier.data.row_index(rows_read)
-    has_same_past = earlier.data.past(row) == config.data.past(row)
+    has_same_past = earlier.data.read_before(row) == config.data.read_before(row)
     if config.loss.normalize_by is LossNormalization.global_tokens:
         free = (*free, "batch.micro_batch_size")
     current = dict(_values(config))
@@ -151,21 +152,18 @@ def _unread_corpora(
     known = saved.get("corpora")
     if not isinstance(rows_read, int) or not isinstance(known, Mapping):
         return frozenset()
-    stages = config.data.past(config.data.row_index(rows_read))["stages"]
-    assert isinstance(stages, Mapping)
+    stages = config.data.read_before(config.data.row_index(rows_read)).weights
     read = {name for weights in stages.values() for name in weights}
     return frozenset(config.data.corpora) - read - known.keys()
 
 
-def _without(identity: Mapping[str, object], names: frozenset[str]) -> dict[str, object]:
+def _without(identity: Mapping[str, Any], names: frozenset[str]) -> dict[str, object]:
     """Return an identity of data without some of its corpora."""
-    corpora, order = identity["corpora"], identity["order"]
-    assert isinstance(corpora, Mapping)
-    assert isinstance(order, list)
+    corpora = identity["corpora"].items()
     return {
         **identity,
-        "corpora": {name: entry for name, entry in corpora.items() if name not in names},
-        "order": [name for name in order if name not in names],
+        "corpora": {name: entry for name, entry in corpora if name not in names},
+        "order": [name for name in identity["order"] if name not in names],
     }
 
 

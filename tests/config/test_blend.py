@@ -26,9 +26,9 @@ def test_the_past_is_what_began_before_a_row() -> None:
     data = load_config(STAGED).data
 
     first = {0: {"sotu": 1.0, "shakespeare": 1.0}}
-    assert data.past(100)["stages"] == first
-    assert data.past(101)["stages"] == first | {100: {"sotu": 1.0}}  # without weights of 0
-    assert len(dict(data.past(201)["stages"])) == 3
+    assert data.read_before(100).weights == first
+    assert data.read_before(101).weights == first | {100: {"sotu": 1.0}}  # without weights of 0
+    assert len(data.read_before(201).weights) == 3
 
 
 def test_a_corpus_may_join_later() -> None:

@@ -14,7 +14,6 @@ from glm_dist.data.corpus.manifest import Manifest, write_manifest
 from glm_dist.data.identity import describe_differences
 from glm_dist.data.loader import training_batches
 from glm_dist.data.row_source import RowSource, open_row_source
-from glm_dist.data.sampling.mixing import MOST_ROWS_OFF
 from glm_dist.errors import DataError
 from tests.data.corpora import (
     CLS,
@@ -30,10 +29,8 @@ from tests.data.corpora import (
     write_corpus,
 )
 from tests.data.restore import restored
-from tests.messages import Says
 
 U16 = np.dtype(np.uint16)
-CONTENT_OF_SMALL = [token for n in (1, 2, 3) for token in range(10 * n, 10 * n + 7)]
 
 SHARES = {
     "span": (1.0, 0.0, 0.0),
@@ -260,55 +257,6 @@ def test_seeds_differ_and_the_same_seed_agrees(folder: Path) -> None:
     assert digest(open_source(folder, seed=2), 20) != first
 
 
-def test_validation_rows_depend_on_their_corpus_alone(folder: Path) -> None:
-    config = make_config(folder, {name: str(folder / name) for name in ("verse", "news")})
-    kept = replace(config.data, validation_corpora={"books": str(folder / "books")})
-    sources = [
-        open_source(folder, "news", "verse", seed=1),
-        open_source(folder, "news", "books", seed=2, weights={"news": 0.1, "books": 3.0}),
-        open_row_source(replace(config, data=kept)),
-    ]
-
-    assert [source.validation.names() for source in sources] == [
-        ("news", "verse"),
-        ("news", "books"),
-        ("verse", "news", "books"),
-    ]
-    for objective in ("span", "sentence", "document"):
-        for index in range(6):
-            rows = [source.validation.row(objective, "news", index) for source in sources]
-            assert all((row.tokens == rows[0].tokens).all() for row in rows)
-            assert all((row.targets == rows[0].targets).all() for row in rows)
-            assert {(row.objective, row.corpus) for row in rows} == {(objective, "news")}
-
-
-def test_a_corpus_kept_for_validation_is_read_whole_and_never_trained_on(folder: Path) -> None:
-    words = [[CLS, *[10 + number] * 40, EOS] for number in range(400)]
-    prefix = str(folder / "kept")
-    write_documents(prefix, words, np.dtype(np.uint16))
-    config = make_config(folder, {"news": str(folder / "news")}, validation_share=0.0)
-    data = replace(config.data, validation_corpora={"kept": prefix})
-    source = open_row_source(replace(config, data=data))
-
-    assert source.validation.names() == ("kept",)
-    rows = [source.validation.row("span", "kept", index) for index in range(60)]
-    assert {token for row in rows for token in restored(row)} >= set(range(10, 410))
-    assert {source.row(index).corpus for index in range(50)} == {"news"}
-    assert source.fingerprint() == open_row_source(config).fingerprint()
-
-
-def test_validation_never_ends(folder: Path) -> None:
-    source = open_source(folder, "news", validation_share=0.01)
-
-    assert source.validation.row("span", "news", 10_000).loss_mask.any()
-
-
-def test_validation_without_held_out_documents_is_refused(folder: Path, says: Says) -> None:
-    with pytest.raises(DataError) as caught:
-        open_source(folder, validation_share=0.0).validation.names()
-    says(caught.value)
-
-
 def test_the_last_slot_of_an_epoch_may_be_short(folder: Path) -> None:
     source = open_source(folder, "news", shares=SHARES["document"], row_length=128)
     epoch = source.blend()[0].rows_per_round
@@ -377,24 +325,6 @@ def test_a_row_of_short_documents_hides_nothing_of_their_borders(folder: Path) -
         row = source.row(index)
         hidden = set(row.targets[row.loss_mask].tolist())
         assert not hidden & {CLS, EOS}
-
-
-def test_a_small_corpus_gives_every_objective_its_share_over_passes(folder: Path) -> None:
-    prefix = folder / "small"
-    write_documents(prefix, [[CLS, *range(10 * n, 10 * n + 7), EOS] for n in (1, 2, 3)], U16)
-    source = open_source(folder, "small", validation_share=0.0, test_share=0.0, row_length=128)
-    (part,) = source.blend()
-    rows = [source.row(number) for number in range(part.rows_per_round)]
-
-    tokens = Counter(token for row in rows for token in restored(row) if 10 <= token < 40)
-    assert tokens == {token: part.passes_per_round for token in CONTENT_OF_SMALL}
-    objectives = Counter(row.objective for row in rows)
-    for objective, share in (("span", 0.5), ("sentence", 0.3), ("document", 0.2)):
-        assert objectives[objective] == pytest.approx(share * len(rows), abs=MOST_ROWS_OFF)
-    assert part.epochs(len(rows)) == part.passes_per_round
-    assert part.padding == pytest.approx(1 - 27 / 125, abs=0.02)
-    assert source.fingerprint()["row_rule"] == 3
-    assert open_source(folder, "news").fingerprint()["row_rule"] == 2
 
 
 def test_skipped_rows_are_never_read_and_the_others_are_those_of_before(folder: Path) -> None:

@@ -156,12 +156,16 @@ class Tokenizer:
     def _is_ordinary(self, number: int) -> bool:
         return number not in self._specials.names and 0 <= number < self._codec.size
 
-    def sentence_ends(self, marks: str = SENTENCE_END_MARKS) -> NDArray[np.bool_]:
-        """Tell for each of the ``v`` ids whether it holds a mark that ends a sentence."""
-        ends = np.zeros(self.vocab_size, np.bool_)
-        ends[: self._codec.size] = [not set(marks).isdisjoint(text) for text in self._codec.texts()]
-        ends[list(self._specials.names)] = False
-        return ends
+    def sentence_ends(self, *lists: str) -> list[NDArray[np.bool_]]:
+        """Tell for each list of marks which of the ``v`` ids hold one, and so end a sentence."""
+        texts = self._codec.texts()
+        tables = []
+        for marks in map(frozenset, lists):
+            ends = np.zeros(self.vocab_size, np.bool_)
+            ends[: self._codec.size] = [not marks.isdisjoint(text) for text in texts]
+            ends[list(self._specials.names)] = False
+            tables.append(ends)
+        return tables
 
 
 @dataclass(frozen=True)
@@ -272,7 +276,8 @@ def _load(spec: TokenizerSpec, files: Sequence[Path]) -> tuple[Codec, Specials]:
             found = find_control_pieces(codec.id_of)
             specials = _append_specials(codec, _ANY_ORDER, spec, found)
             control = {number for role, number in found.items() if role != "unk"}
-            library.hide([piece for piece, number in library.pieces().items() if number in control])
+            if control:
+                library.hide([p for p, number in library.pieces().items() if number in control])
     return codec, specials
 
 

@@ -1,14 +1,20 @@
 """Slots tile the ring, and the keyed permutation visits each once in an order that looks random."""
 
+from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 
+from glm_dist.data.corpus.indexed import write_documents
 from glm_dist.data.objectives.mixture import Mixture
 from glm_dist.data.sampling.epoch import KeyedPermutation, SlotPlan
+from glm_dist.data.sampling.mixing import MOST_ROWS_OFF
 from glm_dist.seeds import derive_keys
+from tests.data.corpora import CLS, EOS, open_source
+from tests.data.restore import restored
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 64, 97, 1000, 4096, 10_007])
@@ -89,3 +95,24 @@ def test_a_plan_of_one_objective_is_a_division() -> None:
     assert plan.num_slots == 10**12 + 1
     assert plan.slot(123_456_789) == (0, 123_456_789_000, 1000)
     assert plan.slot(10**12) == (0, 10**15, 7)
+
+
+def test_a_small_corpus_gives_every_objective_its_share_over_passes(folder: Path) -> None:
+    prefix = folder / "small"
+    write_documents(
+        prefix, [[CLS, *range(10 * n, 10 * n + 7), EOS] for n in (1, 2, 3)], np.dtype(np.uint16)
+    )
+    source = open_source(folder, "small", validation_share=0.0, test_share=0.0, row_length=128)
+    (part,) = source.blend()
+    rows = [source.row(number) for number in range(part.rows_per_round)]
+
+    tokens = Counter(token for row in rows for token in restored(row) if 10 <= token < 40)
+    words = [token for n in (1, 2, 3) for token in range(10 * n, 10 * n + 7)]
+    assert tokens == dict.fromkeys(words, part.passes_per_round)
+    objectives = Counter(row.objective for row in rows)
+    for objective, share in (("span", 0.5), ("sentence", 0.3), ("document", 0.2)):
+        assert objectives[objective] == pytest.approx(share * len(rows), abs=MOST_ROWS_OFF)
+    assert part.epochs(len(rows)) == part.passes_per_round
+    assert part.padding == pytest.approx(1 - 27 / 125, abs=0.02)
+    assert source.fingerprint()["row_rule"] == 3
+    assert open_source(folder, "news").fingerprint()["row_rule"] == 2

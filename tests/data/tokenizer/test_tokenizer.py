@@ -12,6 +12,7 @@ from glm_dist.cli.main import main
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer.choice import guess_kind
 from glm_dist.data.tokenizer.tokenizer import (
+    SENTENCE_END_MARKS,
     Tokenizer,
     TokenizerSpec,
     load_tokenizer,
@@ -187,7 +188,7 @@ def test_sentence_ends_know_chinese_marks(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path / "vocab.txt")))
 
-    ends = tokenizer.sentence_ends()
+    (ends,) = tokenizer.sentence_ends(SENTENCE_END_MARKS)
     assert len(ends) == tokenizer.vocab_size
     assert ends.nonzero()[0].tolist() == [5, 6, 8, 9]
 
