@@ -14,7 +14,7 @@ from random import Random
 
 from glm_dist.errors import GlmDistError
 from tests.fuzz.lab import Lab, build_lab
-from tests.fuzz.probes import PROBES
+from tests.fuzz.probes import ALWAYS_VALID, PROBES
 
 
 def violation(number: int, lab: Lab, folder: Path, counts: Counter[str]) -> str | None:
@@ -23,8 +23,10 @@ def violation(number: int, lab: Lab, folder: Path, counts: Counter[str]) -> str 
     counts[probe.__name__] += 1
     try:
         probe(Random(number), lab, folder)
-    except GlmDistError:
+    except GlmDistError as error:
         counts[f"{probe.__name__}, refused"] += 1
+        if probe in ALWAYS_VALID:
+            return f"case {number} ({probe.__name__}): refused, {error}"
     except Exception:
         return f"case {number} ({probe.__name__}):\n{traceback.format_exc(limit=-2)}"
     return None

@@ -52,8 +52,12 @@ def build_lab(folder: Path) -> Lab:
     pieces = folder / "pieces.model"
     train_sentencepiece(sample, pieces, vocab_size=420)
     words = sorted({part for each in sample for part in each.split()})
-    bert = folder / "vocab.txt"
-    bert.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]) + "\n")
+    bert, full = folder / "vocab.txt", folder / "full.txt"
+    own = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
+    bert.write_text("\n".join(own) + "\n")
+    # With [sop], [eop] and two task masks this one fills its rows of the embedding table.
+    filled = [*own, *(f"filler{n}" for n in range(-(len(own) + 4) % 128))]
+    full.write_text("\n".join(filled) + "\n")
     gpt2 = folder / "gpt2"
     gpt2.mkdir()
     letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "Ġa"]
@@ -65,6 +69,7 @@ def build_lab(folder: Path) -> Lab:
         (TokenizerKind.sentencepiece, pieces),
         (TokenizerKind.chinese_sentencepiece, pieces),
         (TokenizerKind.bert, bert),
+        (TokenizerKind.bert, full),
         (TokenizerKind.gpt2, gpt2),
         (TokenizerKind.roberta, roberta),
         *((TokenizerKind.huggingface, file) for file in _libraries(folder, sample)),

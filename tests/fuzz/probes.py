@@ -1,7 +1,7 @@
 """Probes: each draws one random case of an edge and checks what must hold whatever was drawn.
 
-A probe computes what it demands by itself. An error of the kind that users get is an answer, too;
-any other exception is a violation, as a failed assertion is.
+A probe computes what it demands by itself. An error of the kind that users get is an answer, too, but
+for the probes of ``ALWAYS_VALID``; any other exception is a violation, as a failed assertion is.
 """
 
 import json
@@ -266,3 +266,5 @@ def traces(rng: Random, lab: Lab, folder: Path) -> None:
 
 
 PROBES = (rows, rows, blends, documents, prompts, keys, identities, inputs, traces)
+ALWAYS_VALID = (documents, keys, identities, inputs, traces)
+"""Probes whose cases nothing may refuse."""
