@@ -39,6 +39,8 @@ class Lab:
     """Tokenizers to try."""
 
     specs: tuple[TokenizerSpec, ...]
+    full: TokenizerSpec
+    """One whose ids fill the rows of the embedding table."""
 
 
 def build_lab(folder: Path) -> Lab:
@@ -69,7 +71,6 @@ def build_lab(folder: Path) -> Lab:
         (TokenizerKind.sentencepiece, pieces),
         (TokenizerKind.chinese_sentencepiece, pieces),
         (TokenizerKind.bert, bert),
-        (TokenizerKind.bert, full),
         (TokenizerKind.gpt2, gpt2),
         (TokenizerKind.roberta, roberta),
         *((TokenizerKind.huggingface, file) for file in _libraries(folder, sample)),
@@ -86,7 +87,7 @@ def build_lab(folder: Path) -> Lab:
         for task_masks, pairs in ((True, 0), (True, 40), (False, 0))
         for fixed in ((True, False) if kind is TokenizerKind.chinese_sentencepiece else (True,))
     ]
-    return Lab(tuple(specs))
+    return Lab(tuple(specs), full=TokenizerSpec(TokenizerKind.bert, str(full)))
 
 
 def _write_byte_level(folder: Path, pieces: Sequence[str]) -> None:
