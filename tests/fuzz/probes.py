@@ -1,7 +1,7 @@
 """Probes: each draws one random case of an edge and checks what must hold whatever was drawn.
 
 A probe computes what it demands by itself. An error of the kind that users get is an answer, too,
-but for the probes of ``ALWAYS_VALID``; any other exception is a violation, as a failed assertion is.
+but not for the probes of ``ALWAYS_VALID``. Any other exception is a violation.
 """
 
 import json
