@@ -3,6 +3,7 @@
 glm-dist data validate data/wiki data/books        read every byte, compare with the manifests
 glm-dist data stats data/wiki                      documents, tokens, lengths
 glm-dist data inspect experiment=quickstart        show training rows as the model gets them
+glm-dist data trace runs/quickstart --step 120     documents of a step, with source file and line
 glm-dist data blend experiment=quickstart          what a run reads of each corpus
 glm-dist data merge data/a data/b --output data/ab
 glm-dist data import-lazy wiki.lazy --output data/wiki --tokenizer ...
@@ -10,14 +11,22 @@ glm-dist data import-lazy wiki.lazy --output data/wiki --tokenizer ...
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from glm_dist.cli import trace
 from glm_dist.cli.arguments import whole_number
 from glm_dist.cli.row_view import render_row
-from glm_dist.config.load import load_config
+from glm_dist.data.corpus.duplicates import (
+    PASSAGE_TOKENS,
+    count_copies,
+    document_hashes,
+    find_contamination,
+)
 from glm_dist.data.corpus.indexed import open_indexed
 from glm_dist.data.corpus.merge import merge_corpora
 from glm_dist.data.corpus.statistics import (
@@ -39,10 +48,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="<action>", required=True)
     validate = actions.add_parser("validate", help="read every byte of corpora")
     validate.add_argument("corpora", nargs="+", help="prefixes, without .bin")
+    validate.add_argument(
+        "--duplicates", action="store_true", help="count documents that occur twice"
+    )
+    validate.add_argument(
+        "--against",
+        action="append",
+        default=[],
+        metavar="PREFIX",
+        help="count the documents of an evaluation set that the corpora hold",
+    )
     stats = actions.add_parser("stats", help="documents, tokens and lengths of corpora")
     stats.add_argument("corpora", nargs="+", help="prefixes, without .bin")
     inspect = actions.add_parser("inspect", help="show training rows of a configuration")
-    inspect.add_argument("overrides", nargs="*", metavar="key=value")
+    inspect.add_argument("overrides", nargs="*", metavar="run | key=value")
     inspect.add_argument(
         "--row", type=whole_number(at_least=0), default=0, help="first row to show (default: 0)"
     )
@@ -52,8 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument("--objective", help="only rows of this objective")
     inspect.add_argument("--validation", action="store_true", help="held-out rows")
     inspect.add_argument("--no-mask", action="store_true", help="without the attention mask")
+    trace.add_arguments(
+        actions.add_parser("trace", help="documents that rows are made of, with file and line")
+    )
     blend = actions.add_parser("blend", help="what a run reads of each corpus")
-    blend.add_argument("overrides", nargs="*", metavar="key=value")
+    blend.add_argument("overrides", nargs="*", metavar="run | key=value")
     blend.add_argument(
         "--rows", type=whole_number(at_least=1), help="training rows (default: those of the run)"
     )
@@ -71,17 +93,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry an action out. Returns 1 if a corpus is damaged."""
+    """Carry an action out.
+
+    Returns:
+        Exit status: 1 if a corpus is damaged.
+
+    Raises:
+        GlmDistError: A corpus is missing, or the configuration is wrong.
+    """
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=160)  # a file or a pipe has room for whole tables
     match arguments.action:
         case "validate":
-            return _validate(arguments.corpora, console)
+            return _validate(arguments, console)
         case "stats":
             _stats(arguments.corpora, console)
         case "inspect":
             _inspect(arguments, console)
+        case "trace":
+            trace.run(arguments)
         case "blend":
             _blend(arguments, console)
         case "merge":
@@ -101,19 +132,45 @@ def _wrote(output: str, documents: int, tokens: int, console: Console) -> None:
     console.print(f"wrote {output}: documents={documents} tokens={tokens}", highlight=False)
 
 
-def _validate(prefixes: list[str], console: Console) -> int:
+def _validate(arguments: argparse.Namespace, console: Console) -> int:
+    prefixes: list[str] = arguments.corpora
+    evaluations = {prefix: open_indexed(prefix) for prefix in arguments.against}
     verdicts = [validate_corpus(prefix) for prefix in prefixes]
     for verdict in verdicts:
         if verdict.is_sound:
             depth = "every byte as written" if verdict.has_manifest else "no manifest, index sound"
-            console.print(
-                f"{verdict.prefix}: {depth}; documents={verdict.documents} tokens={verdict.tokens}",
-                highlight=False,
-                markup=False,
-            )
+            _say(verdict.prefix, f"{depth}; documents={verdict.documents} tokens={verdict.tokens}")
         for problem in verdict.problems:
             console.print(f"{verdict.prefix}: {problem}", style="red", markup=False)
-    return 0 if all(verdict.is_sound for verdict in verdicts) else 1
+    if not all(verdict.is_sound for verdict in verdicts):
+        return 1
+    if arguments.duplicates:
+        _count_duplicates(prefixes)
+    for name, evaluation in evaluations.items():
+        for prefix in prefixes:
+            found = find_contamination(open_indexed(prefix), evaluation)
+            _say(
+                prefix,
+                f"holds {found.whole} of the {found.documents} documents of {name}, and shares"
+                f" passages of {PASSAGE_TOKENS} tokens with {found.passages} of them",
+            )
+    return 0
+
+
+def _count_duplicates(prefixes: list[str]) -> None:
+    """Count copies within each corpus, and of documents of the corpora named before."""
+    before = np.zeros(0, np.uint64)
+    for prefix in prefixes:
+        hashes = document_hashes(open_indexed(prefix))
+        _say(prefix, f"{count_copies(hashes)} documents are copies of earlier ones")
+        if prefix != prefixes[0]:
+            shared = int(np.isin(hashes, before).sum())
+            _say(prefix, f"{shared} documents are in the corpora named before it")
+        before = np.union1d(before, hashes)
+
+
+def _say(prefix: str, what: str) -> None:
+    sys.stdout.write(f"{prefix}: {what}\n")
 
 
 def _stats(prefixes: list[str], console: Console) -> None:
@@ -132,7 +189,7 @@ def _stats(prefixes: list[str], console: Console) -> None:
 
 
 def _inspect(arguments: argparse.Namespace, console: Console) -> None:
-    config = load_config(arguments.overrides)
+    config = trace.read_config(arguments.overrides)
     source = open_row_source(config)
     tokenizer = load_tokenizer(config.tokenizer)
     chosen: str | None = arguments.objective
@@ -147,6 +204,7 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
         )
     wanted = source.objectives if chosen is None else (chosen,)
     shown, index = 0, arguments.row
+    sources = trace.DocumentSources(source)
     while shown < arguments.rows:
         if arguments.validation:
             names = source.validation.names()
@@ -154,14 +212,17 @@ def _inspect(arguments: argparse.Namespace, console: Console) -> None:
             row = source.validation.row(wanted[turn % len(wanted)], names[corpus], turn)
         else:
             row = source.row(index)
-        index += 1
         if row.objective in wanted:
             console.print(render_row(row, tokenizer, with_mask=not arguments.no_mask))
             shown += 1
+            if not arguments.validation:
+                for _, document, origin in sources.of_row(index):
+                    sys.stdout.write(f"document {document}: {origin}\n")
+        index += 1
 
 
 def _blend(arguments: argparse.Namespace, console: Console) -> None:
-    config = load_config(arguments.overrides)
+    config = trace.read_config(arguments.overrides)
     source = open_row_source(config)
     rows = arguments.rows or config.run.steps * config.batch.global_batch_size
     records = blend_records(source, rows)

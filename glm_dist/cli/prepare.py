@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes that tokenise (default: one for each core, fewer for little text)",
     )
     parser.add_argument(
-        "--text-key", default="text", help="JSON field or Parquet column (default: text)"
+        "--text-key",
+        default="text",
+        help="JSON field or Parquet column, such as meta.text (default: text)",
     )
     parser.add_argument(
         "--text-unit",
@@ -60,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=whole_number(at_least=0),
         default=100,
         help="lines without a document that are skipped and reported (default: 100)",
+    )
+    parser.add_argument(
+        "--shuffle",
+        type=whole_number(at_least=0),
+        metavar="SEED",
+        help="put documents into an order of chance (default: as read)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a corpus that was made otherwise"
@@ -101,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
             options=TextOptions(arguments.text_key, TextUnit(arguments.text_unit)),
             num_workers=arguments.workers or _workers_for(selection.files),
             max_bad_lines=arguments.max_bad_lines,
+            shuffle_seed=arguments.shuffle,
             overwrite=arguments.overwrite,
             report=report,
         )
@@ -124,11 +133,8 @@ def _workers_for(files: list[Path]) -> int:
 
 def _tell(prepared: Prepared, output: str, console: Console) -> None:
     manifest = prepared.manifest
-    for line in prepared.bad_lines[:SHOWN_BAD_LINES]:
-        console.print(f"skipped {line}", markup=False, highlight=False, soft_wrap=True)
-    more = len(prepared.bad_lines) - SHOWN_BAD_LINES
-    if more > 0:
-        console.print(f"skipped {more} more lines; {output}.json counts them for each file")
+    for line in prepared.bad_lines.describe():
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     verb = "found" if prepared.was_complete else "wrote"
     console.print(
         f"{verb} {output}: documents={manifest.documents} tokens={manifest.tokens}"

@@ -16,10 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from glm_dist.config.schema import pad_vocabulary
+from glm_dist.data.prepare.bad_lines import BadLine, BadLines
 from glm_dist.data.prepare.inputs import select_inputs
 from glm_dist.data.prepare.output import output_file
 from glm_dist.data.prepare.readers import (
-    BadLine,
     TextOptions,
     TextUnit,
     documents_of,
@@ -89,14 +89,12 @@ def _train(arguments: argparse.Namespace) -> None:
     selection = select_inputs(arguments.inputs)
     for line in selection.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with console.status("learning a vocabulary"):
-        size = train_sentencepiece(
-            _documents(selection.files, options),
-            output_file(arguments.output),
-            vocab_size=arguments.vocab_size,
-            model_type=arguments.model_type,
-            max_sample_bytes=int(arguments.sample_mb * 1e6),
-        )
+    bad_lines = BadLines()
+    try:
+        size = _learn(arguments, _documents(selection.files, options, bad_lines), console)
+    finally:
+        for line in bad_lines.describe():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"wrote {arguments.output}: vocab_size={arguments.vocab_size}"
         f" learnt_from={size / 1e6:.1f}MB",
@@ -105,13 +103,26 @@ def _train(arguments: argparse.Namespace) -> None:
     )
 
 
-def _documents(files: list[Path], options: TextOptions) -> Iterator[str]:
-    """Read the texts of all files; `prepare` is the one to complain about bad lines."""
+def _learn(arguments: argparse.Namespace, texts: Iterator[str], console: Console) -> int:
+    with console.status("learning a vocabulary"):
+        return train_sentencepiece(
+            texts,
+            output_file(arguments.output),
+            vocab_size=arguments.vocab_size,
+            model_type=arguments.model_type,
+            max_sample_bytes=int(arguments.sample_mb * 1e6),
+        )
+
+
+def _documents(files: list[Path], options: TextOptions, bad_lines: BadLines) -> Iterator[str]:
+    """Read the texts of all files, and note the lines that hold none."""
     for file in files:
         for block in read_blocks(file, options):
             for document in documents_of(block, options):
-                if not isinstance(document, BadLine):
-                    yield document
+                if isinstance(document, BadLine):
+                    bad_lines.add([document])
+                else:
+                    yield document.text
 
 
 def _show(tokenizer: Tokenizer, console: Console) -> None:

@@ -1,5 +1,7 @@
 """The commands around corpora, as a user calls them."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,55 @@ def test_validate_ends_with_one_where_a_corpus_is_damaged(
     bin_path(folder / "news").write_bytes(b"12")
     assert main(["data", "validate", f"{folder}/news"]) == 1
     assert "was cut short" in capsys.readouterr().out
+
+
+def test_validate_refuses_a_corpus_that_is_not_there(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "validate", f"{folder}/nothing"]) == 2
+    assert f"{folder}/nothing.idx is missing" in capsys.readouterr().err
+
+
+def test_validate_counts_copies_and_what_an_evaluation_set_shares(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = make_documents(60)
+    write_corpus(folder, "more", [*make_documents(5, seed=1), *documents[:3], documents[0]])
+    command = ["data", "validate", f"{folder}/news", f"{folder}/more", "--duplicates"]
+    assert main([*command, "--against", f"{folder}/more"]) == 0
+    shown = capsys.readouterr().out
+
+    assert f"{folder}/news: 0 documents are copies of earlier ones" in shown
+    assert f"{folder}/more: 1 documents are copies of earlier ones" in shown
+    assert f"{folder}/more: 4 documents are in the corpora named before it" in shown
+    assert f"{folder}/news: holds 4 of the 9 documents of {folder}/more" in shown
+
+
+def test_trace_leads_from_a_step_to_files_and_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vocabulary = write_vocabulary(tmp_path)
+    lines = [
+        f'{{"text": "{" ".join(f"w{10 + (7 * n + i) % 900}" for i in range(9))}"}}\n'
+        for n in range(50)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    prepare = ["prepare", f"{tmp_path}/a.jsonl", "--output", f"{tmp_path}/news", "--shuffle", "1"]
+    assert main([*prepare, "--tokenizer", str(vocabulary), "--workers", "1"]) == 0
+    command = [*overrides(tmp_path), "batch.global_batch_size=4"]
+    assert main(["data", "trace", *command, "--step", "3"]) == 0
+    step = capsys.readouterr().out
+    assert main(["data", "trace", *command, "--row", "8", "--rows", "4"]) == 0
+    assert capsys.readouterr().out == step
+
+    assert main(["data", "inspect", *command, "--row", "9", "--no-mask"]) == 0
+    row = capsys.readouterr().out
+    numbers = [int(n) for n in re.findall(r"a\.jsonl:(\d+)", row)]
+    assert numbers
+    assert all(f"{tmp_path}/a.jsonl:{n}" in step for n in numbers)
+    first_words = [json.loads(lines[n - 1])["text"].split()[4] for n in numbers[1:-1]]
+    assert first_words
+    assert all(word in row for word in first_words)
 
 
 def test_stats_count_documents_and_tokens(

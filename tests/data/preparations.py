@@ -30,6 +30,7 @@ def run(
     options: TextOptions | None = None,
     num_workers: int = 1,
     max_bad_lines: int = 100,
+    shuffle_seed: int | None = None,
     overwrite: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Prepared:
@@ -40,6 +41,7 @@ def run(
         options=options or TextOptions(),
         num_workers=num_workers,
         max_bad_lines=max_bad_lines,
+        shuffle_seed=shuffle_seed,
         overwrite=overwrite,
         report=report,
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 from glm_dist.errors import DataError, GlmDistError
 from glm_dist.files import is_file, write_atomically
 
-FORMAT = 2
-"""1: the hash of a source is that of hashes of its blocks of text. 2: it is that of the file."""
+FORMAT = 3
+"""1: the hash of a source is that of hashes of its blocks of text. 2: it is that of the file.
+3: the lines of documents are in a file of origins."""
 
 PARTIAL = ".partial"
 """Ending of the folder in which a corpus is being written."""
@@ -36,6 +37,8 @@ class Manifest:
     bin_sha256: list[str] = field(default_factory=list)
     """SHA-256 of each 64 MiB of the .bin file."""
     idx_sha256: str = ""
+    origins_sha256: str = ""
+    """Empty where the corpus has no file of origins."""
     format: int = FORMAT
 
     @property

@@ -16,9 +16,10 @@ from glm_dist.data.corpus.indexed import (
     write_index,
 )
 from glm_dist.data.corpus.manifest import Manifest, manifest_path, read_manifest, write_manifest
+from glm_dist.data.corpus.origins import move_sources, origins_path
 from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
 from glm_dist.errors import DataError
-from glm_dist.files import block_hashes, ensure_writable, replacing, sha256_of
+from glm_dist.files import block_hashes, ensure_writable, is_file, replacing, sha256_of
 
 
 def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | None:
@@ -40,15 +41,21 @@ def merge_corpora(prefixes: Sequence[str], output: str | Path) -> Manifest | Non
     manifests = [manifest for prefix in prefixes if (manifest := read_manifest(prefix))]
     _check_alike(corpora, manifests)
     refuse_existing(
-        [bin_path(output), idx_path(output), manifest_path(output)],
+        [bin_path(output), idx_path(output), origins_path(output), manifest_path(output)],
         why="",
         fix="Choose another --output, or remove it.",
     )
     ensure_writable(Path(output).parent, key="--output", create=True)
     with writing(output):
-        with replacing(bin_path(output), idx_path(output)) as (tokens, index):
+        paths = [bin_path(output), idx_path(output)]
+        has_manifests = len(manifests) == len(corpora)
+        if has_manifests and all(map(is_file, map(origins_path, prefixes))):
+            paths.append(origins_path(output))
+        with replacing(*paths) as (tokens, index, *origins):
             _join(corpora, tokens, index)
-            merged = _merged(manifests, tokens, index) if len(manifests) == len(corpora) else None
+            for file in origins:
+                _join_origins(prefixes, manifests, file)
+            merged = _merged(manifests, tokens, index, *origins) if has_manifests else None
         if merged is not None:
             write_manifest(output, merged)
     return merged
@@ -71,6 +78,17 @@ def _join(corpora: Sequence[IndexedTokens], tokens: Path, index: Path) -> None:
         write_index(index, corpora[0].tokens.dtype, all_lengths)
 
 
+def _join_origins(prefixes: Sequence[str], manifests: Sequence[Manifest], file: Path) -> None:
+    """Write the origins of the joined corpus, whose sources are those of all corpora in order."""
+    num_sources = 0
+    with file.open("wb") as target:
+        for prefix, manifest in zip(prefixes, manifests, strict=True):
+            packed = np.memmap(origins_path(prefix), mode="r", dtype="<i8")
+            for begin in range(0, len(packed), BLOCK):
+                target.write(move_sources(packed[begin : begin + BLOCK], num_sources).tobytes())
+            num_sources += len(manifest.sources)
+
+
 def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]) -> None:
     types = {corpus.tokens.dtype.name for corpus in corpora}
     tokenizers = {manifest.tokenizer for manifest in manifests}
@@ -86,7 +104,9 @@ def _check_alike(corpora: Sequence[IndexedTokens], manifests: Sequence[Manifest]
         )
 
 
-def _merged(manifests: Sequence[Manifest], tokens: Path, index: Path) -> Manifest:
+def _merged(
+    manifests: Sequence[Manifest], tokens: Path, index: Path, origins: Path | None = None
+) -> Manifest:
     return Manifest(
         tokenizer=manifests[0].tokenizer,
         vocab_size=manifests[0].vocab_size,
@@ -96,4 +116,5 @@ def _merged(manifests: Sequence[Manifest], tokens: Path, index: Path) -> Manifes
         options={"merged": [manifest.options for manifest in manifests]},
         bin_sha256=block_hashes(tokens),
         idx_sha256=sha256_of(index),
+        origins_sha256="" if origins is None else sha256_of(origins),
     )

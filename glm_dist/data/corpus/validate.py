@@ -13,9 +13,10 @@ import numpy as np
 
 from glm_dist.data.corpus.borders import border_tokens, broken_borders
 from glm_dist.data.corpus.indexed import BLOCK, IndexedTokens, bin_path, idx_path, open_indexed
-from glm_dist.data.corpus.manifest import Manifest, read_manifest
+from glm_dist.data.corpus.manifest import Manifest, manifest_path, read_manifest
+from glm_dist.data.corpus.origins import origins_path
 from glm_dist.errors import GlmDistError
-from glm_dist.files import HASH_BLOCK_BYTES, block_hashes, is_file, sha256_of
+from glm_dist.files import HASH_BLOCK_BYTES, block_hashes, exists, is_file, sha256_of
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,12 @@ def validate_corpus(prefix: str | Path, *, block_bytes: int = HASH_BLOCK_BYTES) 
     Args:
         prefix: Path without .bin, .idx or .json.
         block_bytes: Bytes of the token file under one hash of the manifest.
+
+    Raises:
+        DataError: There is no corpus of this name at all.
     """
+    if not any(exists(path(prefix)) for path in (bin_path, idx_path, manifest_path)):
+        open_indexed(prefix)  # says what is missing
     try:
         manifest = read_manifest(prefix)
     except GlmDistError as error:
@@ -85,6 +91,9 @@ def _changed_bytes(prefix: str | Path, manifest: Manifest, block_bytes: int) -> 
             yield f"{tokens.name} was changed between bytes {begin} and {end}"
     if sha256_of(index) != manifest.idx_sha256:
         yield f"{index.name} was changed"
+    origins = origins_path(prefix)  # a copy for training does without
+    if is_file(origins) and sha256_of(origins) != manifest.origins_sha256:
+        yield f"{origins.name} was changed"
 
 
 def _broken_index(corpus: IndexedTokens) -> Iterator[str]:

@@ -5,12 +5,43 @@ from pathlib import Path
 
 from glm_dist.data.corpus.indexed import bin_path, idx_path
 from glm_dist.data.corpus.manifest import PARTIAL, Manifest, manifest_path, read_manifest
+from glm_dist.data.prepare.inputs import expand_inputs
 from glm_dist.data.prepare.output import refuse_existing
 from glm_dist.errors import DataError
 from glm_dist.files import exists, sha256_of
 
 
-def read_finished(output: str | Path) -> Manifest | None:
+def find_finished(
+    output: str | Path, made_by: Mapping[str, object], inputs: Sequence[str]
+) -> Manifest | None:
+    """Find the corpus that a command has made before.
+
+    Args:
+        output: Prefix of the corpus.
+        made_by: Options of the command, as a manifest holds them.
+        inputs: Files, folders and patterns of the command.
+
+    Returns:
+        Its manifest; None if the command has still to make it.
+
+    Raises:
+        DataError: There is a corpus that the command would not make.
+    """
+    manifest = _read_finished(output)
+    if manifest is None:
+        return None
+    try:
+        files = expand_inputs(inputs)
+    except DataError:
+        # The text may have been removed since; what it gave is there.
+        if _changed_options(manifest, made_by):
+            raise
+        return manifest
+    _check_same_corpus(output, manifest, made_by, files)
+    return manifest
+
+
+def _read_finished(output: str | Path) -> Manifest | None:
     """Read the manifest of a corpus that an earlier call finished; None if there is none.
 
     Raises:
@@ -29,21 +60,30 @@ def read_finished(output: str | Path) -> Manifest | None:
     return manifest if all(there) else None
 
 
-def check_same_corpus(
-    output: str | Path, manifest: Manifest, recipe: Mapping[str, object], files: Sequence[Path]
+def _changed_options(manifest: Manifest, made_by: Mapping[str, object]) -> list[str]:
+    """List the options in which a command differs from the one that made a corpus.
+
+    An option that did not exist then is None, which means that it is not used.
+    """
+    return [name for name, value in made_by.items() if manifest.options.get(name) != value]
+
+
+def _check_same_corpus(
+    output: str | Path, manifest: Manifest, made_by: Mapping[str, object], files: Sequence[Path]
 ) -> None:
     """Check that a finished corpus is what the command would make.
 
     Args:
         output: Prefix of the corpus.
         manifest: Its manifest.
-        recipe: Options of the command that shape the tokens.
+        made_by: Options of the command.
         files: Input files of the command. They are compared by content, so they may have moved.
 
     Raises:
         DataError: It was made with other options or of other text.
     """
-    changed = [name for name, value in recipe.items() if manifest.options.get(name) != value]
+    shaping = {name: value for name, value in made_by.items() if name != "inputs"}
+    changed = _changed_options(manifest, shaping)
     if not changed and len(files) != len(manifest.sources):
         changed = [f"its inputs ({len(manifest.sources)} files, now {len(files)})"]
     if not changed:

@@ -30,7 +30,7 @@ SUFFIXES = {
 }
 SHOWN = 3
 """Files named for each reason to leave some out."""
-OF_A_CORPUS = (".bin", ".idx")
+OF_A_CORPUS = (".bin", ".idx", ".origins")
 """Endings of a prepared corpus."""
 COMPRESSIONS = (".gz", ".zst", ".xz", ".bz2")
 

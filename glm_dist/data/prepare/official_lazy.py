@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from glm_dist.data.corpus.indexed import bin_path, idx_path, token_type_for, write_index
 from glm_dist.data.corpus.manifest import Manifest, manifest_path, write_manifest
+from glm_dist.data.corpus.origins import origins_path
 from glm_dist.data.prepare.output import check_prefix, refuse_existing, writing
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
@@ -50,7 +51,8 @@ def import_lazy(
     with writing(output):
         with replacing(bin_path(output), idx_path(output)) as (tokens, index):
             manifest = _convert(folder, tokenizer, tokens, index)
-            manifest_path(output).unlink(missing_ok=True)
+            for file in (manifest_path(output), origins_path(output)):
+                file.unlink(missing_ok=True)
         write_manifest(output, manifest)
     return manifest
 

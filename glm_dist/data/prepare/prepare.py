@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from glm_dist.data.corpus.indexed import bin_path, idx_path
+from glm_dist.data.corpus.indexed import bin_path, idx_path, token_type_for
 from glm_dist.data.corpus.manifest import Manifest, manifest_path, write_manifest
-from glm_dist.data.prepare.finished import check_same_corpus, read_finished
+from glm_dist.data.corpus.origins import origins_path
+from glm_dist.data.prepare.bad_lines import BadLine, BadLines, better_text_key
+from glm_dist.data.prepare.finished import find_finished
 from glm_dist.data.prepare.inputs import FileKind, expand_inputs
 from glm_dist.data.prepare.output import check_prefix, writing
-from glm_dist.data.prepare.readers import BadLine, Block, TextOptions, read_blocks
+from glm_dist.data.prepare.readers import Block, TextOptions, read_blocks
 from glm_dist.data.prepare.shards import Shard, ShardFolder
 from glm_dist.data.prepare.tokenize import TokenBlock, tokenise_in_order
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
@@ -22,7 +24,7 @@ from glm_dist.errors import DataError
 from glm_dist.files import block_hashes, replacing, sha256_of
 
 SHOWN_BAD_LINES = 5
-"""Lines without a document that the message about too many of them shows."""
+"""Lines without a document that an error shows."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Prepared:
     """Outcome of a preparation."""
 
     manifest: Manifest
-    bad_lines: tuple[BadLine, ...]
-    """Lines that this call skipped, in order."""
+    bad_lines: BadLines
+    """Lines that this call skipped."""
     was_complete: bool
     """True if an earlier call had finished already."""
 
@@ -55,6 +57,7 @@ def prepare(
     options: TextOptions,
     num_workers: int = 1,
     max_bad_lines: int = 100,
+    shuffle_seed: int | None = None,
     overwrite: bool = False,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Prepared:
@@ -67,6 +70,7 @@ def prepare(
         options: How documents are taken out of files.
         num_workers: Processes that tokenise; no effect on the output.
         max_bad_lines: Lines without a document that are skipped and reported; one more stops.
+        shuffle_seed: Seed of the order of documents, 0 to 2^64 - 1; None keeps that of the text.
         overwrite: Replace a finished corpus that was made otherwise.
         report: Called after each block.
 
@@ -81,28 +85,28 @@ def prepare(
         "text_key": options.text_key,
         "text_unit": options.text_unit.value,
     }
-    finished = None if overwrite else read_finished(output)
-    try:
-        files = expand_inputs(inputs)
-    except DataError:
-        # The text may have been removed since; what it gave is there.
-        if finished is None or finished.options != {**recipe, "inputs": list(inputs)}:
-            raise
-        return Prepared(finished, bad_lines=(), was_complete=True)
-    _check_inputs_stay(files, output)
+    made_by = {**recipe, "shuffle": shuffle_seed, "inputs": list(inputs)}
     shards = ShardFolder(output, recipe)
+    finished = None if overwrite else find_finished(output, made_by, inputs)
     if finished is not None:
-        check_same_corpus(output, finished, recipe, files)
         shards.remove()  # a kill may have left it behind
-        return Prepared(finished, bad_lines=(), was_complete=True)
+        return Prepared(finished, BadLines(), was_complete=True)
+    files = expand_inputs(inputs)
+    _check_inputs_stay(files, output)
     with writing(output, resumes=True), shards.locked():
         work = _Work(shards, files, max_bad_lines=max_bad_lines, report=report)
         work.tokenise(tokenizer, options, num_workers=num_workers)
-        _check_has_text(files, work.documents)
-        made_by = {**recipe, "inputs": list(inputs)}
-        manifest = _publish(output, shards, work, options=made_by, vocab_size=opened.vocab_size)
+        _check_has_text(files, work)
+        manifest = _publish(
+            output,
+            shards,
+            work,
+            options=made_by,
+            vocab_size=opened.vocab_size,
+            shuffle_seed=shuffle_seed,
+        )
         shards.remove()
-    return Prepared(manifest, tuple(work.bad_lines), was_complete=False)
+    return Prepared(manifest, work.bad_lines, was_complete=False)
 
 
 def _publish(
@@ -112,10 +116,19 @@ def _publish(
     *,
     options: dict[str, object],
     vocab_size: int,
+    shuffle_seed: int | None,
 ) -> Manifest:
     """Join the shards to the files of the corpus, the manifest last."""
-    with replacing(bin_path(output), idx_path(output)) as (tokens, index):
-        shards.join(work.shards, tokens, index, vocab_size=vocab_size)
+    paths = bin_path(output), idx_path(output), origins_path(output)
+    with replacing(*paths) as (tokens, index, origins):
+        shards.join(
+            work.shards,
+            tokens,
+            index,
+            origins,
+            token_type=token_type_for(vocab_size),
+            shuffle_seed=shuffle_seed,
+        )
         manifest = Manifest(
             tokenizer=str(options["tokenizer"]),
             vocab_size=vocab_size,
@@ -125,6 +138,7 @@ def _publish(
             options=options,
             bin_sha256=block_hashes(tokens),
             idx_sha256=sha256_of(index),
+            origins_sha256=sha256_of(origins),
         )
         manifest_path(output).unlink(missing_ok=True)  # it describes what is replaced now
     write_manifest(output, manifest)
@@ -153,9 +167,13 @@ class _Work:
         there = [shard for parts in self.shards.values() for shard in parts]
         self.documents = sum(shard.documents for shard in there)
         self.tokens = sum(shard.tokens for shard in there)
-        self.bad_lines: list[BadLine] = []
+        self.bad_lines = BadLines()
         """Lines that this call skipped."""
-        self._num_bad_lines = sum(shard.bad_lines for shard in there)
+        self.all_bad_lines = BadLines()
+        """And those of calls that stopped."""
+        for shard in there:
+            self.all_bad_lines.add(BadLine(**line) for line in shard.first_bad_lines)
+        self.all_bad_lines.count = sum(shard.bad_lines for shard in there)
         self._done_bytes = sum(
             self._sizes[file] for file, parts in self.shards.items() if parts and parts[-1].is_last
         )
@@ -191,8 +209,8 @@ class _Work:
         for block, tokens in pairs:
             self.documents += tokens.num_documents
             self.tokens += tokens.num_tokens
-            self.bad_lines += tokens.bad_lines
-            self._num_bad_lines += len(tokens.bad_lines)
+            self.bad_lines.add(tokens.bad_lines)
+            self.all_bad_lines.add(tokens.bad_lines)
             self._check_bad_lines()
             yield block, tokens
             size = self._sizes[Path(block.file)]
@@ -206,18 +224,26 @@ class _Work:
             )
 
     def _check_bad_lines(self) -> None:
-        if self._num_bad_lines <= self._max_bad_lines:
+        count = self.all_bad_lines.count
+        if count <= self._max_bad_lines:
             return
-        shown = "".join(f"\n    {line}" for line in self.bad_lines[:SHOWN_BAD_LINES])
+        key = better_text_key(self.all_bad_lines.first)
+        more = f"--max-bad-lines {2 * count}"
+        fix = more if key is None else f"--text-key {key}"
+        advice = f"Repair the files, or add {fix}"
         raise DataError(
-            f"{self._num_bad_lines} lines hold no document; --max-bad-lines allows"
-            f" {self._max_bad_lines}.{shown}\n"
-            f"  Repair the files, or add --max-bad-lines {2 * self._num_bad_lines}; files"
-            " that were read to their end are not read again.",
+            f"{count} lines hold no document; --max-bad-lines allows"
+            f" {self._max_bad_lines}.{_shown(self.all_bad_lines)}\n"
+            f"  {advice}; files that were read to their end are not read again.",
             key="--max-bad-lines",
-            value=self._num_bad_lines,
-            fix=f"--max-bad-lines {2 * self._num_bad_lines}",
+            value=count,
+            fix=fix,
         )
+
+
+def _shown(bad_lines: BadLines) -> str:
+    """Lines of a message that name the first lines without a document."""
+    return "".join(f"\n    {line}" for line in bad_lines.first[:SHOWN_BAD_LINES])
 
 
 def _source(file: Path, parts: Sequence[Shard]) -> dict[str, object]:
@@ -248,12 +274,15 @@ def _check_inputs_stay(files: Sequence[Path], output: str | Path) -> None:
             )
 
 
-def _check_has_text(files: Sequence[Path], documents: int) -> None:
-    if documents == 0:
-        shown = ", ".join(str(file) for file in files[:5])
+def _check_has_text(files: Sequence[Path], work: _Work) -> None:
+    if work.documents == 0:
+        names = ", ".join(str(file) for file in files[:5])
+        reasons = _shown(work.all_bad_lines)
+        key = better_text_key(work.all_bad_lines.first)
+        fix = "check the files and --text-key" if key is None else f"add --text-key {key}"
         raise DataError(
-            f"There is no text in {shown}.\n  Check the files and --text-key.",
+            f"There is no text in {names}.{reasons}\n  {fix[0].upper()}{fix[1:]}.",
             key="inputs",
-            value=shown,
-            fix="check the files and --text-key",
+            value=names,
+            fix=fix,
         )

@@ -5,24 +5,19 @@ in order; taking documents out of a block is the workers' part. Where blocks are
 file alone.
 """
 
-import bz2
-import gzip
-import io
 import json
-import lzma
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
 
+from glm_dist.data.prepare.bad_lines import BadLine
+from glm_dist.data.prepare.compression import open_text
+from glm_dist.data.prepare.encoding import check_encoding
+from glm_dist.data.prepare.fields import explain_missing, suggest_key, text_of
 from glm_dist.data.prepare.inputs import FileKind, kind_of
-from glm_dist.errors import DataError
-
-if TYPE_CHECKING:
-    import pyarrow.parquet
+from glm_dist.data.prepare.parquet import read_rows
 
 BLOCK_BYTES = 1 << 20
 """Text read at a time, uncompressed."""
@@ -31,9 +26,6 @@ BORDERS = (b"\n\n", b"\n\r\n")
 """Ends of paragraphs."""
 
 LONGEST_BORDER = max(map(len, BORDERS))
-
-PARQUET_ROWS = 64
-"""Rows decoded at a time."""
 
 
 class TextUnit(Enum):
@@ -49,7 +41,8 @@ class TextOptions:
     """Options for taking documents out of files."""
 
     text_key: str = "text"
-    """Field of a JSON object, or column of a Parquet file, that holds the text."""
+    """Field of a JSON object, or column of a Parquet file, that holds the text; fields inside
+    others by a dotted name."""
     text_unit: TextUnit = TextUnit.line
     """Unit of a plain text file that becomes one document."""
 
@@ -73,15 +66,12 @@ class Block:
 
 
 @dataclass(frozen=True)
-class BadLine:
-    """A line that holds no document."""
+class Document:
+    """A document as it was read."""
 
-    file: str
+    text: str
     line: int
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+    """Number of its first line (Parquet: row), from 1."""
 
 
 def read_blocks(
@@ -96,16 +86,16 @@ def read_blocks(
         first_line: Number of the first line there.
 
     Raises:
-        DataError: The file cannot be decompressed or is no Parquet file.
+        DataError: The file cannot be decompressed, is no Parquet file with such a column, or holds
+            something else than UTF-8 or JSON lines.
     """
     kind = kind_of(file)
     if kind is FileKind.parquet:
         yield from _parquet_blocks(file, options, start=start)
         return
     unit = options.text_unit if kind is FileKind.text else TextUnit.line
-    size = max(1, file.stat().st_size)
-    with file.open("rb") as raw, _decompressed(raw, file) as stream:
-        _skip(stream, start)
+    with open_text(file) as stream:
+        stream.skip(start)
         # Joined once, when a document ends: a file may be one document of any size.
         pieces: list[bytes] = []
         tail, position, line = b"", start, first_line
@@ -113,8 +103,10 @@ def read_blocks(
         # the blocks of a file are always the same.
         wanted = -start % BLOCK_BYTES + BLOCK_BYTES
         while True:
-            fresh = _read(stream, file, wanted)
+            fresh = stream.read(wanted)
             at_end = len(fresh) < wanted
+            if position == 0 and not pieces:
+                check_encoding(file, fresh, is_json=kind is FileKind.jsonl)
             wanted = BLOCK_BYTES
             # The pieces hold no whole border, but a border may begin in them.
             cut = len(fresh) if at_end else _last_border(tail + fresh, unit) - len(tail)
@@ -127,14 +119,14 @@ def read_blocks(
             if data:
                 position += len(data)
                 lines = data.count(b"\n") + (not data.endswith(b"\n"))
-                share = 1.0 if at_end else raw.tell() / size
+                share = 1.0 if at_end else stream.share
                 yield Block(str(file), kind, data, line, position, lines, share)
                 line += lines
             if at_end:
                 return
 
 
-def documents_of(block: Block, options: TextOptions) -> Iterator[str | BadLine]:
+def documents_of(block: Block, options: TextOptions) -> Iterator[Document | BadLine]:
     """Take the documents out of a block.
 
     Args:
@@ -142,39 +134,60 @@ def documents_of(block: Block, options: TextOptions) -> Iterator[str | BadLine]:
         options: How documents are taken out.
 
     Yields:
-        Texts, blank ones included, and what is wrong with lines that hold none.
+        Documents, blank ones included, and what is wrong with lines that hold none.
     """
-    if block.kind is FileKind.parquet:
-        yield from _parquet_documents(block, options)
-        return
-    if block.kind is FileKind.jsonl:
-        for number, line in enumerate(block.data.split(b"\n"), block.first_line):
-            if line.strip():
-                yield _json_document(block.file, number, line, options.text_key)
-        return
     number = block.first_line
-    for piece in _split_units(block.data, options.text_unit):
-        try:
-            yield piece.decode("utf-8").lstrip("\ufeff").strip("\r\n")
-        except UnicodeDecodeError as error:
-            yield BadLine(block.file, number, f"not UTF-8 ({error.reason})")
-        number += piece.count(b"\n")
+    for piece in _pieces(block, options):
+        if block.kind is FileKind.text:
+            found = _plain_text(piece)
+        elif piece.strip():
+            found = _json_text(piece, options.text_key, is_record=block.kind is FileKind.jsonl)
+        else:
+            found = None
+        match found:
+            case str() if "\0" in found:
+                yield BadLine(block.file, number, "holds NUL characters, as no text does")
+            case str():
+                yield Document(found, number)
+            case _Problem():
+                yield BadLine(block.file, number, found.reason, found.suggested_key)
+        number += max(1, piece.count(b"\n"))
 
 
-def _json_document(file: str, number: int, line: bytes, key: str) -> str | BadLine:
+@dataclass(frozen=True)
+class _Problem:
+    """Reason why a piece of a file holds no document."""
+
+    reason: str
+    suggested_key: str | None = None
+
+
+def _pieces(block: Block, options: TextOptions) -> list[bytes]:
+    """Cut a block into what holds one document each."""
+    if block.kind is FileKind.text:
+        return _split_units(block.data, options.text_unit)
+    return block.data.split(b"\n")
+
+
+def _plain_text(piece: bytes) -> "str | _Problem":
+    try:
+        return piece.decode("utf-8").lstrip("\ufeff").strip("\r\n")
+    except UnicodeDecodeError as error:
+        return _Problem(f"not UTF-8 ({error.reason})")
+
+
+def _json_text(line: bytes, key: str, *, is_record: bool) -> "str | _Problem":
+    """Read a line of JSON: an object, or the text itself, which Parquet rows have become."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        return BadLine(file, number, f"not JSON ({error})")
-    if not isinstance(record, dict) or key not in record:
-        return BadLine(file, number, f"no field {key!r}")
-    text = record[key]
-    if not isinstance(text, str):
-        return BadLine(file, number, f"field {key!r} is no string")
-    if text.isascii():
-        return text
-    # JSON can spell half of a surrogate pair, which is no character.
-    return text.encode("utf-8", "replace").decode("utf-8")
+        return _Problem(f"not JSON ({error})")
+    if not is_record:
+        return _Problem(f"column {key!r} is no text") if record is None else str(record)
+    text = text_of(record, key)
+    if text is None:
+        return _Problem(explain_missing(record, key), suggest_key(record))
+    return text
 
 
 def _split_units(data: bytes, unit: TextUnit) -> list[bytes]:
@@ -203,104 +216,11 @@ def _last_border(data: bytes, unit: TextUnit) -> int:
     return max(data.rfind(each) + len(each) if each in data else 0 for each in BORDERS)
 
 
-def _decompressed(raw: BinaryIO, file: Path) -> BinaryIO:
-    match file.suffix.lower():
-        case ".gz":
-            return cast(BinaryIO, gzip.GzipFile(fileobj=raw, mode="rb"))
-        case ".xz":
-            return cast(BinaryIO, lzma.LZMAFile(raw, mode="rb"))
-        case ".bz2":
-            return cast(BinaryIO, bz2.BZ2File(raw, mode="rb"))
-        case ".zst":
-            if sys.version_info >= (3, 14):
-                from compression.zstd import ZstdFile
-            else:
-                from backports.zstd import ZstdFile
-
-            return cast(BinaryIO, ZstdFile(raw, mode="rb"))
-    return raw
-
-
-def _skip(stream: BinaryIO, count: int) -> None:
-    """Move forward; compressed streams can only read on."""
-    try:
-        stream.seek(count)
-    except (OSError, io.UnsupportedOperation):
-        while count > 0:
-            passed = len(stream.read(min(count, BLOCK_BYTES)))
-            count -= passed if passed else count
-
-
-def _read(stream: BinaryIO, file: Path, count: int) -> bytes:
-    """Read bytes; fewer only at the end."""
-    try:
-        parts = []
-        missing = count
-        while missing and (part := stream.read(missing)):
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
-    # gzip raises EOFError and zlib.error, zstd EOFError and its own error.
-    except Exception as error:
-        raise DataError(
-            f"{file} is not readable: {error}.\n  Fetch or compress the file again.",
-            key=str(file),
-            value=str(error),
-            fix="fetch or compress the file again",
-        ) from error
-
-
 def _parquet_blocks(file: Path, options: TextOptions, *, start: int) -> Iterator[Block]:
     """Cut a column into blocks of rows; each row becomes a line of JSON."""
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            if options.text_key not in table.schema_arrow.names:
-                raise ValueError(f"no column {options.text_key!r}")
-            yield from _row_blocks(table, file, options, start=start)
-    # pyarrow raises errors of its own C++ classes.
-    except Exception as error:
-        raise DataError(
-            f"{file} is no Parquet file with a column {options.text_key!r}: {error}.\n"
-            "  Name the column with --text-key, or fetch the file again.",
-            key=str(file),
-            value=str(error),
-            fix="--text-key …",
-        ) from error
-
-
-def _row_blocks(
-    table: "pyarrow.parquet.ParquetFile", file: Path, options: TextOptions, *, start: int
-) -> Iterator[Block]:
-    total = table.metadata.num_rows
-    sizes = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
-    row, group = 0, 0
-    while group < len(sizes) and row + sizes[group] <= start:
-        row, group = row + sizes[group], group + 1
-    lines: list[bytes] = []
-    size, first = 0, start
-    for batch in table.iter_batches(
-        batch_size=PARQUET_ROWS, row_groups=range(group, len(sizes)), columns=[options.text_key]
-    ):
-        for value in batch.column(0).to_pylist():
-            row += 1
-            if row <= start:
-                continue
-            lines.append(json.dumps(value if isinstance(value, str) else None).encode())
-            size += len(lines[-1])
-            if size >= BLOCK_BYTES or row == total:
-                data = b"\n".join(lines)
-                yield Block(
-                    str(file), FileKind.parquet, data, first + 1, row, row - first, row / total
-                )
-                lines, size, first = [], 0, row
-
-
-def _parquet_documents(block: Block, options: TextOptions) -> Iterator[str | BadLine]:
-    for number, line in enumerate(block.data.split(b"\n"), block.first_line):
-        text = json.loads(line)
-        if text is None:
-            yield BadLine(block.file, number, f"column {options.text_key!r} is no string")
-        else:
-            yield text
+    first = start
+    rows = read_rows(file, options.text_key, start=start, block_bytes=BLOCK_BYTES)
+    for lines, end, share in rows:
+        data = b"\n".join(lines)
+        yield Block(str(file), FileKind.parquet, data, first + 1, end, end - first, share)
+        first = end

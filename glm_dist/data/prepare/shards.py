@@ -5,8 +5,8 @@ large one. A shard appears under its name when it is whole; its name is derived 
 input and from the options. So inputs that are added, left out or repaired leave the shards of the
 others alone. At the end all shards are joined.
 
-A shard is one file: token ids, the length of each document, a JSON record, and the size of that
-record in the last eight bytes.
+A shard is one file: token ids, the length of each document, its first line, a JSON record, and the
+size of that record in the last eight bytes.
 """
 
 import hashlib
@@ -15,18 +15,21 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from glm_dist.data.corpus.indexed import token_type_for, write_index
+from glm_dist.data.corpus.indexed import write_index
 from glm_dist.data.corpus.manifest import PARTIAL
+from glm_dist.data.corpus.origins import pack_origins
+from glm_dist.data.prepare.bad_lines import BadLines
 from glm_dist.data.prepare.readers import Block
+from glm_dist.data.prepare.shuffle import shuffled_order, write_in_order
 from glm_dist.data.prepare.tokenize import TokenBlock
 from glm_dist.errors import DataError
 from glm_dist.files import LockedError, ensure_writable, exists, lock_file, replacing, sha256_of
@@ -61,6 +64,8 @@ class Shard:
     blank: int
     """Documents left out because they have no tokens."""
     bad_lines: int
+    first_bad_lines: list[dict[str, Any]]
+    """The first of them, as fields of ``BadLine``; a later call's message names them, too."""
 
 
 class ShardFolder:
@@ -147,27 +152,52 @@ class ShardFolder:
         shards: Mapping[Path, Sequence[Shard]],
         tokens: Path,
         index: Path,
+        origins: Path,
         *,
-        vocab_size: int,
+        token_type: "np.dtype[np.integer[Any]]",
+        shuffle_seed: int | None = None,
     ) -> None:
-        """Write the two files of the corpus.
+        """Write the files of the corpus.
 
         Args:
             shards: All shards of each input file, in order.
             tokens: The .bin file to write.
             index: The .idx file to write.
-            vocab_size: Ids of the tokenizer.
+            origins: The .origins file to write.
+            token_type: Type of the ids.
+            shuffle_seed: Seed of the order of documents; None keeps that of the text.
         """
-        with NamedTemporaryFile(dir=self.path) as lengths:
-            with tokens.open("wb") as target:
-                for file, parts in shards.items():
-                    for number, shard in enumerate(parts):
-                        with self._name(file, number).open("rb") as source:
-                            _copy(source, target, shard.token_bytes)
-                            _copy(source, lengths, 4 * shard.documents)
-            lengths.flush()
-            all_lengths = np.memmap(lengths.name, mode="r", dtype=np.int32)
-            write_index(index, token_type_for(vocab_size), all_lengths)
+        if shuffle_seed is None:
+            lengths, packed = self._copy(shards, tokens)
+        else:
+            in_text_order = self.path / "tokens"
+            lengths, packed = self._copy(shards, in_text_order)
+            order = shuffled_order(len(lengths), seed=shuffle_seed)
+            write_in_order(in_text_order, tokens, order, lengths=lengths, token_type=token_type)
+            in_text_order.unlink()
+            lengths, packed = lengths[order], packed[order]
+        write_index(index, token_type, lengths)
+        packed.tofile(origins)
+
+    def _copy(
+        self, shards: Mapping[Path, Sequence[Shard]], tokens: Path
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Write the tokens of all shards; lengths and origins of their documents, mapped."""
+        with ExitStack() as files:
+            target = files.enter_context(tokens.open("wb"))
+            lengths = files.enter_context((self.path / "lengths").open("wb"))
+            origins = files.enter_context((self.path / "origins").open("wb"))
+            for number, (file, parts) in enumerate(shards.items()):
+                for part, shard in enumerate(parts):
+                    with self._name(file, part).open("rb") as source:
+                        _copy(source, target, shard.token_bytes)
+                        _copy(source, lengths, 4 * shard.documents)
+                        lines = np.frombuffer(source.read(8 * shard.documents), np.int64)
+                        origins.write(pack_origins(number, lines).tobytes())
+        return (
+            np.memmap(self.path / "lengths", mode="r", dtype=np.int32),
+            np.memmap(self.path / "origins", mode="r", dtype="<i8"),
+        )
 
     def remove(self) -> None:
         """Remove the folder, if there is one."""
@@ -185,11 +215,15 @@ class ShardFolder:
         facts: os.stat_result,
     ) -> Shard:
         counts = Counter(dict.fromkeys(COUNTED, 0))
-        lengths, size, end = [], 0, 0
+        lengths, first_lines = [], []
+        size = end = 0
+        bad_lines = BadLines()
         with replacing(self._name(file, number)) as (beside,), beside.open("wb") as stream:
             for block, tokens in pairs:
                 stream.write(tokens.ids)
                 lengths.append(tokens.lengths)
+                first_lines.append(tokens.lines)
+                bad_lines.add(tokens.bad_lines)
                 counts.update(
                     lines=block.lines,
                     documents=tokens.num_documents,
@@ -208,11 +242,14 @@ class ShardFolder:
                 is_last=is_last,
                 input_sha256=sha256_of(file) if is_last else "",
                 end=end,
+                first_bad_lines=[asdict(line) for line in bad_lines.first],
                 **counts,
             )
             _check_unchanged(file, facts)
             record = json.dumps(asdict(shard)).encode()
-            stream.write(b"".join([*lengths, record, len(record).to_bytes(8, "little")]))
+            stream.write(
+                b"".join([*lengths, *first_lines, record, len(record).to_bytes(8, "little")])
+            )
         return shard
 
 
@@ -239,7 +276,7 @@ def _read(path: Path) -> Shard | None:
             stream.seek(-8 - size, os.SEEK_END)
             begin = stream.tell()
             shard = Shard(**json.loads(stream.read(size)))
-            if begin == shard.token_bytes + 4 * shard.documents:
+            if begin == shard.token_bytes + (4 + 8) * shard.documents:
                 return shard
         except (OSError, OverflowError, ValueError, TypeError):
             pass  # zeros, or the beginning of the file only: what a power failure leaves

@@ -13,7 +13,8 @@ from multiprocessing import get_context, parent_process
 import numpy as np
 
 from glm_dist.data.corpus.indexed import token_type_for
-from glm_dist.data.prepare.readers import BadLine, Block, TextOptions, documents_of
+from glm_dist.data.prepare.bad_lines import BadLine
+from glm_dist.data.prepare.readers import Block, TextOptions, documents_of
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
 from glm_dist.errors import DataError
 
@@ -29,6 +30,8 @@ class TokenBlock:
     """Token ids of all documents, opened by [CLS] and closed by the end of text."""
     lengths: bytes
     """Tokens of each document, int32."""
+    lines: bytes
+    """Number of the first line of each document, int64."""
     num_documents: int
     num_tokens: int
     num_blank: int
@@ -91,21 +94,24 @@ def tokenise_block(block: Block, tokenizer: Tokenizer, options: TextOptions) -> 
     token_type = token_type_for(tokenizer.vocab_size)
     ids: list[bytes] = []
     lengths: list[int] = []
+    lines: list[int] = []
     bad_lines = []
     blank = 0
     for document in documents_of(block, options):
         if isinstance(document, BadLine):
             bad_lines.append(document)
             continue
-        stored = tokenizer.store_document(document, token_type)
+        stored = tokenizer.store_document(document.text, token_type)
         if len(stored):
             ids.append(stored.tobytes())
             lengths.append(len(stored))
+            lines.append(document.line)
         else:
             blank += 1
     return TokenBlock(
         ids=b"".join(ids),
         lengths=np.array(lengths, np.int32).tobytes(),
+        lines=np.array(lines, np.int64).tobytes(),
         num_documents=len(lengths),
         num_tokens=sum(lengths),
         num_blank=blank,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
 from glm_dist.data.tokenizer.control_pieces import find_control_pieces
+from glm_dist.data.tokenizer.long_text import encode_long
 from glm_dist.data.tokenizer.special_tokens import NamedToken, SpecialTokens
 from glm_dist.data.tokenizer.vocabularies import (
     Codec,
@@ -118,7 +119,7 @@ class Tokenizer:
         Raises:
             DataError: The vocabulary encodes ordinary text to a control token.
         """
-        body = self._codec.encode_array(text) if text.strip() else np.zeros(0, np.int32)
+        body = encode_long(self._codec.encode_array, text if text.strip() else "")
         if len(body) == 0:
             return np.zeros(0, token_type)
         if self._is_control[body].any():

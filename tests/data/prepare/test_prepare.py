@@ -161,7 +161,7 @@ def test_bad_lines_are_skipped_and_told_with_file_and_line(
     file.write_bytes(b"\n".join(lines))
     outcome = run([file], tmp_path / "corpus", choice)
 
-    assert [(bad.file, bad.line) for bad in outcome.bad_lines] == [
+    assert [(bad.file, bad.line) for bad in outcome.bad_lines.first] == [
         (str(file), number) for number in (2, 3, 5, 6, 7)
     ]
     assert len(documents_in(tmp_path / "corpus")) == 2
@@ -176,7 +176,7 @@ def test_line_numbers_go_on_over_blocks(tmp_path: Path, choice: TokenizerSpec) -
     (tmp_path / "a.jsonl").write_text("\n".join(documents))
     outcome = run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
 
-    assert [bad.line for bad in outcome.bad_lines] == [151]
+    assert [bad.line for bad in outcome.bad_lines.first] == [151]
 
 
 def test_rows_of_parquet_without_text_are_told(tmp_path: Path, choice: TokenizerSpec) -> None:
@@ -184,8 +184,8 @@ def test_rows_of_parquet_without_text_are_told(tmp_path: Path, choice: Tokenizer
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
     outcome = run([tmp_path / "a.parquet"], tmp_path / "corpus", choice)
 
-    assert [(bad.line, bad.reason) for bad in outcome.bad_lines] == [
-        (2, "column 'text' is no string")
+    assert [(bad.line, bad.reason) for bad in outcome.bad_lines.first] == [
+        (2, "column 'text' is no text")
     ]
     assert [document[1] for document in documents_in(tmp_path / "corpus")] == [10, 11]
 

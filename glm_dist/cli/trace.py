@@ -1,0 +1,81 @@
+"""``glm-dist data trace``: from training rows back to documents, with source file and line."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from glm_dist.cli.arguments import whole_number
+from glm_dist.config.load import load_config, load_config_file
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.corpus.manifest import read_manifest
+from glm_dist.data.corpus.origins import Origins
+from glm_dist.data.row_source import RowSource, open_row_source
+from glm_dist.files import is_file
+from glm_dist.observe.run_folder import CONFIG_FILE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the action."""
+    parser.add_argument(
+        "overrides", nargs="*", metavar="run | key=value", help="folder of a run, or overrides"
+    )
+    parser.add_argument(
+        "--step", type=whole_number(at_least=1), help="all rows of this training step, from 1"
+    )
+    parser.add_argument(
+        "--row", type=whole_number(at_least=0), default=0, help="first row (default: 0)"
+    )
+    parser.add_argument(
+        "--rows", type=whole_number(at_least=1), default=1, help="number of rows (default: 1)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a line for each document of the rows."""
+    config = read_config(arguments.overrides)
+    source = open_row_source(config)
+    rows = range(arguments.row, arguments.row + arguments.rows)
+    if arguments.step is not None:
+        size = config.batch.global_batch_size
+        rows = range((arguments.step - 1) * size, arguments.step * size)
+    sources = DocumentSources(source)
+    for number in rows:
+        index = config.data.row_index(number)
+        for corpus, document, origin in sources.of_row(number):
+            sys.stdout.write(f"row {index}: {corpus} document {document}, {origin}\n")
+
+
+def read_config(overrides: list[str]) -> RunConfig:
+    """Load the configuration of a run's folder, or compose one from overrides.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+    """
+    if len(overrides) == 1 and is_file(Path(overrides[0]) / CONFIG_FILE):
+        return load_config_file(Path(overrides[0]) / CONFIG_FILE)
+    return load_config(overrides)
+
+
+class DocumentSources:
+    """Where the documents of rows were read."""
+
+    def __init__(self, source: RowSource) -> None:
+        """Open the origins of every corpus that has a manifest."""
+        self._source = source
+        self._origins = {
+            name: Origins(corpus.prefix, manifest)
+            for name, corpus in source.opened.items()
+            if (manifest := read_manifest(corpus.prefix)) is not None
+        }
+
+    def of_row(self, number: int) -> Iterator[tuple[str, int, str]]:
+        """Yield corpus, document number and source of each document of a training row.
+
+        Args:
+            number: Training rows that are read before it; skipped ones do not count.
+        """
+        corpus, documents = self._source.documents(number)
+        origins = self._origins.get(corpus)
+        for document in documents:
+            yield corpus, document, "no manifest" if origins is None else str(origins.of(document))
