@@ -58,7 +58,7 @@ def read_config(overrides: list[str]) -> RunConfig:
 
 
 class DocumentSources:
-    """Where the documents of rows were read."""
+    """Source files and lines of the documents of rows."""
 
     def __init__(self, source: RowSource) -> None:
         """Open the origins of every corpus that has a manifest."""

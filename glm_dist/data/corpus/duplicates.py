@@ -19,7 +19,7 @@ PASSAGE_TOKENS = 32
 
 @dataclass(frozen=True)
 class Contamination:
-    """What a corpus holds of the documents of an evaluation set."""
+    """Documents of an evaluation set that a corpus holds."""
 
     documents: int
     """Documents of the evaluation set."""
