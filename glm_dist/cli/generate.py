@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import glm_dist
 from glm_dist.cli.arguments import whole_number
@@ -18,6 +18,9 @@ from glm_dist.errors import EXIT_USER_ERROR, DataError
 from glm_dist.generate.prompt import check_fills_blanks, not_utf_8
 from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.observe.run_folder import CONFIG_FILE
+
+if TYPE_CHECKING:
+    from glm_dist.generate.load import TrainedModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help='lines are objects {"text": ...}; "filled" and "answers" are added to each',
     )
+    parser.add_argument(
+        "--candidates",
+        type=whole_number(at_least=1),
+        metavar="N",
+        help="show the N likeliest answers of each blank with their probabilities, draw nothing",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
 
 
@@ -74,13 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run or its checkpoint cannot be used.
     """
-    sampling = (
-        GREEDY
-        if arguments.greedy
-        else Sampling(
-            temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p
-        )
-    )
+    sampling = _sampling(arguments)
     config = load_config_file(arguments.run / CONFIG_FILE)
     check_fills_blanks(config.corruption, run=str(arguments.run))
     trained = glm_dist.load(arguments.run, step=arguments.step, tokenizer=arguments.tokenizer)
@@ -89,27 +92,61 @@ def run(arguments: argparse.Namespace) -> int:
     for where, line in _texts(arguments.text):
         try:
             record = _record(line) if arguments.jsonl else {"text": _decoded(line)}
-            filled = trained.fill(
-                record["text"],
-                sampling=sampling,
-                max_tokens=arguments.max_tokens,
-                seed=arguments.seed,
-            )
+            if arguments.candidates is None:
+                answer = _filled(trained, record, arguments, sampling)
+            else:
+                answer = _candidates(trained, record, arguments)
         except DataError as error:
             left_out += 1
             if speaks:
                 sys.stderr.write(f"{where}: {error}\n")
             continue
         if speaks:
-            answer = filled.text
-            if arguments.jsonl:
-                record |= {"filled": filled.text, "answers": filled.answers}
-                answer = json.dumps(record, ensure_ascii=False)
             sys.stdout.buffer.write(f"{answer}\n".encode())  # as read, whatever the locale
             sys.stdout.flush()
     if left_out and speaks:
         sys.stderr.write(f"{left_out} texts were left out\n")
     return EXIT_USER_ERROR if left_out else 0
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling:
+    if arguments.greedy:
+        return GREEDY
+    return Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
+
+
+def _filled(
+    trained: "TrainedModel",
+    record: dict[str, Any],
+    arguments: argparse.Namespace,
+    sampling: Sampling,
+) -> str:
+    """Fill the blanks of a text."""
+    filled = trained.fill(
+        record["text"], sampling=sampling, max_tokens=arguments.max_tokens, seed=arguments.seed
+    )
+    if not arguments.jsonl:
+        return filled.text
+    return json.dumps(
+        record | {"filled": filled.text, "answers": filled.answers}, ensure_ascii=False
+    )
+
+
+def _candidates(
+    trained: "TrainedModel", record: dict[str, Any], arguments: argparse.Namespace
+) -> str:
+    """List the likeliest answers of each blank of a text."""
+    blanks = trained.answers(
+        record["text"], count=arguments.candidates, max_tokens=arguments.max_tokens
+    )
+    if arguments.jsonl:
+        found = [[vars(answer) for answer in answers] for answers in blanks]
+        return json.dumps(record | {"candidates": found}, ensure_ascii=False)
+    lines = [record["text"]]
+    for answers in blanks:
+        shown = [f"{answer.text or '(nothing)'} {answer.probability:.1%}" for answer in answers]
+        lines.append("    " + "   ".join(shown).replace("\n", "\\n"))
+    return "\n".join(lines)
 
 
 def _texts(typed: list[str]) -> Iterator[tuple[str, bytes]]:

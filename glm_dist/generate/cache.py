@@ -3,7 +3,7 @@
 The official code caches hidden states and projects them again each time; the result is the same.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -36,19 +36,38 @@ class KeyValueCache:
             self._values = torch.cat([self._values, value], dim=2)
         return self._keys, self._values
 
+    def select(self, rows: torch.Tensor) -> None:
+        """Continue with other rows, each a copy of one that is there.
+
+        Args:
+            rows: Row that each of the new ones continues [b].
+        """
+        if self._keys is not None and self._values is not None:
+            self._keys = self._keys.index_select(0, rows)
+            self._values = self._values.index_select(0, rows)
+
 
 @contextmanager
-def cached_attention(model: torch.nn.Module) -> Iterator[None]:
+def cached_attention(model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
     """Give every attention layer a fresh cache for the time of the block.
 
     Args:
         model: A stage in evaluation mode.
+
+    Yields:
+        ``KeyValueCache.select`` of all layers together.
     """
     layers = [module for module in model.modules() if isinstance(module, PrefixAttention)]
-    for layer in layers:
-        layer.cache = KeyValueCache()
+    caches = [KeyValueCache() for _ in layers]
+
+    def select(rows: torch.Tensor) -> None:
+        for cache in caches:
+            cache.select(rows)
+
+    for layer, cache in zip(layers, caches, strict=True):
+        layer.cache = cache
     try:
-        yield
+        yield select
     finally:
         for layer in layers:
             layer.cache = None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.generate.candidates import find_candidates
 from glm_dist.generate.infill import PartB, fill_blanks
 from glm_dist.generate.prompt import read_prompt
 from glm_dist.generate.sampling import Sampling
@@ -58,6 +59,62 @@ def complete(
     )
     answers = [tokenizer.decode(blank.tokens).strip() for blank in blanks]
     return Completion(prompt.filled(answers), answers)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One text that may stand in a blank."""
+
+    text: str
+    probability: float
+    """Of exactly this text, 0 to 1."""
+
+
+def list_answers(
+    stage: GLMStage,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    config: RunConfig,
+    count: int,
+    max_tokens: int,
+) -> list[list[Answer]]:
+    """Find the likeliest answers of each blank of a text. Collective over a replica.
+
+    Args:
+        stage: This rank's stage, in evaluation mode.
+        tokenizer: The run's.
+        text: As for ``complete``. The other blanks stay open while one is looked at.
+        config: The run's configuration; its task is blank infilling.
+        count: Answers of each blank.
+        max_tokens: Longest answer.
+
+    Returns:
+        At most ``count`` answers of each blank, in text order, the likeliest first.
+
+    Raises:
+        DataError: As for ``complete``.
+    """
+    prompt = read_prompt(text, tokenizer, config.corruption)
+    answers = []
+    for blank in range(len(prompt.mask_indices)):
+        probabilities: dict[str, float] = {}
+        for candidate in find_candidates(
+            stage,
+            prompt.tokens,
+            part_b=PartB.of(config, tokenizer.special),
+            mask_indices=prompt.mask_indices,
+            blank=blank,
+            count=2 * count,
+            max_tokens=max_tokens,
+            banned=not_text(tokenizer.special, config.tokenizer.vocab_size),
+        ):
+            # Several token sequences can spell one text, with a space before it or without.
+            spelt = tokenizer.decode(candidate.tokens).strip()
+            probabilities[spelt] = probabilities.get(spelt, 0.0) + candidate.probability
+        found = [Answer(spelt, probability) for spelt, probability in probabilities.items()]
+        answers.append(sorted(found, key=lambda answer: -answer.probability)[:count])
+    return answers
 
 
 def not_text(special: SpecialTokens, vocab_size: int) -> list[int]:

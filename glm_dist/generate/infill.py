@@ -106,29 +106,20 @@ def fill_blanks(
     Raises:
         DataError: The context is longer than the model's positions.
     """
-    room = part_b.max_position + 1
-    if len(context) > room:
-        raise DataError(
-            f"The text has {len(context)} tokens, more than the {room} positions of the model.\n"
-            "  Shorten it.",
-            key="text",
-            value=len(context),
-            fix="",
-        )
+    check_length(context, part_b)
     stops = {part_b.special.eop, part_b.special.eos}
     never = sorted(set(banned) - stops)
     generator = torch.Generator().manual_seed(seed % 2**64)
     length = min(max_tokens, part_b.longest_answer)
     blanks = []
     with cached_attention(stage):
-        last = len(context) - 1
-        _forward(stage, list(context), list(range(last + 1)), [0] * (last + 1), prefix=last + 1)
+        read_context(stage, context)
         for number, mask_index in enumerate(mask_indices):
             answer: list[int] = []
             token = part_b.sop(number)
             for step in range(1, length + 1):
                 position, block_position = part_b.positions(mask_index, step)
-                logits = _forward(stage, [token], [position], [block_position], prefix=0)
+                logits = next_logits(stage, [token], position, block_position)[0]
                 logits[never] = float("-inf")
                 token = next_token(logits, sampling, generator=generator)
                 if token in stops:
@@ -138,25 +129,72 @@ def fill_blanks(
     return blanks
 
 
+def check_length(context: Sequence[int], part_b: PartB) -> None:
+    """Refuse a context that is longer than the model's positions.
+
+    Raises:
+        DataError: It is.
+    """
+    room = part_b.max_position + 1
+    if len(context) > room:
+        raise DataError(
+            f"The text has {len(context)} tokens, more than the {room} positions of the model.\n"
+            "  Shorten it.",
+            key="text",
+            value=len(context),
+            fix="",
+        )
+
+
+def read_context(stage: GLMStage, context: Sequence[int]) -> None:
+    """Feed Part A of one row, so that the caches hold it.
+
+    Args:
+        stage: This rank's stage, with caches.
+        context: Token ids of Part A.
+    """
+    length = len(context)
+    _forward(stage, [list(context)], list(range(length)), [0] * length, prefix=length)
+
+
+def next_logits(
+    stage: GLMStage, tokens: Sequence[int], position: int, block_position: int
+) -> torch.Tensor:
+    """Feed one more input of Part B to each row of the caches.
+
+    Args:
+        stage: This rank's stage, with caches of b rows.
+        tokens: Input of each row. [b]
+        position: Position id of the inputs.
+        block_position: Block position id of the inputs.
+
+    Returns:
+        Logits of the tokens that follow [b, v], on the host of every rank.
+    """
+    inputs = [[token] for token in tokens]
+    return _forward(stage, inputs, [position], [block_position], prefix=0)
+
+
 def _forward(
     stage: GLMStage,
-    tokens: list[int],
+    tokens: list[list[int]],
     positions: list[int],
     block_positions: list[int],
     *,
     prefix: int,
 ) -> torch.Tensor:
-    """Feed new tokens of one row; logits [v] after the last of them, on the host."""
+    """Feed tokens [b, s] at the positions [s] of every row; logits [b, v] after the last."""
     device = next(stage.parameters()).device
+    rows, length = len(tokens), len(positions)
     batch = StageBatch(
-        tokens=torch.tensor([tokens], device=device),
-        positions=torch.tensor([positions], device=device),
-        block_positions=torch.tensor([block_positions], device=device),
-        prefix_length=torch.tensor([prefix]),
-        target_index=torch.tensor([len(tokens) - 1], device=device),
-        target_ids=torch.zeros(1, dtype=torch.int64, device=device),
+        tokens=torch.tensor(tokens, device=device),
+        positions=torch.tensor([positions] * rows, device=device),
+        block_positions=torch.tensor([block_positions] * rows, device=device),
+        prefix_length=torch.full((rows,), prefix),
+        target_index=torch.arange((length - 1) * rows, length * rows, device=device),
+        target_ids=torch.zeros(rows, dtype=torch.int64, device=device),
     )
-    return _pipelined_logits(stage, batch)[0].cpu()
+    return _pipelined_logits(stage, batch).cpu()
 
 
 def _pipelined_logits(stage: GLMStage, batch: StageBatch) -> torch.Tensor:

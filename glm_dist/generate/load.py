@@ -30,7 +30,7 @@ from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import CheckpointError, LaunchError
 from glm_dist.files import exists
-from glm_dist.generate.complete import Completion, complete
+from glm_dist.generate.complete import Answer, Completion, complete, list_answers
 from glm_dist.generate.prompt import check_fills_blanks
 from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.model.batch import StageBatch
@@ -90,6 +90,29 @@ class TrainedModel:
             sampling=sampling,
             max_tokens=max_tokens,
             seed=seed,
+        )
+
+    def answers(self, text: str, *, count: int = 3, max_tokens: int = 16) -> list[list[Answer]]:
+        """Find the likeliest answers of each blank, with probabilities. Collective over a replica.
+
+        Args:
+            text: May contain [MASK], [sMASK] and [gMASK]; without any its continuation is found.
+            count: Answers of each blank.
+            max_tokens: Longest answer.
+
+        Raises:
+            ConfigError: As for ``fill``.
+            DataError: As for ``fill``.
+        """
+        check_fills_blanks(self.config.corruption, run=self.config.run.name)
+        (stage,) = self.model.chunks
+        return list_answers(
+            stage,
+            self.tokenizer,
+            text,
+            config=self.config,
+            count=count,
+            max_tokens=max_tokens,
         )
 
     @torch.no_grad()

@@ -10,7 +10,7 @@ import pytest
 from glm_dist.cli.main import main
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import DataError
-from glm_dist.generate.complete import Completion
+from glm_dist.generate.complete import Answer, Completion
 
 
 class LoadedModel:
@@ -22,6 +22,11 @@ class LoadedModel:
         if len(text) > 10:
             raise DataError("The text is too long.", key="text")
         return Completion(text.replace("[MASK]", "[*]"), ["*"] * text.count("[MASK]"))
+
+    def answers(self, text: str, *, count: int, max_tokens: int) -> list[list[Answer]]:
+        assert max_tokens == 64
+        blank = [Answer("é\n", 0.5), Answer("", 0.25)]
+        return [blank[:count]] * text.count("[MASK]")
 
 
 @pytest.fixture
@@ -68,6 +73,20 @@ def test_records_come_back_with_their_answers(
     assert err.decode().startswith('<stdin>:2: The line has no "text" with a string.')
     assert err.decode().count("Write one object a line") == 4
     assert "<stdin>:5: The line is not JSON: Expecting property name" in err.decode()
+
+
+def test_candidates_are_shown_with_their_probabilities(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["generate", run_folder, "--candidates", "3", "a [MASK] [MASK]"]) == 0
+    shown = "a [MASK] [MASK]\n    é\\n 50.0%   (nothing) 25.0%\n    é\\n 50.0%   (nothing) 25.0%\n"
+    assert capfdbinary.readouterr().out.decode() == shown
+
+    type_lines(b'{"text": "[MASK]", "id": 1}\n', monkeypatch)
+    assert main(["generate", run_folder, "--candidates", "1", "--jsonl"]) == 0
+    found = [[{"text": "é\n", "probability": 0.5}]]
+    expected = {"text": "[MASK]", "id": 1, "candidates": found}
+    assert json.loads(capfdbinary.readouterr().out) == expected
 
 
 def test_texts_may_be_arguments(run_folder: str, capfdbinary: pytest.CaptureFixture[bytes]) -> None:

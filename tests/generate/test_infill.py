@@ -9,6 +9,7 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
+from glm_dist.generate.candidates import find_candidates
 from glm_dist.generate.infill import Blank, PartB, fill_blanks
 from glm_dist.generate.sampling import GREEDY, Sampling
 from glm_dist.model.batch import StageBatch
@@ -63,6 +64,53 @@ def fill(stage: GLMStage, sampling: Sampling = GREEDY, **changes: int) -> list[B
         banned=sorted(STRUCTURE),
         **arguments,
     )
+
+
+@torch.no_grad()
+def log_probability(stage: GLMStage, answer: list[int]) -> float:
+    """Log-probability of an answer of the second blank and its end, by one whole forward pass."""
+    part_b = [SPECIAL.sop, *answer]
+    tokens, count = [*CONTEXT, *part_b], len(part_b)
+    with rank_device():
+        batch = StageBatch(
+            tokens=torch.tensor([tokens]),
+            positions=torch.tensor([[*range(len(CONTEXT)), *[MASK_INDICES[1]] * count]]),
+            block_positions=torch.tensor([[0] * len(CONTEXT) + list(range(1, count + 1))]),
+            prefix_length=torch.tensor([len(CONTEXT)]),
+            target_index=torch.arange(len(CONTEXT), len(tokens)),
+            target_ids=torch.tensor([0] * count),
+        )
+    logits = stage.logits(batch)
+    stops = [SPECIAL.eos, SPECIAL.eop]
+    logits[:, [t for t in STRUCTURE if t not in stops]] = float("-inf")
+    scores = logits.log_softmax(dim=1)
+    return float(scores[range(len(answer)), answer].sum() + scores[-1, stops].logsumexp(dim=0))
+
+
+def check_candidates() -> None:
+    stage = model()
+    found = find_candidates(
+        stage,
+        CONTEXT,
+        part_b=PartB(SPECIAL, 31),
+        mask_indices=MASK_INDICES,
+        blank=1,
+        count=6,
+        max_tokens=2,
+        banned=sorted(STRUCTURE),
+    )
+    # With 100 tokens and 16 beams, all answers of up to one token are looked at.
+    short = {(): log_probability(stage, [])}
+    short |= {(t,): log_probability(stage, [t]) for t in range(100) if t not in STRUCTURE}
+    for answer in found:
+        expected = log_probability(stage, list(answer.tokens))
+        assert answer.log_probability == pytest.approx(expected, abs=1e-4)
+    in_order = [answer.log_probability for answer in found]
+    assert in_order == sorted(in_order, reverse=True)
+    assert len({answer.tokens for answer in found}) == len(found) == 6
+    missed = [a for a in short if a not in {answer.tokens for answer in found}]
+    assert max(short[answer] for answer in missed) < in_order[-1]
+    assert any(len(answer.tokens) == 2 for answer in found)
 
 
 @torch.no_grad()
@@ -127,6 +175,10 @@ def check_length() -> None:
 def test_cached_answers_equal_uncached_ones(architecture: tuple[str, ...]) -> None:
     options = {key: value for name in architecture for key, value in ARCHITECTURE[name].items()}
     run_ranks(check_cache, options, world_size=1)
+
+
+def test_candidates_are_the_likeliest_answers_with_their_probabilities() -> None:
+    run_ranks(check_candidates, world_size=1)
 
 
 def test_draws_repeat_and_contain_text_only() -> None:

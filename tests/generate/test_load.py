@@ -29,8 +29,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs" / "a"
 
 
-def measure(folder: Path, layouts: list[dict[str, int]]) -> list[tuple[dict[str, float], str]]:
-    """Validation losses and a filled text in each layout, one model after the other."""
+Measured = tuple[dict[str, float], str, list[tuple[str, float]]]
+
+
+def measure(folder: Path, layouts: list[dict[str, int]]) -> list[Measured]:
+    """Validation losses, a filled text and answers in each layout, one model after the other."""
     enable_cpu()
     answers = []
     for layout in layouts:
@@ -44,7 +47,8 @@ def measure(folder: Path, layouts: list[dict[str, int]]) -> list[tuple[dict[str,
             device=torch.device("cpu"),
         )
         assert model.step == 2
-        answers.append((losses, model.complete(TEXT, max_tokens=4)))
+        likeliest = [(a.text, a.probability) for a in model.answers(TEXT, max_tokens=2)[1]]
+        answers.append((losses, model.complete(TEXT, max_tokens=4), likeliest))
     return answers
 
 
@@ -60,12 +64,14 @@ def test_a_loaded_model_equals_the_trained_one_in_every_layout(run_folder: Path)
     assert set(expected) == {"span", "sentence", "document"}
     layouts = [{"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}, {}]
 
-    ((alone, text),) = run_ranks(measure, run_folder, [{}], world_size=1)[0]
+    ((alone, text, answers),) = run_ranks(measure, run_folder, [{}], world_size=1)[0]
     assert alone == pytest.approx(expected, abs=1e-5)
     for of_rank in run_ranks(measure, run_folder, layouts, world_size=2):
-        for losses, filled in of_rank:
+        for losses, filled, found in of_rank:
             assert losses == pytest.approx(expected, abs=1e-5)
             assert filled == text
+            assert [spelt for spelt, _ in found] == [spelt for spelt, _ in answers]
+            assert [p for _, p in found] == pytest.approx([p for _, p in answers], rel=1e-4)
 
 
 def test_a_program_loads_models_quietly_and_keeps_its_environment(run_folder: Path) -> None:
