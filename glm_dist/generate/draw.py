@@ -26,6 +26,8 @@ def next_token(
     if sampling.top_p < 1.0:
         ordered, order = probabilities.sort(descending=True)
         # A token stays if those before it have not yet reached top_p; the first always does.
-        ordered[ordered.cumsum(0) - ordered >= sampling.top_p] = 0.0
+        is_late = ordered.cumsum(0) - ordered >= sampling.top_p
+        is_late[0] = False  # as no top_p is too small
+        ordered[is_late] = 0.0
         probabilities = torch.zeros_like(probabilities).scatter(0, order, ordered)
     return int(torch.multinomial(probabilities, 1, generator=generator))

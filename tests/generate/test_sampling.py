@@ -37,8 +37,9 @@ def test_top_p_keeps_the_token_that_reaches_p() -> None:
     assert len(kept) == 2
 
 
-def test_the_likeliest_is_always_kept() -> None:
-    assert drawn(Sampling(temperature=1.0, top_k=0, top_p=0.01)) == {1}
+@pytest.mark.parametrize("top_p", [0.01, 1e-46, 5e-324])
+def test_the_likeliest_is_always_kept(top_p: float) -> None:
+    assert drawn(Sampling(temperature=1.0, top_k=0, top_p=top_p)) == {1}
 
 
 @pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-46, 5e-324])
