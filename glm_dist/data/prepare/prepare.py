@@ -79,6 +79,7 @@ def prepare(
             ``output`` is no prefix or holds another corpus, or the disk is full.
     """
     check_prefix(output)
+    _check_inputs_stay([Path(name) for name in inputs], output)
     opened = open_tokenizer(tokenizer)
     recipe: dict[str, object] = {
         "tokenizer": opened.fingerprint,

@@ -208,11 +208,14 @@ def test_a_corpus_of_another_tool_is_not_replaced_unasked(
     assert (tmp_path / "corpus.bin").read_bytes() == b"theirs"
 
 
-def test_the_manifest_never_replaces_an_input(tmp_path: Path, choice: TokenizerSpec) -> None:
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_the_manifest_never_replaces_an_input(
+    tmp_path: Path, choice: TokenizerSpec, overwrite: bool
+) -> None:
     file = write_jsonl(tmp_path / "a.json", ["w10"])
 
     with pytest.raises(DataError, match="would replace the input"):
-        run([file], tmp_path / "a", choice, overwrite=True)
+        run([file], tmp_path / "a", choice, overwrite=overwrite)
     assert file.read_text() == '{"text": "w10"}\n'
 
 
