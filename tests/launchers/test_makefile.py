@@ -66,7 +66,7 @@ def test_a_bare_checkout_goes_through_every_part_in_order(tmp_path: Path) -> Non
         "glm-dist prepare data/sample/sotu.jsonl --output data/quickstart/sotu",
         "glm-dist prepare data/sample/shakespeare.jsonl --output data/quickstart/shakespeare",
         "deepspeed -q --num_accelerators",
-        "glm-dist generate --greedy runs/quickstart",
+        "glm-dist generate --candidates 3 runs/quickstart < examples/quickstart_blanks.txt",
     ]
     positions = [plan.find(step) for step in steps]
     assert -1 not in positions, steps[positions.index(-1)]

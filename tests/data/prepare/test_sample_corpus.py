@@ -7,8 +7,16 @@ from typing import Any
 
 import pytest
 
+from glm_dist.config.load import load_config
+from glm_dist.data.corpus.splits import split_documents
 from glm_dist.data.prepare import sample_corpus
-from glm_dist.data.prepare.sample_corpus import Document, read_plays, read_speeches, write_corpus
+from glm_dist.data.prepare.sample_corpus import (
+    Document,
+    read_plays,
+    read_speeches,
+    write_corpus,
+    write_sample,
+)
 from glm_dist.errors import DataError
 
 LINE = "So shaken as we are, so wan with care, find we a time for frighted peace to pant. "
@@ -198,3 +206,27 @@ def test_the_real_packages_give_17_megabytes_of_clean_text(tmp_path: Path) -> No
     assert any("To be, or not to be" in d["text"] for d in documents)
     assert not any("Gutenberg" in d["text"] for d in documents)
     assert all(200 <= len(d["text"]) + 1 for d in documents)
+
+
+def test_the_quickstart_is_shown_with_sentences_that_it_never_read(tmp_path: Path) -> None:
+    """The blanks with their answers stand in held-out documents, and in no training document."""
+    root = Path(__file__).resolve().parents[3]
+    blanks = (root / "examples" / "quickstart_blanks.txt").read_text().splitlines()
+    answers = (root / "examples" / "quickstart_answers.txt").read_text().strip().split(", ")
+    sentences = [
+        blank.replace("[MASK]", answer) for blank, answer in zip(blanks, answers, strict=True)
+    ]
+    config = load_config(["experiment=quickstart"]).data
+    training, held_out = "", ""
+    for file, count in write_sample(tmp_path):
+        split = split_documents(
+            count, validation_share=config.validation_share, test_share=config.test_share
+        )
+        texts = [json.loads(line)["text"] for line in file.read_text().splitlines()]
+        training += "\n".join(texts[n] for part in split.training for n in range(*part))
+        ranges = (*split.validation, *split.test)
+        held_out += "\n".join(texts[n] for part in ranges for n in range(*part))
+
+    assert len(sentences) == 10
+    assert [sentence for sentence in sentences if sentence not in held_out] == []
+    assert [sentence for sentence in sentences if sentence in training] == []
