@@ -40,12 +40,12 @@ class _HeadLoss(torch.autograd.Function):
         if needs_gradient:
             hidden_gradient = torch.zeros_like(hidden)
             weight_gradient = torch.zeros(
-                weight.shape, dtype=_sum_dtype(weight.dtype), device=weight.device
+                weight.shape, dtype=sum_dtype(weight.dtype), device=weight.device
             )
         for start in range(0, hidden.size(0), chunk_size):
             part = slice(start, start + chunk_size)
             local_ids = target_ids[part] - first_row
-            log_p = _log_probabilities(hidden[part], real, group=group)  # [c, r]
+            log_p = log_probabilities(hidden[part], real, group=group)  # [c, r]
             if real.size(0) == 0:
                 continue
             here = (local_ids >= 0) & (local_ids < real.size(0))
@@ -59,7 +59,7 @@ class _HeadLoss(torch.autograd.Function):
             logit_gradient.scatter_add_(1, column, -here.to(log_p.dtype).unsqueeze(1))
             logit_gradient = logit_gradient.to(hidden.dtype)
             torch.mm(logit_gradient, real, out=hidden_gradient[part])
-            _add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
+            add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
         if group.size() > 1:
             dist.all_reduce(total, group=group)
             if hidden_gradient is not None:
@@ -83,23 +83,23 @@ class _HeadLoss(torch.autograd.Function):
 
 def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Multiply, in place if nothing is rounded; the scale itself may not fit into 16 bits."""
-    wide = _sum_dtype(gradient.dtype)
+    wide = sum_dtype(gradient.dtype)
     return gradient.to(wide).mul_(scale.to(wide)).to(gradient.dtype)
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of sums: fp32 for 16-bit numbers."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def _log_probabilities(
+def log_probabilities(
     hidden: torch.Tensor, weight: torch.Tensor, *, group: dist.ProcessGroup
 ) -> torch.Tensor:
     """Return log probabilities [c, r] of this rank's tokens, over the vocabulary of all ranks."""
     logits = hidden @ weight.t()  # [c, h] -> [c, r]
     if group.size() == 1:
-        return torch.log_softmax(logits, dim=1, dtype=_sum_dtype(logits.dtype))
-    logits = logits.to(_sum_dtype(logits.dtype))
+        return torch.log_softmax(logits, dim=1, dtype=sum_dtype(logits.dtype))
+    logits = logits.to(sum_dtype(logits.dtype))
     local = logits.logsumexp(dim=1)  # [c], -inf if a rank holds only padding
     peak = local.clone()
     dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
@@ -108,7 +108,7 @@ def _log_probabilities(
     return logits.sub_(total.log_().add_(peak).unsqueeze(1))
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Add left @ right; 16-bit products are rounded once per chunk, their sum is not."""
     if left.dtype == total.dtype:
         torch.addmm(total, left, right, out=total)
