@@ -3,8 +3,10 @@
 import argparse
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 from glm_dist.config.load import config_groups, default_config_dir
+from glm_dist.generate.sampling import BeamSearch, Cut, GenerationOptions, Sampling
 
 HELP_WIDTH = 90
 """Columns of a help's list of options."""
@@ -50,3 +52,133 @@ def whole_number(*, at_least: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare which checkpoint of a run is loaded, and over how many processes."""
+    parser.add_argument(
+        "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="PATH",
+        help="files of its tokenizer (default: those in the run's folder)",
+    )
+    for name, what in (("tensor", "processes that share each layer"), ("pipeline", "stages")):
+        parser.add_argument(
+            f"--{name}-parallel-size",
+            type=whole_number(at_least=1),
+            default=1,
+            metavar="N",
+            help=f"{what} (%(default)s)",
+        )
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how answers are written; ``generation_options`` reads them."""
+    plain = Sampling()
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=plain.temperature,
+        help="divides the logits (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=whole_number(at_least=0),
+        default=plain.top_k,
+        help="draw from the k likeliest; 0: all (%(default)s)",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=float,
+        default=plain.top_p,
+        help="draw from the likeliest reaching p (%(default)s)",
+    )
+    parser.add_argument(
+        "--repetition-penalty",
+        type=float,
+        default=plain.repetition_penalty,
+        help="above 1: tokens that were used are less likely (%(default)s)",
+    )
+    _add_beam_arguments(parser)
+    parser.add_argument(
+        "--max-tokens",
+        type=whole_number(at_least=1),
+        default=64,
+        help="longest answer of a blank (%(default)s)",
+    )
+    parser.add_argument(
+        "--min-tokens",
+        type=whole_number(at_least=0),
+        default=0,
+        help="shortest answer of a blank (%(default)s)",
+    )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="text that ends an answer; may be given several times",
+    )
+    parser.add_argument(
+        "--truncate",
+        choices=[cut.value for cut in Cut],
+        help="shorten texts that are too long at this end (default: they are errors)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+
+
+def _add_beam_arguments(parser: argparse.ArgumentParser) -> None:
+    search = BeamSearch()
+    parser.add_argument(
+        "--beams",
+        type=whole_number(at_least=1),
+        metavar="K",
+        help="beam search with K beams; draws nothing",
+    )
+    parser.add_argument(
+        "--length-penalty",
+        type=float,
+        default=search.length_penalty,
+        help="beams are compared by log-probability / tokens ^ penalty (%(default)s)",
+    )
+    parser.add_argument(
+        "--no-repeat-ngram",
+        type=whole_number(at_least=0),
+        default=search.no_repeat_ngram,
+        metavar="N",
+        help="beams: no N tokens in a row twice in an answer",
+    )
+
+
+def generation_options(arguments: argparse.Namespace) -> GenerationOptions:
+    """Collect the options of ``add_generation_arguments``.
+
+    Raises:
+        ConfigError: A number has no meaning.
+    """
+    sampling = Sampling(
+        temperature=0.0 if arguments.greedy else arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        repetition_penalty=arguments.repetition_penalty,
+    )
+    search = None
+    if arguments.beams is not None:
+        search = BeamSearch(
+            beams=arguments.beams,
+            length_penalty=arguments.length_penalty,
+            no_repeat_ngram=arguments.no_repeat_ngram,
+        )
+    return GenerationOptions(
+        sampling=sampling,
+        beam_search=search,
+        max_tokens=arguments.max_tokens,
+        min_tokens=arguments.min_tokens,
+        stop=tuple(arguments.stop),
+        truncate=None if arguments.truncate is None else Cut(arguments.truncate),
+        seed=arguments.seed,
+    )

@@ -1,22 +1,32 @@
 """``glm-dist generate``: fill every blank of the texts given, with a trained run.
 
-Texts are read and written in UTF-8.
+Texts are read and written in UTF-8, and several are filled side by side. A model that is split over
+processes runs under torchrun; the first process reads and writes.
+
+  glm-dist generate runs/x "My [MASK], I wish you good night."
+  torchrun --no-python --nproc-per-node 2 glm-dist generate runs/x --tensor-parallel-size 2 < texts
 """
 
 import argparse
 import json
-import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import glm_dist
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import (
+    add_generation_arguments,
+    add_layout_arguments,
+    generation_options,
+    whole_number,
+)
+from glm_dist.cli.lines import Line, batches_of_lines
 from glm_dist.config.load import load_config_file
-from glm_dist.errors import EXIT_USER_ERROR, DataError
+from glm_dist.errors import EXIT_USER_ERROR, ConfigError, DataError
 from glm_dist.generate.prompt import check_fills_blanks, not_utf_8
-from glm_dist.generate.sampling import GREEDY, Sampling
+from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -32,38 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="texts with [MASK], [sMASK] or [gMASK] where the model shall write; "
         "without any, lines of standard input",
     )
-    parser.add_argument(
-        "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
-    )
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="PATH",
-        help="files of its tokenizer (default: those in the run's folder)",
-    )
-    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
-    parser.add_argument(
-        "--temperature", type=float, default=0.9, help="divides the logits (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--top-k",
-        type=whole_number(at_least=0),
-        default=40,
-        help="draw from the k likeliest; 0: all (%(default)s)",
-    )
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="draw from the likeliest reaching p (%(default)s)"
-    )
-    parser.add_argument(
-        "--max-tokens",
-        type=whole_number(at_least=1),
-        default=64,
-        help="longest answer of a blank (%(default)s)",
-    )
+    add_layout_arguments(parser)
     parser.add_argument(
         "--jsonl",
         action="store_true",
         help='lines are objects {"text": ...}; "filled" and "answers" are added to each',
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=whole_number(at_least=1),
+        default=16,
+        help="texts filled side by side, of those that are waiting (%(default)s)",
     )
     parser.add_argument(
         "--candidates",
@@ -71,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="show the N likeliest answers of each blank with their probabilities, draw nothing",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (%(default)s)")
+    parser.add_argument(
+        "--stream", action="store_true", help="write answers as they come, one text at a time"
+    )
+    add_generation_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,80 +75,125 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run or its checkpoint cannot be used.
     """
-    sampling = _sampling(arguments)
+    options = generation_options(arguments)
+    _check_together(arguments)
     config = load_config_file(arguments.run / CONFIG_FILE)
     check_fills_blanks(config.corruption, run=str(arguments.run))
-    trained = glm_dist.load(arguments.run, step=arguments.step, tokenizer=arguments.tokenizer)
-    speaks = trained.groups.rank == 0
-    left_out = 0
-    for where, line in _texts(arguments.text):
+    trained = glm_dist.load(
+        arguments.run,
+        step=arguments.step,
+        tokenizer=arguments.tokenizer,
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        pipeline_parallel_size=arguments.pipeline_parallel_size,
+    )
+    writer = _Writer(trained, arguments, options)
+    size = 1 if arguments.stream else arguments.batch_size
+    lines = batches_of_lines(arguments.text, size) if writer.speaks else iter(())
+    while batch := trained.from_first_rank(next(lines, None)):
+        writer.write(batch)
+    if writer.left_out and writer.speaks:
+        sys.stderr.write(f"{writer.left_out} texts were left out\n")
+    return EXIT_USER_ERROR if writer.left_out else 0
+
+
+def _check_together(arguments: argparse.Namespace) -> None:
+    """Refuse options that contradict each other."""
+    for option in ("jsonl", "candidates", "beams"):
+        if arguments.stream and getattr(arguments, option):
+            raise ConfigError(
+                f"--stream writes plain text as it is drawn, which --{option} does not allow.\n"
+                "  Leave one of them out.",
+                key="--stream",
+                value=option,
+                fix="leave one of them out",
+            )
+
+
+@dataclass
+class _Request:
+    """One text, and the record it came in."""
+
+    where: str
+    text: str
+    record: dict[str, Any]
+
+
+class _Writer:
+    """Fills batches of texts and writes them."""
+
+    def __init__(
+        self, trained: "TrainedModel", arguments: argparse.Namespace, options: GenerationOptions
+    ) -> None:
+        self._trained = trained
+        self._arguments = arguments
+        self._options = options
+        self.speaks = trained.groups.rank == 0
+        self.left_out = 0
+
+    def write(self, batch: Sequence[Line]) -> None:
+        """Fill a batch and write it in order, after the texts that cannot be filled."""
+        requests = [request for line in batch if (request := self._read(line)) is not None]
+        if self._arguments.stream:
+            for request in requests:
+                self._stream(request)
+            return
+        for answer in self._trained.over_replicas(requests, self._answers):
+            self._put(f"{answer}\n")
+
+    def _read(self, line: Line) -> _Request | None:
+        """Take a line as a text; say why not."""
         try:
-            record = _record(line) if arguments.jsonl else {"text": _decoded(line)}
-            if arguments.candidates is None:
-                answer = _filled(trained, record, arguments, sampling)
-            else:
-                answer = _candidates(trained, record, arguments)
+            record = _record(line.content) if self._arguments.jsonl else None
+            text = _decoded(line.content) if record is None else record["text"]
+            self._trained.check(text, truncate=self._options.truncate)
         except DataError as error:
-            left_out += 1
-            if speaks:
-                sys.stderr.write(f"{where}: {error}\n")
-            continue
-        if speaks:
-            sys.stdout.buffer.write(f"{answer}\n".encode())  # as read, whatever the locale
+            self.left_out += 1
+            if self.speaks:
+                sys.stderr.write(f"{line.where}: {error}\n")
+            return None
+        return _Request(line.where, text, record or {})
+
+    def _answers(self, requests: Sequence[_Request]) -> Iterator[str]:
+        """Return what is written for each of several texts."""
+        if self._arguments.candidates is not None:
+            return (self._candidates(request) for request in requests)
+        filled = self._trained.fill([request.text for request in requests], self._options)
+        if not self._arguments.jsonl:
+            return (each.text for each in filled)
+        return (
+            _json(request.record | {"filled": each.text, "answers": each.answers})
+            for request, each in zip(requests, filled, strict=True)
+        )
+
+    def _candidates(self, request: _Request) -> str:
+        blanks = self._trained.answers(
+            request.text,
+            count=self._arguments.candidates,
+            max_tokens=self._options.max_tokens,
+        )
+        if self._arguments.jsonl:
+            found = [[vars(answer) for answer in answers] for answers in blanks]
+            return _json(request.record | {"candidates": found})
+        lines = [request.text]
+        for answers in blanks:
+            shown = [f"{answer.text or '(nothing)'} {answer.probability:.1%}" for answer in answers]
+            lines.append("    " + "   ".join(shown).replace("\n", "\\n"))
+        return "\n".join(lines)
+
+    def _stream(self, request: _Request) -> None:
+        """Write a text up to its first blank, and go on as its answers grow."""
+        for piece in self._trained.stream(request.text, self._options):
+            self._put(piece)
+        self._put("\n")
+
+    def _put(self, text: str) -> None:
+        if self.speaks:
+            sys.stdout.buffer.write(text.encode())  # as read, whatever the locale
             sys.stdout.flush()
-    if left_out and speaks:
-        sys.stderr.write(f"{left_out} texts were left out\n")
-    return EXIT_USER_ERROR if left_out else 0
 
 
-def _sampling(arguments: argparse.Namespace) -> Sampling:
-    if arguments.greedy:
-        return GREEDY
-    return Sampling(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
-
-
-def _filled(
-    trained: "TrainedModel",
-    record: dict[str, Any],
-    arguments: argparse.Namespace,
-    sampling: Sampling,
-) -> str:
-    """Fill the blanks of a text."""
-    filled = trained.fill(
-        record["text"], sampling=sampling, max_tokens=arguments.max_tokens, seed=arguments.seed
-    )
-    if not arguments.jsonl:
-        return filled.text
-    return json.dumps(
-        record | {"filled": filled.text, "answers": filled.answers}, ensure_ascii=False
-    )
-
-
-def _candidates(
-    trained: "TrainedModel", record: dict[str, Any], arguments: argparse.Namespace
-) -> str:
-    """List the likeliest answers of each blank of a text."""
-    blanks = trained.answers(
-        record["text"], count=arguments.candidates, max_tokens=arguments.max_tokens
-    )
-    if arguments.jsonl:
-        found = [[vars(answer) for answer in answers] for answers in blanks]
-        return json.dumps(record | {"candidates": found}, ensure_ascii=False)
-    lines = [record["text"]]
-    for answers in blanks:
-        shown = [f"{answer.text or '(nothing)'} {answer.probability:.1%}" for answer in answers]
-        lines.append("    " + "   ".join(shown).replace("\n", "\\n"))
-    return "\n".join(lines)
-
-
-def _texts(typed: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Yield texts as bytes, and where each stands: arguments or else lines of standard input."""
-    if typed:
-        for number, text in enumerate(typed, 1):
-            yield f"text {number}", os.fsencode(text)
-        return
-    for number, line in enumerate(sys.stdin.buffer, 1):
-        yield f"<stdin>:{number}", line.rstrip(b"\r\n")
+def _json(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False)
 
 
 def _decoded(line: bytes) -> str:

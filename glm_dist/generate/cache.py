@@ -3,7 +3,7 @@
 The official code caches hidden states and projects them again each time; the result is the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,13 +11,32 @@ import torch
 from glm_dist.model.attention.dispatch import PrefixAttention
 
 
+class VisibleKeys:
+    """Cached keys that later tokens may see, the same for all layers."""
+
+    def __init__(self) -> None:
+        """Start without keys."""
+        self.mask: torch.Tensor | None = None
+        """[b, s_seen] bool; None if all are visible."""
+
+
 class KeyValueCache:
     """Grows by the new tokens of every forward pass of one attention layer."""
 
-    def __init__(self) -> None:
-        """Start empty."""
+    def __init__(self, keys: VisibleKeys | None = None) -> None:
+        """Start empty.
+
+        Args:
+            keys: What is visible; None: everything.
+        """
+        self._visible = keys or VisibleKeys()
         self._keys: torch.Tensor | None = None
         self._values: torch.Tensor | None = None
+
+    @property
+    def visible(self) -> torch.Tensor | None:
+        """See ``AttentionCache``."""
+        return self._visible.mask
 
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new tokens and return all of them.
@@ -48,26 +67,22 @@ class KeyValueCache:
 
 
 @contextmanager
-def cached_attention(model: torch.nn.Module) -> Iterator[Callable[[torch.Tensor], None]]:
+def caches_of(model: torch.nn.Module, keys: VisibleKeys) -> Iterator[list[KeyValueCache]]:
     """Give every attention layer a fresh cache for the time of the block.
 
     Args:
         model: A stage in evaluation mode.
+        keys: What is visible in all of them.
 
     Yields:
-        ``KeyValueCache.select`` of all layers together.
+        The caches.
     """
     layers = [module for module in model.modules() if isinstance(module, PrefixAttention)]
-    caches = [KeyValueCache() for _ in layers]
-
-    def select(rows: torch.Tensor) -> None:
-        for cache in caches:
-            cache.select(rows)
-
+    caches = [KeyValueCache(keys) for _ in layers]
     for layer, cache in zip(layers, caches, strict=True):
         layer.cache = cache
     try:
-        yield select
+        yield caches
     finally:
         for layer in layers:
             layer.cache = None

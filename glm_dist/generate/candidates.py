@@ -1,8 +1,8 @@
-"""The likeliest answers of a blank with their probabilities, by beam search.
+"""The likeliest answers of a blank with their probabilities.
 
 An answer's probability is the product of those of its tokens and of the end of the blank, among the
-tokens that may stand in text. The answers found are the likeliest of those that the beam reaches; a
-wider beam finds no less likely ones.
+tokens that may stand in text. The answers found are the likeliest of those that the beams reach;
+more beams find no less likely ones.
 """
 
 import math
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import torch
 
-from glm_dist.generate.cache import cached_attention
-from glm_dist.generate.infill import PartB, check_length, next_logits, read_context
+from glm_dist.generate.decoder import Context, Inputs, decoding
+from glm_dist.generate.infill import PartB, Rules, check_length
+from glm_dist.generate.prompt import Prompt
 from glm_dist.model.stage import GLMStage
 
-BEAM_WIDTH = 16
+BEAMS = 16
 """Unfinished answers that are followed, where fewer candidates are asked for."""
 
 
@@ -33,29 +34,18 @@ class Candidate:
         return math.exp(self.log_probability)
 
 
-@torch.no_grad()
 def find_candidates(
-    stage: GLMStage,
-    context: Sequence[int],
-    *,
-    part_b: PartB,
-    mask_indices: Sequence[int],
-    blank: int,
-    count: int,
-    max_tokens: int,
-    banned: Sequence[int] = (),
+    stage: GLMStage, prompt: Prompt, *, part_b: PartB, rules: Rules, blank: int, count: int
 ) -> list[Candidate]:
-    """Find the likeliest answers of one blank; other blanks of the context stay open.
+    """Find the likeliest answers of one blank; other blanks of the text stay open.
 
     Args:
         stage: This rank's stage, in evaluation mode; every rank of a replica calls alike.
-        context: Token ids of Part A, mask tokens included.
+        prompt: Text with its blanks.
         part_b: How Part B is laid out.
-        mask_indices: Index of each blank's mask.
+        rules: Lengths and forbidden tokens; answers that are not finished by then are left out.
         blank: Number of the blank, from 0.
         count: Answers to find, at least 1.
-        max_tokens: Longest answer; longer ones have no candidate.
-        banned: Token ids that no answer holds.
 
     Returns:
         At most ``count`` answers, the likeliest first.
@@ -63,34 +53,47 @@ def find_candidates(
     Raises:
         DataError: The context is longer than the model's positions.
     """
-    check_length(context, part_b)
-    stops = sorted({part_b.special.eop, part_b.special.eos})
-    never = sorted(set(banned) - set(stops))
-    width = max(count, BEAM_WIDTH)
+    check_length(prompt.tokens, part_b)
+    longest = min(rules.options.max_tokens, part_b.longest_answer - 1)
+    mask_index = prompt.mask_indices[blank]
     found: list[Candidate] = []
-    beam = [Candidate((), 0.0)]
-    with cached_attention(stage) as select:
-        read_context(stage, context)
-        for step in range(1, min(max_tokens, part_b.longest_answer - 1) + 2):
-            inputs = [answer.tokens[-1] if answer.tokens else part_b.sop(blank) for answer in beam]
-            logits = next_logits(stage, inputs, *part_b.positions(mask_indices[blank], step))
-            logits[:, never] = float("-inf")
+    beams = [Candidate((), 0.0)]
+    with decoding(stage) as decoder:
+        decoder.read([Context.of_part_a(prompt.tokens)])
+        for step in range(1, longest + 2):
+            position, block = part_b.positions(mask_index, step)
+            tokens = [beam.tokens[-1] if beam.tokens else part_b.sop(blank) for beam in beams]
+            logits = decoder.step(Inputs(tokens, [position] * len(beams), [block] * len(beams)))
+            rules.forbid(logits, part_b, num_tokens=step - 1)
             scores = logits.double().log_softmax(dim=1)  # [b, v]
-            scores += torch.tensor([[answer.log_probability] for answer in beam])
-            ends = scores[:, stops].logsumexp(dim=1).tolist()
-            found += [Candidate(a.tokens, end) for a, end in zip(beam, ends, strict=True)]
-            found = sorted(found, key=lambda answer: -answer.log_probability)[:count]
-            scores[:, stops] = float("-inf")
-            best = scores.flatten().topk(min(width, scores.numel()))
-            is_possible = best.values > float("-inf")
-            places = best.indices[is_possible]
-            rows, tokens = places // scores.size(1), places % scores.size(1)
-            pairs = zip(rows.tolist(), tokens.tolist(), best.values.tolist(), strict=False)
-            beam = [Candidate((*beam[row].tokens, token), score) for row, token, score in pairs]
+            scores += torch.tensor([[beam.log_probability] for beam in beams])
+            ends = scores[:, part_b.stops].logsumexp(dim=1).tolist()
+            found += [Candidate(beam.tokens, end) for beam, end in zip(beams, ends, strict=True)]
+            found = _best(found, count)
+            scores[:, part_b.stops] = float("-inf")
+            beams, parents = _continued(beams, scores, max(count, BEAMS))
             # An answer gets less likely with every token.
-            if not beam or (
-                len(found) == count and beam[0].log_probability <= found[-1].log_probability
-            ):
+            bound = found[-1].log_probability if len(found) == count else -math.inf
+            if not beams or beams[0].log_probability <= bound:
                 break
-            select(rows.to(next(stage.parameters()).device))
+            decoder.select(parents)
     return found
+
+
+def _best(found: Sequence[Candidate], count: int) -> list[Candidate]:
+    possible = [answer for answer in found if answer.log_probability > -math.inf]
+    return sorted(possible, key=lambda answer: -answer.log_probability)[:count]
+
+
+def _continued(
+    beams: Sequence[Candidate], scores: torch.Tensor, width: int
+) -> tuple[list[Candidate], list[int]]:
+    """Return the likeliest continuations, and the beam that each continues."""
+    best = scores.flatten().topk(min(width, scores.numel()))
+    continued, parents = [], []
+    for place, score in zip(best.indices.tolist(), best.values.tolist(), strict=True):
+        parent, token = divmod(place, scores.size(1))
+        if score > -math.inf:
+            continued.append(Candidate((*beams[parent].tokens, token), score))
+            parents.append(parent)
+    return continued, parents

@@ -1,14 +1,16 @@
-"""From a text with mask tokens to the same text with its blanks filled."""
+"""From texts with mask tokens to the same texts with their blanks filled."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.generate.beam import beam_search
 from glm_dist.generate.candidates import find_candidates
-from glm_dist.generate.infill import PartB, fill_blanks
-from glm_dist.generate.prompt import read_prompt
-from glm_dist.generate.sampling import Sampling
+from glm_dist.generate.infill import PartB, Rules, fill_blanks, write_answers
+from glm_dist.generate.prompt import Prompt, Room, read_prompt
+from glm_dist.generate.sampling import Cut, GenerationOptions
 from glm_dist.model.stage import GLMStage
 
 
@@ -25,40 +27,101 @@ class Completion:
 def complete(
     stage: GLMStage,
     tokenizer: Tokenizer,
-    text: str,
+    texts: Sequence[str],
     *,
     config: RunConfig,
-    sampling: Sampling,
-    max_tokens: int,
-    seed: int,
-) -> Completion:
-    """Fill every blank of a text. Collective over a replica.
+    options: GenerationOptions,
+) -> list[Completion]:
+    """Fill every blank of texts, side by side. Collective over a replica.
 
     Args:
         stage: This rank's stage, in evaluation mode.
         tokenizer: The run's.
-        text: May contain [MASK], [sMASK] and [gMASK]; without any it is continued.
+        texts: May contain [MASK], [sMASK] and [gMASK]; without any a text is continued.
         config: The run's configuration; its task is blank infilling.
-        sampling: How tokens are drawn.
-        max_tokens: Longest answer of a blank.
-        seed: Of the draws.
+        options: How answers are written.
+
+    Raises:
+        DataError: A text names a mask that the run never trained, is too long or is not UTF-8.
+    """
+    prompts = [open_prompt(text, tokenizer, config, cut=options.truncate) for text in texts]
+    part_b = PartB.of(config, tokenizer.special)
+    rules = _rules(tokenizer, config, options)
+    if options.beam_search is None:
+        found = fill_blanks(stage, prompts, part_b=part_b, rules=rules)
+    else:
+        search = options.beam_search
+        found = beam_search(stage, prompts, part_b=part_b, rules=rules, search=search)
+    completions = []
+    for prompt, blanks in zip(prompts, found, strict=True):
+        answers = [_until(tokenizer.decode(tokens), options.stop).strip() for tokens in blanks]
+        completions.append(Completion(prompt.filled(answers), answers))
+    return completions
+
+
+def stream(
+    stage: GLMStage,
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    config: RunConfig,
+    options: GenerationOptions,
+) -> Iterator[str]:
+    """Fill the blanks of a text and yield it piece by piece as it grows; see ``complete``.
+
+    Every rank of a replica must take all pieces.
+    """
+    prompt = open_prompt(text, tokenizer, config, cut=options.truncate)
+    part_b, rules = PartB.of(config, tokenizer.special), _rules(tokenizer, config, options)
+    yield prompt.pieces[0]
+    blank, shown = 0, "["
+    tokens: list[int] = []
+    for written in write_answers(stage, [prompt], part_b=part_b, rules=rules):
+        if written.blank > blank:
+            yield _between(shown, prompt.pieces[blank + 1 : written.blank + 1])
+            blank, tokens, shown = written.blank, [], "["
+        tokens.append(written.token)
+        answer = "[" + _until(tokenizer.decode(tokens), options.stop).strip()
+        # Half a character decodes to the replacement character until its other half comes.
+        if answer.startswith(shown) and not answer.endswith("\ufffd"):
+            yield answer if shown == "[" else answer[len(shown) :]
+            shown = answer
+    yield _between(shown, prompt.pieces[blank + 1 :])
+
+
+def _between(shown: str, pieces: Sequence[str]) -> str:
+    """Close a blank, and write the text after it with the blanks that stay empty."""
+    opening = "[" if shown == "[" else ""
+    return f"{opening}]" + "[]".join(pieces)
+
+
+def open_prompt(
+    text: str, tokenizer: Tokenizer, config: RunConfig, *, cut: Cut | None = None
+) -> Prompt:
+    """Read a text with blanks as a run's model takes it; see ``read_prompt``.
 
     Raises:
         DataError: The text names a mask that the run never trained, is too long or is not UTF-8.
     """
-    prompt = read_prompt(text, tokenizer, config.corruption)
-    blanks = fill_blanks(
-        stage,
-        prompt.tokens,
-        part_b=PartB.of(config, tokenizer.special),
-        mask_indices=prompt.mask_indices,
-        sampling=sampling,
-        max_tokens=max_tokens,
-        banned=not_text(tokenizer.special, config.tokenizer.vocab_size),
-        seed=seed,
-    )
-    answers = [tokenizer.decode(blank.tokens).strip() for blank in blanks]
-    return Completion(prompt.filled(answers), answers)
+    room = Room(config.model.max_position_embeddings + 1, cut)
+    return read_prompt(text, tokenizer, config.corruption, room=room)
+
+
+def _rules(tokenizer: Tokenizer, config: RunConfig, options: GenerationOptions) -> Rules:
+    """Ban what is no text, and end answers at stop strings."""
+
+    def ends(tokens: Sequence[int]) -> bool:
+        text = tokenizer.decode(tokens)
+        return any(stop in text for stop in options.stop)
+
+    banned = not_text(tokenizer.special, config.tokenizer.vocab_size)
+    return Rules(options, banned, ends) if options.stop else Rules(options, banned)
+
+
+def _until(text: str, stops: Sequence[str]) -> str:
+    """Cut a text before the first of the stop strings."""
+    places = [place for stop in stops if (place := text.find(stop)) >= 0]
+    return text[: min(places)] if places else text
 
 
 @dataclass(frozen=True)
@@ -95,19 +158,18 @@ def list_answers(
     Raises:
         DataError: As for ``complete``.
     """
-    prompt = read_prompt(text, tokenizer, config.corruption)
+    prompt = open_prompt(text, tokenizer, config)
+    rules = _rules(tokenizer, config, GenerationOptions(max_tokens=max_tokens))
     answers = []
     for blank in range(len(prompt.mask_indices)):
         probabilities: dict[str, float] = {}
         for candidate in find_candidates(
             stage,
-            prompt.tokens,
+            prompt,
             part_b=PartB.of(config, tokenizer.special),
-            mask_indices=prompt.mask_indices,
+            rules=rules,
             blank=blank,
             count=2 * count,
-            max_tokens=max_tokens,
-            banned=not_text(tokenizer.special, config.tokenizer.vocab_size),
         ):
             # Several token sequences can spell one text, with a space before it or without.
             spelt = tokenizer.decode(candidate.tokens).strip()

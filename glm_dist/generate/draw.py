@@ -1,8 +1,24 @@
 """Choosing the next token from logits."""
 
+from collections.abc import Collection
+
 import torch
 
 from glm_dist.generate.sampling import Sampling
+
+
+def penalize(logits: torch.Tensor, tokens: Collection[int], penalty: float) -> None:
+    """Make tokens that were used less likely, in place.
+
+    Args:
+        logits: [v].
+        tokens: Ids that were used.
+        penalty: See ``Sampling.repetition_penalty``.
+    """
+    if penalty != 1.0 and tokens:
+        used = torch.tensor(sorted(tokens))
+        found = logits[used]
+        logits[used] = torch.where(found > 0, found / penalty, found * penalty)
 
 
 def next_token(

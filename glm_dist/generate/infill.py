@@ -1,35 +1,25 @@
-"""Filling every blank of a text, left to right (official interactive generation, GLM 4f61ed7).
+"""Filling every blank of texts, left to right (official interactive generation, GLM 4f61ed7).
 
 The context is read once in both directions. Each blank then starts from [sop] at its mask token's
 position and grows token by token; later blanks see the answers of earlier ones. Of an answer that
 ``max_tokens`` cuts they do not see the last token, which is never read, as in the official code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
-from glm_dist.generate.cache import cached_attention
-from glm_dist.generate.draw import next_token
-from glm_dist.generate.sampling import Sampling
-from glm_dist.model.batch import StageBatch
+from glm_dist.generate.decoder import Context, Inputs, decoding
+from glm_dist.generate.draw import next_token, penalize
+from glm_dist.generate.prompt import Prompt
+from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.model.stage import GLMStage
-
-
-@dataclass(frozen=True)
-class Blank:
-    """One filled blank."""
-
-    mask_index: int
-    """Index of its mask token in the context."""
-    tokens: list[int]
-    """The answer, without [sop] and [eop]."""
 
 
 @dataclass(frozen=True)
@@ -75,58 +65,93 @@ class PartB:
         """Tokens of an answer for which there are block positions."""
         return self.max_position - 1
 
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        return tuple(sorted({self.special.eop, self.special.eos}))
 
-@torch.no_grad()
+
+@dataclass(frozen=True)
+class Rules:
+    """Options of writing answers, and tokens that none of them holds."""
+
+    options: GenerationOptions
+    banned: Sequence[int] = ()
+    """Token ids that are never drawn; the official code bans none."""
+    ends: Callable[[Sequence[int]], bool] = lambda tokens: False
+    """Tells if an answer holds a stop string."""
+
+    def forbid(self, logits: torch.Tensor, part_b: PartB, *, num_tokens: int) -> None:
+        """Make impossible what may not come next, in place.
+
+        Args:
+            logits: [v] or [b, v].
+            part_b: Tells what ends an answer.
+            num_tokens: Tokens of the answer so far.
+        """
+        stops = part_b.stops
+        never = set(self.banned) - set(stops)
+        if num_tokens < self.options.min_tokens:
+            never |= set(stops)
+        logits[..., sorted(never)] = float("-inf")
+
+
+class Written(NamedTuple):
+    """A new token of an answer."""
+
+    text: int
+    """Number of the text."""
+    blank: int
+    """Number of the blank in it."""
+    token: int
+
+
 def fill_blanks(
-    stage: GLMStage,
-    context: Sequence[int],
-    *,
-    part_b: PartB,
-    mask_indices: Sequence[int],
-    sampling: Sampling,
-    max_tokens: int,
-    banned: Sequence[int] = (),
-    seed: int = 0,
-) -> list[Blank]:
-    """Generate the answer of every blank of a context.
+    stage: GLMStage, prompts: Sequence[Prompt], *, part_b: PartB, rules: Rules
+) -> list[list[list[int]]]:
+    """Generate the answer of every blank of texts, all texts side by side.
 
     Args:
         stage: This rank's stage, in evaluation mode; every rank of a replica calls alike.
-        context: Token ids of Part A, mask tokens included.
+        prompts: Texts with their blanks.
         part_b: How Part B is laid out.
-        mask_indices: Index of each blank's mask, in the order in which they are filled.
-        sampling: How tokens are drawn.
-        max_tokens: Longest answer per blank.
-        banned: Token ids that are never drawn; the official code bans none.
-        seed: Of the draws; any integer, counted modulo 2^64.
+        rules: How answers are written.
 
     Returns:
-        The blanks in the order of ``mask_indices``.
+        Tokens of each answer, without [sop] and [eop], for each blank of each text.
 
     Raises:
-        DataError: The context is longer than the model's positions.
+        DataError: A context is longer than the model's positions.
     """
-    check_length(context, part_b)
-    stops = {part_b.special.eop, part_b.special.eos}
-    never = sorted(set(banned) - stops)
-    generator = torch.Generator().manual_seed(seed % 2**64)
-    length = min(max_tokens, part_b.longest_answer)
-    blanks = []
-    with cached_attention(stage):
-        read_context(stage, context)
-        for number, mask_index in enumerate(mask_indices):
-            answer: list[int] = []
-            token = part_b.sop(number)
-            for step in range(1, length + 1):
-                position, block_position = part_b.positions(mask_index, step)
-                logits = next_logits(stage, [token], position, block_position)[0]
-                logits[never] = float("-inf")
-                token = next_token(logits, sampling, generator=generator)
-                if token in stops:
-                    break
-                answer.append(token)
-            blanks.append(Blank(mask_index=mask_index, tokens=answer))
-    return blanks
+    answers: list[list[list[int]]] = [[[] for _ in prompt.mask_indices] for prompt in prompts]
+    for text, blank, token in write_answers(stage, prompts, part_b=part_b, rules=rules):
+        answers[text][blank].append(token)
+    return answers
+
+
+def write_answers(
+    stage: GLMStage, prompts: Sequence[Prompt], *, part_b: PartB, rules: Rules
+) -> Iterator[Written]:
+    """Generate the answers of texts and yield every token as it comes; see ``fill_blanks``."""
+    for prompt in prompts:
+        check_length(prompt.tokens, part_b)
+    writers = [_Writer(prompt, part_b, rules) for prompt in prompts]
+    active = [n for n, writer in enumerate(writers) if not writer.is_done]
+    with decoding(stage) as decoder:
+        if active:
+            decoder.read([Context.of_part_a(prompts[n].tokens) for n in active])
+        while active:
+            inputs = [writers[n].input() for n in active]
+            logits = decoder.step(Inputs(*zip(*inputs, strict=True)))
+            for n, row in zip(active, logits, strict=True):
+                blank = writers[n].blank
+                token = writers[n].take(row)
+                if token is not None:
+                    yield Written(n, blank, token)
+            going_on = [row for row, n in enumerate(active) if not writers[n].is_done]
+            if 0 < len(going_on) < len(active):
+                decoder.select(going_on)
+            active = [active[row] for row in going_on]
 
 
 def check_length(context: Sequence[int], part_b: PartB) -> None:
@@ -146,78 +171,48 @@ def check_length(context: Sequence[int], part_b: PartB) -> None:
         )
 
 
-def read_context(stage: GLMStage, context: Sequence[int]) -> None:
-    """Feed Part A of one row, so that the caches hold it.
+class _Writer:
+    """Blanks of one text while they are filled."""
 
-    Args:
-        stage: This rank's stage, with caches.
-        context: Token ids of Part A.
-    """
-    length = len(context)
-    _forward(stage, [list(context)], list(range(length)), [0] * length, prefix=length)
+    def __init__(self, prompt: Prompt, part_b: PartB, rules: Rules) -> None:
+        self.blank = 0
+        """Number of the blank that is being filled."""
+        self._prompt = prompt
+        self._part_b = part_b
+        self._rules = rules
+        self._generator = torch.Generator().manual_seed(rules.options.seed % 2**64)
+        self._used = set(prompt.tokens) - {part_b.special.cls, *part_b.special.masks}
+        self._length = min(rules.options.max_tokens, part_b.longest_answer)
+        self._answer: list[int] = []
+        self._token = part_b.sop(0)
 
+    @property
+    def is_done(self) -> bool:
+        """Return True if no blank is left."""
+        return self.blank == len(self._prompt.mask_indices)
 
-def next_logits(
-    stage: GLMStage, tokens: Sequence[int], position: int, block_position: int
-) -> torch.Tensor:
-    """Feed one more input of Part B to each row of the caches.
+    def input(self) -> tuple[int, int, int]:
+        """Return the next input and its position ids."""
+        mask_index = self._prompt.mask_indices[self.blank]
+        return self._token, *self._part_b.positions(mask_index, len(self._answer) + 1)
 
-    Args:
-        stage: This rank's stage, with caches of b rows.
-        tokens: Input of each row. [b]
-        position: Position id of the inputs.
-        block_position: Block position id of the inputs.
+    def take(self, logits: torch.Tensor) -> int | None:
+        """Choose the token that follows, from its logits [v]; None at the end of an answer."""
+        sampling = self._rules.options.sampling
+        penalize(logits, self._used, sampling.repetition_penalty)
+        self._rules.forbid(logits, self._part_b, num_tokens=len(self._answer))
+        token = next_token(logits, sampling, generator=self._generator)
+        if token in self._part_b.stops:
+            self._close()
+            return None
+        self._token = token
+        self._answer.append(token)
+        self._used.add(token)
+        if len(self._answer) == self._length or self._rules.ends(self._answer):
+            self._close()
+        return token
 
-    Returns:
-        Logits of the tokens that follow [b, v], on the host of every rank.
-    """
-    inputs = [[token] for token in tokens]
-    return _forward(stage, inputs, [position], [block_position], prefix=0)
-
-
-def _forward(
-    stage: GLMStage,
-    tokens: list[list[int]],
-    positions: list[int],
-    block_positions: list[int],
-    *,
-    prefix: int,
-) -> torch.Tensor:
-    """Feed tokens [b, s] at the positions [s] of every row; logits [b, v] after the last."""
-    device = next(stage.parameters()).device
-    rows, length = len(tokens), len(positions)
-    batch = StageBatch(
-        tokens=torch.tensor(tokens, device=device),
-        positions=torch.tensor([positions] * rows, device=device),
-        block_positions=torch.tensor([block_positions] * rows, device=device),
-        prefix_length=torch.full((rows,), prefix),
-        target_index=torch.arange((length - 1) * rows, length * rows, device=device),
-        target_ids=torch.zeros(rows, dtype=torch.int64, device=device),
-    )
-    return _pipelined_logits(stage, batch).cpu()
-
-
-def _pipelined_logits(stage: GLMStage, batch: StageBatch) -> torch.Tensor:
-    """Pass a batch through the stages; logits at its targets [n, v] on every rank."""
-    groups = stage.groups
-    last, own = groups.layout.pipeline_parallel_size - 1, groups.coordinates.pipeline
-    if last == 0:
-        return stage.logits(batch)
-    if own > 0:
-        rows, length = batch.tokens.shape
-        hidden = torch.empty(
-            (length, rows, stage.config.hidden_size),
-            dtype=stage.config.params_dtype,
-            device=batch.tokens.device,
-        )
-        dist.recv(hidden, group=groups.pipeline, group_src=own - 1)
-        stage.set_input_tensor([hidden])
-    if own < last:
-        dist.send(stage(batch).contiguous(), group=groups.pipeline, group_dst=own + 1)
-        logits = torch.empty(
-            (batch.target_ids.numel(), stage.vocab_size), device=batch.tokens.device
-        )
-    else:
-        logits = stage.logits(batch).contiguous()
-    dist.broadcast(logits, group=groups.pipeline, group_src=last)
-    return logits
+    def _close(self) -> None:
+        self.blank += 1
+        self._answer = []
+        self._token = self._part_b.sop(self.blank)

@@ -5,11 +5,12 @@ Any layout: one process by default, tensor and pipeline parallel ranks under a l
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,16 +31,26 @@ from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import CheckpointError, LaunchError
 from glm_dist.files import exists
-from glm_dist.generate.complete import Answer, Completion, complete, list_answers
+from glm_dist.generate.complete import (
+    Answer,
+    Completion,
+    complete,
+    list_answers,
+    open_prompt,
+    stream,
+)
 from glm_dist.generate.prompt import check_fills_blanks
-from glm_dist.generate.sampling import GREEDY, Sampling
+from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
+from glm_dist.generate.sampling import Cut, GenerationOptions
 from glm_dist.model.batch import StageBatch
-from glm_dist.model.stage import GLMShard, build_shard
+from glm_dist.model.stage import GLMShard, GLMStage, build_shard
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import choose_device, start_process
 from glm_dist.train.task import Pretraining, Task, TaskLoss, run_task
+
+DEFAULT_OPTIONS = GenerationOptions()
 
 TIMEOUT = timedelta(minutes=10)
 """Time after which a collective without an answer fails."""
@@ -58,39 +69,56 @@ class TrainedModel:
     groups: ParallelGroups
     task: Task = field(default_factory=Pretraining)
 
-    def complete(
-        self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = 64, seed: int = 0
-    ) -> str:
-        """Return a text with every blank replaced by its answer in brackets; see ``fill``."""
-        return self.fill(text, sampling=sampling, max_tokens=max_tokens, seed=seed).text
-
-    def fill(
-        self, text: str, *, sampling: Sampling = GREEDY, max_tokens: int = 64, seed: int = 0
-    ) -> Completion:
-        """Fill every blank of a text. Collective over a replica.
+    def complete(self, text: str, **options: Any) -> str:
+        """Return a text with every blank replaced by its answer in brackets; see ``fill``.
 
         Args:
             text: May contain [MASK], [sMASK] and [gMASK]; without any it is continued.
-            sampling: How tokens are drawn.
-            max_tokens: Longest answer of a blank.
-            seed: Of the draws.
+            **options: Fields of ``GenerationOptions``.
+        """
+        return self.fill([text], GenerationOptions(**options))[0].text
+
+    def fill(
+        self, texts: Sequence[str], options: GenerationOptions = DEFAULT_OPTIONS
+    ) -> list[Completion]:
+        """Fill every blank of texts, side by side. Collective over a replica.
+
+        Args:
+            texts: May contain [MASK], [sMASK] and [gMASK]; without any a text is continued.
+            options: How answers are written.
 
         Raises:
             ConfigError: The run was trained to do something else than to fill blanks.
-            DataError: The text names a mask that the run never trained, is too long or is not
-                UTF-8.
+            DataError: A text names a mask that the run never trained, is too long or is not UTF-8.
         """
-        check_fills_blanks(self.config.corruption, run=self.config.run.name)
-        (stage,) = self.model.chunks
-        return complete(
-            stage,
-            self.tokenizer,
-            text,
-            config=self.config,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            seed=seed,
-        )
+        self._check_task()
+        return complete(self._stage, self.tokenizer, texts, config=self.config, options=options)
+
+    def stream(self, text: str, options: GenerationOptions = DEFAULT_OPTIONS) -> Iterator[str]:
+        """Fill the blanks of a text and yield it piece by piece as it grows; see ``fill``.
+
+        Beam search cannot be streamed. Every rank of a replica must take all pieces.
+        """
+        self._check_task()
+        return stream(self._stage, self.tokenizer, text, config=self.config, options=options)
+
+    def check(self, text: str, *, truncate: Cut | None = None) -> None:
+        """Refuse a text that cannot be filled, without the model.
+
+        Raises:
+            DataError: As for ``fill``.
+        """
+        open_prompt(text, self.tokenizer, self.config, cut=truncate)
+
+    def from_first_rank(self, value: Item) -> Item:
+        """Return the value of rank 0 on every rank. Collective over all ranks."""
+        return from_first_rank(self.groups, value)
+
+    def over_replicas(
+        self, items: Sequence[Item], work: Callable[[Sequence[Item]], Iterable[Outcome]]
+    ) -> list[Outcome]:
+        """Work on a list, each replica on its share; see ``replicas.over_replicas``."""
+        return over_replicas(self.groups, items, work)
 
     def answers(self, text: str, *, count: int = 3, max_tokens: int = 16) -> list[list[Answer]]:
         """Find the likeliest answers of each blank, with probabilities. Collective over a replica.
@@ -104,16 +132,23 @@ class TrainedModel:
             ConfigError: As for ``fill``.
             DataError: As for ``fill``.
         """
-        check_fills_blanks(self.config.corruption, run=self.config.run.name)
-        (stage,) = self.model.chunks
+        self._check_task()
         return list_answers(
-            stage,
+            self._stage,
             self.tokenizer,
             text,
             config=self.config,
             count=count,
             max_tokens=max_tokens,
         )
+
+    def _check_task(self) -> None:
+        check_fills_blanks(self.config.corruption, run=self.config.run.name)
+
+    @property
+    def _stage(self) -> GLMStage:
+        (stage,) = self.model.chunks
+        return stage
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[StageBatch]) -> list[TaskLoss]:

@@ -1,7 +1,8 @@
 """Text with blanks, as Part A for the model and as the text that comes back.
 
 The text that was typed stays as it is; only its blanks are replaced. What a run never trained is
-refused here: a mask without its objective, and objectives that fill no blanks.
+refused here: a mask without its objective, and objectives that fill no blanks. A pattern joins
+literal text, which may name masks, and data, in which their names are ordinary words.
 """
 
 from collections.abc import Sequence
@@ -11,6 +12,20 @@ from glm_dist.config.schema import CorruptionConfig, PretrainingTask
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import ConfigError, DataError
+from glm_dist.generate.sampling import Cut
+
+
+class Data(str):
+    """A part of a pattern that comes from data: it holds no blanks, and may be shortened."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tokens that a context may have, [CLS] and the end token included."""
+
+    tokens: int
+    cut: Cut | None = None
+    """End at which a longer text is shortened; None: it is an error. Blanks are never cut."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,9 @@ def check_fills_blanks(corruption: CorruptionConfig, *, run: str) -> None:
         )
 
 
-def read_prompt(text: str, tokenizer: Tokenizer, corruption: CorruptionConfig) -> Prompt:
+def read_prompt(
+    text: str, tokenizer: Tokenizer, corruption: CorruptionConfig, *, room: Room | None = None
+) -> Prompt:
     """Find the blanks of a text and encode it.
 
     Names of special tokens in the text become their ids. Text without a mask is continued, as the
@@ -65,34 +82,112 @@ def read_prompt(text: str, tokenizer: Tokenizer, corruption: CorruptionConfig) -
         text: May contain [MASK], [sMASK] and [gMASK].
         tokenizer: The run's.
         corruption: What the run trained.
+        room: Bound of the context; None: none.
 
     Raises:
-        DataError: The text is not UTF-8, or has a mask that the run never trained.
+        DataError: The text is not UTF-8, has a mask that the run never trained, or is too long.
     """
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise not_utf_8(ascii(text))  # bytes that Python could not decode
+    check_utf_8(text)
     special = tokenizer.special
-    masks = {special.mask, special.gmask, special.smask}
     if not special.has_task_masks:
         _refuse_task_masks(text)
-    named = [found for found in tokenizer.named_tokens(text) if found.token in masks]
+    named = [found for found in tokenizer.named_tokens(text) if found.token in special.masks]
     pieces, begin = [], 0
     for found in named:
         pieces.append(text[begin : found.begin])
         begin = found.end
     pieces.append(text[begin:])
-    tokens = [special.cls, *tokenizer.encode(text)]
+    body = tokenizer.encode(text)
     if not named:
-        tokens.append(special.gmask)
+        body.append(special.gmask)
         pieces = [text if not text or text[-1].isspace() else f"{text} ", ""]
-    if tokens[-1] != special.gmask:
-        tokens.append(special.eos)
-    _check_trained({tokens[i] for i in _indices(tokens, masks)}, special, corruption, named=named)
-    indices = _indices(tokens, masks)
+    ends = [] if body[-1] == special.gmask else [special.eos]
+    if room is not None:
+        body = _shortened(body, room, special, num_ends=1 + len(ends))
+    tokens = [special.cls, *body, *ends]
+    _check_trained(set(tokens) & special.masks, special, corruption, named=named)
+    return _prompt(tokens, pieces, special, corruption)
+
+
+def make_prompt(
+    parts: Sequence[str], tokenizer: Tokenizer, corruption: CorruptionConfig, *, room: Room
+) -> Prompt:
+    """Join the parts of a pattern to a context.
+
+    Each part is encoded by itself, as the official code does. Of a context that is too long only
+    ``Data`` gives way, the longest part first.
+
+    Args:
+        parts: Literal text, in which masks may be named, and ``Data``.
+        tokenizer: The run's.
+        corruption: What the run trained.
+        room: Bound of the context.
+
+    Raises:
+        DataError: A part is not UTF-8, a mask was never trained, or the context is too long.
+    """
+    special = tokenizer.special
+    for part in parts:
+        check_utf_8(part)
+    encoded = [
+        tokenizer.encode_document(part) if isinstance(part, Data) else tokenizer.encode(part)
+        for part in parts
+    ]
+    last = encoded[-1][-1:] if encoded else []
+    ends = [] if last == [special.gmask] else [special.eos]
+    excess = sum(map(len, encoded)) + 1 + len(ends) - room.tokens
+    shrinking = [n for n, part in enumerate(parts) if isinstance(part, Data)]
+    if excess > 0 and (room.cut is None or excess > sum(len(encoded[n]) for n in shrinking)):
+        raise _too_long(sum(map(len, encoded)) + 1 + len(ends), room.tokens)
+    for _ in range(excess):
+        longest = encoded[max(shrinking, key=lambda n: len(encoded[n]))]
+        longest.pop(0 if room.cut is Cut.left else -1)
+    tokens = [special.cls, *(token for part in encoded for token in part), *ends]
+    _check_trained(set(tokens) & special.masks, special, corruption, named=True)
+    return _prompt(tokens, [], special, corruption)
+
+
+def _prompt(
+    tokens: list[int], pieces: list[str], special: SpecialTokens, corruption: CorruptionConfig
+) -> Prompt:
+    indices = [index for index, token in enumerate(tokens) if token in special.masks]
     if corruption.sentinels:
         for number, index in enumerate(indices[1:]):
             tokens[index] = special.first_sentinel + 2 * min(number, special.sentinel_pairs - 1)
     return Prompt(tokens, indices, pieces)
+
+
+def _shortened(body: list[int], room: Room, special: SpecialTokens, *, num_ends: int) -> list[int]:
+    """Keep as many tokens as there is room for beside the ends, all blanks among them."""
+    length = room.tokens - num_ends
+    if len(body) <= length:
+        return body
+    masks = [index for index, token in enumerate(body) if token in special.masks]
+    begin = 0 if room.cut is Cut.right else len(body) - length
+    begin = max(min(begin, masks[0]), masks[-1] + 1 - length)
+    if room.cut is None or not 0 <= begin <= masks[0]:
+        raise _too_long(len(body) + num_ends, room.tokens)
+    return body[begin : begin + length]
+
+
+def _too_long(found: int, room: int) -> DataError:
+    return DataError(
+        f"The text has {found} tokens, more than the {room} that there is room for.\n"
+        "  Shorten it, or let it be cut: --truncate left or right. Blanks are never cut.",
+        key="text",
+        value=found,
+        fix="--truncate left",
+    )
+
+
+def check_utf_8(text: str) -> None:
+    """Refuse bytes that Python could not decode.
+
+    Raises:
+        DataError: The text has some.
+    """
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise not_utf_8(ascii(text))
 
 
 def not_utf_8(found: str) -> DataError:
@@ -103,10 +198,6 @@ def not_utf_8(found: str) -> DataError:
         value=found,
         fix="iconv -t UTF-8",
     )
-
-
-def _indices(tokens: list[int], masks: set[int]) -> list[int]:
-    return [index for index, token in enumerate(tokens) if token in masks]
 
 
 def _refuse_task_masks(text: str) -> None:

@@ -2,8 +2,10 @@
 
 import io
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -11,17 +13,35 @@ from glm_dist.cli.main import main
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import DataError
 from glm_dist.generate.complete import Answer, Completion
+from glm_dist.generate.sampling import GenerationOptions
 
 
 class LoadedModel:
-    """Answers each blank with a star, and takes ten characters."""
+    """Answers each blank with a star, and takes 14 characters."""
 
+    batches: ClassVar[list[int]] = []
+    """Texts of each call of ``fill``."""
     groups = SimpleNamespace(rank=0)
 
-    def fill(self, text: str, **options: object) -> Completion:
-        if len(text) > 10:
+    def check(self, text: str, *, truncate: object) -> None:
+        if len(text) > 14:
             raise DataError("The text is too long.", key="text")
-        return Completion(text.replace("[MASK]", "[*]"), ["*"] * text.count("[MASK]"))
+
+    def fill(self, texts: list[str], options: GenerationOptions) -> list[Completion]:
+        self.batches.append(len(texts))
+        return [
+            Completion(text.replace("[MASK]", "[*]"), ["*"] * text.count("[MASK]"))
+            for text in texts
+        ]
+
+    def stream(self, text: str, options: GenerationOptions) -> Iterator[str]:
+        return iter(text.replace("[MASK]", "[*]"))
+
+    def from_first_rank(self, value: object) -> object:
+        return value
+
+    def over_replicas(self, items: list[Any], work: Callable[[list[Any]], list[str]]) -> list[str]:
+        return list(work(items)) if items else []
 
     def answers(self, text: str, *, count: int, max_tokens: int) -> list[list[Answer]]:
         assert max_tokens == 64
@@ -78,8 +98,8 @@ def test_records_come_back_with_their_answers(
 def test_candidates_are_shown_with_their_probabilities(
     run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    assert main(["generate", run_folder, "--candidates", "3", "a [MASK] [MASK]"]) == 0
-    shown = "a [MASK] [MASK]\n    é\\n 50.0%   (nothing) 25.0%\n    é\\n 50.0%   (nothing) 25.0%\n"
+    assert main(["generate", run_folder, "--candidates", "3", "[MASK][MASK]"]) == 0
+    shown = "[MASK][MASK]\n    é\\n 50.0%   (nothing) 25.0%\n    é\\n 50.0%   (nothing) 25.0%\n"
     assert capfdbinary.readouterr().out.decode() == shown
 
     type_lines(b'{"text": "[MASK]", "id": 1}\n', monkeypatch)
@@ -94,6 +114,46 @@ def test_texts_may_be_arguments(run_folder: str, capfdbinary: pytest.CaptureFixt
 
     out, err = capfdbinary.readouterr()
     assert (out, err.splitlines()[0]) == (b"a [*]\n", b"text 2: The text is too long.")
+
+
+def test_waiting_lines_are_filled_side_by_side(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    LoadedModel.batches.clear()
+    type_lines(b"".join(b"%d [MASK]\n" % n for n in range(40)), monkeypatch)
+    assert main(["generate", run_folder, "--batch-size", "16"]) == 0
+
+    assert capfdbinary.readouterr().out == b"".join(b"%d [*]\n" % n for n in range(40))
+    assert sum(LoadedModel.batches) == 40
+    assert max(LoadedModel.batches) == 16
+
+
+def test_streamed_answers_are_plain_text(
+    run_folder: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert main(["generate", run_folder, "--stream", "a [MASK]", "b [MASK]"]) == 0
+    assert capfdbinary.readouterr().out == b"a [*]\nb [*]\n"
+    for options in (["--jsonl"], ["--candidates", "2"], ["--beams", "2"]):
+        assert main(["generate", run_folder, "--stream", *options, "a [MASK]"]) == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--min-tokens", "9", "--max-tokens", "8"],
+        ["--stop", ""],
+        ["--repetition-penalty", "0"],
+        ["--beams", "2", "--length-penalty", "nan"],
+    ],
+    ids=" ".join,
+)
+def test_options_without_a_meaning_are_refused(
+    run_folder: str, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", run_folder, *options, "a [MASK]"]) == 2
+    assert f"ConfigError: {options[-2] if len(options) == 2 else ''}".strip() in (
+        capsys.readouterr().err
+    )
 
 
 def test_a_run_of_another_task_is_refused_before_its_weights_are_read(

@@ -23,7 +23,8 @@ from glm_dist.data.tokenizer.tokenizer import (
 from glm_dist.errors import DataError, GlmDistError
 from glm_dist.generate.complete import not_text
 from glm_dist.generate.infill import PartB
-from glm_dist.generate.prompt import check_fills_blanks, read_prompt
+from glm_dist.generate.prompt import Data, Room, check_fills_blanks, make_prompt, read_prompt
+from glm_dist.generate.sampling import Cut
 from tests.data.corpora import (
     CLS,
     EOS,
@@ -203,3 +204,59 @@ def test_structure_is_no_text(words: Tokenizer) -> None:
     assert {CLS, EOS, MASK, GMASK, SOP} <= set(banned)
     assert max(banned) < VOCAB_SIZE
     assert not {10, 11, 12} & set(banned)
+
+
+MASKS = {MASK, SMASK, GMASK}
+TEN = " ".join(f"w{10 + n}" for n in range(10))
+
+
+@pytest.mark.parametrize(
+    ("text", "cut", "kept"),
+    [
+        (f"[MASK] {TEN}", Cut.left, [MASK, 10, 11, 12]),
+        (f"{TEN} [MASK]", Cut.left, [17, 18, 19, MASK]),
+        (f"{TEN} [MASK]", Cut.right, [17, 18, 19, MASK]),
+        (f"{TEN} [MASK] {TEN}", Cut.left, [MASK, 10, 11, 12]),
+        (f"{TEN} [MASK] {TEN}", Cut.right, [17, 18, 19, MASK]),
+        (f"[MASK] w10 w11 [MASK] {TEN}", Cut.left, [MASK, 10, 11, MASK]),
+        (f"{TEN} w20 w21 w22 [gMASK]", Cut.right, [19, 20, 21, 22, GMASK]),
+    ],
+)
+def test_a_long_text_is_cut_but_never_its_blanks(
+    text: str, cut: Cut, kept: list[int], words: Tokenizer
+) -> None:
+    ends = [] if kept[-1] == GMASK else [EOS]
+    prompt = read_prompt(text, words, ALL, room=Room(6, cut))
+
+    assert prompt.tokens == [CLS, *kept, *ends]
+    assert [prompt.tokens[n] for n in prompt.mask_indices] == [t for t in kept if t in MASKS]
+    assert prompt.filled(["x"] * len(prompt.mask_indices)).startswith(text.partition("[")[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "cut"), [(f"{TEN} [MASK]", None), (f"[MASK] {TEN} [MASK]", Cut.left)]
+)
+def test_a_text_that_cannot_be_cut_is_refused(
+    text: str, cut: Cut | None, words: Tokenizer, says: Says
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_prompt(text, words, ALL, room=Room(6, cut))
+    says(caught.value)
+
+
+def test_data_in_a_pattern_holds_no_blanks_and_gives_way_first(words: Tokenizer) -> None:
+    parts = [Data("w10 [MASK] w11"), " w6 [MASK] w7", Data(TEN)]
+    whole = make_prompt(parts, words, ALL, room=Room(99))
+
+    assert whole.tokens.count(MASK) == 1
+    assert whole.mask_indices == [whole.tokens.index(MASK)]
+    data = len(words.encode_document("w10 [MASK] w11"))
+    literal = [6, MASK, 7]
+    for cut, kept in ((Cut.right, [*range(10, 16)]), (Cut.left, [*range(14, 20)])):
+        prompt = make_prompt(parts, words, ALL, room=Room(2 + data + 3 + 6, cut))
+        assert prompt.tokens[1 + data :] == [*literal, *kept, EOS]
+    shortest = make_prompt(parts, words, ALL, room=Room(5, Cut.right))
+    assert shortest.tokens == [CLS, *literal, EOS]
+    for room in (Room(4, Cut.right), Room(20)):
+        with pytest.raises(DataError, match="more than the"):
+            make_prompt(parts, words, ALL, room=room)

@@ -47,6 +47,11 @@ class SpecialTokens:
         """Return True if long blanks and sentences have their own mask tokens."""
         return self.gmask != self.mask
 
+    @property
+    def masks(self) -> frozenset[int]:
+        """Tokens that stand for a blank without sentinels."""
+        return frozenset((self.mask, self.gmask, self.smask))
+
     def sentinel_mask(self, number: NDArray[np.int64]) -> NDArray[np.int64]:
         """Give the masks [MASK1], [MASK2], … by numbers 0, 1, …; the last one for any beyond."""
         return self.first_sentinel + 2 * np.minimum(number, self.sentinel_pairs - 1)

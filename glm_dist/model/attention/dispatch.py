@@ -32,6 +32,10 @@ from glm_dist.parallel.rng import get_cuda_rng_tracker
 class AttentionCache(Protocol):
     """Keys and values of tokens that earlier forward passes saw."""
 
+    @property
+    def visible(self) -> torch.Tensor | None:
+        """True for keys that later tokens may see [b, s_seen]; None if they see all."""
+
     def extend(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Add new tokens [b, a, s_new, d] and return all [b, a, s_seen + s_new, d]."""
 
@@ -50,6 +54,7 @@ def prefix_attention(
     *,
     plan: AttentionPlan,
     dropout: float,
+    visible: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Compute attention of every row under its own prefix mask.
 
@@ -59,11 +64,15 @@ def prefix_attention(
         value: [b, a, m + s, d].
         plan: Segments of the rows.
         dropout: Probability of dropping an attention weight.
+        visible: True for keys that the queries may see [b, m + s], if some cached ones are
+            padding; the new tokens are Part B.
 
     Returns:
         [b, a, s, d].
     """
     cached = key.size(2) - query.size(2)
+    if cached and visible is not None:
+        return _attend_visible(query, key, value, visible)
     is_masked = uses_mask(query.device, query.dtype, dropout=dropout, head_size=query.size(3))
     if query.device.type == "cpu" and not is_masked:
         return split_attention(query, key, value, plan.segments)
@@ -114,6 +123,16 @@ def _attend(
             )
         )
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _attend_visible(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visible: torch.Tensor
+) -> torch.Tensor:
+    """Let new tokens see the visible keys up to themselves [b, a, s, d]."""
+    new, total = query.size(2), key.size(2)
+    causal = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+    mask = causal & visible[:, None, None, :]  # [b, 1, s, m + s]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 class PrefixAttention(torch.nn.Module):
@@ -174,8 +193,12 @@ class PrefixAttention(torch.nn.Module):
         if rotation is not None:
             query, key = rotate(query, rotation), rotate(key, rotation)
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a/t, s, d]
+        visible = None
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
+            visible = self.cache.visible
         with stream:
-            context = prefix_attention(query, key, value, plan=packed_seq_params, dropout=dropout)
+            context = prefix_attention(
+                query, key, value, plan=packed_seq_params, dropout=dropout, visible=visible
+            )
         return context.permute(2, 0, 1, 3).flatten(2)  # [b, a/t, s, d] -> [s, b, h/t]
