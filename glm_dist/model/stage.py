@@ -170,8 +170,12 @@ class GLMStage(torch.nn.Module):
 
     def logits(self, batch: StageBatch) -> torch.Tensor:
         """Return logits at the targets [n, vocab_size] in fp32; last stage only."""
+        return self.logits_of(self(batch), batch)
+
+    def logits_of(self, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
+        """Return logits at the targets from the output of ``forward`` [n, vocab_size] in fp32."""
         return head_logits(
-            self.at_targets(self(batch), batch.target_index),
+            self.at_targets(hidden, batch.target_index),
             self.head_weight,
             vocab_size=self.vocab_size,
             group=self.groups.tensor,

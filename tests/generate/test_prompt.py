@@ -257,6 +257,6 @@ def test_data_in_a_pattern_holds_no_blanks_and_gives_way_first(words: Tokenizer)
         assert prompt.tokens[1 + data :] == [*literal, *kept, EOS]
     shortest = make_prompt(parts, words, ALL, room=Room(5, Cut.right))
     assert shortest.tokens == [CLS, *literal, EOS]
-    for room in (Room(4, Cut.right), Room(20)):
+    for room in (Room(4, Cut.right), Room(19)):
         with pytest.raises(DataError, match="more than the"):
             make_prompt(parts, words, ALL, room=room)
