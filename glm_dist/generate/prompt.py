@@ -39,6 +39,16 @@ class Prompt:
     pieces: list[str]
     """Text before, between and after the blanks. [n + 1]"""
 
+    def answer(self, blank: int, text: str) -> str:
+        """Return a text as it continues the text before a blank, whose last space is the mask's.
+
+        Args:
+            blank: Number of the blank.
+            text: The answer as a person writes it.
+        """
+        before = self.pieces[blank]
+        return f" {text}" if before[-1:].isspace() and not text[:1].isspace() else text
+
     def filled(self, answers: Sequence[str]) -> str:
         """Return the text with each blank replaced by its answer in square brackets.
 
@@ -144,7 +154,22 @@ def make_prompt(
         longest.pop(0 if room.cut is Cut.left else -1)
     tokens = [special.cls, *(token for part in encoded for token in part), *ends]
     _check_trained(set(tokens) & special.masks, special, corruption, named=True)
-    return _prompt(tokens, [], special, corruption)
+    return _prompt(tokens, _pieces(parts, tokenizer), special, corruption)
+
+
+def _pieces(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+    """Return the text before, between and after the blanks of a pattern."""
+    pieces = [""]
+    for part in parts:
+        begin = 0
+        if not isinstance(part, Data):
+            for found in tokenizer.named_tokens(part):
+                if found.token in tokenizer.special.masks:
+                    pieces[-1] += part[begin : found.begin]
+                    pieces.append("")
+                    begin = found.end
+        pieces[-1] += part[begin:]
+    return pieces
 
 
 def _prompt(

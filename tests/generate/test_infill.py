@@ -40,14 +40,14 @@ CONTEXT = [1, 20, 21, 2, 22, 3, 23, 4]
 MASK_INDICES = [3, 5, 7]
 
 
-def model(options: dict[str, object] | None = None) -> GLMStage:
-    """A random whole model in one process."""
+def model(options: dict[str, object] | None = None, *, layout: Layout | None = None) -> GLMStage:
+    """A random model; this rank's stage of it."""
     stage = GLMStage(
         replace(MODEL, **(options or {})),
         vocab_size=100,
         padded_vocab_size=128,
         dtype=Dtype.fp32,
-        groups=build_groups(Layout(), timedelta(seconds=60)),
+        groups=build_groups(layout or Layout(), timedelta(seconds=60)),
         device=rank_device(),
     )
     initialize(stage.shards(), seed=3)
