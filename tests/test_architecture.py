@@ -28,6 +28,7 @@ LAYERS = (
     ("checkpoint",),
     ("train",),
     ("generate", "convert"),
+    ("tasks",),
     ("cli",),
 )
 
@@ -47,7 +48,10 @@ OPTIONAL_LIBRARIES = {
     "backports",
     "compression",
     "flash_attn",
+    "lm_eval",
     "pyarrow",
+    "rouge_score",
+    "sacrebleu",
     "transformer_engine",
     "wandb",
 }

@@ -4,9 +4,14 @@ import argparse
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import glm_dist
 from glm_dist.config.load import config_groups, default_config_dir
 from glm_dist.generate.sampling import BeamSearch, Cut, GenerationOptions, Sampling
+
+if TYPE_CHECKING:
+    from glm_dist.generate.load import TrainedModel
 
 HELP_WIDTH = 90
 """Columns of a help's list of options."""
@@ -73,6 +78,21 @@ def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
             metavar="N",
             help=f"{what} (%(default)s)",
         )
+
+
+def load_for(arguments: argparse.Namespace) -> "TrainedModel":
+    """Load the run of a command with ``add_layout_arguments``.
+
+    Raises:
+        GlmDistError: The run or its checkpoint cannot be used.
+    """
+    return glm_dist.load(
+        arguments.run,
+        step=arguments.step,
+        tokenizer=arguments.tokenizer,
+        tensor_parallel_size=arguments.tensor_parallel_size,
+        pipeline_parallel_size=arguments.pipeline_parallel_size,
+    )
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:

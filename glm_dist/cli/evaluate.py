@@ -1,8 +1,10 @@
-"""Measure a run's losses on held-out text.
+"""Evaluate a run: its losses on held-out text, or benchmarks from files of examples.
 
-glm-dist evaluate runs/large_1                        the documents that validation reads
-glm-dist evaluate runs/large_1 --split test           those that nothing has read
+glm-dist evaluate runs/large_1                        losses on the documents of validation
+glm-dist evaluate runs/large_1 --split test           on those that nothing has read
 glm-dist evaluate runs/large_1 --corpus news=data/news
+glm-dist evaluate runs/large_1 copa.jsonl --pattern "{premise} because [MASK]."
+glm-dist evaluate runs/large_1 lambada.jsonl wiki.jsonl --json results.json
 """
 
 import argparse
@@ -12,8 +14,8 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-import glm_dist
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli import benchmarks
+from glm_dist.cli.arguments import add_layout_arguments, load_for, whole_number
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.row_source import open_row_source
@@ -27,31 +29,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-command's arguments."""
     parser.add_argument("run", type=Path, help="folder of a run, such as runs/quickstart")
     parser.add_argument(
+        "tasks", nargs="*", type=Path, help="files of examples (JSON lines); none: losses"
+    )
+    add_layout_arguments(parser)
+    losses = parser.add_argument_group("losses")
+    losses.add_argument(
         "--split",
         choices=("validation", "test"),
         default="validation",
         help="held-out documents to measure (default: %(default)s)",
     )
-    parser.add_argument(
+    losses.add_argument(
         "--corpus",
         action="append",
         default=[],
         metavar="NAME=PREFIX",
         help="measure this corpus as well, all of it; may be repeated",
     )
-    parser.add_argument(
+    losses.add_argument(
         "--rows",
         type=whole_number(at_least=1),
         default=256,
         help="rows of each objective, over all corpora (default: %(default)s)",
     )
-    parser.add_argument(
-        "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
-    )
+    benchmarks.add_arguments(parser.add_argument_group("benchmarks"))
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the losses.
+    """Print the losses, or the results of benchmarks.
 
     Returns:
         Exit status.
@@ -59,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run, its checkpoint or a corpus cannot be used.
     """
+    if arguments.tasks or arguments.harness:
+        return benchmarks.run(arguments)
     config = _with_corpora(load_config_file(arguments.run / CONFIG_FILE), arguments.corpus)
     stored = arguments.run / TOKENIZER_FOLDER
     if is_dir(stored):  # the run may have moved since
@@ -66,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_row_source(config)
     rows = source.test if arguments.split == "test" else source.validation
     rows.names()  # refuses before torch is loaded
-    trained = glm_dist.load(arguments.run, step=arguments.step)
+    trained = load_for(arguments)
     # Loads torch, which neither help nor a mistake above needs.
     losses: dict[str, float] = import_module("glm_dist.train.evaluate").validation_losses(
         trained,

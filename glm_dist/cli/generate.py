@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import glm_dist
 from glm_dist.cli.arguments import (
     add_generation_arguments,
     add_layout_arguments,
     generation_options,
+    load_for,
     whole_number,
 )
 from glm_dist.cli.lines import Line, batches_of_lines
@@ -79,13 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check_together(arguments)
     config = load_config_file(arguments.run / CONFIG_FILE)
     check_fills_blanks(config.corruption, run=str(arguments.run))
-    trained = glm_dist.load(
-        arguments.run,
-        step=arguments.step,
-        tokenizer=arguments.tokenizer,
-        tensor_parallel_size=arguments.tensor_parallel_size,
-        pipeline_parallel_size=arguments.pipeline_parallel_size,
-    )
+    trained = load_for(arguments)
     writer = _Writer(trained, arguments, options)
     size = 1 if arguments.stream else arguments.batch_size
     lines = batches_of_lines(arguments.text, size) if writer.speaks else iter(())

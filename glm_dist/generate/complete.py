@@ -45,18 +45,37 @@ def complete(
         DataError: A text names a mask that the run never trained, is too long or is not UTF-8.
     """
     prompts = [open_prompt(text, tokenizer, config, cut=options.truncate) for text in texts]
+    found = write(stage, tokenizer, prompts, config=config, options=options)
+    return [
+        Completion(prompt.filled(answers), answers)
+        for prompt, answers in zip(prompts, found, strict=True)
+    ]
+
+
+def write(
+    stage: GLMStage,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    *,
+    config: RunConfig,
+    options: GenerationOptions,
+) -> list[list[str]]:
+    """Write the answers of prompts, side by side; see ``complete``.
+
+    Returns:
+        The text of each answer, for each blank of each prompt.
+    """
     part_b = PartB.of(config, tokenizer.special)
     rules = _rules(tokenizer, config, options)
-    if options.beam_search is None:
+    search = options.beam_search
+    if search is None:
         found = fill_blanks(stage, prompts, part_b=part_b, rules=rules)
     else:
-        search = options.beam_search
         found = beam_search(stage, prompts, part_b=part_b, rules=rules, search=search)
-    completions = []
-    for prompt, blanks in zip(prompts, found, strict=True):
-        answers = [_until(tokenizer.decode(tokens), options.stop).strip() for tokens in blanks]
-        completions.append(Completion(prompt.filled(answers), answers))
-    return completions
+    return [
+        [_until(tokenizer.decode(tokens), options.stop).strip() for tokens in blanks]
+        for blanks in found
+    ]
 
 
 def stream(

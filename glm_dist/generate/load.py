@@ -38,10 +38,20 @@ from glm_dist.generate.complete import (
     list_answers,
     open_prompt,
     stream,
+    write,
 )
-from glm_dist.generate.prompt import check_fills_blanks
+from glm_dist.generate.infill import PartB
+from glm_dist.generate.prompt import (
+    Data,
+    Prompt,
+    Room,
+    check_fills_blanks,
+    make_prompt,
+    read_prompt,
+)
 from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
 from glm_dist.generate.sampling import Cut, GenerationOptions
+from glm_dist.generate.score import Question, Score, score_answers
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard, GLMStage, build_shard
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
@@ -109,6 +119,43 @@ class TrainedModel:
             DataError: As for ``fill``.
         """
         open_prompt(text, self.tokenizer, self.config, cut=truncate)
+
+    def read(self, parts: Sequence[str], *, cut: Cut | None = None) -> Prompt:
+        """Make a prompt of the parts of a pattern; see ``prompt.make_prompt``.
+
+        Args:
+            parts: Literal text, in which masks may be named, and ``Data``, in which they may not.
+            cut: End at which data that is too long is shortened; None: it is an error.
+
+        Raises:
+            DataError: As for ``fill``.
+        """
+        room = Room(self.config.model.max_position_embeddings + 1, cut)
+        if len(parts) == 1 and not isinstance(parts[0], Data):
+            return read_prompt(parts[0], self.tokenizer, self.config.corruption, room=room)
+        return make_prompt(parts, self.tokenizer, self.config.corruption, room=room)
+
+    def write(
+        self, prompts: Sequence[Prompt], options: GenerationOptions = DEFAULT_OPTIONS
+    ) -> list[list[str]]:
+        """Write the answers of prompts, side by side. Collective over a replica."""
+        self._check_task()
+        return write(self._stage, self.tokenizer, prompts, config=self.config, options=options)
+
+    def score(self, questions: Sequence[Question], *, batch_size: int = 16) -> list[list[Score]]:
+        """Score answers in their contexts; see ``score.score_answers``.
+
+        Args:
+            questions: Contexts with their answers.
+            batch_size: Answers scored side by side.
+
+        Raises:
+            ConfigError: As for ``fill``.
+            DataError: A context or an answer is too long.
+        """
+        self._check_task()
+        part_b = PartB.of(self.config, self.tokenizer.special)
+        return score_answers(self._stage, questions, part_b=part_b, batch_size=batch_size)
 
     def from_first_rank(self, value: Item) -> Item:
         """Return the value of rank 0 on every rank. Collective over all ranks."""

@@ -110,7 +110,7 @@ def read_prompt(
     body = tokenizer.encode(text)
     if not named:
         body.append(special.gmask)
-        pieces = [text if not text or text[-1].isspace() else f"{text} ", ""]
+        pieces = [_spaced(text), ""]
     ends = [] if body[-1] == special.gmask else [special.eos]
     if room is not None:
         body = _shortened(body, room, special, num_ends=1 + len(ends))
@@ -143,8 +143,12 @@ def make_prompt(
         tokenizer.encode_document(part) if isinstance(part, Data) else tokenizer.encode(part)
         for part in parts
     ]
-    last = encoded[-1][-1:] if encoded else []
-    ends = [] if last == [special.gmask] else [special.eos]
+    pieces = _pieces(parts, tokenizer)
+    if len(pieces) == 1:  # no blank: the text is continued, as by ``read_prompt``
+        encoded.append([special.gmask])
+        pieces = [_spaced(pieces[0]), ""]
+    is_open = not isinstance(parts[-1], Data) or len(encoded) > len(parts)
+    ends = [] if is_open and encoded[-1][-1:] == [special.gmask] else [special.eos]
     excess = sum(map(len, encoded)) + 1 + len(ends) - room.tokens
     shrinking = [n for n, part in enumerate(parts) if isinstance(part, Data)]
     if excess > 0 and (room.cut is None or excess > sum(len(encoded[n]) for n in shrinking)):
@@ -154,7 +158,12 @@ def make_prompt(
         longest.pop(0 if room.cut is Cut.left else -1)
     tokens = [special.cls, *(token for part in encoded for token in part), *ends]
     _check_trained(set(tokens) & special.masks, special, corruption, named=True)
-    return _prompt(tokens, _pieces(parts, tokenizer), special, corruption)
+    return _prompt(tokens, pieces, special, corruption)
+
+
+def _spaced(text: str) -> str:
+    """Return a text that a continuation may follow."""
+    return text if not text or text[-1].isspace() else f"{text} "
 
 
 def _pieces(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:

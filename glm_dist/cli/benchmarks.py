@@ -1,0 +1,176 @@
+"""Benchmarks of ``glm-dist evaluate``: files of examples, and lm-evaluation-harness."""
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import asdict
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from glm_dist.cli.arguments import load_for, whole_number
+from glm_dist.config.load import load_config_file
+from glm_dist.errors import ConfigError
+from glm_dist.files import write_atomically
+from glm_dist.generate.prompt import check_fills_blanks
+from glm_dist.generate.sampling import BeamSearch, GenerationOptions
+from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.tasks.examples import read_examples
+
+if TYPE_CHECKING:
+    from glm_dist.tasks.evaluate import Result
+
+METRICS = ("em", "f1", "rouge_l", "bleu")
+
+
+def add_arguments(group: Any) -> None:
+    """Declare the options of benchmarks.
+
+    Args:
+        group: Group of an argument parser.
+    """
+    group.add_argument(
+        "--pattern",
+        metavar="TEXT",
+        help="prompt with fields of the examples, such as '{question} [MASK].' (default: inputs)",
+    )
+    group.add_argument(
+        "--limit", type=whole_number(at_least=1), metavar="N", help="N examples, drawn at random"
+    )
+    group.add_argument(
+        "--metrics",
+        default="em,f1",
+        metavar="NAMES",
+        help=f"of answers: {', '.join(METRICS)} (default: %(default)s)",
+    )
+    group.add_argument(
+        "--length-penalty",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="choices and beams are compared by log-probability / tokens ^ P (%(default)s)",
+    )
+    group.add_argument(
+        "--unidirectional", action="store_true", help="read texts from left to right only"
+    )
+    group.add_argument(
+        "--window", type=whole_number(at_least=2), help="tokens of perplexity's windows"
+    )
+    group.add_argument(
+        "--stride", type=whole_number(at_least=1), help="new tokens of each window (half of it)"
+    )
+    group.add_argument("--beams", type=whole_number(at_least=1), help="beam search (greedy)")
+    group.add_argument(
+        "--max-tokens", type=whole_number(at_least=1), default=64, help="longest answer (64)"
+    )
+    group.add_argument(
+        "--batch-size", type=whole_number(at_least=1), default=16, help="answers at a time (16)"
+    )
+    group.add_argument("--json", type=Path, metavar="FILE", help="write results and predictions")
+    group.add_argument(
+        "--harness",
+        metavar="TASKS",
+        help="tasks of lm-evaluation-harness, with commas; needs the extra harness",
+    )
+    group.add_argument(
+        "--include", type=Path, metavar="DIR", help="folder of the harness's own task files"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Evaluate and print a table.
+
+    Returns:
+        Exit status.
+
+    Raises:
+        GlmDistError: The run or a file of examples cannot be used.
+    """
+    names = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(
+                f"--metrics {name} is unknown; there are {', '.join(METRICS)}.\n"
+                "  Choose some of these.",
+                key="--metrics",
+                value=name,
+                fix=f"--metrics {METRICS[0]}",
+            )
+    config = load_config_file(arguments.run / CONFIG_FILE)
+    check_fills_blanks(config.corruption, run=str(arguments.run))
+    tasks = [
+        read_examples(file, pattern=arguments.pattern, limit=arguments.limit)
+        for file in arguments.tasks
+    ]
+    model = load_for(arguments)
+    tool = import_module("glm_dist.tasks.evaluate")  # loads torch
+    beams = arguments.beams
+    settings = tool.Settings(
+        batch_size=arguments.batch_size,
+        length_penalty=arguments.length_penalty,
+        unidirectional=arguments.unidirectional,
+        window=arguments.window,
+        stride=arguments.stride,
+        metrics=names,
+        generation=GenerationOptions(
+            max_tokens=arguments.max_tokens,
+            beam_search=BeamSearch(beams, arguments.length_penalty) if beams else None,
+        ),
+    )
+    results = [tool.evaluate(model, examples, settings) for examples in tasks]
+    if arguments.harness:
+        harness = import_module("glm_dist.tasks.harness")
+        chosen = arguments.harness.split(",")
+        found = harness.evaluate(
+            model, chosen, settings, include=arguments.include, limit=arguments.limit
+        )
+    else:
+        found = {}
+    if model.groups.rank == 0:
+        _show(results, found)
+        if arguments.json is not None:
+            write_atomically(arguments.json, _as_json(results, found, arguments.run, model.step))
+    return 0
+
+
+def _show(results: "list[Result]", harness: dict[str, dict[str, float]]) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    table = Table("task", "examples", "metric", "value", "95 % interval")
+    for result in results:
+        for name, mean in result.metrics.items():
+            interval = "" if math.isnan(mean.low) else f"{mean.low:.4g} to {mean.high:.4g}"
+            table.add_row(
+                result.task, f"{result.num_examples:,}", name, f"{mean.value:.4g}", interval
+            )
+    for task, metrics in harness.items():
+        for name, value in metrics.items():
+            table.add_row(task, "", name, f"{value:.4g}", "")
+    console.print(table)
+
+
+def _as_json(
+    results: "list[Result]", harness: dict[str, dict[str, float]], run: Path, step: int
+) -> str:
+    content = {
+        "run": str(run),
+        "step": step,
+        "tasks": [
+            {
+                "task": result.task,
+                "kind": result.kind.value,
+                "examples": result.num_examples,
+                "metrics": {
+                    name: {key: None if math.isnan(v) else v for key, v in asdict(mean).items()}
+                    for name, mean in result.metrics.items()
+                },
+                "predictions": result.predictions,
+            }
+            for result in results
+        ],
+        "harness": harness,
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1)

@@ -1,0 +1,1 @@
+"""Benchmarks from files of examples: choices, answers, perplexity."""

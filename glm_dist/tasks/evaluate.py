@@ -1,0 +1,186 @@
+"""A model on the examples of a benchmark: choices, answers, perplexity."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from glm_dist.generate.load import TrainedModel
+from glm_dist.generate.prompt import Prompt
+from glm_dist.generate.replicas import Item, Outcome
+from glm_dist.generate.sampling import Cut, GenerationOptions
+from glm_dist.generate.score import Question, Score
+from glm_dist.generate.windows import perplexity_windows
+from glm_dist.tasks.examples import Example, Examples, Kind
+from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu, macro_f1
+
+EXAMPLES_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of an evaluation."""
+
+    batch_size: int = 16
+    """Answers scored or texts filled side by side."""
+    length_penalty: float = 0.0
+    """Choices are compared by log-probability / tokens ^ penalty."""
+    unidirectional: bool = False
+    """Texts are read from left to right only."""
+    window: int | None = None
+    """Tokens of a window of perplexity; None: as many as the model has positions."""
+    stride: int | None = None
+    """New tokens of each window; None: half of it."""
+    metrics: tuple[str, ...] = ("em", "f1")
+    """Of answers: em, f1, rouge_l, bleu."""
+    generation: GenerationOptions = field(default_factory=GenerationOptions)
+    """How answers are written; too long prompts are cut on the left."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Outcome of one benchmark."""
+
+    task: str
+    kind: Kind
+    num_examples: int
+    metrics: dict[str, Mean]
+    predictions: list[object]
+    """Index of the choice, answer, or log-probability of each example."""
+
+
+def evaluate(model: TrainedModel, examples: Examples, settings: Settings) -> Result:
+    """Evaluate a benchmark. Collective over all ranks.
+
+    Args:
+        model: The model; each replica works on its share of the examples.
+        examples: Of one kind.
+        settings: Options.
+
+    Returns:
+        The result, equal on every rank.
+
+    Raises:
+        DataError: A prompt does not fit, or names a mask that the run never trained.
+    """
+    match examples.kind:
+        case Kind.choice:
+            metrics, predictions = _choices(model, examples.examples, settings)
+        case Kind.answer:
+            metrics, predictions = _answers(model, examples.examples, settings)
+        case Kind.text:
+            metrics, predictions = _texts(model, examples.examples, settings)
+    return Result(examples.name, examples.kind, len(examples.examples), metrics, predictions)
+
+
+def choice_question(prompt: Prompt, model: TrainedModel, choices: Sequence[str]) -> Question:
+    """Ask for the last blank of a prompt with texts that may stand in it."""
+    blank = len(prompt.mask_indices) - 1
+    answers = [model.tokenizer.encode_document(prompt.answer(blank, text)) for text in choices]
+    return Question(prompt.tokens, prompt.mask_indices[blank], answers, number=blank)
+
+
+def _choices(
+    model: TrainedModel, examples: Sequence[Example], settings: Settings
+) -> tuple[dict[str, Mean], list[object]]:
+    def work(share: Sequence[Example]) -> Iterator[int]:
+        questions = []
+        for example in share:
+            questions.append(choice_question(_prompt(model, example), model, example.choices))
+        for scores in model.score(questions, batch_size=settings.batch_size):
+            values = [_value(score, settings.length_penalty) for score in scores]
+            yield values.index(max(values))
+
+    chosen = over_examples(model, examples, work)
+    labels = [example.label for example in examples]
+    right = [float(guess == label) for guess, label in zip(chosen, labels, strict=True)]
+    of_classes = macro_f1(chosen, labels)
+    return {
+        "accuracy": Mean.of(right),
+        "macro_f1": Mean(of_classes, math.nan, math.nan),
+    }, list(chosen)
+
+
+def _value(score: Score, penalty: float) -> float:
+    return score.log_probability / float(score.num_tokens**penalty)
+
+
+def _answers(
+    model: TrainedModel, examples: Sequence[Example], settings: Settings
+) -> tuple[dict[str, Mean], list[object]]:
+    def work(share: Sequence[Example]) -> Iterator[str]:
+        for begin in range(0, len(share), settings.batch_size):
+            prompts = [
+                _prompt(model, example) for example in share[begin : begin + settings.batch_size]
+            ]
+            for answers in model.write(prompts, settings.generation):
+                yield answers[-1]
+
+    answers = over_examples(model, examples, work)
+    targets = [example.targets for example in examples]
+    found = {}
+    for name in settings.metrics:
+        if name == "bleu":
+            found[name] = Mean(bleu(answers, targets), math.nan, math.nan)
+            continue
+        compare = PER_ANSWER[name]
+        best = [
+            max(compare(answer, target) for target in of_example)
+            for answer, of_example in zip(answers, targets, strict=True)
+        ]
+        found[name] = Mean.of(best)
+    return found, list(answers)
+
+
+def _texts(
+    model: TrainedModel, examples: Sequence[Example], settings: Settings
+) -> tuple[dict[str, Mean], list[object]]:
+    model.check("")  # a text is continued: refuses runs that never trained it
+
+    def work(share: Sequence[Example]) -> list[tuple[float, int]]:
+        return [text_score(model, example.parts[0], settings) for example in share]
+
+    scores = over_examples(model, examples, work)
+    losses = [-total for total, _ in scores]
+    texts = [example.parts[0] for example in examples]
+    tokens = Mean.of_ratio(losses, [float(count) for _, count in scores])
+    words = Mean.of_ratio(losses, [float(max(1, len(text.split()))) for text in texts])
+    sizes = Mean.of_ratio(losses, [float(len(text.encode())) for text in texts])
+    return {
+        "perplexity": tokens.mapped(math.exp),
+        "word_perplexity": words.mapped(math.exp),
+        "bits_per_byte": sizes.mapped(lambda nats: nats / math.log(2)),
+    }, [total for total, _ in scores]
+
+
+def text_score(model: TrainedModel, text: str, settings: Settings) -> tuple[float, int]:
+    """Return the log-probability of a text and the number of its tokens that count."""
+    tokens = model.tokenizer.encode_document(text)
+    if len(tokens) < 2:
+        return 0.0, max(1, len(tokens))
+    window = settings.window or model.config.model.max_position_embeddings - 1
+    questions = perplexity_windows(
+        tokens,
+        model.tokenizer.special,
+        window=window,
+        stride=settings.stride or window // 2,
+        unidirectional=settings.unidirectional,
+    )
+    found = [score for (score,) in model.score(questions, batch_size=settings.batch_size)]
+    return sum(s.log_probability for s in found), sum(s.num_tokens for s in found)
+
+
+def _prompt(model: TrainedModel, example: Example) -> Prompt:
+    """Lay an example's prompt out, cut on the left where it is too long."""
+    return model.read(example.parts, cut=Cut.left)
+
+
+def over_examples(
+    model: TrainedModel,
+    examples: Sequence[Item],
+    work: Callable[[Sequence[Item]], Iterable[Outcome]],
+) -> list[Outcome]:
+    """Work on examples, a part at a time, each replica on its share. Collective over all ranks."""
+    found: list[Outcome] = []
+    for begin in range(0, len(examples), EXAMPLES_AT_A_TIME):
+        found += model.over_replicas(examples[begin : begin + EXAMPLES_AT_A_TIME], work)
+    return found

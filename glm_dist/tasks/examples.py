@@ -1,0 +1,180 @@
+"""Examples of a benchmark from JSON lines.
+
+Three kinds, told apart by their fields:
+
+- choice: ``inputs``, ``choices`` and ``label``, the index of the right choice;
+- answer: ``inputs`` and ``targets``, one right answer or several;
+- text: ``text``, whose perplexity is measured.
+
+The names of GLM-130B's files are read as well (``inputs_pretokenized``, ``choices_pretokenized``,
+``targets_pretokenized``). ``inputs`` is a prompt, in which [MASK] is the blank; without one the
+answer continues it. With a pattern the prompt is made of other fields, in whose text [MASK] is six
+ordinary characters.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from glm_dist.data.prepare.inputs import SUFFIXES
+from glm_dist.errors import DataError
+from glm_dist.files import is_file
+from glm_dist.generate.prompt import Data
+
+ALIASES = {
+    "inputs": ("inputs", "inputs_pretokenized", "input", "text"),
+    "choices": ("choices", "choices_pretokenized"),
+    "targets": ("targets", "targets_pretokenized", "target"),
+    "label": ("label",),
+    "text": ("text",),
+}
+"""Names of each field, the first that is there counts."""
+
+_FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
+
+
+class Kind(Enum):
+    """Kinds of examples."""
+
+    choice = "choice"
+    answer = "answer"
+    text = "text"
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example."""
+
+    where: str
+    """File and line."""
+    parts: tuple[str, ...]
+    """Prompt: literal text and ``Data``; of a text the text itself."""
+    choices: tuple[str, ...] = ()
+    label: int = 0
+    """Index of the right choice."""
+    targets: tuple[str, ...] = ()
+    """Right answers."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples of one file, all of one kind."""
+
+    name: str
+    kind: Kind
+    examples: list[Example]
+
+
+def read_examples(file: Path, *, pattern: str | None = None, limit: int | None = None) -> Examples:
+    """Read a benchmark.
+
+    Args:
+        file: JSON lines.
+        pattern: Prompt with fields of the examples in braces, such as ``{question} [MASK].``; None
+            takes ``inputs``.
+        limit: Number of examples, drawn with a fixed seed from all of the file.
+
+    Raises:
+        DataError: The file is missing, a line is no example, or lines are of different kinds.
+    """
+    if not is_file(file):
+        raise DataError(
+            f"{file} is no file of examples.\n"
+            "  Name a file of JSON lines with the fields inputs, choices and label, or inputs and"
+            " targets, or text.",
+            key=str(file),
+        )
+    found = [(kind, example) for kind, example in _examples(file, pattern)]
+    kinds = {kind for kind, _ in found}
+    if len(kinds) != 1:
+        problem = "holds no examples" if not kinds else "mixes examples of several kinds"
+        raise DataError(
+            f"{file} {problem}.\n  Make one file for each kind: choices, targets or text.",
+            key=str(file),
+        )
+    examples = [example for _, example in found]
+    if limit is not None and limit < len(examples):
+        # Not the first ones: files are often sorted by label.
+        chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
+        examples = [examples[n] for n in chosen]
+    name = file.name
+    for suffix in SUFFIXES:
+        name = name.removesuffix(suffix)
+    return Examples(name, kinds.pop(), examples)
+
+
+def _examples(file: Path, pattern: str | None) -> Iterator[tuple[Kind, Example]]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if line.strip():
+                where = f"{file}:{number}"
+                yield _example(_record(line, where), where, pattern)
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise _no_example(where, f"is not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise _no_example(where, "is no object with fields")
+    return record
+
+
+def _example(record: dict[str, Any], where: str, pattern: str | None) -> tuple[Kind, Example]:
+    choices, targets = _field(record, "choices"), _field(record, "targets")
+    if choices is None and targets is None:
+        text = _field(record, "text")
+        if not isinstance(text, str):
+            raise _no_example(where, "has neither choices nor targets nor text")
+        return Kind.text, Example(where, (Data(text),))
+    parts = _parts(record, where, pattern)
+    if choices is None:
+        answers = targets if isinstance(targets, list) else [targets]
+        if not answers or not all(isinstance(answer, str) for answer in answers):
+            raise _no_example(where, "has targets that are no texts")
+        return Kind.answer, Example(where, parts, targets=tuple(answers))
+    label = _field(record, "label")
+    if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
+        raise _no_example(where, "has choices that are no list of texts")
+    if isinstance(label, str) and label in choices:
+        label = choices.index(label)
+    if not isinstance(label, int) or not 0 <= label < len(choices):
+        raise _no_example(where, f"has the label {label!r}, which is none of its choices")
+    return Kind.choice, Example(where, parts, choices=tuple(choices), label=label)
+
+
+def _parts(record: dict[str, Any], where: str, pattern: str | None) -> tuple[str, ...]:
+    if pattern is None:
+        inputs = _field(record, "inputs")
+        if not isinstance(inputs, str):
+            raise _no_example(where, "has no inputs")
+        return (inputs,)
+    parts: list[str] = []
+    for number, piece in enumerate(_FIELD.split(pattern)):
+        if number % 2 == 0:
+            parts += [piece] if piece else []
+            continue
+        value = record.get(piece)
+        if not isinstance(value, str | int | float):
+            raise _no_example(where, f"has no field {piece!r}, which the pattern names")
+        parts.append(Data(value))
+    return tuple(parts)
+
+
+def _field(record: dict[str, Any], name: str) -> Any:
+    return next((record[alias] for alias in ALIASES[name] if alias in record), None)
+
+
+def _no_example(where: str, problem: str) -> DataError:
+    return DataError(
+        f"{where} {problem}.\n"
+        "  An example has inputs, choices and label, or inputs and targets, or text.",
+        key=where,
+        value=problem,
+    )

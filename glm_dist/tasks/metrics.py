@@ -1,0 +1,124 @@
+"""Metrics of answers, each a number for one example, and intervals of their means."""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from glm_dist.errors import ConfigError
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over examples with its interval."""
+
+    value: float
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+
+    @staticmethod
+    def of(values: Sequence[float]) -> "Mean":
+        """Average values; the interval is the bootstrap's, of 1000 resamples with a fixed seed."""
+        return Mean.of_ratio(values, [1.0] * len(values))
+
+    @staticmethod
+    def of_ratio(values: Sequence[float], weights: Sequence[float]) -> "Mean":
+        """Divide the sum of values by that of their weights, such as losses by tokens.
+
+        Args:
+            values: One for each example. [n]
+            weights: Each above 0. [n]
+        """
+        sums, counts = np.array(values, np.float64), np.array(weights, np.float64)
+        chosen = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
+        means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        return Mean(float(sums.sum() / counts.sum()), float(low), float(high))
+
+    def mapped(self, change: Callable[[float], float]) -> "Mean":
+        """Return a rising function of the mean, such as the perplexity of a loss."""
+        return Mean(change(self.value), change(self.low), change(self.high))
+
+
+def macro_f1(predicted: Sequence[int], labels: Sequence[int]) -> float:
+    """Average the F1 of all classes that occur."""
+    classes = sorted({*predicted, *labels})
+    confusion: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
+    for guess, label in zip(predicted, labels, strict=True):
+        confusion[classes.index(guess), classes.index(label)] += 1
+    right = confusion.diagonal()
+    found, wanted = confusion.sum(axis=1), confusion.sum(axis=0)
+    return float((2 * right / (found + wanted)).mean())
+
+
+def normalize(text: str) -> str:
+    """Lower case, without punctuation, articles and repeated spaces, as SQuAD compares answers."""
+    plain = _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION))
+    return " ".join(plain.split())
+
+
+def exact_match(answer: str, target: str) -> float:
+    """Return 1 if two answers are the same after ``normalize``."""
+    return float(normalize(answer) == normalize(target))
+
+
+def word_f1(answer: str, target: str) -> float:
+    """Compute the F1 of the words that two answers share after ``normalize``."""
+    words, wanted = normalize(answer).split(), normalize(target).split()
+    if not words or not wanted:
+        return float(words == wanted)
+    shared = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * shared / (len(words) + len(wanted))
+
+
+def rouge_l(answer: str, target: str) -> float:
+    """Compute the F-measure of ROUGE-L with stemming (package rouge-score)."""
+    scorer = _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeL"], True)
+    return float(scorer.score(target, answer)["rougeL"].fmeasure)
+
+
+def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
+    """Compute the corpus BLEU (package sacrebleu), 0 to 1.
+
+    Args:
+        answers: One for each example. [n]
+        targets: Right answers of each example. [n]
+    """
+    library = _library("sacrebleu", "sacrebleu")
+    most = max(map(len, targets))
+    references = [[each[k] if k < len(each) else None for each in targets] for k in range(most)]
+    return float(library.corpus_bleu(list(answers), references).score) / 100
+
+
+PER_ANSWER: dict[str, Callable[[str, str], float]] = {
+    "em": exact_match,
+    "f1": word_f1,
+    "rouge_l": rouge_l,
+}
+"""Metrics of one answer and one target; with several targets the best counts."""
+
+
+def _library(module: str, package: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(
+            f"This metric needs the package {package}, which is not installed.\n"
+            '  Install it: pip install "glm-dist[tasks]"',
+            key="--metrics",
+            value=package,
+            fix='pip install "glm-dist[tasks]"',
+        ) from error
