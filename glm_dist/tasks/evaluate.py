@@ -1,6 +1,7 @@
 """A model on the examples of a benchmark: choices, answers, perplexity."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,8 @@ from glm_dist.tasks.examples import Example, Examples, Kind
 from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu, macro_f1
 
 EXAMPLES_AT_A_TIME = 64
+
+_SPACE = re.compile(r"\s+")  # words as lm-evaluation-harness counts them
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _texts(
     losses = [-total for total, _ in scores]
     texts = [example.parts[0] for example in examples]
     tokens = Mean.of_ratio(losses, [float(count) for _, count in scores])
-    words = Mean.of_ratio(losses, [float(max(1, len(text.split()))) for text in texts])
+    words = Mean.of_ratio(losses, [float(len(_SPACE.split(text))) for text in texts])
     sizes = Mean.of_ratio(losses, [float(len(text.encode())) for text in texts])
     return {
         "perplexity": tokens.mapped(math.exp),

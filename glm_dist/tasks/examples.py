@@ -21,7 +21,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from glm_dist.data.prepare.inputs import SUFFIXES
 from glm_dist.errors import DataError
 from glm_dist.files import is_file
 from glm_dist.generate.prompt import Data
@@ -102,10 +101,7 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
         # Not the first ones: files are often sorted by label.
         chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
         examples = [examples[n] for n in chosen]
-    name = file.name
-    for suffix in SUFFIXES:
-        name = name.removesuffix(suffix)
-    return Examples(name, kinds.pop(), examples)
+    return Examples(str(file.with_suffix("")), kinds.pop(), examples)
 
 
 def _examples(file: Path, pattern: str | None) -> Iterator[tuple[Kind, Example]]:

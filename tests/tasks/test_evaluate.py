@@ -1,0 +1,134 @@
+"""Benchmarks over a small run: the same numbers in every layout, and those of the scores."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import glm_dist
+from glm_dist.generate.score import Question
+from glm_dist.tasks.evaluate import Settings, evaluate, text_score
+from glm_dist.tasks.examples import read_examples
+from tests.ranks import run_ranks
+from tests.train.jobs import glm_dist_command, make_files, with_python
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps, and three files of examples."""
+    folder = tmp_path_factory.mktemp("tasks")
+    done = with_python([*make_files(folder), "run.name=a", "parallel=single", "run.steps=2"])
+    assert done.returncode == 0, done.stderr
+    rng = np.random.default_rng(0)
+
+    def words(count: int) -> str:
+        return " ".join(f"w{n}" for n in rng.integers(10, 900, count))
+
+    records = {
+        "choice": [
+            {
+                "inputs": f"{words(5)} [MASK] {words(3)}",
+                "choices": [words(k) for k in (1, 3)],
+                "label": int(rng.integers(2)),
+            }
+            for _ in range(21)
+        ],
+        "answer": [{"inputs": words(6), "targets": [words(1), words(2)]} for _ in range(9)],
+        "text": [{"text": words(int(rng.integers(3, 200)))} for _ in range(7)],
+    }
+    for name, examples in records.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    return folder
+
+
+Outcome = dict[str, tuple[dict[str, float], list[object]]]
+
+
+def measure(folder: Path, sizes: dict[str, int], batch_size: int) -> Outcome:
+    model = glm_dist.load(folder / "runs" / "a", **sizes)
+    found = {}
+    for name in ("choice", "answer", "text"):
+        examples = read_examples(folder / f"{name}.jsonl")
+        result = evaluate(model, examples, Settings(batch_size=batch_size))
+        found[name] = ({k: m.value for k, m in result.metrics.items()}, result.predictions)
+    return found
+
+
+def by_hand(folder: Path) -> tuple[list[int], list[float]]:
+    """Choices and log-probabilities of texts, from single scores."""
+    model = glm_dist.load(folder / "runs" / "a")
+    tokenizer, special = model.tokenizer, model.tokenizer.special
+    chosen = []
+    for line in (folder / "choice.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        context = [special.cls, *tokenizer.encode(record["inputs"]), special.eos]
+        place = context.index(special.mask)
+        scores = [
+            model.score([Question(context, place, [tokenizer.encode(choice)])])[0][0]
+            for choice in record["choices"]
+        ]
+        chosen.append(int(np.argmax([score.log_probability for score in scores])))
+    totals = []
+    for line in (folder / "text.jsonl").read_text().splitlines():
+        tokens = tokenizer.encode(json.loads(line)["text"])
+        first = [special.cls, tokens[0], special.gmask]
+        window = model.config.model.max_position_embeddings - 1
+        if len(tokens) > window:
+            totals.append(None)
+            continue
+        (score,) = model.score([Question(first, 2, [tokens[1:]])])[0]
+        totals.append(score.log_probability)
+    return chosen, totals
+
+
+def test_results_are_those_of_single_scores_in_every_layout(folder: Path) -> None:
+    (alone,) = run_ranks(measure, folder, {}, 1, world_size=1)
+    ((chosen, totals),) = run_ranks(by_hand, folder, world_size=1)
+    assert alone["choice"][1] == chosen
+    assert None in totals
+    assert sum(total is not None for total in totals) > 2
+    for found, expected in zip(alone["text"][1], totals, strict=True):
+        assert expected is None or found == pytest.approx(expected, abs=1e-4)
+    labels = [json.loads(x)["label"] for x in (folder / "choice.jsonl").read_text().splitlines()]
+    accuracy = float(np.mean([a == b for a, b in zip(chosen, labels, strict=True)]))
+    assert alone["choice"][0]["accuracy"] == pytest.approx(accuracy)
+    for sizes in ({"tensor_parallel_size": 2}, {"pipeline_parallel_size": 2}, {}):
+        for found in run_ranks(measure, folder, sizes, 5, world_size=2):
+            assert found["choice"][1] == chosen
+            assert found["answer"][1] == alone["answer"][1]
+            assert found["text"][1] == pytest.approx(alone["text"][1], rel=1e-5)
+            assert found["text"][0] == pytest.approx(alone["text"][0], rel=1e-5)
+
+
+def every_token_counts(folder: Path) -> None:
+    """Each token of a text but the first is scored once, whatever the windows."""
+    model = glm_dist.load(folder / "runs" / "a")
+    text = " ".join(f"w{10 + n}" for n in range(100))
+    for unidirectional in (False, True):
+        for window, stride in ((9, 3), (10, 7), (30, 29), (31, 1)):
+            settings = Settings(window=window, stride=stride, unidirectional=unidirectional)
+            assert text_score(model, text, settings)[1] == 99
+
+
+def test_windows_score_every_token_once(folder: Path) -> None:
+    run_ranks(every_token_counts, folder, world_size=1)
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return glm_dist_command("evaluate", str(folder / "runs" / "a"), *arguments)
+
+
+def test_the_command_prints_a_table_and_writes_json(folder: Path, tmp_path: Path) -> None:
+    done = command(folder, str(folder / "choice.jsonl"), "--json", str(tmp_path / "r.json"))
+    assert done.returncode == 0, done.stderr
+    written = json.loads((tmp_path / "r.json").read_text())
+
+    accuracy = written["tasks"][0]["metrics"]["accuracy"]["value"]
+    assert f"{accuracy:.4g}" in done.stdout
+    assert "95 % interval" in done.stdout
+    assert len(written["tasks"][0]["predictions"]) == 21
+    wrong = command(folder, str(folder / "choice.jsonl"), "--metrics", "acc")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("ConfigError: --metrics acc is unknown")

@@ -1,0 +1,83 @@
+"""Files of examples: what is read, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from glm_dist.errors import DataError
+from glm_dist.generate.prompt import Data
+from glm_dist.tasks.examples import Kind, read_examples
+from tests.messages import Says
+
+
+def write(folder: Path, *records: object) -> Path:
+    file = folder / "task.jsonl"
+    file.write_text("\n".join(map(json.dumps, records)) + "\n\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        ({"inputs": "a [MASK]", "choices": ["x", "y"], "label": 1}, Kind.choice),
+        ({"text": "a [MASK]", "choices": ["x", "y"], "label": "y"}, Kind.choice),
+        (
+            {"inputs_pretokenized": "a [MASK]", "choices_pretokenized": ["x", "y"], "label": 1},
+            Kind.choice,
+        ),
+        ({"inputs": "a [MASK]", "targets": ["x", "y"]}, Kind.answer),
+        ({"inputs_pretokenized": "a [MASK]", "targets_pretokenized": "x"}, Kind.answer),
+        ({"text": "a [MASK]"}, Kind.text),
+    ],
+)
+def test_the_fields_tell_the_kind(tmp_path: Path, record: object, kind: Kind) -> None:
+    found = read_examples(write(tmp_path, record, record))
+
+    assert (found.name, found.kind, len(found.examples)) == (f"{tmp_path}/task", kind, 2)
+    (part,) = found.examples[1].parts
+    assert part == "a [MASK]"
+    assert isinstance(part, Data) == (kind is Kind.text), "only a prompt may name a blank"
+    assert found.examples[1].label == (1 if kind is Kind.choice else 0)
+    assert found.examples[1].where == f"{tmp_path}/task.jsonl:2"
+
+
+def test_a_pattern_joins_literal_text_and_fields(tmp_path: Path) -> None:
+    record = {"q": "[MASK]?", "n": 3, "choices": ["x"], "label": 0}
+    found = read_examples(write(tmp_path, record), pattern="{q} {n}: [MASK].")
+    parts = found.examples[0].parts
+
+    assert parts == ("[MASK]?", " ", "3", ": [MASK].")
+    assert [isinstance(part, Data) for part in parts] == [True, False, True, False]
+
+
+def test_a_limit_draws_from_the_whole_file(tmp_path: Path) -> None:
+    file = write(tmp_path, *({"text": f"text {n}"} for n in range(1000)))
+    chosen = read_examples(file, limit=50).examples
+    numbers = [int(example.where.rpartition(":")[2]) for example in chosen]
+
+    assert chosen == read_examples(file, limit=50).examples
+    assert numbers == sorted(set(numbers))
+    assert 300 < sum(numbers) / 50 < 700
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [{"title": "a"}],
+        [{"choices": ["x"], "label": 0}],
+        [{"inputs": "a", "choices": ["x"], "label": 1}],
+        [{"inputs": "a", "choices": "x", "label": 0}],
+        [{"inputs": "a", "targets": []}],
+        [{"text": "a"}, {"inputs": "a", "targets": "b"}],
+        [["a"]],
+        [],
+    ],
+    ids=str,
+)
+def test_what_is_no_example_is_named(tmp_path: Path, records: list[object], says: Says) -> None:
+    with pytest.raises(DataError) as caught:
+        read_examples(write(tmp_path, *records))
+    says(caught.value)
+    with pytest.raises(DataError, match="is no file of examples"):
+        read_examples(tmp_path / "missing.jsonl")
