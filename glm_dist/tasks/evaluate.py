@@ -36,7 +36,7 @@ class Settings:
     metrics: tuple[str, ...] = ("em", "f1")
     """Of answers: em, f1, rouge_l, bleu."""
     generation: GenerationOptions = field(default_factory=GenerationOptions)
-    """How answers are written; too long prompts are cut on the left."""
+    """Options of writing answers; too long prompts are cut on the left."""
 
 
 @dataclass(frozen=True)

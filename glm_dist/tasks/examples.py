@@ -1,6 +1,6 @@
 """Examples of a benchmark from JSON lines.
 
-Three kinds, told apart by their fields:
+Three kinds, which their fields distinguish:
 
 - choice: ``inputs``, ``choices`` and ``label``, the index of the right choice;
 - answer: ``inputs`` and ``targets``, one right answer or several;
