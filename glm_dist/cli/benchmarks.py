@@ -16,7 +16,7 @@ from glm_dist.cli.arguments import load_for, whole_number
 from glm_dist.config.load import load_config_file
 from glm_dist.errors import ConfigError
 from glm_dist.files import write_atomically
-from glm_dist.generate.prompt import check_fills_blanks
+from glm_dist.generate.prompt import check_writes
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
 from glm_dist.tasks.examples import read_examples
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
                 fix=f"--metrics {METRICS[0]}",
             )
     config = load_config_file(arguments.run / CONFIG_FILE)
-    check_fills_blanks(config.corruption, run=str(arguments.run))
+    check_writes(config.corruption, run=str(arguments.run))
     tasks = [
         read_examples(file, pattern=arguments.pattern, limit=arguments.limit)
         for file in arguments.tasks

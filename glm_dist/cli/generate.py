@@ -25,7 +25,7 @@ from glm_dist.cli.arguments import (
 from glm_dist.cli.lines import Line, batches_of_lines
 from glm_dist.config.load import load_config_file
 from glm_dist.errors import EXIT_USER_ERROR, ConfigError, DataError
-from glm_dist.generate.prompt import check_fills_blanks, not_utf_8
+from glm_dist.generate.prompt import check_writes, not_utf_8
 from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
 
@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     options = generation_options(arguments)
     _check_together(arguments)
     config = load_config_file(arguments.run / CONFIG_FILE)
-    check_fills_blanks(config.corruption, run=str(arguments.run))
+    check_writes(config.corruption, run=str(arguments.run))
     trained = load_for(arguments)
     writer = _Writer(trained, arguments, options)
     size = 1 if arguments.stream else arguments.batch_size

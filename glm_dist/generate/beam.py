@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 
 from glm_dist.generate.decoder import Context, Inputs, decoding
-from glm_dist.generate.infill import PartB, Rules, check_length
+from glm_dist.generate.infill import Rules
+from glm_dist.generate.part_b import PartB, check_length
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import BeamSearch
 from glm_dist.model.stage import GLMStage
@@ -53,20 +54,17 @@ def beam_search(
     """
     for prompt in prompts:
         check_length(prompt.tokens, part_b)
-    longest = min(rules.options.max_tokens, part_b.longest_answer)
-    contexts = [Context.of_part_a(prompt.tokens) for prompt in prompts]
+    contexts = [part_b.begin(prompt.tokens) for prompt in prompts]
     answers: list[list[list[int]]] = [[] for _ in prompts]
     for blank in range(max((len(prompt.mask_indices) for prompt in prompts), default=0)):
         open_texts = [n for n, prompt in enumerate(prompts) if blank < len(prompt.mask_indices)]
-        texts = [
-            _Text(blank, prompts[n].mask_indices[blank], part_b, rules, search) for n in open_texts
-        ]
+        texts = [_Text(blank, prompts[n], part_b, rules, search) for n in open_texts]
         _search(stage, [contexts[n] for n in open_texts], texts)
         for n, text in zip(open_texts, texts, strict=True):
             best = list(text.best().tokens)
             answers[n].append(best)
             # The last token of an answer that is cut is never read; see ``infill.py``.
-            read = [part_b.sop(blank), *best[: longest - 1]]
+            read = [text.first, *best[: text.longest - 1]]
             places = [text.positions(step) for step in range(1, len(read) + 1)]
             positions, blocks = zip(*places, strict=True)
             contexts[n] = contexts[n].extended(read, positions, blocks)
@@ -82,7 +80,7 @@ def _search(stage: GLMStage, contexts: Sequence[Context], texts: "Sequence[_Text
             rows = [(text, beam) for text in active for beam in text.beams]
             places = [text.positions(text.step) for text, _ in rows]
             positions, blocks = zip(*places, strict=True)
-            inputs = [beam.tokens[-1] if beam.tokens else text.sop for text, beam in rows]
+            inputs = [beam.tokens[-1] if beam.tokens else text.first for text, beam in rows]
             logits = decoder.step(Inputs(inputs, positions, blocks))
             parents: list[int] = []
             first = 0
@@ -101,7 +99,7 @@ class _Text:
     """The beams of one blank."""
 
     blank: int
-    mask_index: int
+    prompt: Prompt
     part_b: PartB
     rules: Rules
     search: BeamSearch
@@ -113,16 +111,16 @@ class _Text:
     @property
     def longest(self) -> int:
         """Tokens of the longest answer."""
-        return min(self.rules.options.max_tokens, self.part_b.longest_answer)
+        return min(self.rules.options.max_tokens, self.part_b.longest(self.prompt.tokens))
 
     @property
-    def sop(self) -> int:
+    def first(self) -> int:
         """First input of the blank."""
-        return self.part_b.sop(self.blank)
+        return self.part_b.first(self.prompt.tokens, self.blank)
 
     def positions(self, step: int) -> tuple[int, int]:
         """Return both position ids of an input."""
-        return self.part_b.positions(self.mask_index, step)
+        return self.part_b.positions(self.prompt.mask_indices[self.blank], step)
 
     def best(self) -> Hypothesis:
         """Return the finished answer with the largest value."""

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
-from glm_dist.generate.decoder import Context, Inputs, decoding
-from glm_dist.generate.infill import PartB, Rules, check_length
+from glm_dist.generate.decoder import Inputs, decoding
+from glm_dist.generate.infill import Rules
+from glm_dist.generate.part_b import PartB, check_length
 from glm_dist.generate.prompt import Prompt
 from glm_dist.model.stage import GLMStage
 
@@ -54,15 +55,16 @@ def find_candidates(
         DataError: The context is longer than the model's positions.
     """
     check_length(prompt.tokens, part_b)
-    longest = min(rules.options.max_tokens, part_b.longest_answer - 1)
+    longest = min(rules.options.max_tokens, part_b.longest(prompt.tokens) - 1)
     mask_index = prompt.mask_indices[blank]
+    first = part_b.first(prompt.tokens, blank)
     found: list[Candidate] = []
     beams = [Candidate((), 0.0)]
     with decoding(stage) as decoder:
-        decoder.read([Context.of_part_a(prompt.tokens)])
+        decoder.read([part_b.begin(prompt.tokens)])
         for step in range(1, longest + 2):
             position, block = part_b.positions(mask_index, step)
-            tokens = [beam.tokens[-1] if beam.tokens else part_b.sop(blank) for beam in beams]
+            tokens = [beam.tokens[-1] if beam.tokens else first for beam in beams]
             logits = decoder.step(Inputs(tokens, [position] * len(beams), [block] * len(beams)))
             rules.forbid(logits, part_b, num_tokens=step - 1)
             scores = logits.double().log_softmax(dim=1)  # [b, v]

@@ -8,7 +8,8 @@ from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.generate.beam import beam_search
 from glm_dist.generate.candidates import find_candidates
-from glm_dist.generate.infill import PartB, Rules, fill_blanks, write_answers
+from glm_dist.generate.infill import Rules, fill_blanks, write_answers
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Prompt, Room, read_prompt
 from glm_dist.generate.sampling import Cut, GenerationOptions
 from glm_dist.model.stage import GLMStage

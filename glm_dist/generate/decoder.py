@@ -71,6 +71,8 @@ class Decoder:
             contexts: One for each row; shorter ones are padded behind their end. [b]
         """
         longest = max(len(context.tokens) for context in contexts)
+        if longest == 0:
+            return
         lengths = torch.tensor([len(context.tokens) for context in contexts], device=self._device)
 
         def padded(lists: list[list[int]]) -> torch.Tensor:

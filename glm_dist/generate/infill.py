@@ -9,66 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
-from glm_dist.config.schema import RunConfig
-from glm_dist.data.tokenizer.special_tokens import SpecialTokens
-from glm_dist.errors import DataError
-from glm_dist.generate.decoder import Context, Inputs, decoding
+from glm_dist.generate.decoder import Inputs, decoding
 from glm_dist.generate.draw import next_token, penalize
+from glm_dist.generate.part_b import PartB, check_length
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.model.stage import GLMStage
-
-
-@dataclass(frozen=True)
-class PartB:
-    """First inputs and position ids of Part B, as the run was trained."""
-
-    special: SpecialTokens
-    max_position: int
-    """Largest position id the model knows (P)."""
-    sentinels: bool = False
-    """Blanks after the first have their own [sop] and share the position P."""
-    no_block_positions: bool = False
-    """Every second position is 1."""
-
-    @staticmethod
-    def of(config: RunConfig, special: SpecialTokens) -> "PartB":
-        """Take from a run's configuration how its rows were laid out."""
-        return PartB(
-            special,
-            max_position=config.model.max_position_embeddings,
-            sentinels=config.corruption.sentinels,
-            no_block_positions=config.corruption.no_block_positions,
-        )
-
-    def sop(self, number: int) -> int:
-        """Return the first input of a blank, counted from 0 in the order of emission."""
-        if not self.sentinels or number == 0:
-            return self.special.sop
-        return int(self.special.sentinel_sop(np.array(number - 1)))
-
-    def positions(self, mask_index: int, step: int) -> tuple[int, int]:
-        """Return both position ids of an input.
-
-        Args:
-            mask_index: Index of the blank's mask in Part A.
-            step: 1 for [sop], 2 for the first token of the answer, …
-        """
-        position = self.max_position if self.sentinels else mask_index
-        return position, 1 if self.no_block_positions else step
-
-    @property
-    def longest_answer(self) -> int:
-        """Tokens of an answer for which there are block positions."""
-        return self.max_position - 1
-
-    @property
-    def stops(self) -> tuple[int, ...]:
-        """Tokens that end an answer."""
-        return tuple(sorted({self.special.eop, self.special.eos}))
 
 
 @dataclass(frozen=True)
@@ -139,7 +87,7 @@ def write_answers(
     active = [n for n, writer in enumerate(writers) if not writer.is_done]
     with decoding(stage) as decoder:
         if active:
-            decoder.read([Context.of_part_a(prompts[n].tokens) for n in active])
+            decoder.read([part_b.begin(prompts[n].tokens) for n in active])
         while active:
             inputs = [writers[n].input() for n in active]
             logits = decoder.step(Inputs(*zip(*inputs, strict=True)))
@@ -154,23 +102,6 @@ def write_answers(
             active = [active[row] for row in going_on]
 
 
-def check_length(context: Sequence[int], part_b: PartB) -> None:
-    """Refuse a context that is longer than the model's positions.
-
-    Raises:
-        DataError: It is.
-    """
-    room = part_b.max_position + 1
-    if len(context) > room:
-        raise DataError(
-            f"The text has {len(context)} tokens, more than the {room} positions of the model.\n"
-            "  Shorten it.",
-            key="text",
-            value=len(context),
-            fix="",
-        )
-
-
 class _Writer:
     """Blanks of one text while they are filled."""
 
@@ -182,9 +113,9 @@ class _Writer:
         self._rules = rules
         self._generator = torch.Generator().manual_seed(rules.options.seed % 2**64)
         self._used = set(prompt.tokens) - {part_b.special.cls, *part_b.special.masks}
-        self._length = min(rules.options.max_tokens, part_b.longest_answer)
+        self._length = min(rules.options.max_tokens, part_b.longest(prompt.tokens))
         self._answer: list[int] = []
-        self._token = part_b.sop(0)
+        self._token = part_b.first(prompt.tokens, 0)
 
     @property
     def is_done(self) -> bool:
@@ -215,4 +146,4 @@ class _Writer:
     def _close(self) -> None:
         self.blank += 1
         self._answer = []
-        self._token = self._part_b.sop(self.blank)
+        self._token = self._part_b.first(self._prompt.tokens, self.blank)

@@ -40,12 +40,12 @@ from glm_dist.generate.complete import (
     stream,
     write,
 )
-from glm_dist.generate.infill import PartB
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import (
     Data,
     Prompt,
     Room,
-    check_fills_blanks,
+    check_writes,
     make_prompt,
     read_prompt,
 )
@@ -190,7 +190,7 @@ class TrainedModel:
         )
 
     def _check_task(self) -> None:
-        check_fills_blanks(self.config.corruption, run=self.config.run.name)
+        check_writes(self.config.corruption, run=self.config.run.name)
 
     @property
     def _stage(self) -> GLMStage:

@@ -59,8 +59,8 @@ class Prompt:
         return "".join(part for pair in zip(self.pieces, blanks, strict=True) for part in pair)
 
 
-def check_fills_blanks(corruption: CorruptionConfig, *, run: str) -> None:
-    """Refuse a run whose objective is not blank infilling.
+def check_writes(corruption: CorruptionConfig, *, run: str) -> None:
+    """Refuse a run whose objective neither fills blanks nor continues text.
 
     Args:
         corruption: Of the run.
@@ -69,13 +69,14 @@ def check_fills_blanks(corruption: CorruptionConfig, *, run: str) -> None:
     Raises:
         ConfigError: It trained another task.
     """
-    if corruption.task is not PretrainingTask.blank_infilling:
+    task = corruption.task
+    if task not in (PretrainingTask.blank_infilling, PretrainingTask.causal_lm):
         raise ConfigError(
-            f"{run} was trained with corruption.task={corruption.task.name}, which fills no"
-            " blanks.\n"
-            "  Name a run that was trained with corruption.task=blank_infilling.",
+            f"{run} was trained with corruption.task={task.name}, which neither fills blanks nor"
+            " continues text.\n"
+            "  Name a run that was trained with corruption.task=blank_infilling or causal_lm.",
             key="corruption.task",
-            value=corruption.task.name,
+            value=task.name,
             fix="corruption.task=blank_infilling",
         )
 
@@ -108,6 +109,9 @@ def read_prompt(
         begin = found.end
     pieces.append(text[begin:])
     body = tokenizer.encode(text)
+    if corruption.task is PretrainingTask.causal_lm:
+        _refuse_blanks(bool(named))
+        return _continued(body, text, special, room)
     if not named:
         body.append(special.gmask)
         pieces = [_spaced(text), ""]
@@ -144,6 +148,10 @@ def make_prompt(
         for part in parts
     ]
     pieces = _pieces(parts, tokenizer)
+    if corruption.task is PretrainingTask.causal_lm:
+        _refuse_blanks(len(pieces) > 1)
+        body = [token for part in encoded for token in part]
+        return _continued(body, pieces[0], special, room)
     if len(pieces) == 1:  # no blank: the text is continued, as by ``read_prompt``
         encoded.append([special.gmask])
         pieces = [_spaced(pieces[0]), ""]
@@ -179,6 +187,27 @@ def _pieces(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
                     begin = found.end
         pieces[-1] += part[begin:]
     return pieces
+
+
+def _refuse_blanks(has_blanks: bool) -> None:
+    if has_blanks:
+        raise DataError(
+            "The text has a blank, but this run was trained with corruption.task=causal_lm, which"
+            " continues text.\n"
+            "  Leave [MASK] out.",
+            key="text",
+            value="[MASK]",
+            fix="leave [MASK] out",
+        )
+
+
+def _continued(body: list[int], text: str, special: SpecialTokens, room: Room | None) -> Prompt:
+    """Make a prompt that a causal run continues: its "mask" is its last token."""
+    if room is not None and len(body) + 1 > room.tokens:
+        if room.cut is None:
+            raise _too_long(len(body) + 1, room.tokens)
+        body = body[-(room.tokens - 1) :]  # what is continued stays
+    return Prompt([special.cls, *body], [len(body)], [_spaced(text), ""])
 
 
 def _prompt(

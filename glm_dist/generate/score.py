@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from glm_dist.errors import DataError
-from glm_dist.generate.decoder import Context, Inputs, decoding
-from glm_dist.generate.infill import PartB, check_length
+from glm_dist.generate.decoder import Inputs, decoding
+from glm_dist.generate.part_b import PartB, check_length
 from glm_dist.model.stage import GLMStage
 
 
@@ -66,7 +66,7 @@ def score_answers(
     for question in questions:
         check_length(question.context, part_b)
         for answer in question.answers:
-            check_answer(answer, part_b)
+            check_answer(answer, question.context, part_b)
     scores: list[list[Score]] = [[] for _ in questions]
     # Neighbours of similar length waste little on padding.
     order = sorted(range(len(questions)), key=lambda n: -len(questions[n].context))
@@ -77,15 +77,16 @@ def score_answers(
     return scores
 
 
-def check_answer(answer: Sequence[int], part_b: PartB) -> None:
-    """Refuse an answer that is longer than the block positions.
+def check_answer(answer: Sequence[int], context: Sequence[int], part_b: PartB) -> None:
+    """Refuse an answer for which there are no position ids.
 
     Raises:
         DataError: It is, or it is empty.
     """
-    if not 0 < len(answer) <= part_b.max_position:
+    longest = part_b.longest(context) + 1  # the last token is no input
+    if not 0 < len(answer) <= longest:
         raise DataError(
-            f"An answer has {len(answer)} tokens; it needs 1 to {part_b.max_position}.\n"
+            f"An answer has {len(answer)} tokens; it needs 1 to {longest}.\n"
             "  Shorten it, or leave it out.",
             key="answer",
             value=len(answer),
@@ -121,13 +122,15 @@ def _score_together(
         question = questions[n]
         padding = longest - len(answer)
         places = [part_b.positions(question.mask_index, s) for s in range(1, len(answer) + 1)]
-        tokens.append([part_b.sop(question.number), *answer[:-1]] + [0] * padding)
+        tokens.append(
+            [part_b.first(question.context, question.number), *answer[:-1]] + [0] * padding
+        )
         positions.append([position for position, _ in places] + [0] * padding)
         blocks.append([block for _, block in places] + [0] * padding)
         targets.append(answer + [0] * padding)
         counts[row, question.skipped : len(answer)] = True
     with decoding(stage) as decoder:
-        decoder.read([Context.of_part_a(question.context) for question in questions])
+        decoder.read([part_b.begin(question.context) for question in questions])
         decoder.select([n for n, _ in pairs])
         found = decoder.score(Inputs(tokens, positions, blocks), targets)
     sums = torch.where(counts, found.log_probability.double(), 0.0).sum(dim=1).tolist()

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.score import Question
 
 
 def perplexity_windows(
     tokens: Sequence[int],
-    special: SpecialTokens,
+    part_b: PartB,
     *,
     window: int,
     stride: int,
@@ -27,7 +28,7 @@ def perplexity_windows(
 
     Args:
         tokens: Ids of the text, at least two.
-        special: Ids of the special tokens.
+        part_b: How the run continues text.
         window: Tokens of a window (official: sequence length - 1).
         stride: Tokens that a later window adds (official name: overlapping eval).
         unidirectional: See above.
@@ -48,10 +49,11 @@ def perplexity_windows(
         piece = list(tokens[begin : begin + window])
         is_first = begin == 0
         shown = 1 if is_first or unidirectional else window - stride
+        context = [part_b.special.cls, *piece[:shown], *part_b.open_end]
         questions.append(
             Question(
-                context=[special.cls, *piece[:shown], special.gmask],
-                mask_index=shown + 1,
+                context=context,
+                mask_index=len(context) - 1,
                 answers=[piece[shown:]],
                 skipped=0 if is_first else window - stride - shown,
             )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from glm_dist.generate.load import TrainedModel
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.replicas import Item, Outcome
 from glm_dist.generate.sampling import Cut, GenerationOptions
@@ -163,7 +164,7 @@ def text_score(model: TrainedModel, text: str, settings: Settings) -> tuple[floa
     window = settings.window or model.config.model.max_position_embeddings - 1
     questions = perplexity_windows(
         tokens,
-        model.tokenizer.special,
+        PartB.of(model.config, model.tokenizer.special),
         window=window,
         stride=settings.stride or window // 2,
         unidirectional=settings.unidirectional,

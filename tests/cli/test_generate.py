@@ -159,8 +159,8 @@ def test_options_without_a_meaning_are_refused(
 def test_a_run_of_another_task_is_refused_before_its_weights_are_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = load_config(["experiment=tiny", "corruption.task=causal_lm"])
+    config = load_config(["experiment=tiny", "corruption.task=masked_lm"])
     (tmp_path / "config.yaml").write_text(dump_config(config))
 
     assert main(["generate", str(tmp_path), "a [MASK]"]) == 2
-    assert "corruption.task=causal_lm, which fills no blanks" in capsys.readouterr().err
+    assert "corruption.task=masked_lm, which neither fills blanks" in capsys.readouterr().err

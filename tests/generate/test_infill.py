@@ -11,7 +11,8 @@ from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
 from glm_dist.generate.beam import beam_search
 from glm_dist.generate.candidates import find_candidates
-from glm_dist.generate.infill import PartB, Rules, fill_blanks
+from glm_dist.generate.infill import Rules, fill_blanks
+from glm_dist.generate.part_b import LeftToRight, PartB
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import GREEDY, BeamSearch, GenerationOptions, Sampling
 from glm_dist.model.batch import StageBatch
@@ -202,6 +203,42 @@ def check_batches(options: dict[str, object]) -> None:
     assert beam_search(stage, prompts, part_b=part_b, rules=rules(), search=narrow) == greedy
 
 
+@torch.no_grad()
+def continued_by_whole_passes(stage: GLMStage, context: list[int], count: int) -> list[int]:
+    """Greedy continuation of a causal model, a whole forward pass for each token."""
+    tokens = list(context)
+    for _ in range(count):
+        batch = StageBatch(
+            tokens=torch.tensor([tokens]),
+            positions=torch.arange(len(tokens)).unsqueeze(0),
+            block_positions=torch.zeros(1, len(tokens), dtype=torch.int64),
+            prefix_length=torch.tensor([0]),
+            target_index=torch.tensor([len(tokens) - 1]),
+            target_ids=torch.tensor([0]),
+        )
+        logits = stage.logits(batch)[0]
+        logits[[t for t in STRUCTURE if t != SPECIAL.eos]] = float("-inf")
+        tokens.append(int(logits.argmax()))
+        if tokens[-1] == SPECIAL.eos:
+            tokens.pop()
+            break
+    return tokens[len(context) :]
+
+
+def check_continuations() -> None:
+    stage, part_b = model(), LeftToRight(SPECIAL, 31)
+    contexts = [[1], [1, 20], [1, *range(30, 42)], [1, 50, 51, 52], [1, *range(60, 88)]]
+    prompts = [Prompt(context, [len(context) - 1], []) for context in contexts]
+    found = fill_blanks(stage, prompts, part_b=part_b, rules=rules(max_tokens=6))
+    for context, (answer,) in zip(contexts, found, strict=True):
+        count = min(6, 32 - len(context))
+        assert answer == continued_by_whole_passes(stage, context, count)
+    (longest,) = fill_blanks(
+        stage, prompts[-1:], part_b=part_b, rules=rules(max_tokens=9, min_tokens=9)
+    )[0]
+    assert len(longest) == 3, "29 tokens of context leave 3 of the 32 positions"
+
+
 def best_answers(stage: GLMStage, *, longest: int, penalty: float) -> list[tuple[int, ...]]:
     """All answers of the second blank by value, the best first."""
     tokens = [token for token in range(100) if token not in STRUCTURE]
@@ -263,6 +300,10 @@ def test_texts_side_by_side_get_the_answers_they_get_alone(architecture: tuple[s
 @pytest.mark.slow
 def test_enough_beams_find_the_best_of_all_answers() -> None:
     run_ranks(check_beams, world_size=1)
+
+
+def test_a_causal_model_continues_texts_side_by_side() -> None:
+    run_ranks(check_continuations, world_size=1)
 
 
 def test_answers_keep_their_shortest_length_and_may_not_repeat() -> None:

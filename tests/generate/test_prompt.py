@@ -22,8 +22,8 @@ from glm_dist.data.tokenizer.tokenizer import (
 )
 from glm_dist.errors import DataError, GlmDistError
 from glm_dist.generate.complete import not_text
-from glm_dist.generate.infill import PartB
-from glm_dist.generate.prompt import Data, Room, check_fills_blanks, make_prompt, read_prompt
+from glm_dist.generate.part_b import PartB
+from glm_dist.generate.prompt import Data, Room, check_writes, make_prompt, read_prompt
 from glm_dist.generate.sampling import Cut
 from tests.data.corpora import (
     CLS,
@@ -128,13 +128,33 @@ def test_a_mask_that_was_never_trained_is_refused(
         read_prompt(f"w10 {name}", words, replace(ALL, **changes))
 
 
-@pytest.mark.parametrize("task", [t for t in PretrainingTask if t.name != "blank_infilling"])
-def test_a_run_of_another_task_fills_no_blanks(task: PretrainingTask) -> None:
+WRITING = (PretrainingTask.blank_infilling, PretrainingTask.causal_lm)
+
+
+@pytest.mark.parametrize("task", list(PretrainingTask))
+def test_a_run_of_another_task_is_refused(task: PretrainingTask) -> None:
+    corruption = replace(ALL, task=task)
+    if task in WRITING:
+        check_writes(corruption, run="runs/a")
+        return
     with pytest.raises(
         GlmDistError, match=rf"runs/a was trained with corruption\.task={task.name}"
     ):
-        check_fills_blanks(replace(ALL, task=task), run="runs/a")
-    check_fills_blanks(ALL, run="runs/a")
+        check_writes(corruption, run="runs/a")
+
+
+def test_a_causal_run_continues_text_and_fills_no_blanks(words: Tokenizer, says: Says) -> None:
+    causal = replace(ALL, task=PretrainingTask.causal_lm)
+    prompt = read_prompt("w10 w11", words, causal)
+    assert (prompt.tokens, prompt.mask_indices) == ([CLS, 10, 11], [2])
+    assert prompt.filled(["w12"]) == "w10 w11 [w12]"
+    cut = read_prompt(TEN, words, causal, room=Room(4, Cut.right))
+    assert cut.tokens == [CLS, 17, 18, 19]
+    data = make_prompt([Data("[MASK]"), " w10"], words, causal, room=Room(99))
+    assert data.tokens == [CLS, *words.encode_document("[MASK]"), 10]
+    with pytest.raises(DataError) as caught:
+        read_prompt("w10 [MASK]", words, causal)
+    says(caught.value)
 
 
 def test_task_masks_need_a_tokenizer_that_has_them(tmp_path: Path, says: Says) -> None:
@@ -192,7 +212,7 @@ def test_blanks_are_laid_out_as_in_the_rows_of_the_run(option: str, tmp_path: Pa
         starts = row.tokens[i] == SOP or row.tokens[i] > tokenizer.special.first_sentinel
         number, step = (number + 1, 1) if starts else (number, step + 1)
         if starts:
-            assert row.tokens[i] == part_b.sop(number)
+            assert row.tokens[i] == part_b.first([], number)
         expected = (row.positions[i], row.block_positions[i])
         assert part_b.positions(indices[number], step) == expected
     assert number == len(indices) - 1 > 3

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glm_dist.errors import DataError
-from glm_dist.generate.infill import PartB
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.score import Question, Score, score_answers
 from glm_dist.model.batch import StageBatch
 from glm_dist.parallel.layout import Layout

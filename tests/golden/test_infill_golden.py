@@ -8,7 +8,8 @@ import pytest
 
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.generate.beam import beam_search
-from glm_dist.generate.infill import PartB, Rules, fill_blanks
+from glm_dist.generate.infill import Rules, fill_blanks
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions
 from glm_dist.parallel.layout import Layout

@@ -9,7 +9,7 @@ import pytest
 
 from glm_dist.config.schema import TokenizerKind
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
-from glm_dist.generate.infill import PartB
+from glm_dist.generate.part_b import PartB
 from glm_dist.generate.score import Question
 from glm_dist.generate.windows import last_words, perplexity_windows
 from tests.golden.reference import REFERENCE, reference_files
@@ -81,7 +81,7 @@ def test_windows_equal_the_official_ones(file: Path, direction: str) -> None:
     rows, settings = cases[f"lm/{direction}"], examples["_settings"]
     windows = perplexity_windows(
         tokenizer.encode_document(examples["_lm_text"]),
-        special,
+        part_b,
         window=settings["lm_seq_length"] - 1,
         stride=settings["lm_overlap"],
         unidirectional=unidirectional,
