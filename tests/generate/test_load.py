@@ -10,6 +10,7 @@ import torch
 import glm_dist
 from glm_dist.data.row_source import open_row_source
 from glm_dist.errors import CheckpointError, LaunchError
+from glm_dist.generate.sampling import Sampling
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.evaluate import validation_losses
@@ -33,7 +34,7 @@ Measured = tuple[dict[str, float], str, list[tuple[str, float]]]
 
 
 def measure(folder: Path, layouts: list[dict[str, int]]) -> list[Measured]:
-    """Validation losses, a filled text and answers in each layout, one model after the other."""
+    """Validation losses, filled texts and answers in each layout, one model after the other."""
     enable_cpu()
     answers = []
     for layout in layouts:
@@ -48,7 +49,9 @@ def measure(folder: Path, layouts: list[dict[str, int]]) -> list[Measured]:
         )
         assert model.step == 2
         likeliest = [(a.text, a.probability) for a in model.answers(TEXT, max_tokens=2)[1]]
-        answers.append((losses, model.complete(TEXT, max_tokens=4), likeliest))
+        drawn = model.complete(TEXT, max_tokens=4, sampling=Sampling(temperature=2.0), seed=7)
+        texts = f"{model.complete(TEXT, max_tokens=4)} {drawn}"
+        answers.append((losses, texts, likeliest))
     return answers
 
 
