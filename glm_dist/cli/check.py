@@ -14,6 +14,7 @@ from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
 from glm_dist.parallel.layout import Layout
+from glm_dist.tasks.examples import read_benchmarks
 from glm_dist.train.preflight import Preflight, check_files
 
 PROCESSES_PER_NODE = 8
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     world_size = arguments.processes or Layout.from_config(config).world_size
     check_config(config, world_size=world_size)
     files = None if arguments.no_files else check_files(config)
+    if files is not None:
+        read_benchmarks(config)
     lines = [*_describe(config, world_size), *_describe_files(config, files)]
     typed = list(arguments.overrides)
     if arguments.config_dir is not None:

@@ -22,6 +22,7 @@ from glm_dist.config.launch import (
 )
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.errors import ConfigError, GlmDistError
+from glm_dist.tasks.examples import read_benchmarks
 from glm_dist.train.preflight import check_files
 
 
@@ -62,12 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     try:
         found = check_files(config)
+        examples = read_benchmarks(config)
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=False)
     if launch.rank == 0:
         sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
     job = importlib.import_module("glm_dist.train.job")
-    status: int = job.run(config, launch)
+    benchmarks = None
+    if examples:
+        tool = importlib.import_module("glm_dist.tasks.training")
+        benchmarks = tool.TrainingBenchmarks(config, examples)
+    status: int = job.run(config, launch, benchmarks=benchmarks)
     return status
 
 

@@ -50,6 +50,7 @@ def check_config(
     _check_positions(config)
     _check_compile(config)
     _check_intervals(config)
+    _check_tasks(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
     else:
@@ -290,6 +291,32 @@ def _check_compile(config: RunConfig) -> None:
             value=True,
             fix="compile=eager",
         )
+
+
+def _check_tasks(config: RunConfig) -> None:
+    """Refuse benchmarks in layouts in which nothing can be generated during training."""
+    obstacles = {
+        "zero.stage": (config.zero.stage == 3, config.zero.stage, "zero=stage2"),
+        "parallel.virtual_stages": (
+            config.parallel.virtual_stages > 1,
+            config.parallel.virtual_stages,
+            "parallel.virtual_stages=1",
+        ),
+        "parallel.sequence_parallel": (
+            config.parallel.sequence_parallel,
+            True,
+            "parallel.sequence_parallel=false",
+        ),
+    }
+    for key, (stands_in_the_way, value, fix) in obstacles.items():
+        if config.evaluation.tasks and stands_in_the_way:
+            raise ConfigError(
+                f"evaluation.tasks cannot be measured during training with {key}={value}.\n"
+                f"  Set {fix}, or evaluation.tasks=[] and use glm-dist evaluate.",
+                key="evaluation.tasks",
+                value=config.evaluation.tasks,
+                fix=fix,
+            )
 
 
 def _check_intervals(config: RunConfig) -> None:

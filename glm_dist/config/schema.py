@@ -225,6 +225,10 @@ class EvaluationConfig(Section):
     """Steps between validations; 0 turns validation off."""
     rows_per_objective: int = bounded(1024, at_least=0, default=0)
     """Validation rows read for each objective, the same at every validation."""
+    tasks: list[str] = field(default_factory=list)
+    """Files of examples that every validation measures as well (docs/evaluation.md)."""
+    task_examples: int = bounded(256, at_least=1, default=256)
+    """Examples of each of these files, drawn once from the whole file."""
 
 
 @dataclass

@@ -21,9 +21,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from glm_dist.errors import DataError
+from glm_dist.config.schema import RunConfig
+from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import is_file
-from glm_dist.generate.prompt import Data
+from glm_dist.generate.prompt import Data, check_writes
 
 ALIASES = {
     "inputs": ("inputs", "inputs_pretokenized", "input", "text"),
@@ -174,3 +175,26 @@ def _no_example(where: str, problem: str) -> DataError:
         key=where,
         value=problem,
     )
+
+
+def read_benchmarks(config: RunConfig) -> list[Examples]:
+    """Read the files of ``evaluation.tasks``.
+
+    Raises:
+        ConfigError: Two of them have one name, or the run's task writes no text.
+        DataError: A file holds no examples.
+    """
+    files = [Path(file) for file in config.evaluation.tasks]
+    if files:
+        check_writes(config.corruption, run=config.run.name)
+    names = [file.stem for file in files]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"evaluation.tasks has several files named {name}, whose metrics would have one"
+                " name.\n"
+                "  Rename one of them.",
+                key="evaluation.tasks",
+                value=name,
+            )
+    return [read_examples(file, limit=config.evaluation.task_examples) for file in files]

@@ -46,6 +46,7 @@ from glm_dist.parallel.process import JobProcess, start_process
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
+from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
 from glm_dist.train.start import starting_point
 from glm_dist.train.task import Pretraining
@@ -53,12 +54,15 @@ from glm_dist.train.task import Pretraining
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, launch: LaunchEnvironment) -> int:
+def run(
+    config: RunConfig, launch: LaunchEnvironment, *, benchmarks: Benchmarks | None = None
+) -> int:
     """Train. Collective over all ranks of the job.
 
     Args:
         config: Checked against the world size and the files.
         launch: Identity of this process.
+        benchmarks: Measures the model at every validation; None: only losses are measured.
 
     Returns:
         Exit status: 0 finished, 75 stopped on request and saved, 130 stopped on request without a
@@ -71,7 +75,9 @@ def run(config: RunConfig, launch: LaunchEnvironment) -> int:
     board = process.board
     try:
         with heard_by_all(board):
-            is_finished = _run(config, launch, process, console=console, started=started)
+            is_finished = _run(
+                config, launch, process, console=console, started=started, benchmarks=benchmarks
+            )
     except RankFailure as failure:
         report_failure(board, failure)
         return failure.status
@@ -90,6 +96,7 @@ def _run(
     *,
     console: Console,
     started: float,
+    benchmarks: Benchmarks | None,
 ) -> bool:
     """Train; return False if the run was asked to stop before its last step."""
     layout = Layout.from_config(config, launch.world_size)
@@ -136,6 +143,7 @@ def _run(
         identity=identity,
         device=process.device,
         validates_first=start.origin is not None,
+        benchmarks=benchmarks,
     )
     try:
         return train(context, first_step=start.step)

@@ -23,7 +23,7 @@ from glm_dist.parallel.rng import seed_step
 from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows
-from glm_dist.train.observers import Observer, Recorder, Saver, StepDone, Validator
+from glm_dist.train.observers import Benchmarks, Observer, Recorder, Saver, StepDone, Validator
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.step import train_step
 
@@ -50,6 +50,8 @@ class LoopContext:
     device: torch.device
     validates_first: bool = False
     """Validate before the first step, because the weights come from another run."""
+    benchmarks: Benchmarks | None = None
+    """Measures the model at every validation; None: only losses are measured."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -128,6 +130,7 @@ def _observers(
         run.validation,
         sink=run.sink,
         device=run.device,
+        benchmarks=run.benchmarks,
     )
     saver = Saver(
         run.config,

@@ -29,6 +29,7 @@ from glm_dist.observe.metrics import (
     TRAIN_LOSS,
     TRAIN_LOSS_OF,
     VALID_LOSS,
+    VALID_TASK,
 )
 from glm_dist.observe.phases import RECORD, SAVE, VALIDATE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
@@ -180,6 +181,10 @@ class Recorder:
         return {TRAIN_LOSS: loss} | means
 
 
+Benchmarks = Callable[[TrainingEngine, int], dict[str, float]]
+"""Measures a model after a step; collective over all ranks, equal on all of them."""
+
+
 class Validator:
     """Measures each objective's loss on held-out rows."""
 
@@ -193,6 +198,7 @@ class Validator:
         *,
         sink: MetricSink,
         device: torch.device,
+        benchmarks: Benchmarks | None = None,
     ) -> None:
         """Store the inputs of validations.
 
@@ -202,10 +208,12 @@ class Validator:
             rows: Held-out rows.
             sink: Takes records; does nothing on ranks other than 0.
             device: The rank's device.
+            benchmarks: Measure more; None: nothing.
         """
         self._config = config
         self._engine = engine
         self._rows = rows
+        self._benchmarks = benchmarks
         self._without_targets: set[str] = set()
         self._sink = sink
         self._device = device
@@ -225,13 +233,16 @@ class Validator:
                 micro_batch_size=self._config.batch.micro_batch_size,
                 device=self._device,
             )
+            more = self._benchmarks(self._engine, done.step) if self._benchmarks else {}
         empty = set(self._rows.objectives) - losses.keys() - self._without_targets
         for objective in sorted(empty):  # warn once, not at every validation
             log.warning(
                 "validation has no targets for objective=%s; its loss is left out", objective
             )
         self._without_targets |= empty
-        self._sink.write(done.step, {VALID_LOSS + name: loss for name, loss in losses.items()})
+        metrics = {VALID_LOSS + name: loss for name, loss in losses.items()}
+        metrics |= {VALID_TASK + name: value for name, value in more.items()}
+        self._sink.write(done.step, metrics)
 
 
 class Saver:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 import glm_dist
+from glm_dist.config.load import load_config
+from glm_dist.errors import ConfigError
 from glm_dist.generate.score import Question
+from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from glm_dist.tasks.evaluate import Settings, evaluate, text_score
-from glm_dist.tasks.examples import read_examples
+from glm_dist.tasks.examples import read_benchmarks, read_examples
 from tests.ranks import run_ranks
 from tests.train.jobs import glm_dist_command, make_files, with_python
 
@@ -19,8 +22,6 @@ from tests.train.jobs import glm_dist_command, make_files, with_python
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps, and three files of examples."""
     folder = tmp_path_factory.mktemp("tasks")
-    done = with_python([*make_files(folder), "run.name=a", "parallel=single", "run.steps=2"])
-    assert done.returncode == 0, done.stderr
     rng = np.random.default_rng(0)
 
     def words(count: int) -> str:
@@ -40,6 +41,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     for name, examples in records.items():
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+    tasks = f"evaluation.tasks=[{folder}/choice.jsonl,{folder}/text.jsonl]"
+    options = ["run.name=a", "parallel=single", "run.steps=2", tasks]
+    done = with_python([*make_files(folder), *options])
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -100,6 +105,30 @@ def test_results_are_those_of_single_scores_in_every_layout(folder: Path) -> Non
             assert found["answer"][1] == alone["answer"][1]
             assert found["text"][1] == pytest.approx(alone["text"][1], rel=1e-5)
             assert found["text"][0] == pytest.approx(alone["text"][0], rel=1e-5)
+
+
+def test_a_run_measures_its_benchmarks_at_every_validation(folder: Path) -> None:
+    (alone,) = run_ranks(measure, folder, {}, 16, world_size=1)
+    records = read_records(folder / "runs" / "a" / METRICS_FILE)
+    last = [record for record in records if record["step"] == 2]
+    found = {name: value for record in last for name, value in record.items()}
+
+    for task in ("choice", "text"):
+        for metric, value in alone[task][0].items():
+            assert found[f"valid/task/{task}/{metric}"] == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("override", ["zero=stage3", "parallel.sequence_parallel=true"], ids=str)
+def test_layouts_that_cannot_generate_in_training_are_refused(
+    override: str, tmp_path: Path
+) -> None:
+    options = ["experiment=tiny", "evaluation.tasks=[a.jsonl]", "parallel=tp2", override]
+    with pytest.raises(ConfigError, match=r"evaluation\.tasks cannot be measured"):
+        load_config(options)
+    (tmp_path / "b").mkdir()
+    same_names = f"evaluation.tasks=[{tmp_path}/a.jsonl,{tmp_path}/b/a.jsonl]"
+    with pytest.raises(ConfigError, match="several files named a"):
+        read_benchmarks(load_config(["experiment=tiny", same_names]))
 
 
 def every_token_counts(folder: Path) -> None:
