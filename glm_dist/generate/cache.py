@@ -67,12 +67,14 @@ class KeyValueCache:
 
 
 @contextmanager
-def caches_of(model: torch.nn.Module, keys: VisibleKeys) -> Iterator[list[KeyValueCache]]:
+def cached_attention(
+    model: torch.nn.Module, keys: VisibleKeys | None = None
+) -> Iterator[list[KeyValueCache]]:
     """Give every attention layer a fresh cache for the time of the block.
 
     Args:
         model: A stage in evaluation mode.
-        keys: What is visible in all of them.
+        keys: What is visible in all of them; None: everything.
 
     Yields:
         The caches.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from glm_dist.generate.cache import KeyValueCache, VisibleKeys, caches_of
+from glm_dist.generate.cache import KeyValueCache, VisibleKeys, cached_attention
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.scores import Scores, head_scores
 from glm_dist.model.stage import GLMStage
@@ -180,7 +180,7 @@ def decoding(stage: GLMStage) -> Iterator[Decoder]:
         stage: This rank's stage, in evaluation mode; every rank of a replica calls alike.
     """
     keys = VisibleKeys()
-    with caches_of(stage, keys) as caches:
+    with cached_attention(stage, keys) as caches:
         yield Decoder(stage, caches, keys)
 
 

@@ -156,7 +156,9 @@ def prompts(rng: Random, lab: Lab, folder: Path) -> None:
     for number, index in enumerate(prompt.mask_indices):
         sentinel = corruption.sentinels and number > 0
         assert (prompt.tokens[index] >= special.first_sentinel) == sentinel or not sentinel
-        assert part_b.sop(number) == (prompt.tokens[index] + 1 if sentinel else special.sop)
+        assert part_b.first(prompt.tokens, number) == (
+            prompt.tokens[index] + 1 if sentinel else special.sop
+        )
 
 
 def _without_masks(part: str) -> str:
