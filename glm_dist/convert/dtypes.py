@@ -1,0 +1,45 @@
+"""Number formats of stored weights."""
+
+import torch
+
+from glm_dist.config.schema import Dtype
+from glm_dist.errors import CheckpointError
+
+TORCH_DTYPES = {
+    Dtype.fp16: torch.float16,
+    Dtype.bf16: torch.bfloat16,
+    Dtype.fp32: torch.float32,
+}
+NAMES = {torch_dtype: ours.value for ours, torch_dtype in TORCH_DTYPES.items()}
+
+
+def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Convert a weight to a dtype, perhaps its own.
+
+    Args:
+        name: For messages.
+        tensor: Weight.
+        dtype: One of ``NAMES``.
+
+    Raises:
+        CheckpointError: A value is not finite, or beyond the range of the dtype.
+    """
+    converted = tensor.to(dtype)
+    if converted.isfinite().all():
+        return converted
+    if not tensor.isfinite().all():
+        raise CheckpointError(
+            f"{name} holds values that are not finite, as after a training that diverged.\n"
+            "  Convert an earlier checkpoint.",
+            key=name,
+            value="not finite",
+            fix="convert an earlier checkpoint",
+        )
+    largest = float(tensor.abs().max())
+    raise CheckpointError(
+        f"{name} has values up to {largest:.3g}, beyond the range of {NAMES[dtype]}.\n"
+        "  Write the weights with --dtype bf16.",
+        key=name,
+        value=largest,
+        fix="--dtype bf16",
+    )

@@ -1,0 +1,102 @@
+"""Files of ``torch.save`` from anywhere: tensors and plain values are read, nothing is executed.
+
+A pickle can name any function to be called while it is read. torch's restricted unpickler knows
+tensors, containers and numbers only. Official checkpoints also hold the state of numpy's random
+generator, an array of unsigned integers; the four names that it needs are allowed, too, under the
+module paths of numpy 1 and 2. There is no way to allow more.
+"""
+
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from glm_dist.errors import CheckpointError
+
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+"""The function that numpy's arrays name to be made of; its module has moved with numpy 2."""
+
+Allowed: TypeAlias = Any
+
+ALLOWED: tuple[Allowed, ...] = (
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.uint32)),
+)
+
+
+def load_restricted(path: Path) -> Any:
+    """Load a file of ``torch.save``; its tensors are mapped into memory where the format allows.
+
+    Args:
+        path: File in torch's zip format, or in the one before it, which is read as a whole.
+
+    Raises:
+        CheckpointError: It names functions or classes that are not allowed, or it is damaged.
+    """
+    is_zip = zipfile.is_zipfile(path)
+    with torch.serialization.safe_globals(list(ALLOWED)):
+        try:
+            return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
+        except OSError:
+            raise
+        # Damaged or hostile bytes may raise anything.
+        except Exception as error:
+            names = _forbidden(path, error, is_zip=is_zip)
+            if names:
+                raise _refusal(path, names) from error
+            raise damaged(path, _first_line(error)) from error
+
+
+def damaged(path: Path, problem: str) -> CheckpointError:
+    """Build the error for a file that cannot be read."""
+    return CheckpointError(
+        f"{path} cannot be read: {problem}.\n"
+        "  It is truncated, damaged or no file of torch.save; fetch it again.",
+        key=str(path),
+        value=problem,
+        fix="fetch the file again",
+    )
+
+
+def _forbidden(path: Path, error: Exception, *, is_zip: bool) -> list[str]:
+    """Names in a file that are not allowed; read from its bytes, without running them."""
+    if is_zip:
+        try:
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+        except Exception as second:
+            if not isinstance(error, pickle.UnpicklingError):
+                raise damaged(path, _first_line(second)) from error
+            raise _refusal(path, _named(error)) from error
+    return _named(error)
+
+
+def _named(error: Exception) -> list[str]:
+    """The name that the unpickler refused, from its message."""
+    if not isinstance(error, pickle.UnpicklingError):
+        return []
+    found = re.search(r"(?:GLOBAL|class|blocklisted module) ([\w.]+)", str(error))
+    return [found[1]] if found else []
+
+
+def _refusal(path: Path, names: list[str]) -> CheckpointError:
+    listed = ", ".join(names)
+    return CheckpointError(
+        f"{path} holds objects that are neither tensors nor plain values: {listed}. To read them,"
+        " code would be run that the file names, so nothing of it was read.\n"
+        "  Save the file again where it came from, with tensors, numbers and text only.",
+        key=str(path),
+        value=listed,
+        fix="save the file again without them",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0].rstrip(".")
+    return text or type(error).__name__
