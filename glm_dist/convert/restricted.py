@@ -8,7 +8,6 @@ module paths of numpy 1 and 2. There is no way to allow more.
 
 import pickle
 import re
-import zipfile
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +15,9 @@ import numpy as np
 import torch
 
 from glm_dist.errors import CheckpointError
+
+_ZIP = b"PK\x03\x04"
+"""First bytes of torch's newer format."""
 
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
 """The function that numpy's arrays name to be made of; its module has moved with numpy 2."""
@@ -39,13 +41,13 @@ def load_restricted(path: Path) -> Any:
 
     Raises:
         CheckpointError: It names functions or classes that are not allowed, or it is damaged.
+        OSError: It cannot be opened.
     """
-    is_zip = zipfile.is_zipfile(path)
+    with path.open("rb") as stream:  # whatever torch says of it is about the content then
+        is_zip = stream.read(len(_ZIP)) == _ZIP
     with torch.serialization.safe_globals(list(ALLOWED)):
         try:
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
-        except OSError:
-            raise
         # Damaged or hostile bytes may raise anything.
         except Exception as error:
             names = _forbidden(path, error, is_zip=is_zip)
