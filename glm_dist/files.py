@@ -210,6 +210,7 @@ def new_folder(path: Path, *, key: str) -> Iterator[Path]:
         FileError: The name is taken, or nothing can be written there.
     """
     check_absent(path, key=key)
+    new_parents = [parent for parent in path.absolute().parents if not exists(parent)]
     ensure_writable(path.parent, key=key, create=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     beside.mkdir()
@@ -224,6 +225,9 @@ def new_folder(path: Path, *, key: str) -> Iterator[Path]:
         fsync_folder(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        for parent in new_parents:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def fsync_folder(path: Path) -> None:

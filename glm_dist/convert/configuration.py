@@ -145,9 +145,11 @@ def _defaults(source: Source, keys: Mapping[str, str]) -> list[str]:
     defaults = []
     if "experiment" not in keys:
         defaults += ["run.name=converted", f"run.steps={max(source.step, 1)}"]
-        positions = source.sizes.get(POSITIONS, source.model.max_position_embeddings)
-        if "batch" not in keys and positions < SHORT_ROWS:
-            defaults.append(f"batch.row_length={positions}")
+        positions = [source.model.max_position_embeddings]
+        if keys.get(POSITIONS, "").isdecimal():
+            positions.append(int(keys[POSITIONS]))
+        if "batch" not in keys and min(positions) < SHORT_ROWS:
+            defaults.append(f"batch.row_length={min(positions)}")
     return [text for text in defaults if text.partition("=")[0] not in keys]
 
 
@@ -162,8 +164,8 @@ def _tokenizer_defaults(keys: Mapping[str, str]) -> list[str]:
     if not path and not {"tokenizer", "experiment"} & keys.keys():
         raise ConfigError(
             "The weights come without a tokenizer, and mean nothing with another one's ids.\n"
-            "  Add tokenizer.path=<its files>, and tokenizer=bert, gpt2, roberta, chinese_fixed or"
-            " chinese_unfixed.",
+            "  Add tokenizer.path=<its files>; tokenizer=bert, gpt2, roberta, chinese_fixed or"
+            " chinese_unfixed says whose ids they are.",
             key="tokenizer.path",
             value=None,
             fix="tokenizer.path=<its files>",

@@ -21,6 +21,10 @@ class Kind(Enum):
     """A model folder of transformers."""
 
 
+def _step(checkpoint: Path) -> str:
+    return checkpoint.name.rpartition("_")[2].lstrip("0") or "0"
+
+
 def kind_of(source: Path) -> Kind:
     """Tell what a file or folder is.
 
@@ -38,7 +42,7 @@ def kind_of(source: Path) -> Kind:
     if is_file(source / MANIFEST_NAME):
         raise CheckpointError(
             f"{source} is one checkpoint of a run, and its configuration lies in the run's folder."
-            f"\n  Name the run: {source.parent.parent} --step {source.name.removeprefix('step_')}",
+            f"\n  Name the run: {source.parent.parent} --step {_step(source)}",
             key="SOURCE",
             value=str(source),
             fix=str(source.parent.parent),

@@ -29,6 +29,8 @@ MODULE = "module"
 CLASSIFIER_PREFIX = "model."
 """Begins the names of the language model in a classifier's checkpoint."""
 FIRST_NORM = ".input_layernorm.weight"
+BEST = "best"
+"""Tag under which the official finetuning saves the weights that it trained."""
 FUSED = "transformer.layers.0.attention.query_key_value.weight"
 _MAX_LISTED = 5
 
@@ -132,9 +134,11 @@ def _model(parts: Sequence[_Part]) -> _Whole:
 def _check(files: OfficialFiles, parts: Sequence[_Part]) -> tuple[OfficialParameter, ...]:
     """Compare names, shapes and sizes of all parts; return the parameters of the whole model."""
     first = parts[0]
-    for name in (WORD_TABLE, POSITION_TABLES[0], FUSED):
-        if name not in first.tensors:
-            raise _missing(files, first, [name])
+    needed = (WORD_TABLE, POSITION_TABLES[0], FUSED)
+    absent = [name for name in needed if name not in first.tensors]
+    if absent:
+        raise _missing(files, first, absent)
+    for name in needed:
         if first.tensors[name].ndim != 2 or 0 in first.tensors[name].shape:
             raise damaged(first.path, f"{name} has the shape {_shown(first.tensors[name].shape)}")
     _check_count(files, first, len(parts))
@@ -187,10 +191,10 @@ def _check_count(files: OfficialFiles, first: _Part, count: int) -> None:
 def _missing(files: OfficialFiles, part: _Part, names: Sequence[str]) -> CheckpointError:
     more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
     remedy = "Name a whole checkpoint of a GLM with block positions (arXiv 2103.10360)."
-    if files.iteration is None:
+    if files.tag == BEST:
         remedy = (
-            f"The tag {files.tag} may hold only what was trained; name the checkpoint that the"
-            " training began with, or one of an iteration."
+            f"{BEST} holds only what the finetuning trained; name a checkpoint of an iteration, or"
+            " the one that the finetuning began with."
         )
     return CheckpointError(
         f"{part.path} lacks {', '.join(names[:_MAX_LISTED])}{more}.\n  {remedy}",

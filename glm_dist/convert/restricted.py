@@ -8,6 +8,8 @@ module paths of numpy 1 and 2. There is no way to allow more.
 
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -45,7 +47,7 @@ def load_restricted(path: Path) -> Any:
     """
     with path.open("rb") as stream:  # whatever torch says of it is about the content then
         is_zip = stream.read(len(_ZIP)) == _ZIP
-    with torch.serialization.safe_globals(list(ALLOWED)):
+    with _only_allowed():
         try:
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
         # Damaged or hostile bytes may raise anything.
@@ -54,6 +56,19 @@ def load_restricted(path: Path) -> Any:
             if names:
                 raise _refusal(path, names) from error
             raise damaged(path, _first_line(error)) from error
+
+
+@contextmanager
+def _only_allowed() -> Iterator[None]:
+    """Allow ``ALLOWED`` and nothing that other libraries have added, as megatron-core does."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(list(ALLOWED))
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def damaged(path: Path, problem: str) -> CheckpointError:
@@ -100,5 +115,7 @@ def _refusal(path: Path, names: list[str]) -> CheckpointError:
 
 
 def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError):  # torch's words for any other end than it expects
+        return "it is not a whole archive"
     text = str(error).strip().partition("\n")[0].rstrip(".")
     return text or type(error).__name__

@@ -240,8 +240,8 @@ BROKEN: dict[str, Make] = {
     "not finite": broken(lambda c: c["module"][QKV].fill_(float("nan"))),
     "more than the file": claims_more,
     "best without the rest": lambda f: write_parts(
-        f / "best", {"word_embeddings.weight": STATE["word_embeddings.weight"]}
-    ).rename(f / "glm"),
+        f / "glm" / "best", {"word_embeddings.weight": STATE["word_embeddings.weight"]}
+    ),
     "a model of another kind": lambda f: write_parts(f / "glm", {"lm_head.weight": torch.ones(2)}),
 }
 
@@ -264,6 +264,7 @@ def test_broken_checkpoints_are_one_error_and_leave_nothing(
 
     assert said.startswith("CheckpointError: ")
     assert files_below(tmp_path) == before
+    assert not (tmp_path / "new").exists()
     says(said)
 
 
