@@ -29,7 +29,7 @@ Read = Callable[[str], torch.Tensor]
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for."""
+    """A conversion to be done."""
 
     source: Path
     target: Path
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Account:
-    """What became of the weights."""
+    """Result of a conversion, for people."""
 
     source: Source
     model: ModelConfig
@@ -93,7 +93,7 @@ class Account:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a writer did, and how to read it back."""
+    """A written target, and how to read it back."""
 
     model: ModelConfig
     read: Read

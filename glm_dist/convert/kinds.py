@@ -1,4 +1,4 @@
-"""Kinds of model folders that can be converted, told by the names in them. No torch."""
+"""Kinds of model folders that can be converted, by the names in them. No torch."""
 
 from enum import Enum
 from pathlib import Path
@@ -26,7 +26,7 @@ def _step(checkpoint: Path) -> str:
 
 
 def kind_of(source: Path) -> Kind:
-    """Tell what a file or folder is.
+    """Find out what a file or folder is.
 
     Raises:
         CheckpointError: It is none of the kinds, or is missing.

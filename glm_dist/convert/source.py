@@ -42,7 +42,7 @@ class Source:
     """Weights of a model, with all that its files say of it."""
 
     title: str
-    """What it is and where, for the account."""
+    """Kind and place, for the account."""
     model: ModelConfig
     """Sizes; of the other values only those that ``sizes`` lists are known."""
     sizes: Mapping[str, int]
@@ -62,7 +62,7 @@ class Source:
     notes: tuple[str, ...] = ()
     """Further remarks for the account."""
     origin: Mapping[str, Json] = field(default_factory=dict)
-    """Where the weights come from, for the checkpoint's manifest."""
+    """Origin of the weights, for the checkpoint's manifest."""
     config: RunConfig | None = None
     """Complete configuration, if the source is a run."""
     overrides: tuple[str, ...] = ()
