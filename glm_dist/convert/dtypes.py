@@ -1,5 +1,7 @@
 """Number formats of stored weights."""
 
+import math
+
 import torch
 
 from glm_dist.config.schema import Dtype
@@ -25,9 +27,9 @@ def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         CheckpointError: A value is not finite, or beyond the range of the dtype.
     """
     converted = tensor.to(dtype)
-    if converted.isfinite().all():
+    if _is_finite(converted):
         return converted
-    if not tensor.isfinite().all():
+    if not _is_finite(tensor):
         raise CheckpointError(
             f"{name} holds values that are not finite, as after a training that diverged.\n"
             "  Convert an earlier checkpoint.",
@@ -35,7 +37,7 @@ def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
             value="not finite",
             fix="convert an earlier checkpoint",
         )
-    largest = float(tensor.abs().max())
+    largest = max(abs(float(end)) for end in tensor.aminmax())
     raise CheckpointError(
         f"{name} has values up to {largest:.3g}, beyond the range of {NAMES[dtype]}.\n"
         "  Write the weights with --dtype bf16.",
@@ -43,3 +45,8 @@ def cast(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         value=largest,
         fix="--dtype bf16",
     )
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    """Look at every value without a copy: a NaN is both the smallest and the largest value."""
+    return all(math.isfinite(end) for end in tensor.aminmax())

@@ -1,5 +1,6 @@
 """Weights to convert, whatever they come from, in one form: official names, whole, on demand."""
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -7,6 +8,14 @@ import torch
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import ModelConfig, RunConfig
+
+_LIBC = ctypes.CDLL(None)
+
+
+def release_freed() -> None:
+    """Give the memory of tensors that are gone back to the system; glibc keeps up to 32 MB each."""
+    if hasattr(_LIBC, "malloc_trim"):
+        _LIBC.malloc_trim(0)
 
 
 class Tensors(Mapping[str, torch.Tensor]):
@@ -26,6 +35,7 @@ class Tensors(Mapping[str, torch.Tensor]):
         """Make a tensor."""
         if name not in self._names:
             raise KeyError(name)
+        release_freed()
         return self._make(name)
 
     def __iter__(self) -> Iterator[str]:
