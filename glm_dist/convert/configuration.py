@@ -172,7 +172,9 @@ def _tokenizer_defaults(keys: Mapping[str, str]) -> list[str]:
         )
     if {"tokenizer", "experiment", "tokenizer.kind"} & keys.keys():
         return []
-    kind = guess_kind(path)
+    kind = guess_kind(
+        str(Path(path).expanduser()), typed="tokenizer.path=", other="tokenizer.kind=…"
+    )
     if kind is TokenizerKind.chinese_sentencepiece and "tokenizer.fixed_task_masks" not in keys:
         raise ConfigError(
             f"{path} is the Chinese vocabulary, for which there are two schemes of ids.\n"

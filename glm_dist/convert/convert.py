@@ -134,13 +134,15 @@ def convert(request: Request) -> Account:
                 key="TARGET",
                 value=difference,
             )
+    reorders = result.by_head or source.config is not None
+    permuted = sum(QKV in name for name in source.tensors) if reorders else 0
     return Account(
         source=source,
         model=result.model,
         target=request.target,
         target_title=result.title,
-        copied=sum(QKV not in name for name in source.tensors),
-        permuted=sum(QKV in name for name in source.tensors),
+        copied=len(source.tensors) - permuted,
+        permuted=permuted,
         grown=result.grown,
         largest_difference=difference,
         largest_logit=largest,

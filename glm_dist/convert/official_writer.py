@@ -97,7 +97,7 @@ def _save(path: Path, module: dict[str, torch.Tensor], *, step: int, parts: int)
         torch.save(content, str(path))
     except RuntimeError as error:  # all that torch's writer says of a full disk
         raise CheckpointError(
-            f"{path.name} could not be written: {str(error).partition(chr(10))[0]}\n"
+            f"{path.name} could not be written to its end, as on a full disk.\n"
             "  Free some space, or choose another TARGET.",
             key="TARGET",
             value=str(error),

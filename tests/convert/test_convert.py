@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
+import resource
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -127,7 +129,9 @@ def test_the_way_there_and_back_keeps_every_bit(
     says(capsys.readouterr().out.rpartition("source ")[2])
 
 
-def test_an_official_checkpoint_is_cut_again_without_a_run(tmp_path: Path) -> None:
+def test_an_official_checkpoint_is_cut_again_without_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_parts(tmp_path / "glm" / "7", STATE, parts=4)
 
     convert(
@@ -140,6 +144,7 @@ def test_an_official_checkpoint_is_cut_again_without_a_run(tmp_path: Path) -> No
         "2",
     )
 
+    assert "permuted    0 tensors" in capsys.readouterr().out
     for rank in range(2):
         cut = {name: shard(name, tensor, rank, 2) for name, tensor in STATE.items()}
         assert same(module(tmp_path / "two" / "7" / f"mp_rank_0{rank}_model_states.pt"), cut)
@@ -190,6 +195,7 @@ def test_sizes_typed_for_another_model_are_refused(
         [HEADS_TYPED, large],
         [HEADS_TYPED, tokenizer, "tokenizer.vocab_size=100"],
         [HEADS_TYPED, "tokenizer=bert", "tokenizer.path=nowhere.txt"],
+        [HEADS_TYPED, "tokenizer.path=nowhere.txt"],
         ["model.num_attention_heads=5", tokenizer],
         [HEADS_TYPED, tokenizer, "model.heads=4"],
     ):
@@ -291,6 +297,43 @@ def test_options_without_a_meaning_are_refused(
     ):
         says(error_of(capsys, *arguments))
         assert files_below(tmp_path) == before, arguments
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may grow beyond 10 kB: a full disk, with an error of its own."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_fills_up_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest, says: Says
+) -> None:
+    glm, tokenizer = write_parts(tmp_path / "glm", STATE), write_vocabulary(tmp_path)
+    imported = (HEADS_TYPED, f"tokenizer.path={tokenizer}")
+    convert(glm, tmp_path / "run", *imported)
+    before = files_below(tmp_path)
+    request.getfixturevalue("small_files")
+
+    for arguments in (
+        (glm, tmp_path / "again", *imported),
+        (tmp_path / "run", tmp_path / "back", "--to", "official"),
+    ):
+        said = error_of(capsys, *arguments)
+        assert said.startswith("CheckpointError: ")
+        assert files_below(tmp_path) == before
+        says(re.sub(r"\.\d+\.tmp", ".<pid>.tmp", said))
+
+
+def test_a_disk_without_room_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    glm, tokenizer = write_parts(tmp_path / "glm", STATE), write_vocabulary(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=10_000))
+
+    says(error_of(capsys, glm, tmp_path / "run", HEADS_TYPED, f"tokenizer.path={tokenizer}"))
 
 
 def test_a_conversion_that_changes_logits_is_refused(
