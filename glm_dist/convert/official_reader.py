@@ -4,6 +4,7 @@ Looking at a checkpoint reads names and shapes; the weights of torch's zip forma
 until one is asked for.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from glm_dist.errors import CheckpointError
 MODULE = "module"
 CLASSIFIER_PREFIX = "model."
 """Begins the names of the language model in a classifier's checkpoint."""
-FIRST_NORM = ".input_layernorm.weight"
+LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 BEST = "best"
 """Tag under which the official finetuning saves the weights that it trained."""
 FUSED = "transformer.layers.0.attention.query_key_value.weight"
@@ -124,7 +125,7 @@ def _model(parts: Sequence[_Part]) -> _Whole:
     tensors = parts[0].tensors
     rows, h = tensors[WORD_TABLE].shape
     model = official_model(
-        num_layers=sum(name.endswith(FIRST_NORM) for name in tensors),
+        num_layers=len({match[1] for name in tensors if (match := LAYER.match(name))}),
         hidden_size=h,
         max_position_embeddings=tensors[POSITION_TABLES[0]].shape[0] - 1,
     )

@@ -8,8 +8,9 @@ module paths of numpy 1 and 2. There is no way to allow more.
 
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -47,7 +48,8 @@ def load_restricted(path: Path) -> Any:
     """
     with path.open("rb") as stream:  # whatever torch says of it is about the content then
         is_zip = stream.read(len(_ZIP)) == _ZIP
-    with _only_allowed():
+    with _only_allowed(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, about what is an error below
         try:
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
         # Damaged or hostile bytes may raise anything.
@@ -55,7 +57,7 @@ def load_restricted(path: Path) -> Any:
             names = _forbidden(path, error, is_zip=is_zip)
             if names:
                 raise _refusal(path, names) from error
-            raise damaged(path, _first_line(error)) from error
+            raise damaged(path, _problem(error)) from error
 
 
 @contextmanager
@@ -84,20 +86,12 @@ def damaged(path: Path, problem: str) -> CheckpointError:
 
 def _forbidden(path: Path, error: Exception, *, is_zip: bool) -> list[str]:
     """Names in a file that are not allowed; read from its bytes, without running them."""
-    if is_zip:
-        try:
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-        except Exception as second:
-            if not isinstance(error, pickle.UnpicklingError):
-                raise damaged(path, _first_line(second)) from error
-            raise _refusal(path, _named(error)) from error
-    return _named(error)
-
-
-def _named(error: Exception) -> list[str]:
-    """The name that the unpickler refused, from its message."""
     if not isinstance(error, pickle.UnpicklingError):
         return []
+    if is_zip:
+        with suppress(pickle.UnpicklingError, ValueError):
+            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    # The older format has no such list, and the unpickler stops at the first name.
     found = re.search(r"(?:GLOBAL|class|blocklisted module) ([\w.]+)", str(error))
     return [found[1]] if found else []
 
@@ -114,8 +108,17 @@ def _refusal(path: Path, names: list[str]) -> CheckpointError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    if isinstance(error, OSError):  # torch's words for any other end than it expects
+def _problem(error: Exception) -> str:
+    """Describe a failure of torch's reader; its own words propose to read without restriction."""
+    text = str(error)
+    if "TorchScript" in text or "torchscript" in text:
+        return "it is a TorchScript program, which holds code"
+    if ".tar format" in text:
+        return "it has the .tar format of the first versions of torch"
+    if isinstance(error, OSError) or "zip archive" in text:
         return "it is not a whole archive"
-    text = str(error).strip().partition("\n")[0].rstrip(".")
-    return text or type(error).__name__
+    if isinstance(error, EOFError) or "EOF" in text:
+        return "it ends too early"
+    if isinstance(error, pickle.UnpicklingError):
+        return "its content is no pickle of tensors and plain values"
+    return "its bytes make no sense"
