@@ -42,8 +42,7 @@ def complete_configuration(
             known.
         DataError: The tokenizer's files are missing or of another kind.
     """
-    known = [*source.overrides, *overrides]
-    keys = {parse_override(text).key_or_group: text.partition("=")[2] for text in known}
+    known, keys = _known(source, overrides)
     defaults = _model_defaults(source, keys, config_dir) + _defaults(source, keys)
     typed = [*defaults, *known]
     config = load_config([*typed, *_tokenizer_defaults(keys)], config_dir=config_dir)
@@ -73,12 +72,23 @@ def heads_of(source: Source, overrides: Sequence[str], config_dir: Path | None =
     """
     if source.config is not None:
         return source.config.model.num_attention_heads
-    known = [*source.overrides, *overrides]
-    keys = {parse_override(text).key_or_group: text.partition("=")[2] for text in known}
+    known, keys = _known(source, overrides)
     defaults = _model_defaults(source, keys, config_dir) + _defaults(source, keys)
     config = load_config([*defaults, *known], config_dir=config_dir)
     check_sizes(source, config.model, typed=keys)
     return config.model.num_attention_heads
+
+
+def _known(source: Source, overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """What the files say beyond sizes, and what was typed; and all keys with their values.
+
+    A section whose group was typed is all as typed.
+    """
+    typed = {parse_override(text).key_or_group: text.partition("=")[2] for text in overrides}
+    said = {parse_override(text).key_or_group: text for text in source.overrides}
+    kept = {key: text for key, text in said.items() if key.partition(".")[0] not in typed}
+    keys = {key: text.partition("=")[2] for key, text in kept.items()}
+    return [*kept.values(), *overrides], keys | typed
 
 
 def check_sizes(source: Source, model: ModelConfig, *, typed: Mapping[str, object]) -> None:
