@@ -19,6 +19,7 @@ from glm_dist.convert.weight_files import WeightFiles, open_weight_files
 from glm_dist.errors import CheckpointError
 from glm_dist.files import is_dir
 
+DTYPES = ("float16", "bfloat16", "float32", "float64")
 LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 
 
@@ -112,9 +113,12 @@ def _match_names(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise _wrong(files.file(next(iter(files))), missing[0] + more, "is missing")
     for name, shape in shapes.items():
-        found = files.shape(by_name[name])
-        if found != shape:
-            problem = f"has the shape {list(found)}, by {CONFIG_FILE} it is {list(shape)}"
+        found = files.form(by_name[name])
+        if found.shape != shape:
+            problem = f"has the shape {list(found.shape)}, by {CONFIG_FILE} it is {list(shape)}"
+            raise _wrong(files.file(by_name[name]), by_name[name], problem)
+        if found.dtype not in DTYPES:
+            problem = f"has values of type {found.dtype}; weights are {', '.join(DTYPES)}"
             raise _wrong(files.file(by_name[name]), by_name[name], problem)
     ignored = [stored for name, stored in by_name.items() if name not in shapes]
     for stored in ignored:

@@ -19,7 +19,12 @@ from safetensors.torch import save_file
 
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.huggingface_config import CONFIG_FILE, PREFIX, TORCH_NAMES, config_of
-from glm_dist.convert.huggingface_tokenizer import check_room, shares_mask, tokenizer_content
+from glm_dist.convert.huggingface_tokenizer import (
+    check_kind,
+    check_room,
+    shares_mask,
+    tokenizer_content,
+)
 from glm_dist.convert.official_shapes import check_official_form, official_shapes
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
@@ -71,6 +76,7 @@ def write_huggingface(
     files = {name: Path(__file__).with_name("hub") / name for name in CODE}
     bad_token: int | None = None
     if tokenizer is not None:
+        check_kind(tokenizer)
         special = open_tokenizer(tokenizer).special
         if shares_mask(tokenizer):
             tokenizer = replace(tokenizer, fixed_task_masks=True)

@@ -123,6 +123,22 @@ def shares_mask(spec: TokenizerSpec) -> bool:
     return is_chinese and spec.task_masks and not spec.fixed_task_masks
 
 
+def check_kind(spec: TokenizerSpec) -> None:
+    """Refuse a tokenizer that has no form in Hugging Face folders of GLM.
+
+    Raises:
+        DataError: It has none.
+    """
+    if spec.kind not in CLASSES:
+        raise DataError(
+            f"A tokenizer of kind {spec.kind.value} has no form in Hugging Face GLM folders;"
+            f" {', '.join(kind.value for kind in CLASSES)} have.\n"
+            "  Export the weights alone, and read texts with glm_dist.",
+            key="tokenizer.kind",
+            value=spec.kind.value,
+        )
+
+
 def tokenizer_content(
     spec: TokenizerSpec, *, max_position: int
 ) -> tuple[dict[str, Path], dict[str, dict[str, object]]]:
@@ -136,16 +152,8 @@ def tokenizer_content(
         Files to copy, and content of JSON files, by name in the folder.
 
     Raises:
-        DataError: The kind has no form on the Hub, or files are missing.
+        DataError: Files are missing.
     """
-    if spec.kind not in CLASSES:
-        raise DataError(
-            f"A tokenizer of kind {spec.kind.value} has no form in Hugging Face GLM folders;"
-            f" {', '.join(kind.value for kind in CLASSES)} have.\n"
-            "  Export the weights alone, and read texts with glm_dist.",
-            key="tokenizer.kind",
-            value=spec.kind.value,
-        )
     tokenizer = open_tokenizer(spec)
     special, ids = tokenizer.special, special_ids(tokenizer)
     names = {number: name for name, number in ids.items()}

@@ -9,7 +9,7 @@ import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,12 +18,21 @@ from glm_dist.errors import CheckpointError
 from glm_dist.files import is_file
 
 SHARD = re.compile(r"(?:model|pytorch_model)-(\d+)-of-(\d+)\.(?:safetensors|bin)")
+CUT_OFF = "it is damaged or cut off"
 ZIP_MAGIC = b"PK\x03\x04"
+
+
+class Form(NamedTuple):
+    """What a file says of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """Such as float16."""
 
 
 class _File(Protocol):
     path: Path
-    shapes: dict[str, tuple[int, ...]]
+    forms: dict[str, Form]
 
     def read(self, name: str) -> torch.Tensor: ...
 
@@ -47,9 +56,9 @@ class WeightFiles(Mapping[str, torch.Tensor]):
         """Count the tensors."""
         return len(self._files)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Return a tensor's shape without reading it."""
-        return self._files[name].shapes[name]
+    def form(self, name: str) -> Form:
+        """Return a tensor's shape and type without reading it."""
+        return self._files[name].forms[name]
 
     def file(self, name: str) -> Path:
         """Return the file that holds a tensor."""
@@ -70,7 +79,7 @@ def open_weight_files(folder: Path) -> WeightFiles:
     paths, listed = _find(folder)
     for path in paths:
         file: _File = _Safetensors(path) if path.suffix == ".safetensors" else _TorchFile(path)
-        for name in file.shapes:
+        for name in file.forms:
             if name in owners:
                 raise _damaged(path, f"{name} is in {owners[name].path.name}, too")
             owners[name] = file
@@ -143,19 +152,27 @@ class _Safetensors:
         self.path = path
         try:
             with safe_open(path, framework="pt") as file:
-                self.shapes = {
-                    name: tuple(file.get_slice(name).get_shape()) for name in file.keys()
+                slices = {name: file.get_slice(name) for name in file.keys()}
+                self.forms = {
+                    name: Form(tuple(part.get_shape()), _dtype(part.get_dtype()))
+                    for name, part in slices.items()
                 }
         except (SafetensorError, OSError) as error:
-            raise _damaged(path, str(error)) from error
+            raise _damaged(path, CUT_OFF) from error
 
     def read(self, name: str) -> torch.Tensor:
         try:
             with safe_open(self.path, framework="pt") as file:
                 tensor: torch.Tensor = file.get_tensor(name)
         except (SafetensorError, OSError) as error:
-            raise _damaged(self.path, str(error)) from error
+            raise _damaged(self.path, CUT_OFF) from error
         return tensor
+
+
+def _dtype(name: str) -> str:
+    """Torch's name of a type of safetensors, for those that weights have."""
+    known = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
+    return known.get(name, name)
 
 
 class _TorchFile:
@@ -164,8 +181,8 @@ class _TorchFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._state = load_tensors_only(path)
-        self.shapes = {
-            name: tuple(tensor.shape)
+        self.forms = {
+            name: Form(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in self._state.items()
             if isinstance(tensor, torch.Tensor)
         }
@@ -199,7 +216,7 @@ def load_tensors_only(path: Path) -> dict[str, Any]:
                 key=str(path),
                 value=named[1],
             ) from error
-        raise _damaged(path, str(error).partition("\n")[0] or type(error).__name__) from error
+        raise _damaged(path, CUT_OFF) from error
     if not isinstance(state, dict):
         raise _damaged(path, f"it holds a {type(state).__name__}, not tensors by name")
     return state
@@ -217,8 +234,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
+        problem = "it cannot be read" if isinstance(error, OSError) else "it is no JSON"
         missing = isinstance(error, FileNotFoundError)
-        raise _damaged(path, "it is missing" if missing else str(error)) from error
+        raise _damaged(path, "it is missing" if missing else problem) from error
     if not isinstance(content, dict):
         raise _damaged(path, "it holds no JSON object")
     return content
