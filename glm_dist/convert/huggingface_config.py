@@ -24,7 +24,7 @@ TORCH_NAMES = {Dtype.fp16: "float16", Dtype.bf16: "bfloat16", Dtype.fp32: "float
 
 
 class Sizes(NamedTuple):
-    """What a config.json says of the weights."""
+    """Sizes of the weights, by config.json."""
 
     model: ModelConfig
     padded_vocab_size: int

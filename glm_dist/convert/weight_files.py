@@ -23,7 +23,7 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 class Form(NamedTuple):
-    """What a file says of a tensor before it is read."""
+    """Shape and type of a tensor, known before it is read."""
 
     shape: tuple[int, ...]
     dtype: str
