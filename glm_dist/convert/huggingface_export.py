@@ -35,7 +35,7 @@ WORD_TABLE = "word_embeddings.weight"
 MAX_SHARD_BYTES = 5_000_000_000
 """Largest shard by default, as of transformers."""
 GENERATION_FILE = "generation_config.json"
-CODE = ("configuration_glm.py", "modeling_glm.py", "tokenization_glm.py")
+CODE = ("configuration_glm.py", "modeling_glm.py", "tokenization_glm.py", "inputs_glm.py")
 
 
 def write_huggingface(

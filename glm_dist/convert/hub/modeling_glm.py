@@ -92,7 +92,8 @@ class GLMLayer(nn.Module):
         self, hidden: torch.Tensor, visible: torch.Tensor, cache: Cache | None
     ) -> torch.Tensor:
         """Map [b, s, h] to the same shape; arguments as of ``GLMAttention``."""
-        hidden = hidden + self.dropout(self.attention(self.input_layernorm(hidden), visible, cache))
+        attended = self.attention(self.input_layernorm(hidden), visible, cache)
+        hidden = hidden + self.dropout(attended)
         return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden)))
 
 
@@ -271,18 +272,13 @@ class GLMForConditionalGeneration(GLMPreTrainedModel, GenerationMixin):
             position_ids: [b, 2, s]
             attention_mask: See ``visible_keys``.
             labels: Token that each input predicts, -100: none. They are not shifted. [b, s]
-            past_key_values: As of ``GLMModel``.
-            cache: As of ``GLMModel``.
-            use_cache: As of ``GLMModel``.
+            past_key_values: As of ``GLMModel``; so are the next two.
+            cache: The same.
+            use_cache: Whether to return it.
             **kwargs: Ignored.
         """
-        output = self.glm(
-            input_ids,
-            position_ids,
-            attention_mask,
-            cache=past_key_values if cache is None else cache,
-            use_cache=use_cache,
-        )
+        cache = past_key_values if cache is None else cache
+        output = self.glm(input_ids, position_ids, attention_mask, cache=cache, use_cache=use_cache)
         logits = functional.linear(output.last_hidden_state, self.glm.word_embeddings.weight)
         loss = None
         if labels is not None:
@@ -305,9 +301,9 @@ class GLMForConditionalGeneration(GLMPreTrainedModel, GenerationMixin):
             input_ids: All tokens so far. [b, n]
             position_ids: From ``build_inputs_for_generation``. [b, 2, all]
             generation_attention_mask: From there, too. [b, 1, all, all]
-            past_key_values: As of ``GLMModel``.
-            cache: As of ``GLMModel``.
-            use_cache: As of ``GLMModel``.
+            past_key_values: As of ``GLMModel``; so are the next two.
+            cache: The same.
+            use_cache: Whether to return it.
             **kwargs: Ignored.
 
         Raises:
