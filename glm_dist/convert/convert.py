@@ -10,6 +10,12 @@ import torch
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.configuration import complete_configuration, heads_of
 from glm_dist.convert.dtypes import NAMES, TORCH_DTYPES
+from glm_dist.convert.huggingface import read_huggingface, write_huggingface
+from glm_dist.convert.huggingface_source import (
+    exported_tokenizer,
+    huggingface_source,
+    with_own_mask_row,
+)
 from glm_dist.convert.kinds import Kind
 from glm_dist.convert.official import QKV, official_parameters, our_name
 from glm_dist.convert.official_reader import read_official
@@ -18,7 +24,7 @@ from glm_dist.convert.plain_model import plain_logits, random_rows
 from glm_dist.convert.run_source import read_run, weights_of
 from glm_dist.convert.run_writer import write_run
 from glm_dist.convert.source import Source
-from glm_dist.errors import CheckpointError, ConfigError
+from glm_dist.errors import CheckpointError
 from glm_dist.files import FileError, check_absent, exists, new_folder
 
 TOLERANCE = 1e-5
@@ -103,6 +109,8 @@ class _Result:
     dtype: torch.dtype
     grown: tuple[str, ...] = ()
     title: str = ""
+    expected: Callable[[str, torch.Tensor], torch.Tensor] = lambda _, tensor: tensor
+    """Returns a parameter of the source as the target has it."""
 
 
 Write = Callable[[Path], _Result]
@@ -158,7 +166,7 @@ def open_source(request: Request) -> Source:
         case Kind.official:
             return read_official(request.source)
         case Kind.huggingface:
-            raise _not_there_yet(request.source)
+            return huggingface_source(request.source)
 
 
 def _writer(request: Request, source: Source) -> Write:
@@ -169,7 +177,7 @@ def _writer(request: Request, source: Source) -> Write:
         case Kind.official:
             return _official_writer(request, source)
         case Kind.huggingface:
-            raise _not_there_yet(request.target)
+            return _huggingface_writer(request, source)
 
 
 def _run_writer(request: Request, source: Source) -> Write:
@@ -220,6 +228,29 @@ def _official_writer(request: Request, source: Source) -> Write:
     return write
 
 
+def _huggingface_writer(request: Request, source: Source) -> Write:
+    heads = heads_of(source, request.overrides, config_dir=request.config_dir)
+    model = replace(source.model, num_attention_heads=heads)
+    tokenizer = exported_tokenizer(
+        source, request.source, request.overrides, config_dir=request.config_dir
+    )
+
+    def write(folder: Path) -> _Result:
+        write_huggingface(
+            folder, source.tensors, model=model, tokenizer=tokenizer, dtype=request.dtype
+        )
+        return _Result(
+            model=model,
+            read=read_huggingface(folder).tensors.__getitem__,
+            by_head=False,
+            dtype=TORCH_DTYPES[request.dtype],
+            expected=lambda name, tensor: with_own_mask_row(tokenizer, name, tensor),
+            title="Hugging Face folder",
+        )
+
+    return write
+
+
 def _compare(source: Source, result: _Result) -> tuple[float, float]:
     """Compute logits of both sides; return their largest difference and the largest of them."""
     model = result.model
@@ -238,7 +269,10 @@ def _compare(source: Source, result: _Result) -> tuple[float, float]:
             by_head=by_head,
         )
 
-    expected = logits(lambda name: source.tensors[name].to(result.dtype), by_head=False)
+    def stored(name: str) -> torch.Tensor:
+        return result.expected(name, source.tensors[name].to(result.dtype))
+
+    expected = logits(stored, by_head=False)
     found = logits(result.read, by_head=result.by_head)
     return float((found - expected).abs().max()), float(expected.abs().max())
 
@@ -263,12 +297,3 @@ def _check_space(request: Request, source: Source) -> None:
             value=free,
             fix="choose a TARGET on another disk",
         )
-
-
-def _not_there_yet(place: Path) -> ConfigError:
-    return ConfigError(
-        f"{place}: Hugging Face folders cannot be converted yet.\n"
-        "  Convert between runs and official checkpoints.",
-        key="SOURCE",
-        value=str(place),
-    )
