@@ -127,7 +127,7 @@ def check_official_form(model: ModelConfig, *, any_epsilon: bool = False) -> Non
 
     Args:
         model: Architecture.
-        any_epsilon: True if the norms' epsilon is written down; official files have no place for it.
+        any_epsilon: True where the target names the norms' epsilon; official files do not.
 
     Raises:
         ConfigError: It has options that the first GLMs lack.
