@@ -17,7 +17,7 @@ from glm_dist.convert.huggingface_source import (
     with_own_mask_row,
 )
 from glm_dist.convert.kinds import Kind
-from glm_dist.convert.official import QKV, official_parameters, our_name
+from glm_dist.convert.official import QKV, check_official_form, official_parameters, our_name
 from glm_dist.convert.official_reader import read_official
 from glm_dist.convert.official_writer import check_parts, write_official
 from glm_dist.convert.plain_model import plain_logits, random_rows
@@ -203,6 +203,7 @@ def _run_writer(request: Request, source: Source) -> Write:
 def _official_writer(request: Request, source: Source) -> Write:
     heads = heads_of(source, request.overrides, config_dir=request.config_dir)
     model = replace(source.model, num_attention_heads=heads)
+    check_official_form(model)
     check_parts(model, request.parts)
     dtype = TORCH_DTYPES[request.dtype]
 

@@ -122,8 +122,12 @@ def official_model(
     )
 
 
-def check_official_form(model: ModelConfig) -> None:
+def check_official_form(model: ModelConfig, *, any_epsilon: bool = False) -> None:
     """Refuse an architecture that the official code does not have.
+
+    Args:
+        model: Architecture.
+        any_epsilon: True where the target names the norms' epsilon; official files do not.
 
     Raises:
         ConfigError: It has options that the first GLMs lack.
@@ -133,16 +137,17 @@ def check_official_form(model: ModelConfig) -> None:
         "residual": (model.residual, Residual.pre_norm),
         "activation": (model.activation, Activation.gelu),
         "ffn_hidden_size": (model.mlp_size, 4 * model.hidden_size),
-        "layernorm_epsilon": (model.layernorm_epsilon, EPSILON),
     }
+    if not any_epsilon:
+        needed["layernorm_epsilon"] = (model.layernorm_epsilon, EPSILON)
     for name, (value, wanted) in needed.items():
         if value == wanted:
             continue
         found, only = (getattr(each, "name", each) for each in (value, wanted))
         raise ConfigError(
-            f"The run has model.{name}={found}; official checkpoints have {only} and no form for"
+            f"The run has model.{name}={found}; the official code has {only} and no form for"
             " anything else.\n"
-            "  Only runs with the architecture of the first GLMs can be written as official ones.",
+            "  Only runs with the architecture of the first GLMs can be exported.",
             key=f"model.{name}",
             value=found,
         )

@@ -32,7 +32,7 @@ def read_run(folder: Path, *, step: int | None) -> Source:
         ConfigError: The configuration cannot be read, or has no official form.
     """
     config = load_config_file(folder / CONFIG_FILE)
-    check_official_form(config.model)
+    check_official_form(config.model, any_epsilon=True)
     info = choose_checkpoint(folder / CHECKPOINTS, step)
     ours = weights_of(info, config)
     heads = config.model.num_attention_heads

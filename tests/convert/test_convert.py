@@ -299,6 +299,29 @@ def test_options_without_a_meaning_are_refused(
         assert files_below(tmp_path) == before, arguments
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("layernorm_epsilon", "1.0e-06"),
+        ("residual", "deep_norm"),
+        ("position_encoding", "rotary_2d"),
+        ("ffn_hidden_size", "32"),
+    ],
+)
+def test_an_architecture_without_an_official_form_is_refused(
+    tmp_path: Path, key: str, value: str, capsys: pytest.CaptureFixture[str], says: Says
+) -> None:
+    glm, run = write_parts(tmp_path / "glm", STATE), tmp_path / "run"
+    convert(glm, run, HEADS_TYPED, f"tokenizer.path={write_vocabulary(tmp_path)}")
+    config = run / "config.yaml"
+    config.write_text(re.sub(rf"(?m)^  {key}: .*$", f"  {key}: {value}", config.read_text()))
+
+    said = error_of(capsys, run, tmp_path / "out", "--to", "official")
+
+    assert said.startswith(f"ConfigError: The run has model.{key}=")
+    says(said)
+
+
 @pytest.fixture
 def small_files() -> Iterator[None]:
     """No file may grow beyond 10 kB: a full disk, with an error of its own."""
