@@ -80,7 +80,7 @@ def heads_of(source: Source, overrides: Sequence[str], config_dir: Path | None =
 
 
 def _known(source: Source, overrides: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """What the files say beyond sizes, and what was typed; and all keys with their values.
+    """Join what the files say beyond sizes with what was typed; list all keys with their values.
 
     A section whose group was typed is all as typed.
     """
