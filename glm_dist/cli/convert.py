@@ -1,7 +1,8 @@
-"""Convert weights between runs of ours and checkpoints of the official GLM code.
+"""Convert weights between runs, checkpoints of the official GLM code and Hugging Face folders.
 
 glm-dist convert glm-large/ runs/large tokenizer=bert tokenizer.path=vocab.txt
 glm-dist convert runs/large_1 large_official --to official --model-parallel-size 2
+glm-dist convert runs/large_1 large_hub --to huggingface
 
 TARGET appears when it is complete and computes the logits of SOURCE. No file can run code here.
 """

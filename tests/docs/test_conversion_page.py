@@ -12,7 +12,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "conversion.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 COMMANDS = re.findall(r"(?m)^\$ glm-dist (.+)$", TEXT)
 ACCOUNT = re.findall(r"(?m)^(\w+) +\S", re.findall(r"(?s)```\n(source .*?)```", TEXT)[0])
-PLACES = ("glm-large", "runs/", "official", "one_file", "vocab.txt")
+PLACES = ("glm-large", "runs/", "official", "one_file", "hub", "vocab.txt")
 
 
 def typed(command: str, folder: Path) -> list[str]:
@@ -25,7 +25,7 @@ def typed(command: str, folder: Path) -> list[str]:
             value = str(folder / value)
         arguments.append(f"{key}{equals}{value}")
     heads = [each for each in arguments if not each.startswith("model.num_attention_heads")]
-    is_import = arguments[0] == "convert" and not arguments[1].endswith("runs/large")
+    is_import = arguments[0] == "convert" and not arguments[1].endswith(("runs/large", "hub"))
     return [*heads, HEADS_TYPED] if is_import else arguments
 
 
