@@ -5,7 +5,6 @@ looks at names and shapes only; a tensor is read when it is asked for.
 """
 
 import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from glm_dist.convert.restricted import load_restricted
 from glm_dist.errors import CheckpointError
 from glm_dist.files import is_file
 
 SHARD = re.compile(r"(?:model|pytorch_model)-(\d+)-of-(\d+)\.(?:safetensors|bin)")
 CUT_OFF = "it is damaged or cut off"
-ZIP_MAGIC = b"PK\x03\x04"
 
 
 class Form(NamedTuple):
@@ -180,7 +179,10 @@ class _TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._state = load_tensors_only(path)
+        state = load_restricted(path)
+        if not isinstance(state, dict):
+            raise _damaged(path, f"it holds a {type(state).__name__}, not tensors by name")
+        self._state = state
         self.forms = {
             name: Form(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
             for name, tensor in self._state.items()
@@ -190,36 +192,6 @@ class _TorchFile:
     def read(self, name: str) -> torch.Tensor:
         tensor: torch.Tensor = self._state[name]
         return tensor
-
-
-def load_tensors_only(path: Path) -> dict[str, Any]:
-    """Load a file of torch.save that may hold nothing but tensors and plain values.
-
-    Args:
-        path: File of any of torch's formats; the newer one is mapped, not read.
-
-    Raises:
-        CheckpointError: It names code, which is not run, or is damaged.
-    """
-    try:
-        with path.open("rb") as stream:
-            is_zip = stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    # Unpickling damaged bytes raises whatever the bytes happen to say.
-    except Exception as error:
-        named = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-        if isinstance(error, pickle.UnpicklingError) and named:
-            raise CheckpointError(
-                f"{path} names {named[1]}, which is no tensor. Loading it could run code, so"
-                " nothing of it was loaded.\n"
-                "  Use a file of plain weights, from a source that you trust.",
-                key=str(path),
-                value=named[1],
-            ) from error
-        raise _damaged(path, CUT_OFF) from error
-    if not isinstance(state, dict):
-        raise _damaged(path, f"it holds a {type(state).__name__}, not tensors by name")
-    return state
 
 
 def read_json(path: Path) -> dict[str, Any]:
