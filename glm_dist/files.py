@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import shutil
 import socket
 import stat
 import tempfile
@@ -170,6 +171,63 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     with replacing(path) as (beside,):
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def check_absent(path: Path, *, key: str) -> None:
+    """Refuse a name that is taken, by anything.
+
+    Args:
+        path: Future file or folder.
+        key: Option or argument that names it.
+
+    Raises:
+        FileError: There is something of that name.
+    """
+    if exists(path) or path.is_symlink():
+        raise FileError(
+            f"{path} exists already, and nothing is ever replaced.\n"
+            f"  Choose another {key}, or remove it.",
+            key=key,
+            value=str(path),
+            fix=f"choose another {key}",
+        )
+
+
+@contextmanager
+def new_folder(path: Path, *, key: str) -> Iterator[Path]:
+    """Write a folder beside its name, and give it that name when it is whole.
+
+    After an exception there is nothing of it.
+
+    Args:
+        path: Future folder.
+        key: Option or argument that names it.
+
+    Yields:
+        An empty folder on the same disk.
+
+    Raises:
+        FileError: The name is taken, or nothing can be written there.
+    """
+    check_absent(path, key=key)
+    new_parents = [parent for parent in path.absolute().parents if not exists(parent)]
+    ensure_writable(path.parent, key=key, create=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside.mkdir()
+    try:
+        yield beside
+        for folder, _, names in os.walk(beside):
+            for name in names:
+                _fsync(Path(folder, name), os.O_RDONLY)
+            fsync_folder(Path(folder))
+        check_absent(path, key=key)  # rename would replace an empty folder
+        beside.rename(path)
+        fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        for parent in new_parents:
+            if not any(parent.iterdir()):
+                parent.rmdir()
 
 
 def fsync_folder(path: Path) -> None:

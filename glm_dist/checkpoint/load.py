@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.folders import list_steps
+from glm_dist.checkpoint.folders import list_steps, step_name
 from glm_dist.checkpoint.fragments import as_fragment
+from glm_dist.checkpoint.manifest import WEIGHTS as WEIGHTS
 from glm_dist.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
@@ -24,12 +25,10 @@ from glm_dist.checkpoint.manifest import (
 )
 from glm_dist.checkpoint.storage import read_tensors
 from glm_dist.errors import CheckpointError
+from glm_dist.files import exists
 from glm_dist.parallel.errors import Ranks
 
 log = logging.getLogger(__name__)
-
-WEIGHTS = "model."
-"""Prefix of the weights in a checkpoint; the optimizer's moments have other prefixes."""
 
 _MAX_LISTED = 10
 
@@ -86,6 +85,39 @@ def read_checkpoint(
         CheckpointError: It is missing, damaged or has another format version.
     """
     return _read_checked(path, Ranks(group), read_content=verify)
+
+
+def choose_checkpoint(directory: Path, step: int | None) -> CheckpointInfo:
+    """Find the checkpoint that a user of a run asks for; collective over all ranks.
+
+    Args:
+        directory: The run's checkpoints folder.
+        step: Which one; the newest complete one if None.
+
+    Raises:
+        CheckpointError: There is no such checkpoint, or it is damaged.
+    """
+    if step is not None:
+        path = directory / step_name(step)
+        if not exists(path):
+            steps = ", ".join(str(number) for number, _ in list_steps(directory)) or "none"
+            raise CheckpointError(
+                f"There is no checkpoint of step {step} in {directory}; there are: {steps}.\n"
+                "Name one of these, or leave --step out for the newest.",
+                key="--step",
+                value=step,
+                fix="leave --step out",
+            )
+        return read_checkpoint(path)
+    info = find_checkpoint(directory)
+    if info is None:
+        raise CheckpointError(
+            f"{directory} holds no complete checkpoint.\n"
+            "Train the run with checkpoint.interval above 0, or name another run.",
+            key=str(directory),
+            fix="checkpoint.interval=1000",
+        )
+    return info
 
 
 def load_tensors(

@@ -22,6 +22,9 @@ Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | 
 
 FORMAT_VERSION = 1
 
+WEIGHTS = "model."
+"""Prefix of the weights in a checkpoint; the optimizer's moments have other prefixes."""
+
 
 class DamagedCheckpointError(CheckpointError):
     """Error for a damaged checkpoint; others of the run may be intact."""
@@ -64,6 +67,11 @@ class Manifest:
     written_by: str = (
         f"python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
     )
+
+    @property
+    def has_optimizer(self) -> bool:
+        """True if there is more than weights, so that training can go on from it."""
+        return any(not name.startswith(WEIGHTS) for name in self.tensors)
 
     def to_json(self) -> str:
         """Return the text of the manifest file.

@@ -89,6 +89,41 @@ def read_tensors(folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks) 
         )
 
 
+class TensorReader:
+    """Whole tensors of one checkpoint, read one by one in this process alone."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open a checkpoint.
+
+        Args:
+            folder: Its files have been verified.
+        """
+        self._reader = _RememberingReader(folder)
+
+    def read(self, name: str, record: TensorRecord) -> torch.Tensor:
+        """Read a tensor as it was saved.
+
+        Args:
+            name: In the checkpoint.
+            record: What the manifest says of it.
+        """
+        tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
+        with _quiet_about_one_process():
+            load({name: tensor}, storage_reader=self._reader, no_dist=True)
+        return tensor
+
+
+class _RememberingReader(FileSystemReader):
+    """torch's reader that reads the list of all boxes once."""
+
+    _metadata: Metadata | None = None
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._metadata is None:
+            self._metadata = super().read_metadata(*args, **kwargs)
+        return self._metadata
+
+
 def write_file(path: Path, content: bytes) -> FileRecord:
     """Write one file durably."""
     write_atomically(path, content)

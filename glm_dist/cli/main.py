@@ -51,6 +51,7 @@ COMMANDS = {
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
+    "convert": Entry("glm_dist.cli.convert", "import or export weights of other programs"),
 }
 
 

@@ -15,22 +15,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.folders import list_steps, step_name
 from glm_dist.checkpoint.fragments import Fragment
-from glm_dist.checkpoint.load import (
-    WEIGHTS,
-    CheckpointInfo,
-    find_checkpoint,
-    load_tensors,
-    read_checkpoint,
-)
+from glm_dist.checkpoint.load import WEIGHTS, choose_checkpoint, load_tensors
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
-from glm_dist.errors import CheckpointError, LaunchError
-from glm_dist.files import exists
+from glm_dist.errors import LaunchError
 from glm_dist.generate.complete import (
     Answer,
     Completion,
@@ -241,7 +233,7 @@ def load_trained(
     config = load_config_file(folder / CONFIG_FILE)
     device = _join()
     groups = _groups(_layout(tensor_parallel_size, pipeline_parallel_size), dist.group.WORLD)
-    info = _checkpoint(folder, step)
+    info = choose_checkpoint(folder / CHECKPOINTS, step)
     opened = load_stored_tokenizer(
         config.tokenizer,
         folder,
@@ -294,28 +286,3 @@ def _layout(tensor_parallel_size: int, pipeline_parallel_size: int) -> Layout:
 def _groups(layout: Layout, world: dist.ProcessGroup) -> ParallelGroups:
     """Make a layout's groups once per job: every group keeps threads until it ends."""
     return build_groups(layout, TIMEOUT)
-
-
-def _checkpoint(run_dir: Path, step: int | None) -> CheckpointInfo:
-    checkpoints = run_dir / CHECKPOINTS
-    if step is not None:
-        path = checkpoints / step_name(step)
-        if not exists(path):
-            steps = ", ".join(str(number) for number, _ in list_steps(checkpoints)) or "none"
-            raise CheckpointError(
-                f"There is no checkpoint of step {step} in {checkpoints}; there are: {steps}.\n"
-                "Name one of these, or leave --step out for the newest.",
-                key="--step",
-                value=step,
-                fix="leave --step out",
-            )
-        return read_checkpoint(path)
-    info = find_checkpoint(checkpoints)
-    if info is None:
-        raise CheckpointError(
-            f"{checkpoints} holds no complete checkpoint.\n"
-            "Train the run with checkpoint.interval above 0, or name another run.",
-            key=str(checkpoints),
-            fix="checkpoint.interval=1000",
-        )
-    return info

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
-from glm_dist.config.schema import Resume, RunConfig
+from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.corpus.borders import sampled_warnings
 from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
 from glm_dist.data.corpus.spot_check import spot_check
@@ -19,7 +19,7 @@ from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
-from glm_dist.train.same_run import check_same_config, check_same_rows
+from glm_dist.train.same_run import check_has_optimizer, check_same_config, check_same_rows
 
 MUCH_PADDING = 0.02
 """Share of padding in the rows of a corpus, 0 to 1, that is worth a warning."""
@@ -120,7 +120,7 @@ def check_run_folder(config: RunConfig) -> int | None:
         )
     if not steps:
         if config.run.init_from is not None:
-            _check_origin(Path(config.run.init_from))
+            _check_origin(Path(config.run.init_from), config.run.init_with)
         return None
     rows_read = steps[0][0] * config.batch.global_batch_size
     check_same_config(config, newest=steps[0][1].name, rows_read=rows_read)
@@ -138,7 +138,7 @@ def no_origin(path: Path) -> CheckpointError:
     )
 
 
-def _check_origin(path: Path) -> None:
+def _check_origin(path: Path, init_with: InitWith) -> None:
     """Check that ``run.init_from`` names a run or checkpoint folder; ranks read it later.
 
     Raises:
@@ -146,6 +146,13 @@ def _check_origin(path: Path) -> None:
     """
     if not is_file(path / MANIFEST_NAME) and not list_steps(path / CHECKPOINTS):
         raise no_origin(path)
+    if init_with is InitWith.weights_and_optimizer:
+        is_checkpoint = is_file(path / MANIFEST_NAME)
+        newest = path if is_checkpoint else list_steps(path / CHECKPOINTS)[0][1]
+        try:
+            check_has_optimizer(newest, read_manifest(newest))
+        except DamagedCheckpointError:
+            return  # training would use the one before it
 
 
 def _warnings(source: RowSource, tokenizer: Tokenizer) -> Iterator[str]:
@@ -184,5 +191,6 @@ def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
             manifest = read_manifest(path)
         except DamagedCheckpointError:
             continue  # training would use the one before it
+        check_has_optimizer(path, manifest)
         check_same_rows(config, path, extra=manifest.extra, current=identity)
         return

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from glm_dist.checkpoint.manifest import Manifest
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import LossNormalization, RunConfig
 from glm_dist.data.identity import ROW_RULE, describe_differences, keeps_rows, row_rule_of
@@ -86,6 +87,26 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
             value=", ".join(now),
             fix="run.name=<new>",
         )
+
+
+def check_has_optimizer(checkpoint: Path, manifest: Manifest) -> None:
+    """Refuse to go on from weights alone, as ``glm-dist convert`` writes them.
+
+    Raises:
+        CheckpointError: The checkpoint has no optimizer state.
+    """
+    if manifest.has_optimizer:
+        return
+    run = checkpoint.parent.parent
+    raise CheckpointError(
+        f"{checkpoint} holds weights without the optimizer's state, so no training can go on from"
+        " it.\n"
+        "  Begin a new run with these weights: run.name=<new name>"
+        f" run.init_from={run} run.init_with=weights",
+        key=str(checkpoint),
+        value="weights only",
+        fix=f"run.name=<new name> run.init_from={run} run.init_with=weights",
+    )
 
 
 def check_same_rows(

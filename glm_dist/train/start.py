@@ -22,7 +22,7 @@ from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.parallel.errors import Ranks
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.preflight import no_origin
-from glm_dist.train.same_run import check_same_rows
+from glm_dist.train.same_run import check_has_optimizer, check_same_rows
 from glm_dist.train.state import grown_table, restore_state, weight_fragments
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ def starting_point(
     if config.checkpoint.resume is not Resume.never:
         own = _own_checkpoint(config)
     if own is not None:
+        check_has_optimizer(own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
         return Start(restore_state(engine, own))
     if config.run.init_from is None:
@@ -65,6 +66,7 @@ def starting_point(
     if config.run.init_with is InitWith.weights:
         _load_weights(engine, origin)
         return Start(origin=origin)
+    check_has_optimizer(origin.path, origin.manifest)
     if origin.manifest.step >= config.run.steps:
         raise ConfigError(
             f"run.steps={config.run.steps} is already reached: {origin.path} is at step"

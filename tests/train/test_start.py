@@ -1,13 +1,15 @@
 """Start of a run: its own checkpoint, or the weights (and optimizer) of another run."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from tests.data.corpora import make_documents, write_corpus
-from tests.train.jobs import make_files, with_python, with_ranks
+from tests.messages import Says
+from tests.train.jobs import glm_dist_command, make_files, with_python, with_ranks
 
 WITH_OPTIMIZER = "run.init_with=weights_and_optimizer"
 
@@ -152,3 +154,50 @@ def test_a_corpus_and_skipped_rows_may_enter_a_running_job(
     done = with_python([*job, "run.name=entered", *later, "data.skip_rows=[7-7]"])
     assert done.returncode == 2
     assert "data.skip_rows" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def converted(source: tuple[Path, list[str]]) -> Path:
+    """Run ``a`` as an official checkpoint of two parts, and that one as a run again."""
+    folder, _ = source
+    official, run = folder / "official", folder / "runs" / "converted"
+    heads, tokenizer = "model.num_attention_heads=2", f"tokenizer.path={folder / 'vocab.txt'}"
+    for arguments in (
+        (folder / "runs" / "a", official, "--to=official", "--dtype=fp32"),
+        (official, run, heads, tokenizer, "tokenizer.task_masks=true"),
+    ):
+        done = glm_dist_command("convert", *map(str, arguments))
+        assert done.returncode == 0, done.stderr
+    return run
+
+
+def test_converted_weights_start_a_run_with_the_loss_they_had(
+    source: tuple[Path, list[str]], converted: Path
+) -> None:
+    folder, overrides = source
+    (done, _) = with_ranks(
+        [*overrides, "run.name=e", f"run.init_from={converted}", "parallel=tp2", "run.steps=1"], 2
+    )
+    assert done.returncode == 0, done.stderr
+
+    first = metrics(folder, "e", "valid/loss_")[0]
+    assert first == pytest.approx(metrics(folder, "a", "valid/loss_")[4], abs=1e-5)
+    assert re.search(r"step=4 loaded=\d+ grown=0 new=0 unused=0", done.stderr)
+
+
+@pytest.mark.parametrize("way", ["resumed", "with its optimizer"])
+def test_nothing_goes_on_from_weights_without_an_optimizer(
+    source: tuple[Path, list[str]], converted: Path, way: str, tmp_path: Path, says: Says
+) -> None:
+    _, overrides = source
+    typed = [*overrides, "parallel=single", "run.steps=9", "run.name=f", f"paths.runs={tmp_path}"]
+    if way == "resumed":
+        shutil.copytree(converted / "checkpoints", tmp_path / "f" / "checkpoints")
+    else:
+        typed += [f"run.init_from={converted}", WITH_OPTIMIZER]
+
+    checked, done = glm_dist_command("check", *typed), with_python(typed)
+
+    assert (checked.returncode, done.returncode) == (2, 2), done.stderr
+    assert checked.stderr in done.stderr
+    says(checked.stderr.replace(str(converted), "<converted>"))

@@ -48,10 +48,15 @@ def choose_tokenizer(arguments: argparse.Namespace) -> TokenizerSpec:
     )
 
 
-def guess_kind(path: str) -> TokenizerKind:
+def guess_kind(path: str, *, typed: str = "--tokenizer ", other: str = "--kind …") -> TokenizerKind:
     """Tell the family of a tokenizer by its file.
 
     The official Chinese model looks like any other SentencePiece model, but for its name.
+
+    Args:
+        path: Model file, or folder with the vocabulary files.
+        typed: Option or key before the path, for messages.
+        other: Option or key that names the family, for messages.
 
     Raises:
         DataError: Nothing there is known, or vocab.json is damaged.
@@ -73,10 +78,10 @@ def guess_kind(path: str) -> TokenizerKind:
             return TokenizerKind.roberta if has_mask else TokenizerKind.gpt2
     problem = "has no known vocabulary" if exists(place) else "does not exist"
     raise DataError(
-        f"--tokenizer {path} {problem}; known are *.model, vocab.txt, tokenizer.json, and"
+        f"{typed}{path} {problem}; known are *.model, vocab.txt, tokenizer.json, and"
         " vocab.json with merges.txt.\n"
-        "  Check the path, or name the family with --kind.",
-        key="--tokenizer",
+        f"  Check the path, or name the family with {other}.",
+        key=typed.strip(" ="),
         value=path,
-        fix="--kind …",
+        fix=other,
     )

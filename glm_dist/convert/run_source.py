@@ -1,0 +1,90 @@
+"""Checkpoints of our runs, read tensor by tensor in official names and row order."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
+from glm_dist.checkpoint.storage import TensorReader
+from glm_dist.config.load import load_config_file
+from glm_dist.config.parameter_specs import parameter_specs
+from glm_dist.config.schema import RunConfig
+from glm_dist.convert.official import (
+    check_official_form,
+    official_name,
+    official_rows,
+)
+from glm_dist.convert.source import Source, Tensors
+from glm_dist.errors import CheckpointError
+from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
+
+
+def read_run(folder: Path, *, step: int | None) -> Source:
+    """Open a checkpoint of a run; every file's hash is compared.
+
+    Args:
+        folder: The run's folder.
+        step: Which checkpoint; the newest complete one if None.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, or it does not fit the configuration.
+        ConfigError: The configuration cannot be read, or has no official form.
+    """
+    config = load_config_file(folder / CONFIG_FILE)
+    check_official_form(config.model, any_epsilon=True)
+    info = choose_checkpoint(folder / CHECKPOINTS, step)
+    ours = weights_of(info, config)
+    heads = config.model.num_attention_heads
+    back = {official_name(name): name for name in ours}
+
+    def read(name: str) -> torch.Tensor:
+        return official_rows(name, ours[back[name]], num_attention_heads=heads)
+
+    used = {WEIGHTS + name for name in ours}
+    rest = [name for name in info.manifest.tensors if name not in used]
+    dtypes = {info.manifest.tensors[name].dtype for name in used}
+    return Source(
+        title=f"run {folder}, checkpoint of step {info.manifest.step}",
+        model=config.model,
+        sizes={},
+        padded_vocab_size=config.padded_vocab_size,
+        tensors=Tensors(back, read),
+        dtype=getattr(torch, dtypes.pop()) if len(dtypes) == 1 else torch.float32,
+        step=info.manifest.step,
+        ignored=tuple(sorted({f"{name.partition('.')[0]}.*" for name in rest})),
+        origin={"run": str(folder.resolve()), "step": info.manifest.step},
+        config=config,
+    )
+
+
+def weights_of(info: CheckpointInfo, config: RunConfig) -> Mapping[str, torch.Tensor]:
+    """Open the weights of a checkpoint, by our name; each is read when it is asked for.
+
+    Args:
+        info: A complete checkpoint.
+        config: Of its run.
+
+    Raises:
+        CheckpointError: Weights are missing or of other shapes.
+    """
+    saved = info.manifest.tensors
+    specs = parameter_specs(config.model, config.padded_vocab_size)
+    for spec in specs:
+        record = saved.get(WEIGHTS + spec.name)
+        if record is None or record.shape != spec.shape:
+            found = "missing" if record is None else f"of shape {list(record.shape)}"
+            raise CheckpointError(
+                f"{info.path} does not fit {CONFIG_FILE} of its run: {spec.name} is {found}, and"
+                f" should be of shape {list(spec.shape)}.\n"
+                f"  Restore the run's {CONFIG_FILE}.",
+                key=spec.name,
+                value=found,
+            )
+    reader = TensorReader(info.path)
+
+    def read(name: str) -> torch.Tensor:
+        record = saved[WEIGHTS + name]
+        return reader.read(WEIGHTS + name, record)
+
+    return Tensors(dict.fromkeys(spec.name for spec in specs), read)
