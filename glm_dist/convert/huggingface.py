@@ -14,7 +14,7 @@ from glm_dist.config.schema import ModelConfig
 from glm_dist.convert.huggingface_config import CONFIG_FILE, PREFIX, read_config, sizes_of
 from glm_dist.convert.huggingface_export import write_huggingface as write_huggingface
 from glm_dist.convert.huggingface_tokenizer import FoundTokenizer, find_tokenizer
-from glm_dist.convert.official_shapes import official_shapes
+from glm_dist.convert.official import official_shapes
 from glm_dist.convert.weight_files import WeightFiles, open_weight_files
 from glm_dist.errors import CheckpointError
 from glm_dist.files import is_dir

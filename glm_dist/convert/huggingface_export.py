@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from glm_dist.config.schema import Dtype, ModelConfig
+from glm_dist.config.schema import Dtype, ModelConfig, pad_vocabulary
 from glm_dist.convert.huggingface_config import CONFIG_FILE, PREFIX, TORCH_NAMES, config_of
 from glm_dist.convert.huggingface_tokenizer import (
     check_kind,
@@ -25,10 +25,10 @@ from glm_dist.convert.huggingface_tokenizer import (
     shares_mask,
     tokenizer_content,
 )
-from glm_dist.convert.official_shapes import check_official_form, official_shapes
+from glm_dist.convert.official import check_official_form, official_shapes
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
-from glm_dist.errors import CheckpointError
+from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.files import FileError, ensure_writable, exists, fsync_folder, is_dir
 
 WORD_TABLE = "word_embeddings.weight"
@@ -97,6 +97,18 @@ def write_huggingface(
     return sorted(place.iterdir())
 
 
+def _check_rows(num_rows: int) -> None:
+    """Refuse a word table that is not padded as every GLM's."""
+    if num_rows != pad_vocabulary(num_rows):
+        raise ConfigError(
+            f"The word table has {num_rows} rows; official and Hugging Face GLMs have a multiple of"
+            " 128.\n"
+            f"  Pad it with rows of zeros to {pad_vocabulary(num_rows)}.",
+            key=WORD_TABLE,
+            value=num_rows,
+        )
+
+
 @dataclass
 class _Source:
     """Weights to export."""
@@ -110,7 +122,8 @@ class _Source:
     def __post_init__(self) -> None:
         """Compare names with the architecture."""
         self.num_rows = self.tensors[WORD_TABLE].shape[0] if WORD_TABLE in self.tensors else 0
-        check_official_form(self.model, self.num_rows)
+        check_official_form(self.model, any_epsilon=True)
+        _check_rows(self.num_rows)
         self.shapes = official_shapes(self.model, self.num_rows)
         missing = [name for name in self.shapes if name not in self.tensors]
         if missing:

@@ -106,6 +106,11 @@ def official_parameters(
     return tuple(listed)
 
 
+def official_shapes(model: ModelConfig, padded_vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the whole shape of each official parameter; see ``official_parameters``."""
+    return {each.name: each.spec.shape for each in official_parameters(model, padded_vocab_size)}
+
+
 def official_model(
     *, num_layers: int, hidden_size: int, max_position_embeddings: int, num_attention_heads: int = 1
 ) -> ModelConfig:
@@ -145,9 +150,9 @@ def check_official_form(model: ModelConfig, *, any_epsilon: bool = False) -> Non
             continue
         found, only = (getattr(each, "name", each) for each in (value, wanted))
         raise ConfigError(
-            f"The run has model.{name}={found}; the official code has {only} and no form for"
-            " anything else.\n"
-            "  Only runs with the architecture of the first GLMs can be exported.",
+            f"The model has model.{name}={found}; official and Hugging Face GLMs have {only}, and"
+            " there is no other form of them.\n"
+            "  Only runs with the options of the first GLMs can be exported.",
             key=f"model.{name}",
             value=found,
         )

@@ -1,7 +1,6 @@
-"""GLM (arXiv 2103.10360) for transformers 4.46 to 5.
+"""GLM (arXiv 2103.10360) for transformers 4.46 to 5, as part of an exported model folder.
 
-Part of an exported model folder: transformers loads it there with trust_remote_code=True. Letters
-of shapes: b rows, s inputs, k inputs and those of the cache, h hidden size, V vocabulary.
+Shapes: b rows, s inputs, k inputs and those of the cache, h hidden size, V vocabulary.
 """
 
 from dataclasses import fields
@@ -21,10 +20,8 @@ from transformers.modeling_outputs import (
 
 from .configuration_glm import GLMConfig
 
-# Newer releases renamed the cache of outputs.
-CACHE = (
-    "cache" if "cache" in {f.name for f in fields(BaseModelOutputWithPast)} else "past_key_values"
-)
+_OUTPUTS = {field.name for field in fields(BaseModelOutputWithPast)}
+CACHE = "cache" if "cache" in _OUTPUTS else "past_key_values"  # newer releases renamed it
 
 
 class GLMAttention(nn.Module):
