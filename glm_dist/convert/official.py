@@ -149,8 +149,9 @@ def check_official_form(model: ModelConfig, *, any_epsilon: bool = False) -> Non
         if value == wanted:
             continue
         found, only = (getattr(each, "name", each) for each in (value, wanted))
+        both = "official GLMs" if name == "layernorm_epsilon" else "official and Hugging Face GLMs"
         raise ConfigError(
-            f"The model has model.{name}={found}; official and Hugging Face GLMs have {only}, and"
+            f"The model has model.{name}={found}; {both} have {only}, and"
             " there is no other form of them.\n"
             "  Only runs with the options of the first GLMs can be exported.",
             key=f"model.{name}",

@@ -318,7 +318,7 @@ def test_an_architecture_without_an_official_form_is_refused(
 
     said = error_of(capsys, run, tmp_path / "out", "--to", "official")
 
-    assert said.startswith(f"ConfigError: The run has model.{key}=")
+    assert said.startswith(f"ConfigError: The model has model.{key}=")
     says(said)
 
 
