@@ -34,6 +34,7 @@ from glm_dist.data.tokenizer.tokenizer import open_tokenizer
 from glm_dist.errors import DataError
 from glm_dist.generate.infill import PartB
 from glm_dist.generate.prompt import read_prompt
+from tests.fuzz.file_probe import foreign_corpora, preparations, replaced_tokenizers
 from tests.fuzz.lab import Lab, text
 from tests.fuzz.row_probe import rows
 
@@ -267,6 +268,9 @@ def traces(rng: Random, lab: Lab, folder: Path) -> None:
     assert corpus.document_offset(number) <= token < corpus.document_offset(number + 1)
 
 
-PROBES = (rows, rows, blends, documents, prompts, keys, identities, inputs, traces)
+PROBES = (
+    *(rows, rows, blends, documents, prompts, keys, identities, inputs, traces),
+    *(preparations, foreign_corpora, replaced_tokenizers),
+)
 ALWAYS_VALID = (documents, keys, identities, inputs, traces)
 """Probes whose cases nothing may refuse."""

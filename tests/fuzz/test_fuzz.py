@@ -2,7 +2,7 @@
 
 from tests.fuzz.fuzz import run
 
-CASES = 540
+CASES = 720
 
 
 def test_what_must_hold_holds_in_random_cases() -> None:
