@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from glm_dist.config.schema import Dtype, ModelConfig, pad_vocabulary
 from glm_dist.convert.huggingface_config import CONFIG_FILE, PREFIX, TORCH_NAMES, config_of
 from glm_dist.convert.huggingface_tokenizer import (
-    check_kind,
     check_room,
     shares_mask,
     tokenizer_content,
@@ -66,7 +65,7 @@ def write_huggingface(
     Raises:
         ConfigError: There is no such form of the model.
         CheckpointError: Parameters are missing or of other shapes, or do not fit the dtype.
-        DataError: The tokenizer has no form there, does not fit, or its files are missing.
+        DataError: The tokenizer does not fit, or its files are missing.
         FileError: The folder has files already, or cannot be written.
     """
     place = Path(folder)
@@ -76,7 +75,6 @@ def write_huggingface(
     files = {name: Path(__file__).with_name("hub") / name for name in CODE}
     bad_token: int | None = None
     if tokenizer is not None:
-        check_kind(tokenizer)
         special = open_tokenizer(tokenizer).special
         if shares_mask(tokenizer):
             tokenizer = replace(tokenizer, fixed_task_masks=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.config.schema import CorruptionConfig, PretrainingTask
 from glm_dist.convert.configuration import complete_configuration
 from glm_dist.convert.huggingface import HuggingFaceSource, read_huggingface
 from glm_dist.convert.huggingface_tokenizer import shares_mask
@@ -13,6 +14,7 @@ from glm_dist.convert.official import WORD_TABLE
 from glm_dist.convert.source import Source, Tensors
 from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
+from glm_dist.errors import ConfigError
 from glm_dist.files import is_dir
 
 SIZES = ("num_layers", "hidden_size", "max_position_embeddings", "num_attention_heads")
@@ -51,6 +53,7 @@ def _overrides(found: HuggingFaceSource) -> list[str]:
             f"tokenizer.path='{path}'",
             f"tokenizer.task_masks={str(spec.task_masks).lower()}",
             f"tokenizer.fixed_task_masks={str(spec.fixed_task_masks).lower()}",
+            f"tokenizer.sentinel_pairs={spec.sentinel_pairs}",
         ]
     return values
 
@@ -68,8 +71,10 @@ def exported_tokenizer(
 
     Raises:
         GlmDistError: The tokenizer that was named does not fit.
+        ConfigError: The run was trained with inputs that exported code does not build.
     """
     if source.config is not None:
+        _check_layout(source.config.corruption)
         spec = TokenizerSpec.of(source.config.tokenizer)
         stored = place / TOKENIZER_FOLDER
         return replace(spec, path=str(stored)) if is_dir(stored) else spec
@@ -77,6 +82,27 @@ def exported_tokenizer(
         return None
     config = complete_configuration(source, overrides, target=place, config_dir=config_dir)
     return TokenizerSpec.of(config.tokenizer)
+
+
+def _check_layout(corruption: CorruptionConfig) -> None:
+    """Refuse a run whose blanks the exported code would lay out otherwise than in training."""
+    needed: dict[str, tuple[object, object]] = {
+        "task": (corruption.task, PretrainingTask.blank_infilling),
+        "sentinels": (corruption.sentinels, False),
+        "no_block_positions": (corruption.no_block_positions, False),
+    }
+    for name, (value, wanted) in needed.items():
+        if value == wanted:
+            continue
+        found, only = (str(getattr(each, "name", each)).lower() for each in (value, wanted))
+        raise ConfigError(
+            f"The run was trained with corruption.{name}={found}; the code of Hugging Face folders"
+            f" builds inputs for {name}={only} only.\n"
+            "  Read the run with glm_dist, or export its weights with --to official.",
+            key=f"corruption.{name}",
+            value=found,
+            fix="--to official",
+        )
 
 
 def with_own_mask_row(

@@ -25,11 +25,13 @@ CLASSES = {
     TokenizerKind.roberta: "GLMRobertaTokenizer",
     TokenizerKind.chinese_sentencepiece: "GLMChineseTokenizer",
     TokenizerKind.sentencepiece: "GLMSentencePieceTokenizer",
+    TokenizerKind.huggingface: "GLMJsonTokenizer",
 }
 """Class of each kind; the first four have the names of the Hub."""
 SENTENCEPIECE_KINDS = (TokenizerKind.chinese_sentencepiece, TokenizerKind.sentencepiece)
 CHINESE_FILE = "cog-pretrain.model"
 OWN_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def find_tokenizer(folder: Path, padded_vocab_size: int) -> FoundTokenizer | Non
     spec = TokenizerSpec(
         kind,
         str(path),
-        task_masks="[gMASK]" in added if added else by_default,
+        task_masks={"[gMASK]", "[sMASK]"} <= set(added) if added else by_default,
         sentinel_pairs=len([name for name in added if name.startswith("<|startofpiece")]) - 1
         if "[MASK1]" in added
         else 0,
@@ -121,22 +123,6 @@ def shares_mask(spec: TokenizerSpec) -> bool:
     """Tell if [gMASK] has the id of the end of a piece."""
     is_chinese = spec.kind is TokenizerKind.chinese_sentencepiece
     return is_chinese and spec.task_masks and not spec.fixed_task_masks
-
-
-def check_kind(spec: TokenizerSpec) -> None:
-    """Refuse a tokenizer that has no form in Hugging Face folders of GLM.
-
-    Raises:
-        DataError: It has none.
-    """
-    if spec.kind not in CLASSES:
-        raise DataError(
-            f"A tokenizer of kind {spec.kind.value} has no form in Hugging Face GLM folders;"
-            f" {', '.join(kind.value for kind in CLASSES)} have.\n"
-            "  Export the weights alone, and read texts with glm_dist.",
-            key="tokenizer.kind",
-            value=spec.kind.value,
-        )
 
 
 def tokenizer_content(
@@ -220,7 +206,10 @@ def _kind(
         return TokenizerKind.sentencepiece, files[OWN_FILE]
     if "vocab.txt" in files and named in (None, TokenizerKind.bert):
         return TokenizerKind.bert, files["vocab.txt"]
-    if not {"vocab.json", "merges.txt"} <= set(files):
+    has_bpe = {"vocab.json", "merges.txt"} <= set(files)
+    if JSON_FILE in files and (named is TokenizerKind.huggingface or not has_bpe):
+        return TokenizerKind.huggingface, files[JSON_FILE]
+    if not has_bpe:
         return None
     path = files["vocab.json"]
     if named in (TokenizerKind.gpt2, TokenizerKind.roberta):

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import sentencepiece
+import tokenizers
 import torch
 from safetensors.torch import save_file
-from tokenizers import pre_tokenizers
+from tokenizers import models, pre_tokenizers, processors
 
 from glm_dist.config.schema import ModelConfig, TokenizerKind
 from glm_dist.data.tokenizer.tokenizer import TokenizerSpec
@@ -194,6 +195,22 @@ def sentencepiece_vocabulary(folder: Path, kind: TokenizerKind) -> TokenizerSpec
     return TokenizerSpec(kind, str(folder / "cog-pretrain.model"))
 
 
+def json_vocabulary(folder: Path) -> TokenizerSpec:
+    """A tokenizer.json that matches its control tokens in text, and adds some by itself."""
+    pieces = {p: n for n, p in enumerate(["<s>", "</s>", "<unk>", "<mask>", *"abcdehimnorstuw ."])}
+    merges = [("t", "h"), ("th", "e"), ("<", "s")]
+    pieces |= {"th": len(pieces), "the": len(pieces) + 1, "<": len(pieces) + 2}
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE({**pieces, "<s": len(pieces)}, merges, unk_token="<unk>")
+    )
+    tokenizer.add_special_tokens(["<s>", "</s>", "<mask>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return TokenizerSpec(TokenizerKind.huggingface, str(folder / "tokenizer.json"))
+
+
 def vocabulary(folder: Path, kind: TokenizerKind) -> TokenizerSpec:
     """A small vocabulary of a kind."""
     folder.mkdir(exist_ok=True)
@@ -202,5 +219,7 @@ def vocabulary(folder: Path, kind: TokenizerKind) -> TokenizerSpec:
             return bert_vocabulary(folder)
         case TokenizerKind.gpt2 | TokenizerKind.roberta:
             return byte_level_vocabulary(folder, kind)
+        case TokenizerKind.huggingface:
+            return json_vocabulary(folder)
         case _:
             return sentencepiece_vocabulary(folder, kind)

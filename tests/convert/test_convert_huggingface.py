@@ -76,6 +76,23 @@ def test_the_shared_mask_of_the_chinese_model_gets_its_row(tmp_path: Path) -> No
     assert any(torch.equal(table[changed[0]], row) for row in STATE["word_embeddings.weight"])
 
 
+@pytest.mark.parametrize("typed", ["task=causal_lm", "sentinels=true"])
+def test_a_run_with_other_inputs_than_the_exported_code_s_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], says: Says, typed: str
+) -> None:
+    folder = build(tmp_path / "hub", STATE, "bin_file", heads=HEADS)
+    (folder / "vocab.txt").write_bytes(
+        Path(vocabulary(tmp_path / "words", TokenizerKind.bert).path).read_bytes()
+    )
+    more = ["tokenizer.sentinel_pairs=43"] if typed.startswith("sentinels") else []
+    # 40 pieces, sop and eop; 43 pairs fill the table of 128 rows
+    convert(folder, tmp_path / "run", f"corruption.{typed}", *more)
+
+    says(error_of(capsys, tmp_path / "run", tmp_path / "out", "--to", "huggingface"))
+
+    assert not (tmp_path / "out").exists()
+
+
 def test_damaged_folders_are_one_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], says: Says
 ) -> None:

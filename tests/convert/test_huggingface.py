@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from glm_dist.config.schema import Activation, Dtype, PositionEncoding, Residual, TokenizerKind
 from glm_dist.convert.huggingface import read_huggingface, write_huggingface
 from glm_dist.data.tokenizer.tokenizer import open_tokenizer
-from glm_dist.errors import CheckpointError, ConfigError, DataError, GlmDistError
+from glm_dist.errors import CheckpointError, ConfigError, DataError
 from glm_dist.files import FileError
 from tests.convert.folders import (
     FORMS,
@@ -279,11 +279,8 @@ def test_an_export_replaces_nothing_and_needs_every_weight(tmp_path: Path, says:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "vocab.txt"]
 
 
-KINDS = [kind for kind in TokenizerKind if kind is not TokenizerKind.huggingface]
-
-
 @pytest.mark.parametrize("task_masks", [True, False])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", TokenizerKind, ids=lambda kind: kind.value)
 def test_the_tokenizer_comes_back(tmp_path: Path, kind: TokenizerKind, task_masks: bool) -> None:
     state = random_state(rows=384)
     spec = replace(vocabulary(tmp_path / "words", kind), task_masks=task_masks)
@@ -309,7 +306,8 @@ def test_gpt2_and_roberta_are_told_apart(tmp_path: Path, kind: TokenizerKind, hi
         (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
     if hint == "added tokens":
         added = {"<|startofpiece|>": special.sop, "<|endofpiece|>": special.eop}
-        added |= {"[CLS]": special.cls, "[gMASK]": special.gmask} if is_gpt2 else {}
+        masks = {"[gMASK]": special.gmask, "[sMASK]": special.smask}
+        added |= {"[CLS]": special.cls, **masks} if is_gpt2 else {}
         (folder / "added_tokens.json").write_text(json.dumps(added))
 
     found = read_huggingface(folder).tokenizer
@@ -331,13 +329,6 @@ def test_a_vocabulary_of_other_weights_is_refused(tmp_path: Path, says: Says) ->
     with pytest.raises(DataError) as room:
         read_huggingface(folder)
     says(room.value)
-
-
-def test_a_tokenizer_without_such_a_form_is_refused(tmp_path: Path, says: Says) -> None:
-    spec = replace(bert_vocabulary(tmp_path), kind=TokenizerKind.huggingface)
-    with pytest.raises(GlmDistError) as error:
-        write_huggingface(tmp_path / "out", STATE, model=MODEL, tokenizer=spec)
-    says(error.value)
 
 
 def test_the_shared_mask_of_the_chinese_10b_gets_an_id_and_its_row(tmp_path: Path) -> None:

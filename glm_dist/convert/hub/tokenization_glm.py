@@ -7,6 +7,7 @@ unless the text ends in the mask of an open tail ([gMASK], or [MASK] where there
 """
 
 import importlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -255,6 +256,50 @@ class GLMGPT2Tokenizer(_LibraryTokenizer):
 
 class GLMRobertaTokenizer(GLMGPT2Tokenizer):
     """Byte-level BPE with RoBERTa's ids; <s>, </s> and <mask> are called as in the other GLMs."""
+
+
+class GLMJsonTokenizer(_LibraryTokenizer):
+    """One's own tokenizer.json; text is never encoded to its control tokens."""
+
+    vocab_files_names = {"vocab_file": "tokenizer.json"}  # noqa: RUF012
+
+    def _build(self, definition: Path) -> tokenizers.Tokenizer:
+        content = json.loads(definition.read_text(encoding="utf-8"))
+        self._hide_control_tokens(content)
+        codec = tokenizers.Tokenizer.from_str(json.dumps(content))
+        codec.encode_special_tokens = True
+        codec.no_padding()
+        codec.no_truncation()
+        return codec
+
+    def _hide_control_tokens(self, content: dict[str, Any]) -> None:
+        """Rename pieces to what no text holds, so that their names are ordinary text."""
+        control = {number for name, number in self.special_ids.items() if name != "[UNK]"}
+        added, model = content.get("added_tokens") or [], content["model"]
+        vocabulary = model.get("vocab")
+        is_list = isinstance(vocabulary, list)  # Unigram: pieces and scores by id
+        pieces = dict(enumerate(p for p, _ in vocabulary)) if is_list else {}
+        pieces |= {} if is_list else {number: piece for piece, number in vocabulary.items()}
+        pieces |= {token["id"]: token["content"] for token in added}
+        hidden = {piece for number, piece in pieces.items() if number in control}
+
+        def renamed(piece: str) -> str:
+            return f"\U0010ffff{piece}" if piece in hidden else piece
+
+        for token in added:
+            token["content"] = renamed(token["content"])
+        content["post_processor"] = None
+        if is_list:
+            model["vocab"] = [[renamed(piece), score] for piece, score in vocabulary]
+        else:
+            model["vocab"] = {renamed(piece): number for piece, number in vocabulary.items()}
+        if model.get("merges"):
+            pairs = [m.split(" ", 1) if isinstance(m, str) else m for m in model["merges"]]
+            model["merges"] = [
+                merge
+                for merge, pair in zip(model["merges"], pairs, strict=True)
+                if hidden.isdisjoint([*pair, "".join(pair)])
+            ]
 
 
 class GLMSentencePieceTokenizer(GLMTokenizer):

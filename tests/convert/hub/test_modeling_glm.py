@@ -129,10 +129,15 @@ def test_logits_are_those_of_our_stage(transformers: Any, folder: Path) -> None:
         mask = (order <= order[:, None]) | (order < prefix[:, None, None])
         explicit = model(tokens, batch["position_ids"], mask[:, None].long()).logits
         hidden = base(tokens, **named).last_hidden_state
+        row, places = tokens[:1], batch["position_ids"][:1]
+        read = model(row[:, :5], places[..., :5], prefix[:1], use_cache=True)
+        past = read.get("cache", read.get("past_key_values"))  # the name depends on the release
+        rest = model(row[:, 5:], places[..., 5:], past_key_values=past).logits
 
     (expected,) = run_ranks(our_logits, folder, batch, world_size=1)
     assert (found[..., : expected.shape[-1]] - expected).abs().max() <= 1e-5
     assert torch.equal(explicit, found)
+    assert (rest - found[:1, 5:]).abs().max() <= 1e-5
     assert (hidden @ model.glm.word_embeddings.weight.t() - found).abs().max() <= 1e-5
 
 

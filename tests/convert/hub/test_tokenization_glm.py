@@ -21,7 +21,6 @@ TEXTS = [
     "",
     "   ",
 ]
-KINDS = [kind for kind in TokenizerKind if kind is not TokenizerKind.huggingface]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +58,7 @@ def check_same(theirs: Any, ours: Tokenizer, texts: list[str]) -> None:
 
 
 @pytest.mark.parametrize("task_masks", [True, False])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.value)
+@pytest.mark.parametrize("kind", TokenizerKind, ids=lambda kind: kind.value)
 def test_ids_and_texts_are_ours(
     transformers: Any, tmp_path: Path, kind: TokenizerKind, task_masks: bool
 ) -> None:
