@@ -173,6 +173,26 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_result(path: Path, content: str) -> None:
+    """Write a file that a command line names, wherever the name leads.
+
+    Links are followed, and what is no regular file, such as /dev/stdout, is written to, not
+    replaced.
+
+    Args:
+        path: As typed.
+        content: Written as UTF-8.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    if exists(path) and not is_file(path):
+        with path.open("w", encoding="utf-8") as stream:
+            stream.write(content)
+    else:
+        write_atomically(path.resolve(), content)
+
+
 def check_absent(path: Path, *, key: str) -> None:
     """Refuse a name that is taken, by anything.
 

@@ -39,11 +39,12 @@ def options_of_groups() -> str:
     return "\n".join(["options of the groups (group=option):", *lines])
 
 
-def whole_number(*, at_least: int) -> Callable[[str], int]:
+def whole_number(*, at_least: int, at_most: int = 2**63 - 1) -> Callable[[str], int]:
     """Make a ``type`` for argparse.
 
     Args:
         at_least: Smallest number that is taken.
+        at_most: Largest number that is taken.
     """
 
     def read(text: str) -> int:
@@ -51,8 +52,9 @@ def whole_number(*, at_least: int) -> Callable[[str], int]:
             number = int(text)
         except ValueError:
             number = at_least - 1
-        if number < at_least:
-            message = f"{text!r} is not a whole number of at least {at_least}"
+        if number < at_least or number > at_most:
+            bound = f"of at least {at_least}" if number < at_least else f"of at most {at_most}"
+            message = f"{text!r} is not a whole number {bound}"
             raise argparse.ArgumentTypeError(message)
         return number
 

@@ -10,6 +10,7 @@ processes runs under torchrun; the first process reads and writes.
 import argparse
 import json
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,6 +165,7 @@ class _Writer:
             request.text,
             count=self._arguments.candidates,
             max_tokens=self._options.max_tokens,
+            truncate=self._options.truncate,
         )
         if self._arguments.jsonl:
             found = [[vars(answer) for answer in answers] for answers in blanks]
@@ -187,7 +189,12 @@ class _Writer:
 
 
 def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    text = json.dumps(record, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
+        return json.dumps(record)
+    return text
 
 
 def _decoded(line: bytes) -> str:
@@ -209,8 +216,8 @@ def _record(line: bytes) -> dict[str, Any]:
         DataError: The line is something else.
     """
     try:
-        record = json.loads(_decoded(line))
-    except ValueError as error:
+        record = json.loads(_decoded(line.removeprefix(BOM_UTF8)))
+    except (ValueError, RecursionError) as error:
         raise _no_record(f"is not JSON: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise _no_record('has no "text" with a string')

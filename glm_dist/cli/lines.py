@@ -11,6 +11,9 @@ WAIT_SECONDS = 0.02
 """Time in which lines of one batch follow each other."""
 
 
+PIECE_BYTES = 1 << 16
+
+
 class Line(NamedTuple):
     """One text as bytes."""
 
@@ -55,8 +58,35 @@ def batches_of_lines(typed: Sequence[str], size: int) -> Iterator[list[Line]]:
 
 def _read_lines(arrived: "queue.Queue[Line | None]") -> None:
     """Queue all lines of standard input, then None."""
+    number = 0
+    parts: list[bytes] = []  # of a line that is not whole yet
+
+    def put() -> None:
+        nonlocal number
+        number += 1
+        arrived.put(Line(f"<stdin>:{number}", b"".join(parts).rstrip(b"\r")))
+        parts.clear()
+
     try:
-        for number, line in enumerate(sys.stdin.buffer, 1):
-            arrived.put(Line(f"<stdin>:{number}", line.rstrip(b"\r\n")))
+        for piece in _pieces():
+            *ends, rest = piece.split(b"\n")
+            for end in ends:
+                parts.append(end)
+                put()
+            if rest:
+                parts.append(rest)
+        if parts:
+            put()
     finally:
         arrived.put(None)
+
+
+def _pieces() -> Iterator[bytes]:
+    """Read standard input without Python's buffer, whose lock must be free when Python ends."""
+    try:
+        file = sys.stdin.fileno()
+    except (OSError, ValueError):  # not a file, as in tests
+        yield sys.stdin.buffer.read()
+        return
+    while piece := os.read(file, PIECE_BYTES):
+        yield piece

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shuffle",
-        type=whole_number(at_least=0),
+        type=whole_number(at_least=0, at_most=2**64 - 1),
         metavar="SEED",
         help="put documents into an order of chance (default: as read)",
     )

@@ -28,6 +28,7 @@ from glm_dist.data.prepare.readers import (
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.data.tokenizer.training import train_sentencepiece
+from glm_dist.generate.prompt import check_utf_8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         _show(open_tokenizer(choose_tokenizer(arguments)), console)
     else:
         text = sys.stdin.read() if arguments.text is None else arguments.text
+        check_utf_8(text)
         _encode(open_tokenizer(choose_tokenizer(arguments)), text, console)
     return 0
 

@@ -94,25 +94,56 @@ def stream(
     prompt = open_prompt(text, tokenizer, config, cut=options.truncate)
     part_b, rules = PartB.of(config, tokenizer.special), _rules(tokenizer, config, options)
     yield prompt.pieces[0]
-    blank, shown = 0, "["
-    tokens: list[int] = []
+    answer = _GrowingAnswer(tokenizer, options.stop)
+    blank = 0
     for written in write_answers(stage, [prompt], part_b=part_b, rules=rules):
-        if written.blank > blank:
-            yield _between(shown, prompt.pieces[blank + 1 : written.blank + 1])
-            blank, tokens, shown = written.blank, [], "["
-        tokens.append(written.token)
-        answer = "[" + _until(tokenizer.decode(tokens), options.stop).strip()
-        # Half a character decodes to the replacement character until its other half comes.
-        if answer.startswith(shown) and not answer.endswith("\ufffd"):
-            yield answer if shown == "[" else answer[len(shown) :]
-            shown = answer
-    yield _between(shown, prompt.pieces[blank + 1 :])
+        while blank < written.blank:
+            yield answer.close() + prompt.pieces[blank + 1]
+            answer, blank = _GrowingAnswer(tokenizer, options.stop), blank + 1
+        yield answer.add(written.token)
+    while blank < len(prompt.mask_indices):
+        yield answer.close() + prompt.pieces[blank + 1]
+        answer, blank = _GrowingAnswer(tokenizer, options.stop), blank + 1
 
 
-def _between(shown: str, pieces: Sequence[str]) -> str:
-    """Close a blank, and write the text after it with the blanks that stay empty."""
-    opening = "[" if shown == "[" else ""
-    return f"{opening}]" + "[]".join(pieces)
+class _GrowingAnswer:
+    """The text of an answer, as far as later tokens cannot change it any more."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._tokens: list[int] = []
+        self._shown = ""
+        self._is_open = False
+
+    def add(self, token: int) -> str:
+        """Return what a token adds to the text that was shown."""
+        self._tokens.append(token)
+        text = _until(self._tokenizer.decode(self._tokens), self._stops)
+        return self._show(_certain(text, self._stops).strip())
+
+    def close(self) -> str:
+        """Return the rest, and the bracket."""
+        text = _until(self._tokenizer.decode(self._tokens), self._stops).strip()
+        rest = self._show(text)
+        return rest + ("]" if self._is_open else "[]")
+
+    def _show(self, text: str) -> str:
+        if len(text) <= len(self._shown) or not text.startswith(self._shown):
+            return ""
+        fresh, self._shown = text[len(self._shown) :], text
+        opening, self._is_open = "" if self._is_open else "[", True
+        return opening + fresh
+
+
+def _certain(text: str, stops: Sequence[str]) -> str:
+    """Leave out the end of a text that may be half a character or the beginning of a stop."""
+    text = text.rstrip("\ufffd")
+    longest = max(map(len, stops), default=1) - 1
+    for size in range(min(longest, len(text)), 0, -1):
+        if any(stop.startswith(text[-size:]) for stop in stops):
+            return text[:-size]
+    return text
 
 
 def open_prompt(
@@ -161,6 +192,7 @@ def list_answers(
     config: RunConfig,
     count: int,
     max_tokens: int,
+    cut: Cut | None = None,
 ) -> list[list[Answer]]:
     """Find the likeliest answers of each blank of a text. Collective over a replica.
 
@@ -171,6 +203,7 @@ def list_answers(
         config: The run's configuration; its task is blank infilling.
         count: Answers of each blank.
         max_tokens: Longest answer.
+        cut: End at which a text that is too long is shortened; None: it is an error.
 
     Returns:
         At most ``count`` answers of each blank, in text order, the likeliest first.
@@ -178,7 +211,7 @@ def list_answers(
     Raises:
         DataError: As for ``complete``.
     """
-    prompt = open_prompt(text, tokenizer, config)
+    prompt = open_prompt(text, tokenizer, config, cut=cut)
     rules = _rules(tokenizer, config, GenerationOptions(max_tokens=max_tokens))
     answers = []
     for blank in range(len(prompt.mask_indices)):

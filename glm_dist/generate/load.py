@@ -92,7 +92,10 @@ class TrainedModel:
         Raises:
             ConfigError: The run was trained to do something else than to fill blanks.
             DataError: A text names a mask that the run never trained, is too long or is not UTF-8.
+            TypeError: One text is given in the place of several.
         """
+        if isinstance(texts, str):
+            raise TypeError("fill takes a list of texts; complete takes one")
         self._check_task()
         return complete(self._stage, self.tokenizer, texts, config=self.config, options=options)
 
@@ -159,18 +162,24 @@ class TrainedModel:
         """Work on a list, each replica on its share; see ``replicas.over_replicas``."""
         return over_replicas(self.groups, items, work)
 
-    def answers(self, text: str, *, count: int = 3, max_tokens: int = 16) -> list[list[Answer]]:
+    def answers(
+        self, text: str, *, count: int = 3, max_tokens: int = 16, truncate: Cut | None = None
+    ) -> list[list[Answer]]:
         """Find the likeliest answers of each blank, with probabilities. Collective over a replica.
 
         Args:
             text: May contain [MASK], [sMASK] and [gMASK]; without any its continuation is found.
             count: Answers of each blank.
             max_tokens: Longest answer.
+            truncate: End at which a text that is too long is shortened; None: it is an error.
 
         Raises:
             ConfigError: As for ``fill``.
             DataError: As for ``fill``.
+            ValueError: No answer is asked for.
         """
+        if count < 1:
+            raise ValueError(f"count={count}; ask for one answer or more")
         self._check_task()
         return list_answers(
             self._stage,
@@ -179,6 +188,7 @@ class TrainedModel:
             config=self.config,
             count=count,
             max_tokens=max_tokens,
+            cut=truncate,
         )
 
     def _check_task(self) -> None:

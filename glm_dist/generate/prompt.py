@@ -159,8 +159,17 @@ def make_prompt(
     ends = [] if is_open and encoded[-1][-1:] == [special.gmask] else [special.eos]
     excess = sum(map(len, encoded)) + 1 + len(ends) - room.tokens
     shrinking = [n for n, part in enumerate(parts) if isinstance(part, Data)]
-    if excess > 0 and (room.cut is None or excess > sum(len(encoded[n]) for n in shrinking)):
-        raise _too_long(sum(map(len, encoded)) + 1 + len(ends), room.tokens)
+    if excess > 0 and room.cut is None:
+        raise _too_long(excess + room.tokens, room.tokens)
+    if excess > (spare := sum(len(encoded[n]) for n in shrinking)):
+        raise DataError(
+            f"The pattern without its data has {excess + room.tokens - spare} tokens, more than the"
+            f" {room.tokens} that there is room for.\n"
+            "  Shorten the pattern.",
+            key="pattern",
+            value=excess + room.tokens - spare,
+            fix="shorten the pattern",
+        )
     for _ in range(excess):
         longest = encoded[max(shrinking, key=lambda n: len(encoded[n]))]
         longest.pop(0 if room.cut is Cut.left else -1)
@@ -228,8 +237,10 @@ def _shortened(body: list[int], room: Room, special: SpecialTokens, *, num_ends:
     masks = [index for index, token in enumerate(body) if token in special.masks]
     begin = 0 if room.cut is Cut.right else len(body) - length
     begin = max(min(begin, masks[0]), masks[-1] + 1 - length)
-    if room.cut is None or not 0 <= begin <= masks[0]:
+    if room.cut is None:
         raise _too_long(len(body) + num_ends, room.tokens)
+    if not 0 <= begin <= masks[0]:
+        raise _blanks_too_far_apart(masks[-1] + 1 - masks[0], length)
     return body[begin : begin + length]
 
 
@@ -240,6 +251,17 @@ def _too_long(found: int, room: int) -> DataError:
         key="text",
         value=found,
         fix="--truncate left",
+    )
+
+
+def _blanks_too_far_apart(found: int, room: int) -> DataError:
+    return DataError(
+        f"The blanks of the text span {found} tokens, more than the {room} that there is room for,"
+        " and blanks are never cut.\n"
+        "  Shorten the text between them.",
+        key="text",
+        value=found,
+        fix="shorten the text between the blanks",
     )
 
 

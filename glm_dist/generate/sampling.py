@@ -17,6 +17,15 @@ def _check(option: str, value: object, ok: bool, needed: str) -> None:
         )
 
 
+def check_length_penalty(penalty: float) -> None:
+    """Refuse a power with which no lengths are compared.
+
+    Raises:
+        ConfigError: It is not from -10 to 10.
+    """
+    _check("--length-penalty", penalty, -10.0 <= penalty <= 10.0, "a number from -10 to 10")
+
+
 class Cut(Enum):
     """End of a text that gives way where the text is too long."""
 
@@ -40,11 +49,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
-        _check("--temperature", self.temperature, 0.0 <= self.temperature < math.inf, "0 or more")
+        _check(
+            "--temperature",
+            self.temperature,
+            0.0 <= self.temperature < math.inf,
+            "finite, 0 or more",
+        )
         _check("--top-k", self.top_k, self.top_k >= 0, "0 or more")
         _check("--top-p", self.top_p, 0.0 < self.top_p <= 1.0, "more than 0 and at most 1")
         penalty = self.repetition_penalty
-        _check("--repetition-penalty", penalty, 0.0 < penalty < math.inf, "more than 0")
+        _check("--repetition-penalty", penalty, 0.0 < penalty < math.inf, "finite, more than 0")
 
 
 GREEDY = Sampling(temperature=0.0)
@@ -94,4 +108,4 @@ class GenerationOptions:
         _check("--max-tokens", self.max_tokens, self.max_tokens >= 1, "1 or more")
         is_between = 0 <= self.min_tokens <= self.max_tokens
         _check("--min-tokens", self.min_tokens, is_between, f"0 to --max-tokens {self.max_tokens}")
-        _check("--stop", self.stop, all(self.stop), "a text of at least one character")
+        _check("--stop", "''", all(self.stop), "a text of at least one character")

@@ -2,6 +2,10 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -43,7 +47,9 @@ class LoadedModel:
     def over_replicas(self, items: list[Any], work: Callable[[list[Any]], list[str]]) -> list[str]:
         return list(work(items)) if items else []
 
-    def answers(self, text: str, *, count: int, max_tokens: int) -> list[list[Answer]]:
+    def answers(
+        self, text: str, *, count: int, max_tokens: int, truncate: object
+    ) -> list[list[Answer]]:
         assert max_tokens == 64
         blank = [Answer("é\n", 0.5), Answer("", 0.25)]
         return [blank[:count]] * text.count("[MASK]")
@@ -126,6 +132,47 @@ def test_waiting_lines_are_filled_side_by_side(
     assert capfdbinary.readouterr().out == b"".join(b"%d [*]\n" % n for n in range(40))
     assert sum(LoadedModel.batches) == 40
     assert max(LoadedModel.batches) == 16
+
+
+def test_records_that_utf_8_cannot_spell_come_back_in_escapes(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    lines = rb'{"text": "[MASK]", "z": "\ud800"}' + b"\n" + b"[" * 100_000 + b"\n"
+    type_lines(lines, monkeypatch)
+    assert main(["generate", run_folder, "--jsonl"]) == 2
+
+    out, err = capfdbinary.readouterr()
+    assert json.loads(out)["z"] == "\ud800"
+    assert err.startswith(b"<stdin>:2: The line is not JSON")
+
+
+def test_an_interrupt_while_lines_are_awaited_ends_without_a_crash(tmp_path: Path) -> None:
+    program = (
+        "import sys, time\n"
+        "from glm_dist.cli.lines import batches_of_lines\n"
+        "try:\n"
+        "    for batch in batches_of_lines([], 16):\n"
+        "        print([line.content for line in batch], flush=True)\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"a\r\nb" + b"b" * 100_000 + b"\n")
+        process.stdin.flush()
+        found = b"".join(process.stdout.readline() for _ in range(1))
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+
+    assert found.startswith(b"[b'a'")
+    assert (process.returncode, err) == (130, b"")
 
 
 def test_streamed_answers_are_plain_text(

@@ -10,7 +10,7 @@ import torch
 import glm_dist
 from glm_dist.data.row_source import open_row_source
 from glm_dist.errors import CheckpointError, LaunchError
-from glm_dist.generate.sampling import Sampling
+from glm_dist.generate.sampling import GenerationOptions, Sampling
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.evaluate import validation_losses
@@ -50,6 +50,13 @@ def measure(folder: Path, layouts: list[dict[str, int]]) -> list[Measured]:
         assert model.step == 2
         likeliest = [(a.text, a.probability) for a in model.answers(TEXT, max_tokens=2)[1]]
         drawn = model.complete(TEXT, max_tokens=4, sampling=Sampling(temperature=2.0), seed=7)
+        for options in (
+            {"sampling": Sampling(temperature=2.0), "seed": 7, "max_tokens": 4},
+            {"sampling": Sampling(temperature=2.0), "stop": ("w1", "w2 w"), "max_tokens": 9},
+            {"max_tokens": 4, "min_tokens": 4},
+        ):
+            chosen = GenerationOptions(**options)
+            assert "".join(model.stream(TEXT, chosen)) == model.fill([TEXT], chosen)[0].text
         texts = f"{model.complete(TEXT, max_tokens=4)} {drawn}"
         answers.append((losses, texts, likeliest))
     return answers

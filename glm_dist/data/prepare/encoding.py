@@ -2,13 +2,15 @@
 
 import codecs
 from pathlib import Path
+from shlex import quote
 
+from glm_dist.data.prepare.inputs import COMPRESSIONS
 from glm_dist.errors import DataError
 
 LOOKED_AT = 1 << 16
 """Bytes that tell an encoding."""
 
-MOST_NULS = 0.1
+MOST_NULS = 0.25
 """Share of NUL bytes, 0 to 1, that no UTF-8 text has; UTF-16 has a half in most scripts."""
 
 MARKS = {
@@ -33,7 +35,7 @@ def check_encoding(file: Path, first: bytes, *, is_json: bool) -> None:
     """
     encoding = _encoding(first[:LOOKED_AT])
     if encoding is not None:
-        fix = f"iconv -f {encoding} -t UTF-8 {file} > <new file>"
+        fix = f"iconv -f {encoding} -t UTF-8 {quote(str(file))} > <new file>"
         raise DataError(
             f"{file} is {encoding}, or no text at all; texts are read as UTF-8.\n"
             f"  Convert it: {fix}",
@@ -42,9 +44,11 @@ def check_encoding(file: Path, first: bytes, *, is_json: bool) -> None:
             fix=fix,
         )
     if is_json and first.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"["):
-        fix = f"jq -c '.[]' {file} > {file.with_suffix('.jsonl')}"
+        is_packed = file.suffix.lower() in COMPRESSIONS
+        fix = f"jq -c '.[]' {quote(str(file))} > <new file>.jsonl"
+        advice = "Decompress it, and convert what is in it" if is_packed else "Convert it"
         raise DataError(
-            f"{file} is a JSON array; JSON lines have one object a line.\n  Convert it: {fix}",
+            f"{file} is a JSON array; JSON lines have one object a line.\n  {advice}: {fix}",
             key=str(file),
             value="a JSON array",
             fix=fix,

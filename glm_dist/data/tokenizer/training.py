@@ -161,12 +161,13 @@ def _paragraphs(documents: Iterable[str]) -> Iterator[str]:
             # A line of one repeated character, such as a rule, teaches nothing.
             if not line.strip():
                 continue
-            while len(line) > characters:
-                cut = line.rfind(" ", 1, characters)
-                cut = cut if cut > 0 else characters
-                yield line[:cut]
-                line = line[cut:]
-            yield line
+            begin = 0
+            while len(line) - begin > characters:
+                cut = line.rfind(" ", begin + 1, begin + characters)
+                cut = cut if cut > 0 else begin + characters
+                yield line[begin:cut]
+                begin = cut
+            yield line[begin:]
 
 
 def _size(paragraphs: Iterable[str]) -> int:
