@@ -2,12 +2,13 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import glm_dist
 from glm_dist.config.load import config_groups, default_config_dir
+from glm_dist.errors import ConfigError
 from glm_dist.generate.sampling import BeamSearch, Cut, GenerationOptions, Sampling
 
 if TYPE_CHECKING:
@@ -59,6 +60,38 @@ def whole_number(*, at_least: int, at_most: int = 2**63 - 1) -> Callable[[str], 
         return number
 
     return read
+
+
+def refuse_given(
+    arguments: argparse.Namespace,
+    names: Iterable[str],
+    declare: Callable[[argparse.ArgumentParser], None],
+    *,
+    why: str,
+) -> None:
+    """Refuse options that would be ignored.
+
+    Args:
+        arguments: Of the command.
+        names: Options without effect, as attributes.
+        declare: Declares the command's options, for their defaults.
+        why: Reason, as the end of a sentence that begins with the option.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    parser = argparse.ArgumentParser()
+    declare(parser)
+    for name in names:
+        value = getattr(arguments, name)
+        if value != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            raise ConfigError(
+                f"{option} {why}.\n  Leave {option} out.",
+                key=option,
+                value=value,
+                fix=f"leave {option} out",
+            )
 
 
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from glm_dist.cli.arguments import load_for, whole_number
 from glm_dist.config.load import load_config_file
+from glm_dist.data.prepare.output import output_file
 from glm_dist.errors import ConfigError
-from glm_dist.files import write_atomically
+from glm_dist.files import exists, is_dir, is_file, write_result
 from glm_dist.generate.prompt import check_writes
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
@@ -70,7 +72,7 @@ def add_arguments(group: Any) -> None:
     group.add_argument(
         "--batch-size", type=whole_number(at_least=1), default=16, help="answers at a time (16)"
     )
-    group.add_argument("--json", type=Path, metavar="FILE", help="write results and predictions")
+    group.add_argument("--json", metavar="FILE", help="write results and predictions")
     group.add_argument(
         "--harness",
         metavar="TASKS",
@@ -90,16 +92,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run or a file of examples cannot be used.
     """
-    names = tuple(name.strip() for name in arguments.metrics.split(",") if name.strip())
-    for name in names:
-        if name not in METRICS:
-            raise ConfigError(
-                f"--metrics {name} is unknown; there are {', '.join(METRICS)}.\n"
-                "  Choose some of these.",
-                key="--metrics",
-                value=name,
-                fix=f"--metrics {METRICS[0]}",
-            )
+    names = _metrics(arguments.metrics)
+    if arguments.json is not None:
+        check_result(arguments.json)
     config = load_config_file(arguments.run / CONFIG_FILE)
     check_writes(config.corruption, run=str(arguments.run))
     tasks = [
@@ -133,8 +128,34 @@ def run(arguments: argparse.Namespace) -> int:
     if model.groups.rank == 0:
         _show(results, found)
         if arguments.json is not None:
-            write_atomically(arguments.json, _as_json(results, found, arguments.run, model.step))
+            text = _as_json(results, found, arguments.run, model.step)
+            write_result(Path(arguments.json), text)
     return 0
+
+
+def _metrics(typed: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in typed.split(","))
+    for name in names:
+        if name not in METRICS:
+            raise ConfigError(
+                f"--metrics {name!r} is unknown; there are {', '.join(METRICS)}.\n"
+                "  Choose some of these.",
+                key="--metrics",
+                value=name,
+                fix=f"--metrics {METRICS[0]}",
+            )
+    return names
+
+
+def check_result(path: str) -> None:
+    """Refuse a name under which no results can be written, before they are computed.
+
+    Raises:
+        DataError: It is empty or a folder, or its folder cannot be written to.
+    """
+    place = Path(path)
+    if not exists(place) or is_file(place) or is_dir(place):
+        output_file(path, option="--json")
 
 
 def _show(results: "list[Result]", harness: dict[str, dict[str, float]]) -> None:
@@ -144,11 +165,11 @@ def _show(results: "list[Result]", harness: dict[str, dict[str, float]]) -> None
         for name, mean in result.metrics.items():
             interval = "" if math.isnan(mean.low) else f"{mean.low:.4g} to {mean.high:.4g}"
             table.add_row(
-                result.task, f"{result.num_examples:,}", name, f"{mean.value:.4g}", interval
+                escape(result.task), f"{result.num_examples:,}", name, f"{mean.value:.4g}", interval
             )
     for task, metrics in harness.items():
         for name, value in metrics.items():
-            table.add_row(task, "", name, f"{value:.4g}", "")
+            table.add_row(escape(task), "", name, f"{value:.4g}", "")
     console.print(table)
 
 

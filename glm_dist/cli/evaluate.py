@@ -15,7 +15,7 @@ from importlib import import_module
 from pathlib import Path
 
 from glm_dist.cli import benchmarks
-from glm_dist.cli.arguments import add_layout_arguments, load_for, whole_number
+from glm_dist.cli.arguments import add_layout_arguments, load_for, refuse_given, whole_number
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.row_source import open_row_source
@@ -64,7 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run, its checkpoint or a corpus cannot be used.
     """
-    if arguments.tasks or arguments.harness:
+    measures_tasks = bool(arguments.tasks) or arguments.harness is not None
+    useless = OF_LOSSES if measures_tasks else OF_BENCHMARKS
+    kind = "losses" if measures_tasks else "benchmarks, of which none is named"
+    refuse_given(arguments, useless, add_arguments, why=f"is an option of {kind}")
+    if measures_tasks:
         return benchmarks.run(arguments)
     config = _with_corpora(load_config_file(arguments.run / CONFIG_FILE), arguments.corpus)
     stored = arguments.run / TOKENIZER_FOLDER
@@ -88,6 +92,14 @@ def run(arguments: argparse.Namespace) -> int:
             line = f"{name:<{width}}  {loss:.4f} nats  perplexity {math.exp(loss):,.1f}\n"
             sys.stdout.write(line)
     return 0
+
+
+OF_LOSSES = ("split", "corpus", "rows")
+OF_BENCHMARKS = (
+    *("pattern", "limit", "metrics", "length_penalty", "unidirectional", "window", "stride"),
+    *("beams", "max_tokens", "batch_size", "json", "include"),
+)
+"""Options that have no effect on the other kind of evaluation."""
 
 
 def _with_corpora(config: RunConfig, typed: list[str]) -> RunConfig:

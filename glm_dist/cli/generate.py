@@ -21,11 +21,12 @@ from glm_dist.cli.arguments import (
     add_layout_arguments,
     generation_options,
     load_for,
+    refuse_given,
     whole_number,
 )
 from glm_dist.cli.lines import Line, batches_of_lines
 from glm_dist.config.load import load_config_file
-from glm_dist.errors import EXIT_USER_ERROR, ConfigError, DataError
+from glm_dist.errors import EXIT_USER_ERROR, DataError
 from glm_dist.generate.prompt import check_writes, not_utf_8
 from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
@@ -76,8 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run or its checkpoint cannot be used.
     """
-    options = generation_options(arguments)
     _check_together(arguments)
+    options = generation_options(arguments)
     config = load_config_file(arguments.run / CONFIG_FILE)
     check_writes(config.corruption, run=str(arguments.run))
     trained = load_for(arguments)
@@ -91,17 +92,30 @@ def run(arguments: argparse.Namespace) -> int:
     return EXIT_USER_ERROR if writer.left_out else 0
 
 
+DRAWING = ("greedy", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+OF_BEAMS = ("length_penalty", "no_repeat_ngram")
+
+
 def _check_together(arguments: argparse.Namespace) -> None:
-    """Refuse options that contradict each other."""
-    for option in ("jsonl", "candidates", "beams"):
-        if arguments.stream and getattr(arguments, option):
-            raise ConfigError(
-                f"--stream writes plain text as it is drawn, which --{option} does not allow.\n"
-                "  Leave one of them out.",
-                key="--stream",
-                value=option,
-                fix="leave one of them out",
-            )
+    """Refuse options that others make useless.
+
+    Raises:
+        ConfigError: Some are given together.
+    """
+    useless: list[tuple[bool, tuple[str, ...], str]] = [
+        (arguments.stream, ("jsonl", "candidates", "beams"), "does not go with --stream"),
+        (
+            arguments.candidates is not None,
+            (*DRAWING, *OF_BEAMS, "beams", "min_tokens", "stop"),
+            "has no effect on --candidates, which draws nothing",
+        ),
+        (arguments.beams is not None, DRAWING, "has no effect on --beams, which draws nothing"),
+        (arguments.beams is None, OF_BEAMS, "has no effect without --beams"),
+        (arguments.greedy, ("temperature", "top_k", "top_p"), "has no effect on --greedy"),
+    ]
+    for applies, names, why in useless:
+        if applies:
+            refuse_given(arguments, names, add_arguments, why=why)
 
 
 @dataclass

@@ -11,7 +11,7 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.data.corpus.manifest import read_manifest
 from glm_dist.data.corpus.origins import Origins
 from glm_dist.data.row_source import RowSource, open_row_source
-from glm_dist.files import is_file
+from glm_dist.errors import ConfigError
 from glm_dist.observe.run_folder import CONFIG_FILE
 
 
@@ -23,20 +23,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step", type=whole_number(at_least=1), help="all rows of this training step, from 1"
     )
-    parser.add_argument(
-        "--row", type=whole_number(at_least=0), default=0, help="first row (default: 0)"
-    )
-    parser.add_argument(
-        "--rows", type=whole_number(at_least=1), default=1, help="number of rows (default: 1)"
-    )
+    parser.add_argument("--row", type=whole_number(at_least=0), help="first row (default: 0)")
+    parser.add_argument("--rows", type=whole_number(at_least=1), help="number of rows (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Print a line for each document of the rows."""
     config = read_config(arguments.overrides)
     source = open_row_source(config)
-    rows = range(arguments.row, arguments.row + arguments.rows)
+    first = arguments.row or 0
+    rows = range(first, first + (arguments.rows or 1))
     if arguments.step is not None:
+        _check_step(arguments, config)
         size = config.batch.global_batch_size
         rows = range((arguments.step - 1) * size, arguments.step * size)
     sources = DocumentSources(source)
@@ -46,14 +44,42 @@ def run(arguments: argparse.Namespace) -> None:
             sys.stdout.write(f"row {index}: {corpus} document {document}, {origin}\n")
 
 
+def _check_step(arguments: argparse.Namespace, config: RunConfig) -> None:
+    """Refuse a step that the run does not have, and rows beside a step.
+
+    Raises:
+        ConfigError: The options have no meaning.
+    """
+    if arguments.step > config.run.steps or arguments.row is not None or arguments.rows is not None:
+        problem = f"is beyond the last step, run.steps={config.run.steps}"
+        if arguments.step <= config.run.steps:
+            problem = "lists all rows of the step, which --row and --rows contradict"
+        raise ConfigError(
+            f"--step {arguments.step} {problem}.\n"
+            f"  Choose a step up to {config.run.steps}, or rows alone.",
+            key="--step",
+            value=arguments.step,
+            fix=f"--step {config.run.steps}",
+        )
+
+
 def read_config(overrides: list[str]) -> RunConfig:
     """Load the configuration of a run's folder, or compose one from overrides.
 
     Raises:
         ConfigError: A key or value is wrong.
     """
-    if len(overrides) == 1 and is_file(Path(overrides[0]) / CONFIG_FILE):
-        return load_config_file(Path(overrides[0]) / CONFIG_FILE)
+    if overrides and "=" not in overrides[0]:
+        folder = Path(overrides[0])
+        if len(overrides) > 1:
+            raise ConfigError(
+                f"{folder} is a run, whose configuration is fixed; {overrides[1]} cannot change"
+                " it.\n"
+                "  Name the run alone, or only key=value.",
+                key=overrides[1],
+                fix="name the run alone",
+            )
+        return load_config_file(folder / CONFIG_FILE)
     return load_config(overrides)
 
 

@@ -43,7 +43,7 @@ from glm_dist.generate.prompt import (
 )
 from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
 from glm_dist.generate.sampling import Cut, GenerationOptions
-from glm_dist.generate.score import Question, Score, score_answers
+from glm_dist.generate.score import Question, Score, check_question, score_answers
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard, GLMStage, build_shard
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
@@ -151,6 +151,14 @@ class TrainedModel:
         self._check_task()
         part_b = PartB.of(self.config, self.tokenizer.special)
         return score_answers(self._stage, questions, part_b=part_b, batch_size=batch_size)
+
+    def check_question(self, question: Question) -> None:
+        """Refuse a question that cannot be scored, without the model.
+
+        Raises:
+            DataError: The context or an answer is too long, or an answer is empty.
+        """
+        check_question(question, PartB.of(self.config, self.tokenizer.special))
 
     def from_first_rank(self, value: Item) -> Item:
         """Return the value of rank 0 on every rank. Collective over all ranks."""

@@ -78,9 +78,7 @@ class BeamSearch:
     def __post_init__(self) -> None:
         """Refuse numbers without a meaning."""
         _check("--beams", self.beams, self.beams >= 1, "1 or more")
-        _check(
-            "--length-penalty", self.length_penalty, math.isfinite(self.length_penalty), "finite"
-        )
+        check_length_penalty(self.length_penalty)
         _check("--no-repeat-ngram", self.no_repeat_ngram, self.no_repeat_ngram >= 0, "0 or more")
 
 

@@ -64,9 +64,7 @@ def score_answers(
             positions.
     """
     for question in questions:
-        check_length(question.context, part_b)
-        for answer in question.answers:
-            check_answer(answer, question.context, part_b)
+        check_question(question, part_b)
     scores: list[list[Score]] = [[] for _ in questions]
     # Neighbours of similar length waste little on padding.
     order = sorted(range(len(questions)), key=lambda n: -len(questions[n].context))
@@ -77,21 +75,23 @@ def score_answers(
     return scores
 
 
-def check_answer(answer: Sequence[int], context: Sequence[int], part_b: PartB) -> None:
-    """Refuse an answer for which there are no position ids.
+def check_question(question: Question, part_b: PartB) -> None:
+    """Refuse a question for which there are no position ids.
 
     Raises:
-        DataError: It is, or it is empty.
+        DataError: The context or an answer is too long, or an answer is empty.
     """
-    longest = part_b.longest(context) + 1  # the last token is no input
-    if not 0 < len(answer) <= longest:
-        raise DataError(
-            f"An answer has {len(answer)} tokens; it needs 1 to {longest}.\n"
-            "  Shorten it, or leave it out.",
-            key="answer",
-            value=len(answer),
-            fix="",
-        )
+    check_length(question.context, part_b)
+    longest = part_b.longest(question.context) + 1  # the last token is no input
+    for answer in question.answers:
+        if not 0 < len(answer) <= longest:
+            raise DataError(
+                f"An answer has {len(answer)} tokens; it needs 1 to {longest}.\n"
+                "  Shorten it, or leave it out.",
+                key="answer",
+                value=len(answer),
+                fix="",
+            )
 
 
 def _batches(

@@ -3,13 +3,15 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from glm_dist.errors import ConfigError, DataError
 from glm_dist.generate.load import TrainedModel
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.replicas import Item, Outcome
-from glm_dist.generate.sampling import Cut, GenerationOptions
+from glm_dist.generate.sampling import Cut, GenerationOptions, check_length_penalty
 from glm_dist.generate.score import Question, Score
 from glm_dist.generate.windows import perplexity_windows
 from glm_dist.tasks.examples import Example, Examples, Kind
@@ -38,6 +40,10 @@ class Settings:
     """Of answers: em, f1, rouge_l, bleu."""
     generation: GenerationOptions = field(default_factory=GenerationOptions)
     """Options of writing answers; too long prompts are cut on the left."""
+
+    def __post_init__(self) -> None:
+        """Refuse a power with which no lengths are compared."""
+        check_length_penalty(self.length_penalty)
 
 
 @dataclass(frozen=True)
@@ -86,15 +92,20 @@ def choice_question(prompt: Prompt, model: TrainedModel, choices: Sequence[str])
 def _choices(
     model: TrainedModel, examples: Sequence[Example], settings: Settings
 ) -> tuple[dict[str, Mean], list[object]]:
-    def work(share: Sequence[Example]) -> Iterator[int]:
-        questions = []
-        for example in share:
-            questions.append(choice_question(_prompt(model, example), model, example.choices))
-        for scores in model.score(questions, batch_size=settings.batch_size):
+    # Read by every rank before any of them computes, so that all of them refuse alike.
+    questions = []
+    for example in examples:
+        with _naming(example):
+            prompt = model.read(example.parts, cut=Cut.left)
+            questions.append(choice_question(prompt, model, example.choices))
+            model.check_question(questions[-1])
+
+    def work(share: Sequence[Question]) -> Iterator[int]:
+        for scores in model.score(share, batch_size=settings.batch_size):
             values = [_value(score, settings.length_penalty) for score in scores]
             yield values.index(max(values))
 
-    chosen = over_examples(model, examples, work)
+    chosen = over_examples(model, questions, work)
     labels = [example.label for example in examples]
     right = [float(guess == label) for guess, label in zip(chosen, labels, strict=True)]
     of_classes = macro_f1(chosen, labels)
@@ -111,15 +122,17 @@ def _value(score: Score, penalty: float) -> float:
 def _answers(
     model: TrainedModel, examples: Sequence[Example], settings: Settings
 ) -> tuple[dict[str, Mean], list[object]]:
-    def work(share: Sequence[Example]) -> Iterator[str]:
-        for begin in range(0, len(share), settings.batch_size):
-            prompts = [
-                _prompt(model, example) for example in share[begin : begin + settings.batch_size]
-            ]
-            for answers in model.write(prompts, settings.generation):
-                yield answers[-1]
+    prompts = []
+    for example in examples:
+        with _naming(example):
+            prompts.append(model.read(example.parts, cut=Cut.left))
 
-    answers = over_examples(model, examples, work)
+    def work(share: Sequence[Prompt]) -> Iterator[str]:
+        for begin in range(0, len(share), settings.batch_size):
+            batch = share[begin : begin + settings.batch_size]
+            yield from (answers[-1] for answers in model.write(batch, settings.generation))
+
+    answers = over_examples(model, prompts, work)
     targets = [example.targets for example in examples]
     found = {}
     for name in settings.metrics:
@@ -144,24 +157,48 @@ def _texts(
         return [text_score(model, example.parts[0], settings) for example in share]
 
     scores = over_examples(model, examples, work)
-    losses = [-total for total, _ in scores]
-    texts = [example.parts[0] for example in examples]
-    tokens = Mean.of_ratio(losses, [float(count) for _, count in scores])
+    kept = [n for n, (_, count) in enumerate(scores) if count > 0]
+    if not kept:
+        raise DataError(
+            "No text has two tokens, and the first token of a text has no perplexity.\n"
+            "  Give longer texts.",
+            key="text",
+        )
+    losses = [-scores[n][0] for n in kept]
+    texts = [examples[n].parts[0] for n in kept]
+    tokens = Mean.of_ratio(losses, [float(scores[n][1]) for n in kept])
     words = Mean.of_ratio(losses, [float(len(_SPACE.split(text))) for text in texts])
     sizes = Mean.of_ratio(losses, [float(len(text.encode())) for text in texts])
     return {
         "perplexity": tokens.mapped(math.exp),
         "word_perplexity": words.mapped(math.exp),
         "bits_per_byte": sizes.mapped(lambda nats: nats / math.log(2)),
-    }, [total for total, _ in scores]
+        "texts": Mean(len(kept), math.nan, math.nan),
+    }, [total if count else None for total, count in scores]
 
 
 def text_score(model: TrainedModel, text: str, settings: Settings) -> tuple[float, int]:
-    """Return the log-probability of a text and the number of its tokens that count."""
+    """Return the log-probability of a text and the number of its tokens that count.
+
+    Those are all but the first, so a shorter text has none.
+
+    Raises:
+        ConfigError: The window is longer than the model's positions, or the stride than the window.
+    """
     tokens = model.tokenizer.encode_document(text)
     if len(tokens) < 2:
-        return 0.0, max(1, len(tokens))
-    window = settings.window or model.config.model.max_position_embeddings - 1
+        return 0.0, 0
+    longest = model.config.model.max_position_embeddings - 1
+    window = settings.window or longest
+    if window > longest:
+        raise ConfigError(
+            f"--window {window} is longer than the {longest} tokens that the model has positions"
+            " for.\n"
+            f"  Set --window {longest} or less.",
+            key="--window",
+            value=window,
+            fix=f"--window {longest}",
+        )
     questions = perplexity_windows(
         tokens,
         PartB.of(model.config, model.tokenizer.special),
@@ -173,9 +210,15 @@ def text_score(model: TrainedModel, text: str, settings: Settings) -> tuple[floa
     return sum(s.log_probability for s in found), sum(s.num_tokens for s in found)
 
 
-def _prompt(model: TrainedModel, example: Example) -> Prompt:
-    """Lay an example's prompt out, cut on the left where it is too long."""
-    return model.read(example.parts, cut=Cut.left)
+@contextmanager
+def _naming(example: Example) -> Iterator[None]:
+    """Name the line of an example that cannot be used."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(
+            f"{example.where}: {error}", key=example.where, value=error.value, fix=error.fix
+        ) from error
 
 
 def over_examples(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from glm_dist.config.schema import RunConfig
+from glm_dist.data.prepare.fields import find_field
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import is_file
 from glm_dist.generate.prompt import Data, check_writes
@@ -35,7 +36,7 @@ ALIASES = {
 }
 """Names of each field, the first that is there counts."""
 
-_FIELD = re.compile(r"\{([A-Za-z_][\w.]*)\}")
+_FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 class Kind(Enum):
@@ -82,6 +83,8 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
     Raises:
         DataError: The file is missing, a line is no example, or lines are of different kinds.
     """
+    if pattern is not None:
+        _check_pattern(pattern)
     if not is_file(file):
         raise DataError(
             f"{file} is no file of examples.\n"
@@ -92,17 +95,30 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
     found = [(kind, example) for kind, example in _examples(file, pattern)]
     kinds = {kind for kind, _ in found}
     if len(kinds) != 1:
-        problem = "holds no examples" if not kinds else "mixes examples of several kinds"
-        raise DataError(
-            f"{file} {problem}.\n  Make one file for each kind: choices, targets or text.",
-            key=str(file),
-        )
+        problem = "holds no examples.\n  Check the file."
+        if kinds:
+            problem = "mixes examples of several kinds.\n  Make one file for each."
+        raise DataError(f"{file} {problem}", key=str(file))
     examples = [example for _, example in found]
     if limit is not None and limit < len(examples):
         # Not the first ones: files are often sorted by label.
         chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
         examples = [examples[n] for n in chosen]
     return Examples(str(file.with_suffix("")), kinds.pop(), examples)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse a pattern that would give another prompt than it looks like."""
+    rest = _FIELD.sub("", pattern)
+    if not pattern.strip() or "{" in rest or "}" in rest or "{}" in pattern:
+        raise ConfigError(
+            f"--pattern {pattern!r} is no prompt: a text with the names of fields in braces, which"
+            " are not nested.\n"
+            "  Write for example --pattern '{question} [MASK].'",
+            key="--pattern",
+            value=pattern,
+            fix="--pattern '{question} [MASK].'",
+        )
 
 
 def _examples(file: Path, pattern: str | None) -> Iterator[tuple[Kind, Example]]:
@@ -116,10 +132,14 @@ def _examples(file: Path, pattern: str | None) -> Iterator[tuple[Kind, Example]]
 def _record(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_example(where, f"is not JSON: {error}") from error
     if not isinstance(record, dict):
         raise _no_example(where, "is no object with fields")
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise _no_example(where, "holds half of a surrogate pair, which is no character") from error
     return record
 
 
@@ -129,6 +149,8 @@ def _example(record: dict[str, Any], where: str, pattern: str | None) -> tuple[K
         text = _field(record, "text")
         if not isinstance(text, str):
             raise _no_example(where, "has neither choices nor targets nor text")
+        if pattern is not None:
+            raise _no_example(where, "is a text, which is measured as it is, without a pattern")
         return Kind.text, Example(where, (Data(text),))
     parts = _parts(record, where, pattern)
     if choices is None:
@@ -139,10 +161,15 @@ def _example(record: dict[str, Any], where: str, pattern: str | None) -> tuple[K
     label = _field(record, "label")
     if not isinstance(choices, list) or not all(isinstance(each, str) for each in choices):
         raise _no_example(where, "has choices that are no list of texts")
+    if not choices or not all(each.strip() for each in choices):
+        raise _no_example(where, "has an empty choice, or none")
+    if label is None:
+        raise _no_example(where, "has no label")
     if isinstance(label, str) and label in choices:
         label = choices.index(label)
-    if not isinstance(label, int) or not 0 <= label < len(choices):
-        raise _no_example(where, f"has the label {label!r}, which is none of its choices")
+    if type(label) is not int or not 0 <= label < len(choices):
+        problem = f"has the label {label!r}, which is neither the number of a choice, from 0, nor"
+        raise _no_example(where, f"{problem} one of the choices")
     return Kind.choice, Example(where, parts, choices=tuple(choices), label=label)
 
 
@@ -157,9 +184,9 @@ def _parts(record: dict[str, Any], where: str, pattern: str | None) -> tuple[str
         if number % 2 == 0:
             parts += [piece] if piece else []
             continue
-        value = record.get(piece)
-        if not isinstance(value, str | int | float):
-            raise _no_example(where, f"has no field {piece!r}, which the pattern names")
+        value = find_field(record, piece)
+        if value is None or not isinstance(value, str | int | float):
+            raise _no_example(where, f"has no text or number in {piece!r}, which the pattern names")
         parts.append(Data(value))
     return tuple(parts)
 

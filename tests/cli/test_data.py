@@ -78,6 +78,10 @@ def test_trace_leads_from_a_step_to_files_and_lines(
     step = capsys.readouterr().out
     assert main(["data", "trace", *command, "--row", "8", "--rows", "4"]) == 0
     assert capsys.readouterr().out == step
+    for wrong in (["--step", "99999"], ["--step", "3", "--row", "2"]):
+        assert main(["data", "trace", *command, *wrong]) == 2
+    assert main(["data", "trace", f"{tmp_path}/no_run", "--step", "1"]) == 2
+    assert f"{tmp_path}/no_run/config.yaml is missing" in capsys.readouterr().err
 
     assert main(["data", "inspect", *command, "--row", "9", "--no-mask"]) == 0
     row = capsys.readouterr().out

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import glm_dist
+from glm_dist.cli.main import main
 from glm_dist.config.load import load_config
-from glm_dist.errors import ConfigError
+from glm_dist.errors import ConfigError, DataError
 from glm_dist.generate.score import Question
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from glm_dist.tasks.evaluate import Settings, evaluate, text_score
@@ -145,6 +146,51 @@ def test_windows_score_every_token_once(folder: Path) -> None:
     run_ranks(every_token_counts, folder, world_size=1)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--json", f"{__file__}/r.json"],
+        ["--json", ""],
+        ["--rows", "4"],
+        ["--length-penalty", "nan"],
+        ["--pattern", "{inputs"],
+        ["--pattern", ""],
+    ],
+    ids=lambda options: options[0],
+)
+def test_options_are_checked_before_the_model_is_loaded(
+    folder: Path, options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(folder / "choice.jsonl")
+    assert main(["evaluate", str(folder / "runs" / "a"), file, *options]) == 2
+    assert options[0] in capsys.readouterr().err
+
+
+def short_texts(folder: Path) -> None:
+    model = glm_dist.load(folder / "runs" / "a")
+    file = folder / "short.jsonl"
+    lines = ['{"text": "w10 w11 w12"}', '{"text": ""}', '{"text": "w10"}']
+    results = []
+    for count in (1, 3):
+        file.write_text("\n".join(lines[:count]))
+        results.append(evaluate(model, read_examples(file), Settings()))
+    for name in ("perplexity", "word_perplexity", "bits_per_byte"):
+        assert results[0].metrics[name] == results[1].metrics[name]
+    assert results[1].predictions[1:] == [None, None]
+    file.write_text("\n".join(lines[1:]))
+    with pytest.raises(DataError, match="No text has two tokens"):
+        evaluate(model, read_examples(file), Settings())
+    with pytest.raises(ConfigError, match=r"--window 999 is longer than the \d+ tokens"):
+        text_score(model, "w10 w11", Settings(window=999))
+    file.write_text(json.dumps({"inputs": "w10 [MASK]", "choices": ["w10 " * 99], "label": 0}))
+    with pytest.raises(DataError, match=r"short\.jsonl:1: An answer has 99 tokens"):
+        evaluate(model, read_examples(file), Settings())
+
+
+def test_texts_without_a_scored_token_are_left_out_and_lines_named(folder: Path) -> None:
+    run_ranks(short_texts, folder, world_size=1)
+
+
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return glm_dist_command("evaluate", str(folder / "runs" / "a"), *arguments)
 
@@ -158,6 +204,11 @@ def test_the_command_prints_a_table_and_writes_json(folder: Path, tmp_path: Path
     assert f"{accuracy:.4g}" in done.stdout
     assert "95 % interval" in done.stdout
     assert len(written["tasks"][0]["predictions"]) == 21
+    (tmp_path / "link").symlink_to(tmp_path / "r.json")
+    again = command(folder, str(folder / "choice.jsonl"), "--json", str(tmp_path / "link"))
+    assert (again.returncode, (tmp_path / "link").is_symlink()) == (0, True)
+    done = command(folder, str(folder / "choice.jsonl"), "--json", "/dev/stdout")
+    assert json.loads(done.stdout[done.stdout.index("{") :])["step"] == 2
     wrong = command(folder, str(folder / "choice.jsonl"), "--metrics", "acc")
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("ConfigError: --metrics acc is unknown")
+    assert wrong.stderr.startswith("ConfigError: --metrics 'acc' is unknown")

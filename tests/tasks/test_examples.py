@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_dist.errors import DataError
+from glm_dist.errors import ConfigError, DataError
 from glm_dist.generate.prompt import Data
 from glm_dist.tasks.examples import Kind, read_examples
 from tests.messages import Says
@@ -51,6 +51,24 @@ def test_a_pattern_joins_literal_text_and_fields(tmp_path: Path) -> None:
     assert [isinstance(part, Data) for part in parts] == [True, False, True, False]
 
 
+@pytest.mark.parametrize("pattern", ["", " ", "{a", "b}", "{}", "{{a}}"])
+def test_a_pattern_that_is_none_is_refused(tmp_path: Path, pattern: str) -> None:
+    file = write(tmp_path, {"a": "x", "targets": "y"})
+    with pytest.raises(ConfigError, match="is no prompt"):
+        read_examples(file, pattern=pattern)
+
+
+def test_a_pattern_names_any_field_and_those_inside_others(tmp_path: Path) -> None:
+    file = write(tmp_path, {"a b": "x", "m": {"中": 2}, "none": None, "targets": "y"})
+    assert read_examples(file, pattern="{a b}{m.中}").examples[0].parts == ("x", "2")
+    for pattern in ("{none}", "{m}", "{missing}"):
+        with pytest.raises(DataError, match="which the pattern names"):
+            read_examples(file, pattern=pattern)
+    text = write(tmp_path, {"text": "a"})
+    with pytest.raises(DataError, match="without a pattern"):
+        read_examples(text, pattern="{text}")
+
+
 def test_a_limit_draws_from_the_whole_file(tmp_path: Path) -> None:
     file = write(tmp_path, *({"text": f"text {n}"} for n in range(1000)))
     chosen = read_examples(file, limit=50).examples
@@ -67,6 +85,10 @@ def test_a_limit_draws_from_the_whole_file(tmp_path: Path) -> None:
         [{"title": "a"}],
         [{"choices": ["x"], "label": 0}],
         [{"inputs": "a", "choices": ["x"], "label": 1}],
+        [{"inputs": "a", "choices": ["x", "y"], "label": True}],
+        [{"inputs": "a", "choices": ["x", ""], "label": 0}],
+        [{"inputs": "a", "choices": ["x"]}],
+        [{"text": "half \ud800"}],
         [{"inputs": "a", "choices": "x", "label": 0}],
         [{"inputs": "a", "targets": []}],
         [{"text": "a"}, {"inputs": "a", "targets": "b"}],

@@ -17,7 +17,7 @@ def text_of(record: object, key: str) -> str | None:
     Returns:
         The text; None where there is none, which ``explain_missing`` explains.
     """
-    found = _find(record, key)
+    found = find_field(record, key)
     if isinstance(found, bytes):  # some writers of Parquet do not declare a column as text
         try:
             found = found.decode("utf-8")
@@ -35,9 +35,11 @@ def explain_missing(record: object, key: str) -> str:
     """Say why a record has no text under a key, with the fields that it has."""
     if not isinstance(record, Mapping):
         return f"no object with fields, but {_kind(record)}"
-    found = _find(record, key)
+    found = find_field(record, key)
     if found is not None:
         return f"field {key!r} is {_kind(found)}, no string"
+    if key in record:
+        return f"field {key!r} is null, no string"
     texts = list(_text_fields(record))
     if not texts:
         names = ", ".join(map(str, record)) or "none"
@@ -53,13 +55,19 @@ def suggest_key(record: object) -> str | None:
     return max(texts, key=lambda key: len(texts[key]), default=None)
 
 
-def _find(record: object, key: str) -> object:
+def find_field(record: object, key: str) -> object:
+    """Return a field of a record; None where it is not there.
+
+    Args:
+        record: JSON object, or a Parquet row as one.
+        key: As for ``text_of``.
+    """
     if not isinstance(record, Mapping):
         return None
     if key in record or "." not in key:
         return record.get(key)
     first, _, rest = key.partition(".")
-    return _find(record.get(first), rest)
+    return find_field(record.get(first), rest)
 
 
 def _text_fields(record: Mapping[str, object], before: str = "") -> list[str]:

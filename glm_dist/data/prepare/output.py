@@ -45,11 +45,12 @@ def refuse_existing(files: Sequence[Path], *, why: str, fix: str) -> None:
             raise DataError(f"{file} exists already{why}.\n  {fix}", key=str(file), fix=fix)
 
 
-def output_file(output: str | Path) -> Path:
+def output_file(output: str | Path, *, option: str = "--output") -> Path:
     """Take a path as that of a file to write.
 
     Args:
         output: Path, as typed.
+        option: Option that names it.
 
     Returns:
         The path; its folder exists.
@@ -60,13 +61,13 @@ def output_file(output: str | Path) -> Path:
     file = Path(output)
     if not _has_name(str(output)) or is_dir(file):
         raise DataError(
-            f"--output {str(output)!r} is {'a folder' if is_dir(file) else 'no path of a file'}.\n"
-            "  Add the name of the file to --output.",
-            key="--output",
+            f"{option} {str(output)!r} is {'a folder' if is_dir(file) else 'no path of a file'}.\n"
+            f"  Add the name of the file to {option}.",
+            key=option,
             value=str(output),
-            fix="--output <folder>/<name>",
+            fix=f"{option} <folder>/<name>",
         )
-    ensure_writable(file.parent, key="--output", create=True)
+    ensure_writable(file.parent, key=option, create=True)
     return file
 
 
