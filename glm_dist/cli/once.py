@@ -19,6 +19,11 @@ from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 FIRST_NODE_SECONDS = 5.0
 """Head start of the first node with a message that concerns all: an exit elsewhere may end it."""
 
+SHARED = (
+    "  If other hosts have these files, they are not on a disk that all hosts share: set paths.data"
+    " and paths.runs to one that is.\n"
+)
+
 STALE_SECONDS = 3600.0
 """Age at which a claim belongs to no job that is still starting."""
 
@@ -41,8 +46,9 @@ def print_once(error: GlmDistError, launch: LaunchEnvironment, *, is_everywhere:
         time.sleep(FIRST_NODE_SECONDS)
         return EXIT_USER_ERROR
     if launch.world_size == 1 or _claim(launch, text):
-        place = f"{socket.gethostname()}: " if has_nodes and not is_everywhere else ""
-        sys.stderr.write(place + text)
+        if has_nodes and not is_everywhere:
+            text = f"{socket.gethostname()}: {text}{SHARED}"
+        sys.stderr.write(text)
         sys.stderr.flush()
     return EXIT_USER_ERROR
 

@@ -182,8 +182,8 @@ def short_texts(folder: Path) -> None:
         evaluate(model, read_examples(file), Settings())
     with pytest.raises(ConfigError, match=r"--window 999 is longer than the \d+ tokens"):
         text_score(model, "w10 w11", Settings(window=999))
-    file.write_text(json.dumps({"inputs": "w10 [MASK]", "choices": ["w10 " * 99], "label": 0}))
-    with pytest.raises(DataError, match=r"short\.jsonl:1: An answer has 99 tokens"):
+    file.write_text(json.dumps({"inputs": "w10 [MASK]", "choices": ["w10 " * 999], "label": 0}))
+    with pytest.raises(DataError, match=r"short\.jsonl:1: An answer has 999 tokens"):
         evaluate(model, read_examples(file), Settings())
 
 
