@@ -39,6 +39,24 @@ def evaluate(
     Raises:
         ConfigError: The package is not installed, or a task does not exist.
     """
+    library, manager = _library(tasks, include)
+    found = library.simple_evaluate(
+        model=as_harness_model(model, settings),
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=False,
+        verbosity="ERROR",
+    )
+    return {
+        task: {name: value for name, value in metrics.items() if isinstance(value, float)}
+        for task, metrics in found["results"].items()
+    }
+
+
+def _library(tasks: Sequence[str], include: Path | None) -> tuple[Any, Any]:
+    """Import the harness; return it and its manager of tasks, which has all of these."""
     try:
         library = import_module("lm_eval")
         manager = import_module("lm_eval.tasks").TaskManager(
@@ -62,19 +80,7 @@ def evaluate(
             value=",".join(missing),
             fix="--include <folder>",
         )
-    found = library.simple_evaluate(
-        model=as_harness_model(model, settings),
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=False,
-        verbosity="ERROR",
-    )
-    return {
-        task: {name: value for name, value in metrics.items() if isinstance(value, float)}
-        for task, metrics in found["results"].items()
-    }
+    return library, manager
 
 
 def as_harness_model(model: TrainedModel, settings: Settings) -> Any:

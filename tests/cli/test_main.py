@@ -107,7 +107,7 @@ def test_missing_files_are_told_once_per_node(tmp_path: Path) -> None:
 
 
 def test_files_that_one_of_several_hosts_misses_may_be_on_a_disk_of_its_own(tmp_path: Path) -> None:
-    typed = ["train.py", "experiment=quickstart", "batch.global_batch_size=64"]
+    typed = ["train.py", "experiment=quickstart", "parallel=dp", "batch.global_batch_size=64"]
     typed += [f"paths.data={tmp_path}", f"paths.runs={tmp_path / 'runs'}"]
     two_hosts = {"WORLD_SIZE": "4", "LOCAL_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     done = run(*typed, **DEEPSPEED | two_hosts | {"RANK": "2", "LOCAL_RANK": "0"})

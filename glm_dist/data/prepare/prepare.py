@@ -98,14 +98,7 @@ def prepare(
         work = _Work(shards, files, max_bad_lines=max_bad_lines, report=report)
         work.tokenise(tokenizer, options, num_workers=num_workers)
         _check_has_text(files, work)
-        manifest = _publish(
-            output,
-            shards,
-            work,
-            options=made_by,
-            vocab_size=opened.vocab_size,
-            shuffle_seed=shuffle_seed,
-        )
+        manifest = _publish(output, shards, work, made_by, opened.vocab_size, shuffle_seed)
         shards.remove()
     return Prepared(manifest, work.bad_lines, was_complete=False)
 
@@ -114,7 +107,6 @@ def _publish(
     output: str | Path,
     shards: ShardFolder,
     work: "_Work",
-    *,
     options: dict[str, object],
     vocab_size: int,
     shuffle_seed: int | None,
