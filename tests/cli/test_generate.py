@@ -149,7 +149,9 @@ def test_records_that_utf_8_cannot_spell_come_back_in_escapes(
 
 def test_an_interrupt_while_lines_are_awaited_ends_without_a_crash(tmp_path: Path) -> None:
     program = (
-        "import sys, time\n"
+        "import signal, sys\n"
+        # Shells start background jobs with this signal ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from glm_dist.cli.lines import batches_of_lines\n"
         "try:\n"
         "    for batch in batches_of_lines([], 16):\n"
