@@ -8,6 +8,7 @@ import logging
 import netrc
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
@@ -25,6 +26,9 @@ from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
 log = logging.getLogger(__name__)
 
 Details: TypeAlias = Mapping[str, str | float]
+
+MAX_HELD_BYTES = 16 * 2**20
+"""Records held back while the disk is full, about 20,000 of them; the oldest are dropped beyond."""
 
 WANDB_ID_FILE = "wandb_id.txt"
 WANDB_TIMEOUT_SECONDS = 60.0
@@ -69,7 +73,8 @@ class SinkGroup:
 class JsonlSink:
     """``metrics.jsonl``, the record over all attempts; format in ``metrics_file.py``.
 
-    Each record is one unbuffered write, so a killed process loses no earlier record.
+    Each record is one unbuffered write, so a killed process loses no earlier record. Records that
+    cannot be written, because the disk is full, are held back and written before the next one.
     """
 
     def __init__(
@@ -91,7 +96,10 @@ class JsonlSink:
         self._path = path
         self._attempt = attempt
         self._clock = clock
+        self._held: deque[bytes] = deque()
+        self._num_held_bytes = 0
         self._num_lost = 0
+        self._has_failed = False
         self._may_be_torn = True
         self.event(first_step, "started", {})
 
@@ -104,27 +112,58 @@ class JsonlSink:
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:
-        """Do nothing: no file is open."""
+        """Try a last time to write the records that were held back."""
+        self._write_held()
+        if self._held:
+            log.error(
+                "metrics were lost path=%s lost=%d", self._path, self._num_lost + len(self._held)
+            )
 
     def _append(self, record: Mapping[str, object]) -> None:
-        line = encode({**record, "attempt": self._attempt, "time": round(self._clock(), 3)})
-        try:
-            if self._may_be_torn:
-                repair_last_line(self._path)
-            self._may_be_torn = True
-            with self._path.open("ab", buffering=0) as stream:
-                written = stream.write(line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes written")
-        except OSError as error:
+        self._held.append(
+            encode({**record, "attempt": self._attempt, "time": round(self._clock(), 3)})
+        )
+        self._num_held_bytes += len(self._held[-1])
+        while self._num_held_bytes > MAX_HELD_BYTES:
+            self._num_held_bytes -= len(self._held.popleft())
             self._num_lost += 1
-            if self._num_lost == 1:
-                log.error("could not write metrics path=%s reason=%s", self._path, error)
+        self._write_held()
+
+    def _write_held(self) -> None:
+        num_held = len(self._held)
+        try:
+            while self._held:
+                self._write_line(self._held[0])
+                self._num_held_bytes -= len(self._held.popleft())
+        except OSError as error:
+            if not self._has_failed:
+                log.error(
+                    "could not write metrics; holding them back path=%s reason=%s",
+                    *(self._path, error),
+                )
+            self._has_failed = True
             return
+        if self._has_failed:
+            log.warning(
+                "metrics are written again path=%s delayed=%d lost=%d",
+                *(self._path, num_held - 1, self._num_lost),
+            )
+            self._has_failed, self._num_lost = False, 0
+
+    def _write_line(self, line: bytes) -> None:
+        """Write one record.
+
+        Raises:
+            OSError: It was not written, or only in part; the next write removes that part.
+        """
+        if self._may_be_torn:
+            repair_last_line(self._path)
+        self._may_be_torn = True
+        with self._path.open("ab", buffering=0) as stream:
+            written = stream.write(line)
+        if written != len(line):
+            raise OSError(f"only {written} of {len(line)} bytes written")
         self._may_be_torn = False
-        if self._num_lost:
-            log.warning("metrics are written again path=%s lost=%d", self._path, self._num_lost)
-            self._num_lost = 0
 
 
 class WandbSink:

@@ -76,7 +76,7 @@ def file_size_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("file_size_limit")
-def test_a_full_disk_is_reported_once_and_does_not_raise(
+def test_records_of_a_full_disk_are_written_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -88,9 +88,27 @@ def test_a_full_disk_is_reported_once_and_does_not_raise(
     sink.write(20, {"train/loss": 2.5})
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     sink.write(30, {"train/loss": 2.5})
-    assert [r["step"] for r in records(path)] == [0, 30]
+    assert [r["step"] for r in records(path)] == [0, 10, 20, 30]
     levels = [r.levelname for r in caplog.records]
     assert levels == ["ERROR", "WARNING"]
+    assert "delayed=2 lost=0" in caplog.text
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_records_beyond_the_bound_are_counted_as_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = jsonl(path)
+    size = path.stat().st_size  # of one record, nearly
+    monkeypatch.setattr("glm_dist.observe.sinks.MAX_HELD_BYTES", 2 * size)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    for step in (10, 20, 30, 40):
+        sink.write(step, {"train/loss": 2.5})
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sink.close()
+    assert [r["step"] for r in records(path)] == [0, 30, 40]
     assert "lost=2" in caplog.text
 
 
