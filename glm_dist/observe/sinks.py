@@ -21,7 +21,10 @@ from rich.console import Console
 
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.observe.console import ConsoleSink
+from glm_dist.observe.goodput_meter import GoodputMeter
+from glm_dist.observe.metrics import TRAIN_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
+from glm_dist.observe.phases import PhaseClock
 
 log = logging.getLogger(__name__)
 
@@ -50,22 +53,39 @@ class MetricSink(Protocol):
 class SinkGroup:
     """Several sinks as one; empty on ranks that do not record."""
 
-    def __init__(self, sinks: Sequence[MetricSink] = ()) -> None:
-        """Store the sinks; each record goes to them in this order."""
+    def __init__(
+        self, sinks: Sequence[MetricSink] = (), *, goodput: GoodputMeter | None = None
+    ) -> None:
+        """Store the sinks; each record goes to them in this order.
+
+        Args:
+            sinks: Destinations.
+            goodput: Adds its metrics to those of steps.
+        """
         self._sinks = tuple(sinks)
+        self._goodput = goodput
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricSink``."""
+        if self._goodput is not None:
+            is_record = TRAIN_LOSS in values
+            self._goodput.mark(step, is_record=is_record)
+            if is_record:
+                values = {**values, **self._goodput.metrics()}
         for sink in self._sinks:
             sink.write(step, values)
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
+        if self._goodput is not None:
+            self._goodput.mark(step)
         for sink in self._sinks:
             sink.event(step, kind, details)
 
     def close(self) -> None:
         """See ``MetricSink``."""
+        if self._goodput is not None:
+            self._goodput.close()
         for sink in self._sinks:
             sink.close()
 
@@ -83,6 +103,7 @@ class JsonlSink:
         *,
         attempt: int,
         first_step: int,
+        goodput: GoodputMeter | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Begin an attempt.
@@ -91,38 +112,45 @@ class JsonlSink:
             path: Created if it does not exist; its folder does.
             attempt: Number of this start of the run, from 1.
             first_step: Steps done before.
+            goodput: Adds to each line what goodput is computed from.
             clock: Seconds since 1970.
         """
         self._path = path
         self._attempt = attempt
+        self._goodput = goodput
+        self._last_step = first_step
         self._clock = clock
         self._held: deque[bytes] = deque()
         self._num_held_bytes = 0
         self._num_lost = 0
         self._has_failed = False
         self._may_be_torn = True
-        self.event(first_step, "started", {})
+        begun = {} if goodput is None else {"process_started": round(goodput.process_started, 3)}
+        self.event(first_step, "started", begun)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricSink``."""
+        self._last_step = step
         self._append({"step": step, **values})
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
+        self._last_step = step
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:
-        """Try a last time to write the records that were held back."""
-        self._write_held()
+        """Write the attempt's end, and try a last time to write what was held back."""
+        self.event(self._last_step, "ended", {})
         if self._held:
             log.error(
                 "metrics were lost path=%s lost=%d", self._path, self._num_lost + len(self._held)
             )
 
     def _append(self, record: Mapping[str, object]) -> None:
-        self._held.append(
-            encode({**record, "attempt": self._attempt, "time": round(self._clock(), 3)})
-        )
+        line = {**record, "attempt": self._attempt, "time": round(self._clock(), 3)}
+        if self._goodput is not None:
+            line["phase_seconds"] = self._goodput.phase_seconds()
+        self._held.append(encode(line))
         self._num_held_bytes += len(self._held[-1])
         while self._num_held_bytes > MAX_HELD_BYTES:
             self._num_held_bytes -= len(self._held.popleft())
@@ -146,7 +174,7 @@ class JsonlSink:
         if self._has_failed:
             log.warning(
                 "metrics are written again path=%s delayed=%d lost=%d",
-                *(self._path, num_held - 1, self._num_lost),
+                *(self._path, max(num_held - 1, 0), self._num_lost),
             )
             self._has_failed, self._num_lost = False, 0
 
@@ -230,6 +258,7 @@ def open_sinks(
     first_step: int,
     console: Console,
     environ: Mapping[str, str],
+    phases: PhaseClock,
 ) -> SinkGroup:
     """Open the configured sinks; on rank 0, after the run folder was opened.
 
@@ -239,9 +268,13 @@ def open_sinks(
         first_step: Steps done before.
         console: Console of the log.
         environ: Environment of the process.
+        phases: Clock of the loop, which begins next.
     """
+    goodput = GoodputMeter(config.run_dir, first_step=first_step, phases=phases)
     sinks: list[MetricSink] = [
-        JsonlSink(config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step),
+        JsonlSink(
+            config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step, goodput=goodput
+        ),
         ConsoleSink(
             console,
             first_step=first_step,
@@ -251,7 +284,7 @@ def open_sinks(
     ]
     if config.observe.wandb_mode is not WandbMode.off:
         sinks.append(WandbSink(config, attempt=attempt, environ=environ))
-    return SinkGroup(sinks)
+    return SinkGroup(sinks, goodput=goodput)
 
 
 class _NeverRaise:

@@ -27,6 +27,7 @@ from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.log import quiet_libraries, setup_logging
+from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
     RunFolder,
@@ -121,7 +122,7 @@ def _run(
         str(config.run_dir),
         lambda: store_tokenizer(config.tokenizer, config.run_dir),
     )
-    sink = SinkGroup()
+    sink, phases = SinkGroup(), PhaseClock()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
         sink = open_sinks(
@@ -130,6 +131,7 @@ def _run(
             first_step=start.step,
             console=console,
             environ=os.environ,
+            phases=phases,
         )
         if start.origin is not None:
             sink.event(start.step, "initialized", {"from": str(start.origin.path)})
@@ -146,6 +148,7 @@ def _run(
         device=process.device,
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
+        phases=phases,
     )
     try:
         return train(context, first_step=start.step)
