@@ -50,7 +50,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
-from glm_dist.train.start import starting_point
+from glm_dist.train.start import Start, starting_point
 from glm_dist.train.task import Pretraining
 
 log = logging.getLogger(__name__)
@@ -125,16 +125,7 @@ def _run(
     sink, phases = SinkGroup(), PhaseClock()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
-        sink = open_sinks(
-            config,
-            attempt=folder.attempt,
-            first_step=start.step,
-            console=console,
-            environ=os.environ,
-            phases=phases,
-        )
-        if start.origin is not None:
-            sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+        sink = _open_sinks(config, folder, start, console=console, phases=phases)
     context = LoopContext(
         config=config,
         engine=engine,
@@ -154,6 +145,22 @@ def _run(
         return train(context, first_step=start.step)
     finally:
         sink.close()
+
+
+def _open_sinks(
+    config: RunConfig, folder: RunFolder, start: Start, *, console: Console, phases: PhaseClock
+) -> SinkGroup:
+    sink = open_sinks(
+        config,
+        attempt=folder.attempt,
+        first_step=start.step,
+        console=console,
+        environ=os.environ,
+        phases=phases,
+    )
+    if start.origin is not None:
+        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+    return sink
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
