@@ -68,15 +68,25 @@ EXPECTED = [(1, 1, 3.0), (1, 2, 4.0), (1, 3, 5.0), (2, 3, 5.0), (2, 4, 6.0)]
 """Two attempts; the second begins after step 2."""
 
 
-def test_without_a_key_attempts_are_recorded_offline_as_one_run(
+def test_without_a_key_it_records_offline_through_the_signals_of_a_stop(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = config(tmp_path, "online")
-    record(made, environment(tmp_path), attempt=1, steps=range(1, 4))
-    record(made, environment(tmp_path), attempt=2, steps=range(3, 5))
+    sink = WandbSink(made, attempt=1, environ=environment(tmp_path))
+    sink.write(1, {"train/loss": 3.0})
+    deadline = time.monotonic() + 60
+    while not list(made.run_dir.glob("wandb/offline-run-*/*.wandb")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sink._process is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        sink._process.send_signal(number)
+    sink.write(2, {"train/loss": 4.0})
+    sink.close()
+    sink.wait()
+    assert recorded(made.run_dir) == EXPECTED[:2]
     assert "no W&B API key found; recording offline" in caplog.text
     assert "metrics.jsonl is complete" not in caplog.text
-    assert recorded(made.run_dir) == EXPECTED
 
 
 @pytest.fixture
@@ -169,20 +179,3 @@ def test_a_library_that_hangs_holds_the_end_of_a_job_no_longer_than_the_limit(
     assert process.returncode == -signal.SIGKILL
     assert time.monotonic() - started < 10.0
     assert "for `wandb sync`" in caplog.text
-
-
-def test_signals_to_a_job_do_not_end_its_records(tmp_path: Path) -> None:
-    made = config(tmp_path, "offline")
-    sink = WandbSink(made, attempt=1, environ=environment(tmp_path))
-    sink.write(1, {"train/loss": 3.0})
-    deadline = time.monotonic() + 60
-    while not list(made.run_dir.glob("wandb/offline-run-*/*.wandb")):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    assert sink._process is not None
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        sink._process.send_signal(number)
-    sink.write(2, {"train/loss": 4.0})
-    sink.close()
-    sink.wait()
-    assert recorded(made.run_dir) == EXPECTED[:2]
