@@ -27,11 +27,13 @@ from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.log import quiet_libraries, setup_logging
+from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
     RunFolder,
+    begin_attempt,
     collect_provenance,
-    open_run_folder,
+    lock_run_folder,
 )
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks
@@ -101,7 +103,7 @@ def _run(
     """Train; return False if the run was asked to stop before its last step."""
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
-    folder = _open_folder(config, launch, layout, console=console)
+    folder = _open_folder(config, launch, console=console)
     with Ranks(None).raise_on_all_ranks("open the corpora", "data.corpora"):
         source = open_row_source(config)
     engine = build_engine(
@@ -114,12 +116,13 @@ def _run(
     quiet_libraries()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     start = starting_point(config, engine, identity)
+    _begin_attempt(folder, config, launch, layout)  # not before: a refused start changes nothing
     Ranks(None).on_first(
         "keep the tokenizer",
         str(config.run_dir),
         lambda: store_tokenizer(config.tokenizer, config.run_dir),
     )
-    sink = SinkGroup()
+    sink, phases = SinkGroup(), PhaseClock()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
         sink = open_sinks(
@@ -128,6 +131,7 @@ def _run(
             first_step=start.step,
             console=console,
             environ=os.environ,
+            phases=phases,
         )
         if start.origin is not None:
             sink.event(start.step, "initialized", {"from": str(start.origin.path)})
@@ -144,6 +148,7 @@ def _run(
         device=process.device,
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
+        phases=phases,
     )
     try:
         return train(context, first_step=start.step)
@@ -178,19 +183,37 @@ def _batches(
 
 
 def _open_folder(
-    config: RunConfig, launch: LaunchEnvironment, layout: Layout, *, console: Console
+    config: RunConfig, launch: LaunchEnvironment, *, console: Console
 ) -> RunFolder | None:
     """Create or reopen the run folder on rank 0; return None on the others.
 
     Afterwards every rank logs into it, and has checked that it can save there.
     """
     ranks = Ranks(None)
-    hosts = ranks.gather(socket.gethostname())
     opened: list[RunFolder] = []
+    ranks.on_first(
+        "open the run folder",
+        str(config.run_dir),
+        lambda: opened.append(lock_run_folder(config.run_dir)),
+    )
+    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
+        setup_logging(launch.rank, config.run_dir, console=console)
+    if config.checkpoint.interval > 0:
+        check_shared(config.run_dir)
+    return opened[0] if opened else None
 
-    def open_here() -> None:
-        folder = open_run_folder(
-            config.run_dir,
+
+def _begin_attempt(
+    folder: RunFolder | None, config: RunConfig, launch: LaunchEnvironment, layout: Layout
+) -> None:
+    """Write configuration and provenance of the attempt. Collective over all ranks."""
+    ranks = Ranks(None)
+    hosts = ranks.gather(socket.gethostname())
+
+    def begin() -> None:
+        assert folder is not None  # on rank 0
+        begin_attempt(
+            folder,
             config=dump_config(config),
             overrides=sys.argv[1:],
             provenance=collect_provenance(
@@ -201,14 +224,8 @@ def _open_folder(
                 launcher=launch.launcher,
             ),
         )
-        opened.append(folder)
 
-    ranks.on_first("open the run folder", str(config.run_dir), open_here)
-    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
-        setup_logging(launch.rank, config.run_dir, console=console)
-    if config.checkpoint.interval > 0:
-        check_shared(config.run_dir)
-    return opened[0] if opened else None
+    ranks.on_first("write the configuration", str(config.run_dir), begin)
 
 
 def build_engine(

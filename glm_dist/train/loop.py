@@ -6,7 +6,7 @@ branches, because every branch depends on the step alone or on values that were 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -52,6 +52,8 @@ class LoopContext:
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
     """Measures the model at every validation; None: only losses are measured."""
+    phases: PhaseClock = field(default_factory=PhaseClock)
+    """Time by phase since the loop began."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -72,7 +74,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     config, engine = run.config, run.engine
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
-    phases = PhaseClock()
+    phases = run.phases
     recorder, validator, saver = _observers(run, phases, first_step=first_step)
     observers: list[Observer] = [recorder, validator, saver]
     if run.validates_first and config.evaluation.interval > 0:
