@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
+from glm_dist.checkpoint.folders import MANIFEST_NAME
 from glm_dist.checkpoint.load import (
     WEIGHTS,
     CheckpointInfo,
+    all_damaged,
+    damaged_names,
     find_checkpoint,
     load_tensors,
     read_checkpoint,
@@ -185,13 +187,5 @@ def _check_is_new(folder: Path) -> None:
     Raises:
         CheckpointError: There are checkpoint folders.
     """
-    steps = list_steps(folder)
-    if steps:
-        names = ", ".join(path.name for _, path in steps)
-        raise CheckpointError(
-            f"All checkpoints in {folder} are damaged ({names}); the log above gives the reasons.\n"
-            "Restore their files, or start a new run with run.name=<new>.",
-            key=str(folder),
-            value=names,
-            fix="run.name=<new>",
-        )
+    if damaged := damaged_names(folder):
+        raise all_damaged(folder, damaged, fix="start a new run with run.name=<new>")
