@@ -21,7 +21,7 @@ from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.files import is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
-from glm_dist.parallel.errors import Ranks
+from glm_dist.parallel.errors import Ranks, needs_human
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.preflight import no_origin
 from glm_dist.train.same_run import check_has_optimizer, check_same_rows
@@ -57,7 +57,8 @@ def starting_point(
     """
     own = None
     if config.checkpoint.resume is not Resume.never:
-        own = _own_checkpoint(config)
+        with needs_human(engine.groups.rank):  # all are damaged: a restart would find the same
+            own = _own_checkpoint(config)
     if own is not None:
         check_has_optimizer(own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
