@@ -199,6 +199,7 @@ class Validator:
         sink: MetricSink,
         device: torch.device,
         benchmarks: Benchmarks | None = None,
+        stops: Callable[[], bool] = lambda: False,
     ) -> None:
         """Store the inputs of validations.
 
@@ -209,11 +210,13 @@ class Validator:
             sink: Takes records; does nothing on ranks other than 0.
             device: The rank's device.
             benchmarks: Measure more; None: nothing.
+            stops: Vote on a stop, collective over all ranks; if agreed, the validation is given up.
         """
         self._config = config
         self._engine = engine
         self._rows = rows
         self._benchmarks = benchmarks
+        self._stops = stops
         self._without_targets: set[str] = set()
         self._sink = sink
         self._device = device
@@ -224,7 +227,7 @@ class Validator:
         return not done.stops and _due(done.step, interval, at_once=done.is_last)
 
     def act(self, done: StepDone) -> None:
-        """Validate and write the losses."""
+        """Validate and write the losses, all or none."""
         with on_this_rank(self._engine.groups.rank):
             losses = validation_losses(
                 self._engine,
@@ -232,7 +235,11 @@ class Validator:
                 num_rows=self._config.evaluation.rows_per_objective,
                 micro_batch_size=self._config.batch.micro_batch_size,
                 device=self._device,
+                stops=self._stops,
             )
+            if losses is None:
+                log.info("gave up the validation of step=%d for a stop", done.step)
+                return
             more = self._benchmarks(self._engine, done.step) if self._benchmarks else {}
         empty = set(self._rows.objectives) - losses.keys() - self._without_targets
         for objective in sorted(empty):  # warn once, not at every validation
@@ -259,6 +266,7 @@ class Saver:
         identity: Mapping[str, Json],
         check: Callable[[int], None],
         sink: MetricSink,
+        saved: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         """Store the inputs of saves.
 
@@ -269,12 +277,14 @@ class Saver:
             identity: Facts about the run stored in a checkpoint, such as the data's fingerprint.
             check: Raises if the loss of a step up to the given one is not finite.
             sink: Takes an event for each checkpoint.
+            saved: Called with the seconds of each save.
         """
         self._config = config
         self._engine = engine
         self._directory = directory
         self._identity = identity
         self._check = check
+        self._saved = saved
         self._sink = sink
 
     def due(self, done: StepDone) -> bool:
@@ -302,4 +312,5 @@ class Saver:
             keep_last=self._config.checkpoint.keep_last,
         )
         seconds = round(time.monotonic() - started, 2)
+        self._saved(seconds)
         self._sink.event(done.step, "checkpoint", {"path": str(path), "seconds": seconds})

@@ -48,14 +48,29 @@ def final_losses(run: Path) -> dict[int, float]:
 
 
 def kill_until_done(
-    overrides: Sequence[str], run: Path, *, seed: int, kills: int, campaign: Campaign
+    overrides: Sequence[str],
+    run: Path,
+    *,
+    seed: int,
+    kills: int,
+    whole_seconds: float,
+    campaign: Campaign,
 ) -> None:
-    """Start a run of two ranks, kill some or all of them ``kills`` times, then let it finish."""
+    """Start a run of two ranks, kill some or all of them ``kills`` times, then let it finish.
+
+    Args:
+        overrides: Configuration of the run.
+        run: Its folder.
+        seed: Decides moments and victims.
+        kills: Kills before it may finish.
+        whole_seconds: Time that the run takes when nobody kills it.
+        campaign: Takes counts and problems.
+    """
     generator = random.Random(seed)
     for number in range(kills):
         arguments = ["train.py", *overrides]
         with started_programs(main_train, arguments, rank_environments(2)) as job:
-            _wait_for_the_moment(generator, run, job)
+            _wait_for_the_moment(generator, run, job, whole_seconds)
             victims = generator.choice([(0, 1), (0,), (1,)])
             was_over = _kill(job, victims)
             reported = _reported_step(run)
@@ -84,13 +99,15 @@ def check_end(run: Path, whole: Path, campaign: Campaign) -> None:
     campaign.expect(not left, f"{run.name}: left over {left}")
 
 
-def _wait_for_the_moment(generator: random.Random, run: Path, job: Programs) -> None:
+def _wait_for_the_moment(
+    generator: random.Random, run: Path, job: Programs, whole_seconds: float
+) -> None:
     """Sleep to a random moment of the job, or up to 0.1 s after the first sign of a save."""
-    deadline = time.monotonic() + generator.uniform(0.0, 7.0)
+    deadline = time.monotonic() + generator.uniform(0.0, 0.7 * whole_seconds)
     waits_for_save = generator.random() < 0.55
     before = _staged(run)
     if waits_for_save:
-        deadline += 30
+        deadline = time.monotonic() + 30
     while time.monotonic() < deadline and job.processes[0].exitcode is None:
         if waits_for_save and _staged(run) - before:
             time.sleep(generator.uniform(0.0, 0.1))

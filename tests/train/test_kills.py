@@ -1,6 +1,7 @@
 """Random kills in every layout: nothing reported is lost, and the end is that of no kill at all."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,10 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(
     ]
     campaign = Campaign()
     typed = [*overrides, "run.name=whole", "checkpoint.interval=7"]
+    started = time.monotonic()
     for done in run_programs(main_train, ["train.py", *typed], rank_environments(2)):
         assert done.returncode == 0, done.stderr
+    whole_seconds = time.monotonic() - started
 
     for number in range(RUNS):
         name = f"run{number}"
@@ -51,6 +54,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(
             tmp_path / "runs" / name,
             seed=number,
             kills=1 + number % 3,
+            whole_seconds=whole_seconds,
             campaign=campaign,
         )
         check_end(tmp_path / "runs" / name, tmp_path / "runs" / "whole", campaign)
