@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 WANDB_ID_FILE = "wandb_id.txt"
 WANDB_LOG = "log/wandb.log"
-"""What the library prints, in the run folder."""
+"""Output of the library, in the run folder."""
 
 PROBE_SECONDS = 8.0
 """Longest time for the server's first answer; shorter than the wait at the end of a short job."""
