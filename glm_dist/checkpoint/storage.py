@@ -50,7 +50,7 @@ def write_tensors(
         CheckpointException: On every rank, torch's account of which rank failed and why.
     """
     writer = _HashingWriter(folder, rank=ranks.rank)
-    with _quiet_about_one_process():
+    with _quiet_about_one_process(is_alone=not ranks.is_joined):
         metadata = save(
             dict(fragments),
             storage_writer=writer,
@@ -79,7 +79,7 @@ def read_tensors(folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks) 
     Raises:
         CheckpointException: On every rank, torch's account of which rank failed and why.
     """
-    with _quiet_about_one_process():
+    with _quiet_about_one_process(is_alone=not ranks.is_joined):
         load(
             dict(fragments),
             storage_reader=FileSystemReader(folder),
@@ -108,7 +108,7 @@ class TensorReader:
             record: What the manifest says of it.
         """
         tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
-        with _quiet_about_one_process():
+        with _quiet_about_one_process(is_alone=True):
             load({name: tensor}, storage_reader=self._reader, no_dist=True)
         return tensor
 
@@ -250,8 +250,12 @@ def _plan_problems(plans: list[SavePlan]) -> list[str]:
 
 
 @contextmanager
-def _quiet_about_one_process() -> Iterator[None]:
+def _quiet_about_one_process(*, is_alone: bool) -> Iterator[None]:
     """Silence torch's warning about a missing process group: generation runs without one."""
+    if not is_alone:
+        # catch_warnings changes the whole process, and a save may run in a thread of a job.
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
