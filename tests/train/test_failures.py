@@ -143,9 +143,9 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_full_disk_is_one_message_under_a_launcher(launcher: str, tmp_path: Path) -> None:
-    done = with_launcher(
-        launcher, "full disk", [*overrides_of("full", tmp_path), "checkpoint.interval=4"], tmp_path
-    )
+    overrides = [*overrides_of("full", tmp_path), "checkpoint.interval=4"]
+
+    done = with_launcher(launcher, "full disk", overrides, tmp_path)
 
     assert done.returncode != 0
     assert done.stderr.count("No space left on device") == 1, done.stderr
