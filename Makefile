@@ -81,7 +81,8 @@ $(QUICKSTART)/%.json: | $(QUICKSTART)/tokenizer.model $(SAMPLE)/shakespeare.json
 	@$(BIN)/glm-dist prepare $(SAMPLE)/$*.jsonl --output $(QUICKSTART)/$* \
 		--tokenizer $(QUICKSTART)/tokenizer.model
 
-# Two processes share the cores, or the first two GPUs; one GPU means one process.
+# The program writes this file when it has reached the last step. Two processes share the cores, or the
+# first two GPUs; one GPU means one process.
 $(RUN)/finished: | $(QUICKSTART)/sotu.json $(QUICKSTART)/shakespeare.json
 	@echo "== training"
 	@gpus=$$($(BIN)/python -c 'import torch; print(torch.cuda.device_count())'); \
@@ -92,7 +93,6 @@ $(RUN)/finished: | $(QUICKSTART)/sotu.json $(QUICKSTART)/shakespeare.json
 	export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((threads < 1 ? 1 : threads > 16 ? 16 : threads))}; \
 	$(QUIET) PATH="$(CURDIR)/$(BIN):$$PATH" deepspeed -q --num_accelerators $$processes \
 		--master_port $$((20000 + $$$$ % 10000)) train.py experiment=quickstart $$layout
-	@touch $@
 
 test: $(ENVIRONMENT) ## every CPU test but the slow ones
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(ARGS)

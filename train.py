@@ -1,7 +1,11 @@
 """Start pretraining: ``deepspeed train.py experiment=glm_large key=value ...``."""
 
-import sys
+from glm_dist.stop_signals import StopListener
 
-from glm_dist.cli.main import main_train
+listener = StopListener()  # before the imports below, so that no stop request is lost
 
-sys.exit(main_train())
+import sys  # noqa: E402
+
+from glm_dist.cli.main import main_train  # noqa: E402
+
+sys.exit(main_train(listener))

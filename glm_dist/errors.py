@@ -4,16 +4,37 @@ Each message is written by hand for its mistake: what is wrong, with the value; 
 obvious; what to do, as a command. Key, value and fix are also fields, for programs.
 """
 
+EXIT_FINISHED = 0
+"""Exit status of a run that has reached its last step, and of every other command that is done."""
+
 EXIT_BUG = 1
-"""Exit status after a failure that is ours to fix."""
+"""Exit status after a failure that is ours to fix; a restart may help, for example after a crash of
+the machine."""
 
 EXIT_USER_ERROR = 2
-"""Exit status after a mistake that the user can correct."""
+"""Exit status after a mistake known before training; every restart would make it again."""
+
+EXIT_STOPPED = 75
+"""Exit status of a run that stopped on request and has lost nothing: start it again (EX_TEMPFAIL).
+"""
+
+EXIT_HUMAN_NEEDED = 76
+"""Exit status of a run that failed in training in a way that a restart would only repeat: the loss
+is not finite, the disk is full, all checkpoints are damaged, retries are used up."""
+
+EXIT_UNSAVED = 130
+"""Exit status of a run that stopped on request without saving; a restart would start over.
+
+A shell reports the same status after Ctrl-C, and no launcher restarts such a program.
+"""
 
 
 class GlmDistError(Exception):
     """A mistake that the user can correct; anything else that goes wrong is a bug of ours."""
 
+    status: int = EXIT_USER_ERROR
+    """Exit status of the program; ``needs_human`` changes it for all that goes wrong in training.
+    """
     rank: int | None = None
     """The only rank that met it; None if every rank raises the same."""
 
@@ -40,13 +61,15 @@ class GlmDistError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with every field, so that the error survives the way out of a worker process."""
-        return (_rebuild, (type(self), str(self), self.key, self.value, self.fix))
+        return (_rebuild, (type(self), str(self), self.key, self.value, self.fix, self.status))
 
 
 def _rebuild(
-    kind: type[GlmDistError], message: str, key: str, value: object, fix: str
+    kind: type[GlmDistError], message: str, key: str, value: object, fix: str, status: int
 ) -> GlmDistError:
-    return kind(message, key=key, value=value, fix=fix)
+    error = kind(message, key=key, value=value, fix=fix)
+    error.status = status
+    return error
 
 
 class ConfigError(GlmDistError):
@@ -67,3 +90,5 @@ class CheckpointError(GlmDistError):
 
 class TrainingError(GlmDistError):
     """Training itself went wrong in a way that going on would only hide."""
+
+    status = EXIT_HUMAN_NEEDED

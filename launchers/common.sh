@@ -7,7 +7,9 @@
 #   PYTHON            interpreter; .venv/bin/python if there is one, else python
 #   CONTAINER_IMAGE   run inside this image, on clusters with pyxis (enroot)
 #   CONTAINER_MOUNTS  folders the container sees besides the repository, as /host:/inside,...
-#   AUTO_REQUEUE=0    do not requeue before the time limit
+#   AUTO_REQUEUE=0    do not requeue before the time limit or after a crash
+#   MAX_CRASHES       requeue after this many crashes in a row at most; 3
+#   CRASH_WAIT        seconds before the first of them, doubled for each; 60
 #   GLM_DATA GLM_RUNS folders of prepared data and of runs; ./data and ./runs otherwise
 #   DRY_RUN=1         print the command instead of running it
 
@@ -79,16 +81,46 @@ launch() {
 }
 
 # On USR1, before the time limit, the tasks save and exit with 75: the run is not finished, so the job is
-# requeued. A run that saves nothing (checkpoint=none) exits with 130 and is not requeued, since it would
-# start over each time. TERM comes from a person or from SLURM (scancel, preemption, requeue): the tasks
-# save as well, and SLURM decides what happens next.
+# requeued. TERM comes from a person or from SLURM (scancel, preemption, requeue): the tasks save as well,
+# and SLURM decides what happens next. Statuses that a restart would only repeat are final: 0 finished,
+# 2 a mistake known before training, 76 one in training, 130 stopped without saving (checkpoint=none).
+# Any other status is a crash, of a node for example.
 run_and_requeue() {
-  local status=0 terminated=0
+  local status=0 terminated=0 note="$PWD/slurm-$SLURM_JOB_ID.run"
   trap 'terminated=1' TERM # and wait for srun, instead of leaving the tasks behind
-  "$@" || status=$?
-  if [[ $status == 75 && $terminated == 0 && ${AUTO_REQUEUE:-1} == 1 ]]; then
-    echo "job=$SLURM_JOB_ID saved; back into the queue"
-    scontrol requeue "$SLURM_JOB_ID" || die "job $SLURM_JOB_ID cannot be requeued; submit it again"
+  rm -f "$note"
+  # The program writes its run folder there, and the newest checkpoint at the start: a line each.
+  GLM_RUN_FOLDER_FILE=$note "$@" || status=$?
+  if [[ $terminated == 0 && ${AUTO_REQUEUE:-1} == 1 ]]; then
+    case $status in
+    0 | 2 | 76 | 130) rm -f "${note%.run}.crashes" ;;
+    *) requeue_if_worth_it "$status" "$note" ;;
+    esac
   fi
+  rm -f "$note"
   exit "$status"
+}
+
+requeue_if_worth_it() {
+  local status=$1 note=$2 folder='' before='' newest='' crashes=0 count="$PWD/slurm-$SLURM_JOB_ID.crashes"
+  [[ ! -f $note ]] || { read -r folder && read -r before; } <"$note" || true
+  # torchrun turns 75 into 1; the program's marker has the true status.
+  if [[ $status != 75 && -n $folder && -f $folder/stopped ]]; then
+    ! grep -q '"status": 130' "$folder/stopped" || return 0
+    status=75
+  fi
+  if [[ $status == 75 ]]; then
+    rm -f "$count"
+    echo "job=$SLURM_JOB_ID stopped on request; back into the queue"
+  else
+    # A crash that left a newer checkpoint than there was at the start got further than the last one.
+    newest=$(cd "$folder/checkpoints" 2>/dev/null && printf '%s\n' step_* | sort | tail -n 1) || true
+    [[ -n $folder && $newest == step_[0-9]* && $newest > $before ]] || return 0
+    [[ ! -f $count ]] || crashes=$(<"$count")
+    ((crashes < ${MAX_CRASHES:-3})) || return 0
+    echo $((crashes + 1)) >"$count"
+    echo "job=$SLURM_JOB_ID crashed with $status after $newest; back into the queue"
+    sleep $((${CRASH_WAIT:-60} * 2 ** crashes))
+  fi
+  scontrol requeue "$SLURM_JOB_ID" || die "job $SLURM_JOB_ID cannot be requeued; submit it again"
 }

@@ -28,6 +28,12 @@ def step_name(step: int) -> str:
     return f"step_{step:07d}"
 
 
+def step_of(path: Path) -> int | None:
+    """Return the step in the name of a checkpoint's folder; None if it has another name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
 def list_steps(directory: Path) -> list[tuple[int, Path]]:
     """List the folders that may be checkpoints, newest first; none if there is no directory.
 
@@ -37,9 +43,9 @@ def list_steps(directory: Path) -> list[tuple[int, Path]]:
         return []
     found = []
     for path in directory.iterdir():
-        match = _STEP.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
+        step = step_of(path)
+        if step is not None and path.is_dir():
+            found.append((step, path))
     return sorted(found, key=lambda pair: (pair[0], not pair[1].name.startswith(".")), reverse=True)
 
 

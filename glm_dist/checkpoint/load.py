@@ -23,7 +23,8 @@ from glm_dist.checkpoint.manifest import (
     find_problems,
     read_manifest,
 )
-from glm_dist.checkpoint.storage import read_tensors
+from glm_dist.checkpoint.reader import read_tensors
+from glm_dist.checkpoint.version_1 import with_boxes
 from glm_dist.errors import CheckpointError
 from glm_dist.files import exists
 from glm_dist.parallel.errors import Ranks
@@ -39,6 +40,7 @@ class CheckpointInfo:
 
     path: Path
     manifest: Manifest
+    """With the boxes of its tensors, whatever its format version."""
 
 
 def find_checkpoint(
@@ -110,6 +112,8 @@ def choose_checkpoint(directory: Path, step: int | None) -> CheckpointInfo:
             )
         return read_checkpoint(path)
     info = find_checkpoint(directory)
+    if info is None and (damaged := damaged_names(directory)):
+        raise all_damaged(directory, damaged, fix="name another run")
     if info is None:
         raise CheckpointError(
             f"{directory} holds no complete checkpoint.\n"
@@ -118,6 +122,28 @@ def choose_checkpoint(directory: Path, step: int | None) -> CheckpointInfo:
             fix="checkpoint.interval=1000",
         )
     return info
+
+
+def damaged_names(directory: Path) -> list[str]:
+    """List the checkpoints of a folder in which none is complete, newest first."""
+    return [path.name for _, path in list_steps(directory)]
+
+
+def all_damaged(directory: Path, names: Sequence[str], *, fix: str) -> CheckpointError:
+    """Build the error for a folder that holds damaged checkpoints only.
+
+    Args:
+        directory: The run's checkpoints folder.
+        names: Its damaged checkpoints.
+        fix: Another way than to restore them, to follow "or".
+    """
+    return CheckpointError(
+        f"All checkpoints in {directory} are damaged ({_listed(names)}); the log above gives the"
+        f" reasons.\n  Restore their files, or {fix}.",
+        key=str(directory),
+        value=", ".join(names),
+        fix=fix,
+    )
 
 
 def load_tensors(
@@ -150,7 +176,7 @@ def load_tensors(
             wanted.setdefault(name, set()).add(shape)
     _check_names(info, wanted, prefixes)
     with ranks.raise_on_all_ranks("read tensors", str(info.path)):
-        read_tensors(info.path, fragments, ranks)
+        read_tensors(info.path, info.manifest, fragments, ranks)
     log.info(
         "loaded step=%d from=%s tensors=%d seconds=%.1f",
         info.manifest.step,
@@ -166,6 +192,8 @@ def _read_checked(path: Path, ranks: Ranks, *, read_content: bool) -> Checkpoint
     problems = ranks.gather(find_problems(path, mine, read_content=read_content))
     if any(problems):
         raise damage_error(path, sorted(problem for each in problems for problem in each))
+    if manifest.format_version == 1:
+        manifest = ranks.on_first("read the boxes", str(path), lambda: with_boxes(path, manifest))
     return CheckpointInfo(path=path, manifest=manifest)
 
 

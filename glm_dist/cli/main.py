@@ -17,10 +17,10 @@ from typing import Protocol, cast
 
 from glm_dist.config.launch import without_local_rank
 from glm_dist.errors import EXIT_USER_ERROR, ConfigError, GlmDistError
+from glm_dist.stop_signals import EXIT_INTERRUPTED, StopListener
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_PIPE_CLOSED = 128 + signal.SIGPIPE
-"""Exit statuses as a shell gives them to programs that a signal ends."""
+"""Exit status as a shell gives it to a program that a signal ends."""
 
 
 class Command(Protocol):
@@ -49,6 +49,7 @@ COMMANDS = {
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
+    "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
     "convert": Entry("glm_dist.cli.convert", "import or export weights of other programs"),
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done, 2 a mistake in the command, configuration, data or launch, 130
-        interrupted.
+        interrupted; of ``train``, see ``train.job.run``.
     """
     typed = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
@@ -78,32 +79,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run_command(command, typed[1:], prog=f"glm-dist {command}")
 
 
-def main_train() -> int:
+def main_train(listener: StopListener | None = None) -> int:
     """Run ``train.py`` with the process's own command line.
+
+    Args:
+        listener: Has listened for stop requests since the process began; None: begins now.
 
     Returns:
         Exit status, as ``main``.
     """
-    return run_command("train", sys.argv[1:], prog="train.py")
+    return run_command("train", sys.argv[1:], prog="train.py", listener=listener)
 
 
-def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
+def run_command(
+    name: str, arguments: Sequence[str], *, prog: str, listener: StopListener | None = None
+) -> int:
     """Load a sub-command's module and run it.
 
     Args:
         name: Key of ``COMMANDS``.
         arguments: What follows the name; a launcher may have put ``--local_rank=N`` first.
         prog: How the command is called in its help.
+        listener: Of ``train``, which a signal does not end; None: begins to listen now.
     """
+    if name == "train":
+        listener = listener or StopListener()
     _open_closed_streams()
-    command = _module(COMMANDS[name].module)
-    parser = _CommandParser(
-        prog=prog,
-        description=inspect.getdoc(command),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
     try:
+        command = _module(COMMANDS[name].module)
+        parser = _CommandParser(
+            prog=prog,
+            description=inspect.getdoc(command),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        parser.set_defaults(listener=listener)
         command.add_arguments(parser)
         status = command.run(_parse(parser, without_local_rank(arguments)))
         sys.stdout.flush()  # a full disk or a closed pipe shows here, not after the last line
@@ -115,8 +125,6 @@ def run_command(name: str, arguments: Sequence[str], *, prog: str) -> int:
         place = f"{error.filename}: " if error.filename else ""
         return _tell(f"{type(error).__name__}: {place}{error.strerror or error}")
     except KeyboardInterrupt:
-        if name == "train":  # its launcher signals the ranks, which report it
-            raise
         sys.stderr.write(f"{prog}: interrupted\n")
         return EXIT_INTERRUPTED
     return status

@@ -21,7 +21,8 @@ from glm_dist.config.launch import (
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
-from glm_dist.errors import ConfigError, GlmDistError
+from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
+from glm_dist.stop_signals import StopListener, describe
 from glm_dist.tasks.examples import read_benchmarks
 from glm_dist.train.preflight import check_files
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, then train.
 
     Returns:
-        Exit status: see ``train.job.run``; 2 if what the user asked for cannot be done.
+        Exit status: see ``train.job.run``; 2 if what the user asked for cannot be done, 75 if a
+        single process is asked to stop before torch is loaded.
 
     Raises:
         LaunchError: The variables of the launcher contradict each other.
@@ -68,12 +70,17 @@ def run(arguments: argparse.Namespace) -> int:
         return print_once(error, launch, is_everywhere=False)
     if launch.rank == 0:
         sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
+    listener: StopListener | None = arguments.listener
+    if listener is not None and listener.code and launch.world_size == 1:
+        reason = describe(listener.code)
+        sys.stderr.write(f"stopped before training; nothing to save reason={reason}\n")
+        return EXIT_STOPPED
     job = importlib.import_module("glm_dist.train.job")
     benchmarks = None
     if examples:
         tool = importlib.import_module("glm_dist.tasks.training")
         benchmarks = tool.TrainingBenchmarks(config, examples)
-    status: int = job.run(config, launch, benchmarks=benchmarks)
+    status: int = job.run(config, launch, benchmarks=benchmarks, listener=listener)
     return status
 
 

@@ -6,15 +6,11 @@ plain ``python train.py`` exports nothing and is a job of one process. Pure text
 
 import re
 import reprlib
-import signal
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from glm_dist.errors import LaunchError
-
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-"""Signals by which batch systems and launchers ask a job to stop."""
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Range of ports derived from job ids, below Linux' ephemeral ports (32768 and up)."""

@@ -59,6 +59,8 @@ class RunSection(Section):
     """Seeds initialisation, dropout and data; same seed, same run."""
     steps: int = bounded(200_000, at_least=1)
     """Steps to reach, skipped fp16 updates included; a resumed run stops at the same number."""
+    max_minutes: float = bounded(0.0, at_least=0, default=0.0)
+    """Minutes after the start of the program within which a job saves and stops; 0: no limit."""
     init_from: str | None = None
     """Run folder or checkpoint folder that a new run takes its first weights from, in any layout;
     unset: they are drawn. A run that has checkpoints itself continues from those."""

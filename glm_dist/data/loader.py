@@ -6,9 +6,11 @@ built, never what is in it. There is no end of data.
 """
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,13 +20,16 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from glm_dist.config.launch import STOP_SIGNALS
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
 from glm_dist.errors import GlmDistError
+from glm_dist.stop_signals import STOP_SIGNALS
 
-END_SIGNAL = signal.SIGUSR2
-"""Signal by which a rank ends workers left over at its exit; launchers do not send it."""
+END_SIGNAL = signal.SIGVTALRM
+"""Signal by which a rank, or its death, ends workers that are left over; launchers do not send it.
+"""
+
+_SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 class TrainingRows(Protocol):
@@ -165,6 +170,12 @@ def _prepare_worker(worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.signal(END_SIGNAL, lambda *_: os._exit(0))
+    if sys.platform == "linux":
+        # Otherwise they outlive a killed rank by seconds, and some print a traceback then.
+        rank = multiprocessing.parent_process()
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, END_SIGNAL)
+        if rank is not None and os.getppid() != rank.pid:
+            os._exit(0)
 
 
 @dataclass(frozen=True)

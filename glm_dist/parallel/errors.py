@@ -22,7 +22,7 @@ from typing import TypeVar
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from glm_dist.errors import EXIT_BUG, EXIT_USER_ERROR, CheckpointError, GlmDistError
+from glm_dist.errors import EXIT_BUG, EXIT_HUMAN_NEEDED, CheckpointError, GlmDistError
 
 log = logging.getLogger(__name__)
 
@@ -42,29 +42,24 @@ _NOTHING_LOST = "Earlier checkpoints are intact; run the same command again to r
 class RankFailure(Exception):  # noqa: N818
     """Error on the other ranks when one rank failed."""
 
-    def __init__(self, rank: int, host: str, summary: str, *, is_bug: bool = True) -> None:
+    def __init__(self, rank: int, host: str, summary: str, *, status: int = EXIT_BUG) -> None:
         """Store the failed rank.
 
         Args:
             rank: The rank that failed.
             host: Its host.
             summary: Its error in one line.
-            is_bug: False for a user error that only that rank raised.
+            status: Exit status of every rank of the job; of a user error, that error's.
         """
-        super().__init__(rank, host, summary, is_bug)
+        super().__init__(rank, host, summary, status)
         self.rank = rank
         self.host = host
         self.summary = summary
-        self.is_bug = is_bug
+        self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with every field."""
         return (_rank_failure, self.args)
-
-    @property
-    def status(self) -> int:
-        """Exit status of every rank of the job."""
-        return EXIT_BUG if self.is_bug else EXIT_USER_ERROR
 
     def __str__(self) -> str:
         """Name the failed rank, its error and its log file."""
@@ -72,8 +67,8 @@ class RankFailure(Exception):  # noqa: N818
         return f"rank {self.rank} on {self.host} failed: {self.summary} (see its {log_file})"
 
 
-def _rank_failure(rank: int, host: str, summary: str, is_bug: bool) -> RankFailure:
-    return RankFailure(rank, host, summary, is_bug=is_bug)
+def _rank_failure(rank: int, host: str, summary: str, status: int) -> RankFailure:
+    return RankFailure(rank, host, summary, status=status)
 
 
 @contextmanager
@@ -100,6 +95,27 @@ class Progress:
     """Follows "could not"."""
     path: str = ""
     """Path at stake."""
+
+
+@contextmanager
+def needs_human(rank: int) -> Iterator[None]:
+    """Give user errors of the block, as in training, the status that keeps launchers from a retry.
+
+    Args:
+        rank: This rank.
+
+    Raises:
+        CheckpointError: In place of an error of the operating system on this rank.
+    """
+    try:
+        yield
+    except GlmDistError as error:
+        error.status = EXIT_HUMAN_NEEDED
+        raise
+    except OSError as error:
+        mistake = refusal(error, task="continue", path=str(error.filename or "input or output"))
+        mistake.rank, mistake.status = rank, EXIT_HUMAN_NEEDED
+        raise mistake from error
 
 
 class Ranks:
@@ -208,7 +224,9 @@ class RaiseOnAllRanks:
         if len(by_text) == 1 and (is_everywhere or not self.names_rank):
             return first
         lines = [f"Rank {v.rank} on {v.host}: {text}" for text, v in reversed(by_text.items())]
-        return type(first)("\n".join(lines), key=first.key, value=first.value, fix=first.fix)
+        merged = type(first)("\n".join(lines), key=first.key, value=first.value, fix=first.fix)
+        merged.status = max(v.error.status for v in verdicts)
+        return merged
 
     def _verdicts(self, error: BaseException) -> list[_Verdict]:
         """Classify the exception; torch.distributed.checkpoint reports all ranks at once."""

@@ -54,18 +54,18 @@ class FailureBoard:
         self.host = socket.gethostname()
         self._ends = threading.Event()
 
-    def post(self, error: BaseException, *, is_bug: bool) -> None:
+    def post(self, error: BaseException, *, status: int) -> None:
         """Post that this rank failed, unless another did before, and wait until all have read it.
 
         Args:
             error: Exception of this rank.
-            is_bug: False for a user error.
+            status: Exit status of this rank, which the others end with as well.
         """
         first_line = (str(error).splitlines() or [""])[0]
         summary = f"{type(error).__name__}: {first_line}"
         try:
             self._store.compare_set(
-                _FAILED, "", json.dumps([self.rank, self.host, summary, is_bug])
+                _FAILED, "", json.dumps([self.rank, self.host, summary, status])
             )
         except RuntimeError:
             return  # the process that held the store has exited
@@ -81,8 +81,8 @@ class FailureBoard:
         while True:
             try:
                 if self._store.check([_FAILED]):
-                    rank, host, summary, is_bug = json.loads(self._store.get(_FAILED))
-                    failure = RankFailure(rank, host, summary, is_bug=is_bug)
+                    rank, host, summary, status = json.loads(self._store.get(_FAILED))
+                    failure = RankFailure(rank, host, summary, status=status)
                     return failure if rank != self.rank else None
             except RuntimeError:
                 return None
@@ -178,13 +178,13 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
     except GlmDistError as error:
         board.close()
         if error.rank is not None:
-            board.post(error, is_bug=False)
+            board.post(error, status=error.status)
         raise
     except OSError as error:
         board.close()
         mistake = refusal(error, task="continue", path=str(error.filename or "input or output"))
         mistake.rank = board.rank
-        board.post(mistake, is_bug=False)
+        board.post(mistake, status=mistake.status)
         raise mistake from error
     except Exception as error:
         board.close()
@@ -194,7 +194,7 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
             board.acknowledge()
             raise other from None
         log.exception("rank %d on %s failed", board.rank, board.host)
-        board.post(error, is_bug=True)
+        board.post(error, status=EXIT_BUG)
         raise SystemExit(EXIT_BUG) from error
     finally:
         board.close()

@@ -11,6 +11,8 @@ from torch.distributed.rendezvous import rendezvous
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.failures import FailureBoard
+from glm_dist.parallel.joining import leaving_on_request
+from glm_dist.stop_signals import StopListener
 
 
 @dataclass(frozen=True)
@@ -37,13 +39,24 @@ def choose_device(local_rank: int) -> torch.device:
     return device
 
 
-def start_process(launch: LaunchEnvironment, timeout: timedelta) -> JobProcess:
+def start_process(
+    launch: LaunchEnvironment, timeout: timedelta, listener: StopListener | None = None
+) -> JobProcess:
     """Join the job and choose this process's device.
 
     Args:
         launch: Identity of this process, from its launcher.
         timeout: Time after which an unanswered collective fails.
+        listener: Stop requests of this process; one while ranks wait for each other ends them all.
+            None: of a program that does not train.
     """
+    if listener is None:
+        return _join(launch, timeout)
+    with leaving_on_request(launch, listener):
+        return _join(launch, timeout)
+
+
+def _join(launch: LaunchEnvironment, timeout: timedelta) -> JobProcess:
     device = choose_device(launch.local_rank)
     store: Store
     rank, world_size = launch.rank, launch.world_size

@@ -14,6 +14,10 @@ from glm_dist.model.batch import StageBatch
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.task import Task, TaskLoss
 
+BATCHES_PER_STAGE = 8
+"""Micro-batches between two votes on a stop, for each stage: the pipeline's bubble stays below an
+eighth of the time."""
+
 
 def replica_rows(
     row_of: Callable[[int], Row], num_rows: int, *, micro_batch_size: int, groups: ParallelGroups
@@ -75,6 +79,16 @@ class EvaluationRows(Protocol):
         """Build a row; the same for the same arguments."""
 
 
+def _groups_of_batches(
+    batches: Sequence[StageBatch], groups: ParallelGroups
+) -> list[Sequence[StageBatch]]:
+    """Cut batches into groups, each long enough to keep the pipeline busy."""
+    multiple = groups.layout.micro_batch_multiple
+    size = BATCHES_PER_STAGE * groups.layout.pipeline_parallel_size
+    size = -(-size // multiple) * multiple
+    return [batches[first : first + size] for first in range(0, len(batches), size)]
+
+
 def validation_losses(
     model: Evaluator,
     rows: EvaluationRows,
@@ -82,7 +96,8 @@ def validation_losses(
     num_rows: int,
     micro_batch_size: int,
     device: torch.device,
-) -> dict[str, float]:
+    stops: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Compute the mean loss per predicted token of each objective. Collective over all ranks.
 
     Args:
@@ -91,10 +106,11 @@ def validation_losses(
         num_rows: Rows of each objective, over all corpora; each corpus has at least one.
         micro_batch_size: Rows of a forward pass.
         device: The rank's device.
+        stops: Asked between groups of batches, on all ranks alike; if true, there is no result.
 
     Returns:
         Nats per token, equal on all ranks, by ``objective`` and, if there are several corpora, by
-        ``objective/corpus``. Entries without targets are left out.
+        ``objective/corpus``. Entries without targets are left out. None after a stop.
     """
     groups, task, corpora = model.groups, model.task, rows.names()
     keys = [(objective, corpus) for objective in rows.objectives for corpus in corpora]
@@ -109,7 +125,11 @@ def validation_losses(
                 groups=groups,
             )
         ]
-        losses = model.evaluate(batches)
+        losses: list[TaskLoss] = []
+        for group in _groups_of_batches(batches, groups):
+            if stops():
+                return None
+            losses += model.evaluate(group)
         if groups.reports_loss:
             sums[i, 0] = torch.stack([loss.total for loss in losses]).sum()
             sums[i, 1] = sum(task.weight(batch) for batch in batches)

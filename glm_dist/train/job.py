@@ -17,24 +17,27 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.save import check_shared
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
+from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.loader import training_batches
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.data.tokenizer.stored import store_tokenizer
-from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
+from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.log import quiet_libraries, setup_logging
+from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
     RunFolder,
+    begin_attempt,
     collect_provenance,
-    open_run_folder,
+    lock_run_folder,
 )
 from glm_dist.observe.sinks import SinkGroup, open_sinks
-from glm_dist.parallel.errors import RankFailure, Ranks
+from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.failures import (
     heard_by_all,
     report_failure,
@@ -43,19 +46,26 @@ from glm_dist.parallel.failures import (
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import JobProcess, start_process
+from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
+from glm_dist.train.ending import clear_endings, end_attempt
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
-from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
+from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
 from glm_dist.train.start import starting_point
 from glm_dist.train.task import Pretraining
+from glm_dist.train.time_limit import TimeLimit, job_end
 
 log = logging.getLogger(__name__)
 
 
 def run(
-    config: RunConfig, launch: LaunchEnvironment, *, benchmarks: Benchmarks | None = None
+    config: RunConfig,
+    launch: LaunchEnvironment,
+    *,
+    benchmarks: Benchmarks | None = None,
+    listener: StopListener | None = None,
 ) -> int:
     """Train. Collective over all ranks of the job.
 
@@ -63,45 +73,93 @@ def run(
         config: Checked against the world size and the files.
         launch: Identity of this process.
         benchmarks: Measures the model at every validation; None: only losses are measured.
+        listener: Has listened for stop requests since the process began; None: begins after all
+            ranks have joined.
 
     Returns:
-        Exit status: 0 finished, 75 stopped on request and saved, 130 stopped on request without a
-        checkpoint, 2 a user error or an error of the operating system, 1 a bug.
+        Exit status, equal on all ranks: 0 finished, 75 stopped on request and saved or before
+        training, 130 stopped on request without a checkpoint, 2 a user error before training, 76
+        one in training, 1 a bug.
     """
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
-    process = start_process(launch, timedelta(minutes=config.parallel.timeout_minutes))
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    process = start_process(launch, timeout, listener)
+    request = StopRequest(listener)
     board = process.board
     try:
         with heard_by_all(board):
-            is_finished = _run(
-                config, launch, process, console=console, started=started, benchmarks=benchmarks
+            status = _run(
+                config,
+                launch,
+                process,
+                request,
+                console=console,
+                started=started,
+                benchmarks=benchmarks,
             )
     except RankFailure as failure:
         report_failure(board, failure)
         return failure.status
     except GlmDistError as error:
         report_mistake(board, error)
-        return EXIT_USER_ERROR
+        return error.status
+    request.end()
     dist.barrier()
     dist.destroy_process_group()
-    return 0 if is_finished else _stopped_status(config, launch)
+    return status
 
 
 def _run(
     config: RunConfig,
     launch: LaunchEnvironment,
     process: JobProcess,
+    request: StopRequest,
     *,
     console: Console,
     started: float,
     benchmarks: Benchmarks | None,
-) -> bool:
-    """Train; return False if the run was asked to stop before its last step."""
+) -> int:
+    """Train in the run's folder; return the exit status."""
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
-    folder = _open_folder(config, launch, layout, console=console)
+    folder = _open_folder(config, launch, console=console)
+    try:
+        _train(
+            config,
+            launch,
+            process,
+            request,
+            groups=groups,
+            folder=folder,
+            console=console,
+            started=started,
+            benchmarks=benchmarks,
+        )
+    except StoppedBeforeTraining:
+        request.stop(request.stopped_at or 0)
+    return end_attempt(folder, config, request)
+
+
+def _train(
+    config: RunConfig,
+    launch: LaunchEnvironment,
+    process: JobProcess,
+    request: StopRequest,
+    *,
+    groups: ParallelGroups,
+    folder: RunFolder | None,
+    console: Console,
+    started: float,
+    benchmarks: Benchmarks | None,
+) -> None:
+    """Build everything, then train.
+
+    Raises:
+        StoppedBeforeTraining: A stop was requested meanwhile.
+    """
+    request.raise_if_agreed()
     with Ranks(None).raise_on_all_ranks("open the corpora", "data.corpora"):
         source = open_row_source(config)
     engine = build_engine(
@@ -112,14 +170,17 @@ def _run(
         objectives=source.objectives,
     )
     quiet_libraries()
+    request.raise_if_agreed()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     start = starting_point(config, engine, identity)
+    # Not before: a refused start changes nothing.
+    _begin_attempt(folder, config, launch, groups.layout)
     Ranks(None).on_first(
         "keep the tokenizer",
         str(config.run_dir),
         lambda: store_tokenizer(config.tokenizer, config.run_dir),
     )
-    sink = SinkGroup()
+    sink, phases = SinkGroup(), PhaseClock()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
         sink = open_sinks(
@@ -128,38 +189,42 @@ def _run(
             first_step=start.step,
             console=console,
             environ=os.environ,
+            phases=phases,
         )
         if start.origin is not None:
             sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+        request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
         config=config,
         engine=engine,
         batches=_batches(config, source, groups, first_step=start.step),
         validation=source.validation,
         epochs_before=source.epochs_before,
-        stop_request=StopRequest(),
+        stop_request=request,
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity,
         device=process.device,
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
+        phases=phases,
     )
     try:
-        return train(context, first_step=start.step)
+        request.raise_if_agreed()
+        with needs_human(groups.rank):
+            train(context, first_step=start.step)
     finally:
         sink.close()
 
 
-def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
-    """Return the exit status of a stopped run; it says whether a restart can resume."""
-    if config.checkpoint.interval > 0:
-        return EXIT_STOPPED
-    if launch.rank == 0:
-        log.warning(
-            "stopped without a checkpoint, because checkpoint.interval=0; status=%d", EXIT_UNSAVED
-        )
-    return EXIT_UNSAVED
+def _time_limit(config: RunConfig, launch: LaunchEnvironment, started: float) -> TimeLimit:
+    return TimeLimit(
+        parameters=count_parameters(config.model, config.padded_vocab_size),
+        started=started,
+        max_minutes=config.run.max_minutes,
+        end=job_end(os.environ),
+        launcher=launch.launcher,
+    )
 
 
 def _batches(
@@ -178,19 +243,37 @@ def _batches(
 
 
 def _open_folder(
-    config: RunConfig, launch: LaunchEnvironment, layout: Layout, *, console: Console
+    config: RunConfig, launch: LaunchEnvironment, *, console: Console
 ) -> RunFolder | None:
     """Create or reopen the run folder on rank 0; return None on the others.
 
     Afterwards every rank logs into it, and has checked that it can save there.
     """
     ranks = Ranks(None)
-    hosts = ranks.gather(socket.gethostname())
     opened: list[RunFolder] = []
+    ranks.on_first(
+        "open the run folder",
+        str(config.run_dir),
+        lambda: opened.append(lock_run_folder(config.run_dir)),
+    )
+    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
+        setup_logging(launch.rank, config.run_dir, console=console)
+    if config.checkpoint.interval > 0:
+        check_shared(config.run_dir)
+    return opened[0] if opened else None
 
-    def open_here() -> None:
-        folder = open_run_folder(
-            config.run_dir,
+
+def _begin_attempt(
+    folder: RunFolder | None, config: RunConfig, launch: LaunchEnvironment, layout: Layout
+) -> None:
+    """Write configuration and provenance of the attempt. Collective over all ranks."""
+    ranks = Ranks(None)
+    hosts = ranks.gather(socket.gethostname())
+
+    def begin() -> None:
+        assert folder is not None  # on rank 0
+        begin_attempt(
+            folder,
             config=dump_config(config),
             overrides=sys.argv[1:],
             provenance=collect_provenance(
@@ -201,14 +284,9 @@ def _open_folder(
                 launcher=launch.launcher,
             ),
         )
-        opened.append(folder)
+        clear_endings(folder, config, os.environ)
 
-    ranks.on_first("open the run folder", str(config.run_dir), open_here)
-    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
-        setup_logging(launch.rank, config.run_dir, console=console)
-    if config.checkpoint.interval > 0:
-        check_shared(config.run_dir)
-    return opened[0] if opened else None
+    ranks.on_first("write the configuration", str(config.run_dir), begin)
 
 
 def build_engine(

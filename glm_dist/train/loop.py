@@ -6,7 +6,8 @@ branches, because every branch depends on the step alone or on values that were 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,6 +55,8 @@ class LoopContext:
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
     """Measures the model at every validation; None: only losses are measured."""
+    phases: PhaseClock = field(default_factory=PhaseClock)
+    """Time by phase since the loop began."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -74,7 +77,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     config = run.config
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
-    phases = PhaseClock()
+    phases = run.phases
     recorder, validator, saver = _observers(run, phases, first_step=first_step)
     try:
         return _train(run, phases, recorder, validator, saver, first_step=first_step)
@@ -98,6 +101,8 @@ def _train(
     if run.validates_first and config.evaluation.interval > 0:
         with phases(validator.phase):
             validator.act(StepDone(first_step))
+        run.stop_request.raise_if_agreed()
+    run.stop_request.begin_training()
     for step in range(first_step + 1, config.run.steps + 1):
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
         with phases(DATA), on_this_rank(engine.groups.rank):
@@ -122,13 +127,26 @@ def _train(
             stops=stops,
             learning_rate=rate,
         )
-        for observer in observers:
-            if observer.due(done):
-                with phases(observer.phase):
-                    observer.act(done)
-        if stops and not done.is_last:
+        _observe(run, observers, phases, done)
+        if run.stop_request.is_agreed and not done.is_last:
+            run.stop_request.stop(step)
             return False
     return True
+
+
+def _observe(
+    run: LoopContext, observers: Sequence[Observer], phases: PhaseClock, done: StepDone
+) -> None:
+    """Let the observers act that are due; a stop during one makes more of them due."""
+    waiting = list(observers)
+    for _ in range(2):
+        for observer in list(waiting):
+            if observer.due(replace(done, stops=run.stop_request.is_agreed)):
+                waiting.remove(observer)
+                with phases(observer.phase):
+                    observer.act(replace(done, stops=run.stop_request.is_agreed))
+        if done.stops or not run.stop_request.is_agreed:
+            return
 
 
 def _observers(
@@ -152,6 +170,7 @@ def _observers(
         sink=run.sink,
         device=run.device,
         benchmarks=run.benchmarks,
+        stops=partial(run.stop_request.agreed, step_done=False),
     )
     saver = Saver(
         run.config,
@@ -161,6 +180,7 @@ def _observers(
         check=recorder.check,
         sink=run.sink,
         device=run.device,
+        saved=run.stop_request.save_done,
     )
     return recorder, validator, saver
 

@@ -201,6 +201,7 @@ class Validator:
         sink: MetricSink,
         device: torch.device,
         benchmarks: Benchmarks | None = None,
+        stops: Callable[[], bool] = lambda: False,
     ) -> None:
         """Store the inputs of validations.
 
@@ -211,11 +212,13 @@ class Validator:
             sink: Takes records; does nothing on ranks other than 0.
             device: The rank's device.
             benchmarks: Measure more; None: nothing.
+            stops: Vote on a stop, collective over all ranks; if agreed, the validation is given up.
         """
         self._config = config
         self._engine = engine
         self._rows = rows
         self._benchmarks = benchmarks
+        self._stops = stops
         self._without_targets: set[str] = set()
         self._sink = sink
         self._device = device
@@ -226,7 +229,7 @@ class Validator:
         return not done.stops and is_due(done.step, interval, at_once=done.is_last)
 
     def act(self, done: StepDone) -> None:
-        """Validate and write the losses."""
+        """Validate and write the losses, all or none."""
         with on_this_rank(self._engine.groups.rank):
             losses = validation_losses(
                 self._engine,
@@ -234,7 +237,11 @@ class Validator:
                 num_rows=self._config.evaluation.rows_per_objective,
                 micro_batch_size=self._config.batch.micro_batch_size,
                 device=self._device,
+                stops=self._stops,
             )
+            if losses is None:
+                log.info("gave up the validation of step=%d for a stop", done.step)
+                return
             more = self._benchmarks(self._engine, done.step) if self._benchmarks else {}
         empty = set(self._rows.objectives) - losses.keys() - self._without_targets
         for objective in sorted(empty):  # warn once, not at every validation

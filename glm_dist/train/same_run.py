@@ -23,6 +23,7 @@ FREE_KEYS: tuple[str, ...] = (
     "config_version",
     "run.name",
     "run.steps",
+    "run.max_minutes",
     "run.init_from",
     "run.init_with",
     "parallel.",

@@ -22,7 +22,7 @@ from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.config.schema import RunConfig
-from glm_dist.errors import CheckpointError, GlmDistError
+from glm_dist.errors import CheckpointError, GlmDistError, TrainingError
 from glm_dist.observe.phases import SAVE
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.parallel.errors import RankFailure
@@ -51,6 +51,7 @@ class Saver:
         check: Callable[[int], None],
         sink: MetricSink,
         device: torch.device,
+        saved: Callable[[float, bool], None] = lambda seconds, waited: None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
 
@@ -62,6 +63,7 @@ class Saver:
             check: Raises if the loss of a step up to the given one is not finite.
             sink: Takes an event for each checkpoint.
             device: The rank's device.
+            saved: Called with the seconds of each save, and True if training waited for it.
 
         Raises:
             CheckpointError: On every rank, if one has too little memory.
@@ -71,6 +73,7 @@ class Saver:
         self._directory = directory
         self._identity = identity
         self._check = check
+        self._saved = saved
         self._sink = sink
         self._stall = 0.0
         self._failures = 0
@@ -178,9 +181,13 @@ class Saver:
 
         Raises:
             CheckpointError: On every rank.
+            TrainingError: On every rank: the state was not fit to be saved.
         """
         if outcome is None:
             return
+        if isinstance(outcome.error, TrainingError):
+            self._record(outcome, is_raised=True)
+            raise outcome.error
         self._failures = 0 if outcome.error is None else self._failures + 1
         is_raised = raises and self._failures >= MAX_FAILURES
         self._record(outcome, is_raised=is_raised)
@@ -204,6 +211,7 @@ class Saver:
             "stall": round(stall, 3),
         }
         if outcome.error is None:
+            self._saved(outcome.seconds, self._writer is None)
             details["bytes"] = outcome.num_bytes
             self._sink.event(outcome.step, "checkpoint", details)
             return

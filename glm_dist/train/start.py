@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
+from glm_dist.checkpoint.folders import MANIFEST_NAME
 from glm_dist.checkpoint.load import (
     WEIGHTS,
     CheckpointInfo,
+    all_damaged,
+    damaged_names,
     find_checkpoint,
     load_tensors,
     read_checkpoint,
@@ -19,7 +21,7 @@ from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.files import is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
-from glm_dist.parallel.errors import Ranks
+from glm_dist.parallel.errors import Ranks, needs_human
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.preflight import no_origin
 from glm_dist.train.same_run import check_has_optimizer, check_same_rows
@@ -55,7 +57,8 @@ def starting_point(
     """
     own = None
     if config.checkpoint.resume is not Resume.never:
-        own = _own_checkpoint(config)
+        with needs_human(engine.groups.rank):  # all are damaged: a restart would find the same
+            own = _own_checkpoint(config)
     if own is not None:
         check_has_optimizer(own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
@@ -185,13 +188,5 @@ def _check_is_new(folder: Path) -> None:
     Raises:
         CheckpointError: There are checkpoint folders.
     """
-    steps = list_steps(folder)
-    if steps:
-        names = ", ".join(path.name for _, path in steps)
-        raise CheckpointError(
-            f"All checkpoints in {folder} are damaged ({names}); the log above gives the reasons.\n"
-            "Restore their files, or start a new run with run.name=<new>.",
-            key=str(folder),
-            value=names,
-            fix="run.name=<new>",
-        )
+    if damaged := damaged_names(folder):
+        raise all_damaged(folder, damaged, fix="start a new run with run.name=<new>")

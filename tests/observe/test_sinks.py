@@ -15,6 +15,7 @@ from rich.console import Console
 
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
+from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.sinks import (
     Details,
     JsonlSink,
@@ -50,6 +51,7 @@ def test_every_line_has_step_attempt_and_time(tmp_path: Path) -> None:
         {"step": 0, "event": "started", "attempt": 1, "time": 1.5},
         {"step": 10, "train/loss": 2.5, "attempt": 1, "time": 1.5},
         {"step": 10, "event": "checkpoint", "path": "x", "attempt": 1, "time": 1.5},
+        {"step": 10, "event": "ended", "attempt": 1, "time": 1.5},
     ]
 
 
@@ -76,7 +78,7 @@ def file_size_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("file_size_limit")
-def test_a_full_disk_is_reported_once_and_does_not_raise(
+def test_records_of_a_full_disk_are_written_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -88,10 +90,28 @@ def test_a_full_disk_is_reported_once_and_does_not_raise(
     sink.write(20, {"train/loss": 2.5})
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     sink.write(30, {"train/loss": 2.5})
-    assert [r["step"] for r in records(path)] == [0, 30]
+    assert [r["step"] for r in records(path)] == [0, 10, 20, 30]
     levels = [r.levelname for r in caplog.records]
     assert levels == ["ERROR", "WARNING"]
-    assert "lost=2" in caplog.text
+    assert "delayed=2 lost=0" in caplog.text
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_records_beyond_the_bound_are_counted_as_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = jsonl(path)
+    size = path.stat().st_size  # of one record, nearly
+    monkeypatch.setattr("glm_dist.observe.sinks.MAX_HELD_BYTES", 2 * size)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    for step in (10, 20, 30, 40):
+        sink.write(step, {"train/loss": 2.5})
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sink.write(50, {"train/loss": 2.5})
+    assert [r["step"] for r in records(path)] == [0, 40, 50]
+    assert "delayed=1 lost=3" in caplog.text
 
 
 def test_a_folder_that_disappears_does_not_end_training(
@@ -136,11 +156,16 @@ def test_without_wandb_a_run_has_file_and_console_and_wandb_is_not_imported(
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
     made = config(tmp_path)
     sinks = open_sinks(
-        made, attempt=1, first_step=0, console=Console(file=io.StringIO()), environ={}
+        made,
+        attempt=1,
+        first_step=0,
+        console=Console(file=io.StringIO()),
+        environ={},
+        phases=PhaseClock(),
     )
     sinks.write(1, {"train/loss": 2.0})
     sinks.close()
-    assert records(tmp_path / "a" / "metrics.jsonl")[-1]["train/loss"] == 2.0
+    assert records(tmp_path / "a" / "metrics.jsonl")[-2]["train/loss"] == 2.0
     assert "loss   2.0000" in caplog.text
 
 
