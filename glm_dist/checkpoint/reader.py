@@ -46,7 +46,7 @@ def read_tensors(
     Raises:
         CheckpointException: On every rank, torch's account of which rank failed and why.
     """
-    with quiet_about_one_process():
+    with quiet_about_one_process(is_alone=not ranks.is_joined):
         load(
             dict(fragments),
             storage_reader=_Reader(folder, manifest),
@@ -80,7 +80,7 @@ class TensorReader:
         """
         tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
         try:
-            with quiet_about_one_process():
+            with quiet_about_one_process(is_alone=True):
                 load({name: tensor}, storage_reader=self._reader, no_dist=True)
         except CheckpointException as error:
             for wrapped, _ in error.failures.values():
@@ -166,8 +166,12 @@ def _as_metadata(manifest: Manifest) -> Metadata:
 
 
 @contextmanager
-def quiet_about_one_process() -> Iterator[None]:
+def quiet_about_one_process(*, is_alone: bool) -> Iterator[None]:
     """Silence torch's warning about a missing process group: generation runs without one."""
+    if not is_alone:
+        # catch_warnings changes the whole process, and a save may run in a thread of a job.
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

@@ -34,7 +34,7 @@ from glm_dist.checkpoint.manifest import (
 from glm_dist.checkpoint.storage import write_file, write_tensors
 from glm_dist.errors import CheckpointError
 from glm_dist.files import fsync_folder
-from glm_dist.parallel.errors import Ranks
+from glm_dist.parallel.errors import Progress, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Save a step; collective over all ranks.
 
@@ -60,6 +61,7 @@ def save_checkpoint(
         layout: Sizes of the process axes.
         keep_last: Newest checkpoints to keep, at least 1.
         group: All ranks, over gloo; None: the default group, or a single process.
+        progress: Receives each task as it begins; None: not needed.
 
     Returns:
         The finished folder, ``directory/step_XXXXXXX``.
@@ -67,7 +69,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: On every rank, if any rank failed. Earlier checkpoints are intact.
     """
-    ranks = Ranks(group)
+    ranks = Ranks(group, progress)
     started = time.monotonic()
     final = directory / step_name(step)
     staging = ranks.on_first(

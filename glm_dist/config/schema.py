@@ -245,6 +245,10 @@ class CheckpointConfig(Section):
     """Newest complete checkpoints kept; older ones are removed."""
     resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
+    background: bool = False
+    """Training waits only for a copy into host memory, 12 bytes per parameter a rank updates."""
+    timeout_minutes: int = bounded(60, at_least=0, at_most=10_080, default=0)
+    """Time after which a save in the background has failed; 0: parallel.timeout_minutes."""
 
 
 @dataclass

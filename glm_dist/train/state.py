@@ -6,7 +6,9 @@ consists of weights, moments, counters and, in fp16, the loss scale; any layout 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
+
+import torch
 
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors
@@ -17,6 +19,22 @@ from glm_dist.optim.state import OptimizerCounters, StateSlice
 from glm_dist.train.engine import TrainingEngine
 
 
+class CheckpointWriter(Protocol):
+    """Interface of ``save_checkpoint`` and of writers that begin a save in the background."""
+
+    def __call__(
+        self,
+        directory: Path,
+        *,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        extra: Mapping[str, Json],
+        layout: Mapping[str, int],
+        keep_last: int,
+    ) -> Path:
+        """Write a checkpoint, or begin to; return its folder."""
+
+
 def save_state(
     engine: TrainingEngine,
     directory: Path,
@@ -24,6 +42,7 @@ def save_state(
     step: int,
     extra: Mapping[str, Json],
     keep_last: int,
+    write: CheckpointWriter = save_checkpoint,
 ) -> Path:
     """Write a checkpoint. Collective over all ranks.
 
@@ -33,15 +52,16 @@ def save_state(
         step: Optimizer steps done.
         extra: Further state of the run, equal on all ranks.
         keep_last: Newest checkpoints to keep.
+        write: Writes the tensors; returns the folder.
 
     Returns:
-        The finished folder.
+        The folder that ``write`` returned.
 
     Raises:
         CheckpointError: On every rank, if any rank could not write.
     """
     engine.zero.ensure_moments()
-    return save_checkpoint(
+    return write(
         directory,
         step=step,
         tensors=training_fragments(engine),
