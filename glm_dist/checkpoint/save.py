@@ -20,7 +20,6 @@ from glm_dist.checkpoint.folders import (
     MANIFEST_NAME,
     create_staging,
     publish,
-    retire,
     step_name,
 )
 from glm_dist.checkpoint.fragments import as_fragment
@@ -31,6 +30,7 @@ from glm_dist.checkpoint.manifest import (
     damage_error,
     find_problems,
 )
+from glm_dist.checkpoint.retention import Upkeep, retire
 from glm_dist.checkpoint.storage import write_file, write_tensors
 from glm_dist.errors import CheckpointError
 from glm_dist.files import fsync_folder
@@ -48,6 +48,7 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
+    upkeep: Upkeep | None = None,
 ) -> Path:
     """Save a step; collective over all ranks.
 
@@ -58,8 +59,9 @@ def save_checkpoint(
             Ranks may hold different names; together they hold every element of each.
         extra: State of the run that is the same on every rank; rank 0's is kept.
         layout: Sizes of the process axes.
-        keep_last: Newest checkpoints to keep, at least 1.
+        keep_last: Newest verified checkpoints to keep; two are kept in any case.
         group: All ranks, over gloo; None: the default group, or a single process.
+        upkeep: Rules of this job, the same object for all its saves; None: nothing is known yet.
 
     Returns:
         The finished folder, ``directory/step_XXXXXXX``.
@@ -85,18 +87,12 @@ def save_checkpoint(
     seconds = time.monotonic() - started
     # The caller's event informs the user; this line helps to find a slow disk.
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
-    _retire_older(directory, ranks, step=step, keep_last=keep_last)
-    return final
-
-
-def _retire_older(directory: Path, ranks: Ranks, *, step: int, keep_last: int) -> None:
-    removed = ranks.on_first(
-        "remove older checkpoints",
-        str(directory),
-        lambda: retire(directory, step, keep_last=max(keep_last, 1)),
-    )
-    if removed:
+    upkeep = Upkeep() if upkeep is None else upkeep
+    upkeep.verified.add(final.name)
+    removed = retire(directory, ranks, step=step, keep_last=keep_last, upkeep=upkeep)
+    if removed and ranks.rank == 0:
         log.info("removed checkpoints=%s", ",".join(path.name for path in removed))
+    return final
 
 
 def _write_all(

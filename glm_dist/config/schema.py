@@ -240,7 +240,9 @@ class CheckpointConfig(Section):
     interval: int = bounded(1000, at_least=0, default=0)
     """Steps between checkpoints; 0 saves nothing. The last step is saved as well."""
     keep_last: int = bounded(3, at_least=0, default=0)
-    """Newest complete checkpoints kept; older ones are removed."""
+    """Newest verified checkpoints kept, and always two; older ones are removed."""
+    keep_every: int = bounded(10000, at_least=0, default=0)
+    """Checkpoints at multiples of this step are never removed; 0: off."""
     resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
 

@@ -114,11 +114,7 @@ def _run(
     quiet_libraries()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     start = starting_point(config, engine, identity)
-    Ranks(None).on_first(
-        "keep the tokenizer",
-        str(config.run_dir),
-        lambda: store_tokenizer(config.tokenizer, config.run_dir),
-    )
+    _keep_tokenizer(config)
     sink = SinkGroup()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
@@ -142,6 +138,7 @@ def _run(
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity,
         device=process.device,
+        upkeep=start.upkeep(config),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
     )
@@ -149,6 +146,14 @@ def _run(
         return train(context, first_step=start.step)
     finally:
         sink.close()
+
+
+def _keep_tokenizer(config: RunConfig) -> None:
+    Ranks(None).on_first(
+        "keep the tokenizer",
+        str(config.run_dir),
+        lambda: store_tokenizer(config.tokenizer, config.run_dir),
+    )
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:

@@ -6,12 +6,13 @@ branches, because every branch depends on the step alone or on values that were 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.phases import DATA, STEP, VOTE, PhaseClock
@@ -48,6 +49,8 @@ class LoopContext:
     identity: Mapping[str, Json]
     """Facts about the run stored in a checkpoint, such as the data's fingerprint."""
     device: torch.device
+    upkeep: Upkeep = field(default_factory=Upkeep)
+    """Rules of this job for the run's checkpoints, and which of them are verified."""
     validates_first: bool = False
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
@@ -139,6 +142,7 @@ def _observers(
         identity=run.identity,
         check=recorder.check,
         sink=run.sink,
+        upkeep=run.upkeep,
     )
     return recorder, validator, saver
 

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.metrics import (
@@ -259,6 +260,7 @@ class Saver:
         identity: Mapping[str, Json],
         check: Callable[[int], None],
         sink: MetricSink,
+        upkeep: Upkeep,
     ) -> None:
         """Store the inputs of saves.
 
@@ -269,6 +271,7 @@ class Saver:
             identity: Facts about the run stored in a checkpoint, such as the data's fingerprint.
             check: Raises if the loss of a step up to the given one is not finite.
             sink: Takes an event for each checkpoint.
+            upkeep: Rules of this job for the run's checkpoints.
         """
         self._config = config
         self._engine = engine
@@ -276,6 +279,7 @@ class Saver:
         self._identity = identity
         self._check = check
         self._sink = sink
+        self._upkeep = upkeep
 
     def due(self, done: StepDone) -> bool:
         """See ``Observer``."""
@@ -300,6 +304,7 @@ class Saver:
                 "rows": done.step * self._config.batch.global_batch_size,
             },
             keep_last=self._config.checkpoint.keep_last,
+            upkeep=self._upkeep,
         )
         seconds = round(time.monotonic() - started, 2)
         self._sink.event(done.step, "checkpoint", {"path": str(path), "seconds": seconds})

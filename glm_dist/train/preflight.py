@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
-from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
+from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, list_steps
+from glm_dist.checkpoint.manifest import DamagedCheckpointError, all_damaged, read_manifest
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.corpus.borders import sampled_warnings
 from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
@@ -19,6 +19,7 @@ from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.train.room import check_room
 from glm_dist.train.same_run import check_has_optimizer, check_same_config, check_same_rows
 
 MUCH_PADDING = 0.02
@@ -93,7 +94,8 @@ def check_run_folder(config: RunConfig) -> int | None:
         Step of the newest checkpoint; None if the run starts from step 0.
 
     Raises:
-        CheckpointError: Checkpoints and checkpoint.resume contradict each other.
+        CheckpointError: Checkpoints and checkpoint.resume contradict each other, all checkpoints
+            are damaged, or there is no room for those to come.
         ConfigError: The folder belongs to another configuration.
         FileError: It cannot be written.
     """
@@ -101,6 +103,7 @@ def check_run_folder(config: RunConfig) -> int | None:
     folder = config.run_dir / CHECKPOINTS
     if config.checkpoint.interval > 0:
         ensure_writable(folder, key="paths.runs")  # the first save may be hours away
+        check_room(config, folder)
     steps = list_steps(folder)
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
@@ -119,6 +122,8 @@ def check_run_folder(config: RunConfig) -> int | None:
             fix="checkpoint.resume=auto",
         )
     if not steps:
+        if config.checkpoint.resume is not Resume.never and (names := damaged_names(folder)):
+            raise all_damaged(folder, names, fix="start a new run with run.name=<new>")
         if config.run.init_from is not None:
             _check_origin(Path(config.run.init_from), config.run.init_with)
         return None

@@ -5,17 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME
+from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names
 from glm_dist.checkpoint.load import (
     WEIGHTS,
     CheckpointInfo,
-    all_damaged,
-    damaged_names,
     find_checkpoint,
     load_tensors,
     read_checkpoint,
 )
-from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.manifest import Json, all_damaged
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
@@ -38,6 +37,13 @@ class Start:
     """Steps already done."""
     origin: CheckpointInfo | None = None
     """Checkpoint of another run that gave the weights."""
+    own: CheckpointInfo | None = None
+    """Verified checkpoint of this run that it continues from."""
+
+    def upkeep(self, config: RunConfig) -> Upkeep:
+        """Begin this job's account of the run's checkpoints."""
+        verified = set() if self.own is None else {self.own.path.name}
+        return Upkeep(keep_every=config.checkpoint.keep_every, verified=verified)
 
 
 def starting_point(
@@ -61,7 +67,7 @@ def starting_point(
     if own is not None:
         check_has_optimizer(own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
-        return Start(restore_state(engine, own))
+        return Start(restore_state(engine, own), own=own)
     if config.run.init_from is None:
         return Start()
     origin = find_origin(Path(config.run.init_from))
@@ -166,7 +172,7 @@ def _own_checkpoint(config: RunConfig) -> CheckpointInfo | None:
         CheckpointError: There are checkpoints and none is complete, or the required one is missing.
     """
     folder = config.run_dir / CHECKPOINTS
-    info = find_checkpoint(folder)
+    info = find_checkpoint(folder, sets_aside=True)
     if info is not None:
         return info
     Ranks(None).on_first("look for checkpoints", str(folder), lambda: _check_is_new(folder))

@@ -11,6 +11,7 @@ from typing import cast
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.state import OptimizerCounters, StateSlice
@@ -24,6 +25,7 @@ def save_state(
     step: int,
     extra: Mapping[str, Json],
     keep_last: int,
+    upkeep: Upkeep | None = None,
 ) -> Path:
     """Write a checkpoint. Collective over all ranks.
 
@@ -32,7 +34,8 @@ def save_state(
         directory: The run's checkpoints folder.
         step: Optimizer steps done.
         extra: Further state of the run, equal on all ranks.
-        keep_last: Newest checkpoints to keep.
+        keep_last: Newest verified checkpoints to keep.
+        upkeep: Rules of this job, the same object for all its saves.
 
     Returns:
         The finished folder.
@@ -48,6 +51,7 @@ def save_state(
         extra={**extra, **_counters_to_json(engine.zero.counters())},
         layout=engine.groups.layout.sizes(),
         keep_last=keep_last,
+        upkeep=upkeep,
     )
 
 
