@@ -135,6 +135,10 @@ class Fragment(torch.Tensor):
         fragment.is_saved = is_saved
         return fragment
 
+    def views(self) -> list[torch.Tensor]:
+        """Return the boxes as views of ``data``, without ZeRO's padding."""
+        return [view for _, view in self._boxes.values()]
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it static
         cls,

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.finite import check_after_load
 from glm_dist.checkpoint.folders import BAD, damaged_names, list_steps, set_aside, step_name
 from glm_dist.checkpoint.fragments import as_fragment
 from glm_dist.checkpoint.manifest import WEIGHTS as WEIGHTS
@@ -167,7 +168,8 @@ def load_tensors(
 
     Raises:
         CheckpointError: On every rank: names are missing from the checkpoint or left over in it,
-            or shapes differ (all are listed; nothing was read then), or reading failed.
+            or shapes differ (all are listed; nothing was read then), reading failed, or what was
+            read is not finite.
     """
     ranks = Ranks(group)
     started = time.monotonic()
@@ -179,6 +181,7 @@ def load_tensors(
     _check_names(info, wanted, prefixes)
     with ranks.raise_on_all_ranks("read tensors", str(info.path)):
         read_tensors(info.path, info.manifest, fragments, ranks)
+    check_after_load(info.path, fragments, ranks)
     log.info(
         "loaded step=%d from=%s tensors=%d seconds=%.1f",
         info.manifest.step,

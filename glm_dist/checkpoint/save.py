@@ -16,13 +16,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.finite import check_before_save
 from glm_dist.checkpoint.folders import (
     MANIFEST_NAME,
     create_staging,
     publish,
     step_name,
 )
-from glm_dist.checkpoint.fragments import as_fragment
+from glm_dist.checkpoint.fragments import Fragment, as_fragment
 from glm_dist.checkpoint.manifest import (
     FileRecord,
     Json,
@@ -68,10 +69,13 @@ def save_checkpoint(
 
     Raises:
         CheckpointError: On every rank, if any rank failed. Earlier checkpoints are intact.
+        TrainingError: On every rank, before anything is written: a value is not finite.
     """
     ranks = Ranks(group)
     started = time.monotonic()
     final = directory / step_name(step)
+    fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
+    check_before_save(fragments, ranks, step=step, directory=directory)
     staging = ranks.on_first(
         f"create a folder in {directory}", str(final), lambda: create_staging(directory, step)
     )
@@ -80,7 +84,7 @@ def save_checkpoint(
             staging,
             ranks,
             Manifest(step=step, layout=dict(layout), extra=dict(extra), tensors={}, files={}),
-            tensors=tensors,
+            fragments=fragments,
         )
         ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
@@ -100,13 +104,12 @@ def _write_all(
     ranks: Ranks,
     manifest: Manifest,
     *,
-    tensors: Mapping[str, torch.Tensor],
+    fragments: Mapping[str, Fragment],
 ) -> Manifest:
     """Fill the staging folder; return the manifest with its tensors and files."""
     key = str(staging)
     with ranks.raise_on_all_ranks("find the folder that rank 0 created", key):
         _check_is_shared(staging)
-    fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
     with ranks.raise_on_all_ranks("write tensors", key):
         files, saved_tensors = write_tensors(staging, fragments, ranks)
     with ranks.raise_on_all_ranks("sync the folder", key):
