@@ -1,12 +1,13 @@
 """Folder names of checkpoints, and renames between them; no torch, no ranks.
 
-==================  ===========================================================
-``step_0001000``    complete; the only name a finished save leaves
-``.tmp-step_...``   being written; removed by the next save
-``.old-step_...``   complete, being replaced by a new save of the same step
-``.trash-step_...`` being removed; renamed first, so that a partial folder is no checkpoint
-``.bad-step_...``   found damaged and set aside; never read, counted or removed
-==================  ===========================================================
+=====================  ===========================================================
+``step_0001000``       complete; the only name a finished save leaves
+``.tmp-step_...``      being written; removed by the next save
+``.old-step_...``      complete, being replaced by a new save of the same step
+``.trash-step_...``    being removed; renamed first, so that a partial folder is no checkpoint
+``.bad-step_...``      found damaged and set aside; never read, counted or removed
+``.rewound-step_...``  later than a step that the run went back to; the same
+=====================  ===========================================================
 """
 
 import logging
@@ -26,6 +27,9 @@ FEWEST_KEPT = 2
 
 BAD = ".bad-"
 """Prefix of damaged checkpoints that were set aside."""
+
+REWOUND = ".rewound-"
+"""Prefix of checkpoints that were set aside because the run went back to an earlier one."""
 
 _STEP = re.compile(r"(?:\.old-)?step_(\d{7,})")
 
@@ -99,7 +103,7 @@ def set_aside(path: Path, prefix: str, *, reason: str) -> Path | None:
 
     Args:
         path: Its folder.
-        prefix: ``BAD``.
+        prefix: ``BAD`` or ``REWOUND``.
         reason: Logged with the old and the new name.
 
     Returns:

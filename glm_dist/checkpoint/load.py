@@ -26,6 +26,7 @@ from glm_dist.checkpoint.manifest import (
     read_manifest,
 )
 from glm_dist.checkpoint.reader import read_tensors
+from glm_dist.checkpoint.rewind import list_candidates
 from glm_dist.checkpoint.version_1 import with_boxes
 from glm_dist.errors import CheckpointError
 from glm_dist.files import exists
@@ -48,6 +49,7 @@ class CheckpointInfo:
 def find_checkpoint(
     directory: Path,
     *,
+    step: int | None = None,
     verify: bool = True,
     sets_aside: bool = False,
     group: dist.ProcessGroup | None = None,
@@ -58,6 +60,7 @@ def find_checkpoint(
 
     Args:
         directory: The run's checkpoints folder; need not exist.
+        step: Step that the run goes back to (``rewind.py``); None: use the newest.
         verify: Compare every file's SHA-256, split over ranks; otherwise only sizes.
         sets_aside: Rename the damaged ones that are newer than the one found. If none is found,
             nothing is renamed.
@@ -67,11 +70,13 @@ def find_checkpoint(
         None if there is no complete checkpoint.
 
     Raises:
-        CheckpointError: The newest one has another format version, or the folder
-            cannot be read.
+        CheckpointError: The newest one has another format version, the folder cannot be read, or
+            there is no checkpoint of the step.
     """
     ranks = Ranks(group)
-    steps = ranks.on_first("list the checkpoints", str(directory), lambda: list_steps(directory))
+    steps = ranks.on_first(
+        "list the checkpoints", str(directory), lambda: list_candidates(directory, step)
+    )
     damaged: list[DamagedCheckpointError] = []
     for _, path in steps:
         try:

@@ -245,6 +245,8 @@ class CheckpointConfig(Section):
     """Checkpoints at multiples of this step are never removed; 0: off."""
     resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
+    step: int | None = None
+    """Checkpoint of this run to go back to; later ones are set aside by name. Unset: the newest."""
 
 
 @dataclass

@@ -48,7 +48,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
-from glm_dist.train.start import starting_point
+from glm_dist.train.start import facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _run(
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
-        identity=identity,
+        identity=identity | facts_of_start(config),
         device=process.device,
         upkeep=start.upkeep(config),
         validates_first=start.origin is not None,
