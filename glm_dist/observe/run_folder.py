@@ -21,12 +21,13 @@ import glm_dist
 from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.files import LockedError, exists, lock_file, write_atomically
+from glm_dist.observe.fence import LOCK_FILE as LOCK_FILE
+from glm_dist.observe.fence import Fence, claim
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
-LOCK_FILE = "lock"
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
 
@@ -64,6 +65,8 @@ class RunFolder:
     lock: IO[str] | None = field(repr=False)
     """Keeps out other jobs until it is closed or its process ends; None if the file system has no
     locks."""
+    fence: Fence
+    """This attempt's claim on the folder."""
 
 
 def collect_provenance(
@@ -132,6 +135,7 @@ def open_run_folder(
         write_atomically(
             path / PROVENANCE_FILE, json.dumps({"attempts": attempts}, indent=1) + "\n"
         )
+        fence = claim(path, attempt=len(attempts), lock=lock)
     except OSError as error:
         raise ConfigError(
             f"The run folder {path} cannot be created or written ({error.strerror or error}).\n"
@@ -140,7 +144,7 @@ def open_run_folder(
             value=str(path),
             fix="paths.runs=<folder>",
         ) from error
-    return RunFolder(path=path, attempt=len(attempts), lock=lock)
+    return RunFolder(path=path, attempt=len(attempts), lock=lock, fence=fence)
 
 
 def _lock(path: Path) -> IO[str] | None:

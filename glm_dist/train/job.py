@@ -26,6 +26,7 @@ from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
@@ -33,7 +34,7 @@ from glm_dist.observe.run_folder import (
     collect_provenance,
     open_run_folder,
 )
-from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.observe.sinks import MetricSink, SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks
 from glm_dist.parallel.failures import (
     heard_by_all,
@@ -115,16 +116,17 @@ def _run(
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     start = starting_point(config, engine, identity)
     _keep_tokenizer(config)
-    sink = SinkGroup()
+    sink: MetricSink = SinkGroup()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
-        sink = open_sinks(
+        sinks = open_sinks(
             config,
             attempt=folder.attempt,
             first_step=start.step,
             console=console,
             environ=os.environ,
         )
+        sink = FencedSink(sinks, folder.fence)
         if start.origin is not None:
             sink.event(start.step, "initialized", {"from": str(start.origin.path)})
     context = LoopContext(
@@ -138,7 +140,7 @@ def _run(
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity | facts_of_start(config),
         device=process.device,
-        upkeep=start.upkeep(config),
+        upkeep=start.upkeep(config, folder),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
     )
