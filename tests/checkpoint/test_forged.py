@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from glm_dist.checkpoint.load import choose_checkpoint, find_checkpoint, load_tensors
 from glm_dist.checkpoint.manifest import DamagedCheckpointError
 from glm_dist.checkpoint.save import save_checkpoint
-from glm_dist.errors import CheckpointError
+from glm_dist.config.load import load_config_file
+from glm_dist.errors import CheckpointError, ConfigError
 from tests.checkpoint.forged import Command, hostile_pickle, replace_file, rewrite_manifest
 from tests.messages import Says
 from tests.old_runs.restore import restore
@@ -148,12 +150,23 @@ def other_content(name: str, marker: Path) -> bytes:
             torch.save(torch.zeros(1).expand(1000, 1000), stream)
         case "no tensor":
             torch.save({"a": 1}, stream)
+        case "a compressed archive":
+            torch.save(torch.zeros(3, 4), stream)
+            packed = io.BytesIO()
+            with zipfile.ZipFile(stream) as plain, zipfile.ZipFile(packed, "w", 8) as archive:
+                for entry in plain.namelist():
+                    content = plain.read(entry)
+                    is_data = entry.endswith("data/0")
+                    archive.writestr(entry, content + bytes(10**7) if is_data else content)
+            stream = packed
         case "no archive":
             stream.write(hostile_pickle(marker))
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("name", ["code", "another shape", "no tensor", "no archive"])
+@pytest.mark.parametrize(
+    "name", ["code", "another shape", "no tensor", "a compressed archive", "no archive"]
+)
 def test_a_data_file_holds_nothing_but_its_boxes(
     tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,3 +284,11 @@ def test_generate_runs_and_shows_nothing_of_a_forged_run(
     assert not marker.exists()
     assert "EXECUTED" not in done.stdout + done.stderr
     assert os.environ["HOME"] not in done.stderr.replace(str(tmp_path), "")
+
+
+def test_a_configuration_that_grows_without_end_is_not_read(tmp_path: Path) -> None:
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(["a0: &a0 [0]", *levels]))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config_file(file)
