@@ -19,7 +19,11 @@ from glm_dist.checkpoint.folders import (
     set_aside,
 )
 from glm_dist.checkpoint.load import read_checkpoint
-from glm_dist.checkpoint.manifest import DamagedCheckpointError, Json
+from glm_dist.checkpoint.manifest import (
+    DamagedCheckpointError,
+    Json,
+    UnreadableCheckpointError,
+)
 from glm_dist.errors import CheckpointError
 from glm_dist.observe.fence import Fence
 from glm_dist.parallel.errors import Ranks
@@ -132,10 +136,11 @@ def _verify(path: Path, ranks: Ranks, upkeep: Upkeep) -> None:
         read_checkpoint(path, group=ranks.group)
         upkeep.verified.add(path.name)
         return
-    except DamagedCheckpointError as error:
-        damage = str(error.value)
     except CheckpointError as error:
-        if ranks.rank == 0:
+        may_be_intact = isinstance(error, UnreadableCheckpointError)
+        if isinstance(error, DamagedCheckpointError) and not may_be_intact:
+            damage = str(error.value)
+        elif ranks.rank == 0:
             log.warning("could not verify checkpoint path=%s reason=%s", path, error)
     aside = None
     if damage is not None:
