@@ -24,7 +24,7 @@ from glm_dist.errors import CheckpointError
 from glm_dist.files import sha256_of
 
 MOST_BYTES = 1 << 30
-"""Largest manifest that is read. One of 512 ranks and 1000 tensors takes about 100 MB."""
+"""Largest manifest that is read; a box takes about 60 bytes in it."""
 
 _READABLE = (1, FORMAT_VERSION)
 
