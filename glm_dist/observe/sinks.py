@@ -1,7 +1,8 @@
 """Sinks for records: the metrics file, which is authoritative, the console, and optionally W&B.
 
 A sink is used by rank 0 between collectives, so it must not raise: that would leave the other
-ranks waiting. A failure is logged once, and training continues.
+ranks waiting. A failure is logged once, and training continues. The exception is ``FencedSink``,
+whose error ends the job.
 """
 
 import logging

@@ -27,6 +27,7 @@ from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
@@ -36,7 +37,7 @@ from glm_dist.observe.run_folder import (
     collect_provenance,
     lock_run_folder,
 )
-from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.observe.sinks import MetricSink, SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.failures import (
     heard_by_all,
@@ -176,10 +177,11 @@ def _train(
     # Not before: a refused start changes nothing.
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
-    sink, phases = SinkGroup(), PhaseClock()
+    phases = PhaseClock()
+    sink: MetricSink = SinkGroup()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
-        sink = open_sinks(
+        sinks = open_sinks(
             config,
             attempt=folder.attempt,
             first_step=start.step,
@@ -187,6 +189,7 @@ def _train(
             environ=os.environ,
             phases=phases,
         )
+        sink = FencedSink(sinks, folder.fence)
         if start.origin is not None:
             sink.event(start.step, "initialized", {"from": str(start.origin.path)})
         request.limit(_time_limit(config, launch, request.started))
@@ -201,7 +204,7 @@ def _train(
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity | facts_of_start(config),
         device=process.device,
-        upkeep=start.upkeep(config),
+        upkeep=start.upkeep(config, folder),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
         phases=phases,
