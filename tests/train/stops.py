@@ -98,8 +98,11 @@ class Outcome:
     @property
     def tracebacks(self) -> int:
         """Tracebacks of ranks; launchers print their own."""
-        return len(re.findall(r"stop_program\.py|glm_dist/", self.text.split("Traceback", 1)[-1])) \
-            if "Traceback" in self.text and "glm_dist/" in self.text else 0
+        return (
+            len(re.findall(r"stop_program\.py|glm_dist/", self.text.split("Traceback", 1)[-1]))
+            if "Traceback" in self.text and "glm_dist/" in self.text
+            else 0
+        )
 
 
 @dataclass
@@ -198,7 +201,9 @@ class Trial:
         return (self.folder / "output").read_text(errors="replace")
 
 
-def start_trial(launcher: str, phase: str, folder: Path, *more: str, program: str = PROGRAM) -> Trial:
+def start_trial(
+    launcher: str, phase: str, folder: Path, *more: str, program: str = PROGRAM
+) -> Trial:
     """Start a job that shows a phase."""
     signs = folder / "signs"
     signs.mkdir()
@@ -209,9 +214,7 @@ def start_trial(launcher: str, phase: str, folder: Path, *more: str, program: st
         process = subprocess.Popen(
             [*command, program, *typed],
             cwd=ROOT,
-            env=clean_environment(
-                PYTHONPATH=str(ROOT), STOP_TRIAL=f"{phase}:{signs}", **variables
-            ),
+            env=clean_environment(PYTHONPATH=str(ROOT), STOP_TRIAL=f"{phase}:{signs}", **variables),
             stdout=output,
             stderr=subprocess.STDOUT,
             text=True,
