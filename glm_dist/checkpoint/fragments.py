@@ -162,6 +162,27 @@ class Fragment(torch.Tensor):
         """Refuse arithmetic: a fragment only describes data."""
         raise NotImplementedError(f"{func} on a checkpoint fragment; use the tensor it was made of")
 
+    @property
+    def boxes(self) -> list[torch.Tensor]:
+        """Views of the data, one for each box."""
+        return [view for _, view in self._boxes.values()]
+
+    def with_boxes(self, boxes: Sequence[torch.Tensor]) -> "Fragment":
+        """Describe the same part of the whole, held in other tensors.
+
+        Args:
+            boxes: As in ``boxes``: the same number, shapes and order.
+        """
+        fragment: Fragment = torch.Tensor._make_wrapper_subclass(
+            type(self), self.shape, dtype=self.dtype, device=boxes[0].device if boxes else "cpu"
+        )
+        fragment._boxes = {
+            position: (chunk, box)
+            for (position, (chunk, _)), box in zip(self._boxes.items(), boxes, strict=True)
+        }
+        fragment.is_saved = self.is_saved
+        return fragment
+
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Show shape and boxes without values."""
         boxes = [(tuple(c.offsets), tuple(c.sizes)) for c, _ in self._boxes.values()]

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.futures import Future
 
+from glm_dist.checkpoint.finite import non_finite, not_finite
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.manifest import damage_error, file_problem
 from glm_dist.checkpoint.only_tensors import only_allowed
@@ -46,7 +47,7 @@ def read_tensors(
     Raises:
         CheckpointException: On every rank, torch's account of which rank failed and why.
     """
-    with quiet_about_one_process():
+    with quiet_about_one_process(is_alone=not ranks.is_joined):
         load(
             dict(fragments),
             storage_reader=_Reader(folder, manifest),
@@ -76,17 +77,19 @@ class TensorReader:
             record: Its record in the manifest.
 
         Raises:
-            CheckpointError: A file holds something else than its boxes.
+            CheckpointError: A file holds something else than its boxes, or a value is not finite.
         """
         tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
         try:
-            with quiet_about_one_process():
+            with quiet_about_one_process(is_alone=True):
                 load({name: tensor}, storage_reader=self._reader, no_dist=True)
         except CheckpointException as error:
             for wrapped, _ in error.failures.values():
                 if isinstance(wrapped, CheckpointError):
                     raise wrapped from None
             raise
+        if non_finite({name: [tensor]}):
+            raise not_finite(self._reader.folder, name)
         return tensor
 
 
@@ -95,7 +98,7 @@ class _Reader(FileSystemReader):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         super().__init__(folder)
-        self._folder = folder
+        self.folder = folder
         self._manifest = manifest
         self._metadata: Metadata | None = None
 
@@ -109,9 +112,9 @@ class _Reader(FileSystemReader):
         for item in plan.items:
             by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
         for file, items in by_file.items():
-            path = self._folder / file
+            path = self.folder / file
             if (problem := file_problem(path)) is not None:
-                raise damage_error(self._folder, [f"{file} {problem}"])
+                raise damage_error(self.folder, [f"{file} {problem}"])
             with path.open("rb") as stream:
                 for item in items:
                     box = self._box(stream, item)
@@ -142,10 +145,10 @@ class _Reader(FileSystemReader):
                 warnings.simplefilter("ignore")  # torch's, about what is an error below
                 box = torch.load(cast(IO[bytes], view), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
-            raise damage_error(self._folder, [problem]) from error
+            raise damage_error(self.folder, [problem]) from error
         is_right = isinstance(box, torch.Tensor) and tuple(box.shape) == sizes
         if not is_right or str(box.dtype) != f"torch.{record.dtype}":
-            raise damage_error(self._folder, [problem])
+            raise damage_error(self.folder, [problem])
         return cast(torch.Tensor, box)
 
 
@@ -166,8 +169,12 @@ def _as_metadata(manifest: Manifest) -> Metadata:
 
 
 @contextmanager
-def quiet_about_one_process() -> Iterator[None]:
+def quiet_about_one_process(*, is_alone: bool) -> Iterator[None]:
     """Silence torch's warning about a missing process group: generation runs without one."""
+    if not is_alone:
+        # catch_warnings changes the whole process, and a save may run in a thread of a job.
+        yield
+        return
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield

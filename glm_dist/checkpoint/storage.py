@@ -55,7 +55,7 @@ def write_tensors(
         CheckpointException: On every rank, torch's account of which rank failed and why.
     """
     writer = _HashingWriter(folder, rank=ranks.rank)
-    with quiet_about_one_process():
+    with quiet_about_one_process(is_alone=not ranks.is_joined):
         metadata = save(
             dict(fragments),
             storage_writer=writer,

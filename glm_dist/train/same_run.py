@@ -129,6 +129,46 @@ def check_has_optimizer(checkpoint: Path, manifest: Manifest) -> None:
     )
 
 
+def check_same_position(config: RunConfig, checkpoint: Path, manifest: Manifest) -> None:
+    """Refuse to resume where the step does not begin at the row that the checkpoint ends at.
+
+    Raises:
+        CheckpointError: ``batch.global_batch_size`` is not the one of the checkpoint.
+    """
+    moved = moved_position(config, manifest)
+    if moved is None:
+        return
+    rows, step = manifest.extra["rows"], manifest.step
+    assert isinstance(rows, int)
+    saved = rows // max(step, 1)
+    fits = f"Set batch.global_batch_size={saved}, or start" if saved * step == rows else "Start"
+    raise CheckpointError(
+        f"{checkpoint} has another global batch size: {moved}.\n"
+        f"  {fits} a new run with run.name=<new>.",
+        key="batch.global_batch_size",
+        value=config.batch.global_batch_size,
+        fix=f"batch.global_batch_size={saved}",
+    )
+
+
+def moved_position(config: RunConfig, manifest: Manifest) -> str | None:
+    """Say in words which rows a run would skip or repeat after a checkpoint; None if it fits.
+
+    Args:
+        config: Configuration of the run that continues.
+        manifest: Its checkpoint. Without a number of rows nothing is compared.
+    """
+    rows, begin = manifest.extra.get("rows"), manifest.step * config.batch.global_batch_size
+    if not isinstance(rows, int) or rows == begin:
+        return None
+    first, last = sorted((rows, begin))
+    effect = "would never be read" if begin > rows else "would be read again"
+    return (
+        f"{manifest.step} steps have read {rows} rows, but {begin} with batch.global_batch_size="
+        f"{config.batch.global_batch_size}; rows {first} to {last - 1} {effect}"
+    )
+
+
 def check_same_rows(
     config: RunConfig, checkpoint: Path, *, extra: Mapping[str, object], current: object
 ) -> None:
