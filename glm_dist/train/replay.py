@@ -60,7 +60,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class WeightDifference:
-    """Largest difference between replayed weights and those of a later checkpoint."""
+    """Difference between replayed weights and those of a later checkpoint."""
 
     step: int
     tensors: int
@@ -68,7 +68,11 @@ class WeightDifference:
     unequal: int
     """Tensors that differ in any bit, over all ranks."""
     relative: float
-    """Largest difference of a weight, as a share of the largest weight of its tensor."""
+    """Norm of the difference of all weights, as a share of the norm of the weights.
+
+    Not the largest difference: gradients of the keys' biases are rounding errors, which AdamW
+    scales to full updates, so those few values differ in every layout.
+    """
     name: str
     """Weight with the largest difference; empty if there is none."""
 
@@ -255,6 +259,7 @@ def compare_weights(engine: TrainingEngine, info: CheckpointInfo) -> WeightDiffe
     fragments = training_fragments(engine)
     found: list[tuple[float, str]] = [(0.0, "")]
     unequal = set()
+    square = 0.0
     for prefix in sorted({name.partition(".")[0] + "." for name in info.manifest.tensors}):
         mine = {name: each for name, each in fragments.items() if name.startswith(prefix)}
         saved = {name: each.empty_copy() for name, each in mine.items()}
@@ -263,24 +268,27 @@ def compare_weights(engine: TrainingEngine, info: CheckpointInfo) -> WeightDiffe
             for here, there in zip(fragment.parts(), saved[name].parts(), strict=True):
                 if not torch.equal(here.cpu(), there):
                     unequal.add(name)
-                    if prefix == WEIGHTS:
-                        found.append((_largest(here.cpu(), there), name.removeprefix(prefix)))
-    everywhere = Ranks(None).gather((sorted(fragments), sorted(unequal), max(found)))
-    relative, name = max(each[2] for each in everywhere)
+                if prefix == WEIGHTS:
+                    square += _square(there)
+                    found.append((_square(here.cpu() - there), name.removeprefix(prefix)))
+    everywhere = Ranks(None).gather((sorted(fragments), sorted(unequal), square, found))
+    total = sum(each[2] for each in everywhere)
+    differences = [pair for each in everywhere for pair in each[3]]
+    difference, name = max(differences)
+    relative = math.sqrt(sum(each for each, _ in differences) / (total or 1.0))
     return WeightDifference(
         info.manifest.step,
         tensors=len({name for each in everywhere for name in each[0]}),
         unequal=len({name for each in everywhere for name in each[1]}),
-        relative=relative,
-        name=name,
+        relative=math.inf if math.isnan(relative) else relative,
+        name=name if difference > 0 else "",
     )
 
 
-def _largest(here: torch.Tensor, there: torch.Tensor) -> float:
-    """Return the largest difference as a share of the largest value; infinite for NaN."""
-    difference = float((here.double() - there.double()).abs().max())
-    share = difference / (float(there.abs().max()) or 1.0)
-    return math.inf if math.isnan(share) else share
+def _square(values: torch.Tensor) -> float:
+    """Return the sum of squares; infinite for NaN."""
+    square = float(values.double().square().sum())
+    return math.inf if math.isnan(square) else square
 
 
 def _folder_of(run: Path, step: int) -> Path:
