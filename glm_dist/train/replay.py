@@ -17,6 +17,7 @@ import torch.distributed as dist
 from rich.console import Console
 
 from glm_dist.checkpoint.folders import list_steps
+from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors, read_checkpoint
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
@@ -262,10 +263,10 @@ def compare_weights(engine: TrainingEngine, info: CheckpointInfo) -> WeightDiffe
     square = 0.0
     for prefix in sorted({name.partition(".")[0] + "." for name in info.manifest.tensors}):
         mine = {name: each for name, each in fragments.items() if name.startswith(prefix)}
-        saved = {name: each.empty_copy() for name, each in mine.items()}
+        saved = {name: _empty_copy(each) for name, each in mine.items()}
         load_tensors(info, saved, prefixes=(prefix,))
         for name, fragment in mine.items():
-            for here, there in zip(fragment.parts(), saved[name].parts(), strict=True):
+            for here, there in zip(fragment.boxes, saved[name].boxes, strict=True):
                 if not torch.equal(here.cpu(), there):
                     unequal.add(name)
                 if prefix == WEIGHTS:
@@ -283,6 +284,11 @@ def compare_weights(engine: TrainingEngine, info: CheckpointInfo) -> WeightDiffe
         relative=math.inf if math.isnan(relative) else relative,
         name=name if difference > 0 else "",
     )
+
+
+def _empty_copy(fragment: Fragment) -> Fragment:
+    """Return a fragment of the same boxes in host memory, with undefined values."""
+    return fragment.with_boxes([torch.empty(box.shape, dtype=box.dtype) for box in fragment.boxes])
 
 
 def _square(values: torch.Tensor) -> float:
