@@ -68,6 +68,11 @@ class SinkGroup:
         for sink in self._sinks:
             sink.write(step, values)
 
+    def alive(self, step: int) -> None:
+        """Note that the process is alive after a step."""
+        if self._goodput is not None:
+            self._goodput.alive(step)
+
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
         if self._goodput is not None:

@@ -208,6 +208,7 @@ def _train(
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
         phases=phases,
+        alive=sink.alive,
     )
     try:
         request.raise_if_agreed()

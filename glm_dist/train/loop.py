@@ -60,6 +60,8 @@ class LoopContext:
     """Measures the model at every validation; None: only losses are measured."""
     phases: PhaseClock = field(default_factory=PhaseClock)
     """Time by phase since the loop began."""
+    alive: Callable[[int], None] = lambda step: None
+    """Called after each step."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -110,6 +112,7 @@ def _train(
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
         with phases(DATA), on_this_rank(engine.groups.rank):
             micro_batches = next(run.batches)
+        run.alive(step - 1)
         rate = _rate(run, done=step - 1)
         with phases(STEP):
             result = train_step(
