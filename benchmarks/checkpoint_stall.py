@@ -51,7 +51,7 @@ class Seconds:
     alone: list[float] = field(default_factory=list)
     """Mean of the steps before each save in the background."""
     stall: list[float] = field(default_factory=list)
-    beside: list[float] = field(default_factory=list)
+    during: list[float] = field(default_factory=list)
     """Mean of the steps during which it ran from their beginning to their end."""
     background: list[float] = field(default_factory=list)
 
@@ -96,11 +96,11 @@ class Training:
         found.hash.append(timed(lambda: sha256_of(file)))
         file.unlink()
 
-    def save_beside(self, found: Seconds) -> None:
+    def train_during_save(self, found: Seconds) -> None:
         """Train for a moment, then while a save runs in the background."""
         path = self._folder / "begun"
         alone = [self.step() for _ in range(STEPS_ALONE)]
-        beside: list[float] = []
+        during: list[float] = []
         found.stall.append(
             timed(
                 lambda: save_state(
@@ -118,13 +118,13 @@ class Training:
             outcome = self._writer.poll()
             if outcome is not None:
                 break
-            beside.append(seconds)
+            during.append(seconds)
         if outcome.error is not None:
             raise outcome.error
         found.background.append(outcome.seconds)
-        if beside:
+        if during:
             found.alone.append(statistics.mean(alone))
-            found.beside.append(statistics.mean(beside))
+            found.during.append(statistics.mean(during))
 
 
 def measure(training: Training, *, threads: int, rounds: int, saves: int) -> dict[str, Any]:
@@ -132,13 +132,13 @@ def measure(training: Training, *, threads: int, rounds: int, saves: int) -> dic
     torch.set_num_threads(threads)
     found = Seconds()
     num_bytes = folder_bytes(training.save())
-    training.save_beside(Seconds())  # not measured
+    training.train_during_save(Seconds())  # not measured
     for _ in range(rounds):
         training.dd(num_bytes, found)
         found.save.append(timed(training.save))
         for _ in range(saves):
-            training.save_beside(found)
-    save, stall, background, dd, hashing, alone, beside = (
+            training.train_during_save(found)
+    save, stall, background, dd, hashing, alone, during = (
         statistics.median(each)
         for each in (
             found.save,
@@ -147,7 +147,7 @@ def measure(training: Training, *, threads: int, rounds: int, saves: int) -> dic
             found.dd,
             found.hash,
             found.alone,
-            found.beside,
+            found.during,
         )
     )
     megabytes = num_bytes / 1e6
@@ -158,9 +158,9 @@ def measure(training: Training, *, threads: int, rounds: int, saves: int) -> dic
         "stall s": stall,
         "stall of save": stall / save,
         "step ms": 1e3 * alone,
-        "step beside ms": 1e3 * beside,
-        "speed beside": statistics.median(
-            a / b for a, b in zip(found.alone, found.beside, strict=True)
+        "step during save ms": 1e3 * during,
+        "speed during save": statistics.median(
+            a / b for a, b in zip(found.alone, found.during, strict=True)
         ),
         "background s": background,
         "background MB/s": megabytes / background,
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--saves", type=int, default=3, help="per round (default %(default)s)")
     parser.add_argument("--folder", type=Path, help="disk to write to (default: the system's)")
     chosen = parse(parser, arguments)
-    report = Report("checkpoint_stall", "Checkpoints beside training", machine())
+    report = Report("checkpoint_stall", "Training time that checkpoints cost", machine())
     rows = span_micro_batches(1, rows=1, row_length=chosen.row_length)
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         training = Training(engine_of(chosen), rows, Path(folder))
@@ -207,9 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 measure(training, threads=threads, rounds=chosen.rounds, saves=chosen.saves)
             )
     report.notes += [
-        "Medians over saves; speeds are compared with the steps just before. Seconds of a save in the"
-        " background run from the copy to the renamed, verified folder.",
-        "Asked for: stall of save at most 0.1, speed beside at least 0.9, of dd at least 0.7.",
+        "Medians over saves; speeds are compared with the steps just before."
+        " Seconds of a save in the background run from the copy to the renamed, verified folder.",
+        "Asked for: stall of save at most 0.1, speed during save at least 0.9, of dd at least 0.7.",
     ]
     report.save(chosen.output)
 

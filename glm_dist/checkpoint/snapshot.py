@@ -1,4 +1,4 @@
-"""Copy of a rank's training state in host memory, for a save that runs beside training.
+"""Copy of a rank's training state in host memory, for a save in the background.
 
 The copy is the only part of such a save that training waits for. Its memory is reserved once, as
 one block, and every save reuses it. For a GPU it is pinned, so that the copies overlap.
