@@ -27,6 +27,7 @@ from torch.distributed import distributed_c10d
 
 from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.checkpoint.snapshot import Snapshot
 from glm_dist.errors import CheckpointError, GlmDistError
@@ -176,6 +177,7 @@ class BackgroundWriter:
         extra: Mapping[str, Json],
         layout: Mapping[str, int],
         keep_last: int,
+        upkeep: Upkeep | None = None,
     ) -> Path:
         """Copy the tensors and begin to write the copy; arguments as of ``save_checkpoint``.
 
@@ -205,6 +207,7 @@ class BackgroundWriter:
                 extra=extra,
                 layout=layout,
                 keep_last=keep_last,
+                upkeep=upkeep,
                 group=group,
                 progress=save.progress,
             )

@@ -7,7 +7,7 @@ with size and SHA-256, every tensor with its boxes, and contains a checksum of i
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,24 @@ def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointErro
         key=str(folder),
         value=reason,
         fix="",
+    )
+
+
+def all_damaged(directory: Path, names: Sequence[str], *, fix: str) -> CheckpointError:
+    """Build the error for a folder that holds damaged checkpoints only.
+
+    Args:
+        directory: The run's checkpoints folder.
+        names: Its damaged checkpoints.
+        fix: Another way than to restore them, to follow "or".
+    """
+    listed = ", ".join(names)
+    return CheckpointError(
+        f"All checkpoints in {directory} are damaged ({listed}); the log has the reasons.\n"
+        f"  Restore their files and their names, or {fix}.",
+        key=str(directory),
+        value=listed,
+        fix=fix,
     )
 
 

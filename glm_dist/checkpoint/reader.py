@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.futures import Future
 
+from glm_dist.checkpoint.finite import non_finite, not_finite
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.manifest import damage_error, file_problem
 from glm_dist.checkpoint.only_tensors import only_allowed
@@ -76,7 +77,7 @@ class TensorReader:
             record: Its record in the manifest.
 
         Raises:
-            CheckpointError: A file holds something else than its boxes.
+            CheckpointError: A file holds something else than its boxes, or a value is not finite.
         """
         tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
         try:
@@ -87,6 +88,8 @@ class TensorReader:
                 if isinstance(wrapped, CheckpointError):
                     raise wrapped from None
             raise
+        if non_finite({name: [tensor]}):
+            raise not_finite(self._reader.folder, name)
         return tensor
 
 
@@ -95,7 +98,7 @@ class _Reader(FileSystemReader):
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         super().__init__(folder)
-        self._folder = folder
+        self.folder = folder
         self._manifest = manifest
         self._metadata: Metadata | None = None
 
@@ -109,9 +112,9 @@ class _Reader(FileSystemReader):
         for item in plan.items:
             by_file.setdefault(self.storage_data[item.storage_index].relative_path, []).append(item)
         for file, items in by_file.items():
-            path = self._folder / file
+            path = self.folder / file
             if (problem := file_problem(path)) is not None:
-                raise damage_error(self._folder, [f"{file} {problem}"])
+                raise damage_error(self.folder, [f"{file} {problem}"])
             with path.open("rb") as stream:
                 for item in items:
                     box = self._box(stream, item)
@@ -142,10 +145,10 @@ class _Reader(FileSystemReader):
                 warnings.simplefilter("ignore")  # torch's, about what is an error below
                 box = torch.load(cast(IO[bytes], view), map_location="cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
-            raise damage_error(self._folder, [problem]) from error
+            raise damage_error(self.folder, [problem]) from error
         is_right = isinstance(box, torch.Tensor) and tuple(box.shape) == sizes
         if not is_right or str(box.dtype) != f"torch.{record.dtype}":
-            raise damage_error(self._folder, [problem])
+            raise damage_error(self.folder, [problem])
         return cast(torch.Tensor, box)
 
 

@@ -298,13 +298,19 @@ def _absolute(path: str) -> str:
 
 
 def _unreadable(path: Path) -> ConfigError:
+    is_damaged = files.exists(path)
+    remedy = (
+        "Restore it from a copy; or remove it and start with the values of the last attempt,"
+        " whose command is in provenance.json"
+        if is_damaged
+        else "Name a run folder that holds config.yaml"
+    )
     return ConfigError(
-        f"{path} {'cannot be read' if files.exists(path) else 'is missing'}: a run saves its"
-        " configuration there.\n"
-        "  Name a run folder that holds config.yaml.",
+        f"{path} {'cannot be read' if is_damaged else 'is missing'}: a run saves its"
+        f" configuration there.\n  {remedy}.",
         key=str(path),
         value=None,
-        fix="<run folder>",
+        fix="restore it" if is_damaged else "<run folder>",
     )
 
 

@@ -6,7 +6,6 @@ one start of the run; resuming is the next attempt in the same folder. ``lock`` 
 job while one is running.
 """
 
-import errno
 import importlib.metadata
 import json
 import logging
@@ -22,7 +21,7 @@ from typing import IO
 import glm_dist
 from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import ConfigError, LaunchError
-from glm_dist.files import LockedError, exists, lock_file, write_atomically
+from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -172,8 +171,7 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "Free space there" if is_full else "Make it writable"
+        remedy = "Free space there" if error.errno in NO_ROOM else "Make it writable"
         raise ConfigError(
             f"The run folder {path} cannot be created or written ({error.strerror or error}).\n"
             f"  {remedy}, or set paths.runs to another folder.",

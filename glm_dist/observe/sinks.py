@@ -5,17 +5,11 @@ ranks waiting. A failure is logged once, and training continues.
 """
 
 import logging
-import netrc
-import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TypeAlias
-from urllib.parse import urlparse
+from typing import Protocol, TypeAlias
 
 from rich.console import Console
 
@@ -25,6 +19,7 @@ from glm_dist.observe.goodput_meter import GoodputMeter
 from glm_dist.observe.metrics import TRAIN_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
 from glm_dist.observe.phases import PhaseClock
+from glm_dist.observe.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +27,6 @@ Details: TypeAlias = Mapping[str, str | float]
 
 MAX_HELD_BYTES = 16 * 2**20
 """Records held back while the disk is full, about 20,000 of them; the oldest are dropped beyond."""
-
-WANDB_ID_FILE = "wandb_id.txt"
-WANDB_TIMEOUT_SECONDS = 60.0
 
 
 class MetricSink(Protocol):
@@ -194,63 +186,6 @@ class JsonlSink:
         self._may_be_torn = False
 
 
-class WandbSink:
-    """Weights & Biases; its failures never stop the run.
-
-    The run's id is stored in the run folder, so every attempt continues one W&B run. Steps are a
-    separate metric: after a rewind they are logged again, which W&B's own counter would drop.
-    """
-
-    def __init__(self, config: RunConfig, *, attempt: int, environ: Mapping[str, str]) -> None:
-        """Open the run; if that fails, log it and record nothing.
-
-        Args:
-            config: Gives mode, project, entity and the run's name and folder; uploaded to W&B.
-            attempt: Number of this start of the run, from 1.
-            environ: Environment of the process, which may hold an API key.
-        """
-        self._attempt = attempt
-        self._run: Any = None
-        self._is_broken = False
-        mode = config.observe.wandb_mode
-        if mode is WandbMode.online and not has_wandb_key(environ):
-            log.warning("no W&B API key found; recording offline dir=%s", config.run_dir)
-            mode = WandbMode.offline
-        with _NeverRaise(self):
-            self._run = _open_run(config, mode=mode, run_id=_run_id(config.run_dir))
-        if self._run is None and mode is WandbMode.online:
-            self._is_broken = False
-            with _NeverRaise(self):
-                self._run = _open_run(
-                    config, mode=WandbMode.offline, run_id=_run_id(config.run_dir)
-                )
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """See ``MetricSink``."""
-        if self._run is not None:
-            with _NeverRaise(self):
-                self._run.log({"step": step, "attempt": self._attempt, **values})
-
-    def event(self, step: int, kind: str, details: Details) -> None:
-        """Do nothing: W&B has no events, they are only in metrics.jsonl."""
-
-    def close(self) -> None:
-        """Wait for the upload of what was recorded."""
-        if self._run is not None:
-            with _NeverRaise(self):
-                self._run.finish()
-
-    def report_failure(self, error: BaseException) -> None:
-        """Log once that W&B fails."""
-        if not self._is_broken:
-            log.warning(
-                "W&B failed; training continues and metrics.jsonl is complete reason=%s: %s",
-                type(error).__name__,
-                error,
-            )
-        self._is_broken = True
-
-
 def open_sinks(
     config: RunConfig,
     *,
@@ -285,68 +220,3 @@ def open_sinks(
     if config.observe.wandb_mode is not WandbMode.off:
         sinks.append(WandbSink(config, attempt=attempt, environ=environ))
     return SinkGroup(sinks, goodput=goodput)
-
-
-class _NeverRaise:
-    """Context that logs an exception from W&B instead of raising it."""
-
-    def __init__(self, sink: WandbSink) -> None:
-        self._sink = sink
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._sink.report_failure(error)
-        return True
-
-
-def has_wandb_key(environ: Mapping[str, str]) -> bool:
-    """Return True if W&B finds an API key without a prompt: in the environment or in ~/.netrc."""
-    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(environ.get("NETRC", Path(environ.get("HOME", "")) / ".netrc"))
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _run_id(run_dir: Path) -> str:
-    path = run_dir / WANDB_ID_FILE
-    if not path.exists():
-        path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
-
-
-def _open_run(config: RunConfig, *, mode: WandbMode, run_id: str) -> object:
-    import wandb
-
-    run = wandb.init(
-        project=config.observe.wandb_project,
-        entity=config.observe.wandb_entity,
-        name=config.run.name,
-        id=run_id,
-        resume="allow",
-        mode="online" if mode is WandbMode.online else "offline",
-        dir=str(config.run_dir),
-        config=_plain(asdict(config)),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT_SECONDS),
-    )
-    run.define_metric("*", step_metric="step")
-    return run
-
-
-def _plain(value: Any) -> Any:
-    """Convert enumerations to names, as in the YAML of the configuration."""
-    if isinstance(value, dict):
-        return {name: _plain(x) for name, x in value.items()}
-    return value.name if isinstance(value, Enum) else value

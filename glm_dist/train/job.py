@@ -53,7 +53,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
-from glm_dist.train.start import starting_point
+from glm_dist.train.start import facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
 
@@ -175,11 +175,7 @@ def _train(
     start = starting_point(config, engine, identity)
     # Not before: a refused start changes nothing.
     _begin_attempt(folder, config, launch, groups.layout)
-    Ranks(None).on_first(
-        "keep the tokenizer",
-        str(config.run_dir),
-        lambda: store_tokenizer(config.tokenizer, config.run_dir),
-    )
+    _keep_tokenizer(config)
     sink, phases = SinkGroup(), PhaseClock()
     if folder is not None:
         _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
@@ -203,8 +199,9 @@ def _train(
         stop_request=request,
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
-        identity=identity,
+        identity=identity | facts_of_start(config),
         device=process.device,
+        upkeep=start.upkeep(config),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
         phases=phases,
@@ -224,6 +221,14 @@ def _time_limit(config: RunConfig, launch: LaunchEnvironment, started: float) ->
         max_minutes=config.run.max_minutes,
         end=job_end(os.environ),
         launcher=launch.launcher,
+    )
+
+
+def _keep_tokenizer(config: RunConfig) -> None:
+    Ranks(None).on_first(
+        "keep the tokenizer",
+        str(config.run_dir),
+        lambda: store_tokenizer(config.tokenizer, config.run_dir),
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.errors import GlmDistError
@@ -51,6 +52,8 @@ class LoopContext:
     identity: Mapping[str, Json]
     """Facts about the run stored in a checkpoint, such as the data's fingerprint."""
     device: torch.device
+    upkeep: Upkeep = field(default_factory=Upkeep)
+    """Rules of this job for the run's checkpoints, and which of them are verified."""
     validates_first: bool = False
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
@@ -181,6 +184,7 @@ def _observers(
         sink=run.sink,
         device=run.device,
         saved=run.stop_request.save_done,
+        upkeep=run.upkeep,
     )
     return recorder, validator, saver
 

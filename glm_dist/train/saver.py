@@ -20,6 +20,7 @@ from glm_dist.checkpoint.background import (
 )
 from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError, GlmDistError, TrainingError
@@ -50,6 +51,7 @@ class Saver:
         identity: Mapping[str, Json],
         check: Callable[[int], None],
         sink: MetricSink,
+        upkeep: Upkeep,
         device: torch.device,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
     ) -> None:
@@ -62,6 +64,7 @@ class Saver:
             identity: Facts about the run stored in a checkpoint, such as the data's fingerprint.
             check: Raises if the loss of a step up to the given one is not finite.
             sink: Takes an event for each checkpoint.
+            upkeep: Rules of this job for the run's checkpoints.
             device: The rank's device.
             saved: Called with the seconds of each save, and True if training waited for it.
 
@@ -75,6 +78,7 @@ class Saver:
         self._check = check
         self._saved = saved
         self._sink = sink
+        self._upkeep = upkeep
         self._stall = 0.0
         self._failures = 0
         self._writer: BackgroundWriter | None = None
@@ -173,6 +177,7 @@ class Saver:
             step=done.step,
             extra={**self._identity, "rows": rows},
             keep_last=self._config.checkpoint.keep_last,
+            upkeep=self._upkeep,
             write=write,
         )
 

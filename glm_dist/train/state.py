@@ -13,6 +13,7 @@ import torch
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.state import OptimizerCounters, StateSlice
@@ -31,6 +32,7 @@ class CheckpointWriter(Protocol):
         extra: Mapping[str, Json],
         layout: Mapping[str, int],
         keep_last: int,
+        upkeep: Upkeep | None,
     ) -> Path:
         """Write a checkpoint, or begin to; return its folder."""
 
@@ -43,6 +45,7 @@ def save_state(
     extra: Mapping[str, Json],
     keep_last: int,
     write: CheckpointWriter = save_checkpoint,
+    upkeep: Upkeep | None = None,
 ) -> Path:
     """Write a checkpoint. Collective over all ranks.
 
@@ -51,8 +54,9 @@ def save_state(
         directory: The run's checkpoints folder.
         step: Optimizer steps done.
         extra: Further state of the run, equal on all ranks.
-        keep_last: Newest checkpoints to keep.
+        keep_last: Newest verified checkpoints to keep.
         write: Writes the tensors; returns the folder.
+        upkeep: Rules of this job, the same object for all its saves.
 
     Returns:
         The folder that ``write`` returned.
@@ -68,6 +72,7 @@ def save_state(
         extra={**extra, **_counters_to_json(engine.zero.counters())},
         layout=engine.groups.layout.sizes(),
         keep_last=keep_last,
+        upkeep=upkeep,
     )
 
 
