@@ -34,7 +34,7 @@ from glm_dist.checkpoint.retention import Upkeep, retire
 from glm_dist.checkpoint.storage import write_file, write_tensors
 from glm_dist.errors import CheckpointError
 from glm_dist.files import fsync_folder
-from glm_dist.parallel.errors import Progress, Ranks
+from glm_dist.parallel.errors import Ranks, SaveProgress
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
-    progress: Progress | None = None,
+    progress: SaveProgress | None = None,
     upkeep: Upkeep | None = None,
 ) -> Path:
     """Save a step; collective over all ranks.

@@ -88,7 +88,7 @@ def on_this_rank(rank: int) -> Iterator[None]:
 
 
 @dataclass
-class Progress:
+class SaveProgress:
     """Current task of this rank in a save, read by another thread to report a hang."""
 
     task: str = "start"
@@ -121,7 +121,9 @@ def needs_human(rank: int) -> Iterator[None]:
 class Ranks:
     """Processes that save or load together; a single process if none joined."""
 
-    def __init__(self, group: dist.ProcessGroup | None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, group: dist.ProcessGroup | None, progress: SaveProgress | None = None
+    ) -> None:
         """Take part.
 
         Args:

@@ -186,6 +186,7 @@ def _observers(
         check=recorder.check,
         sink=run.sink,
         device=run.device,
+        phases=phases,
         saved=run.stop_request.save_done,
         upkeep=run.upkeep,
     )
