@@ -51,7 +51,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
-from glm_dist.train.start import starting_point
+from glm_dist.train.start import Start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
 
@@ -176,18 +176,9 @@ def _train(
         str(config.run_dir),
         lambda: store_tokenizer(config.tokenizer, config.run_dir),
     )
-    sink = SinkGroup()
+    seconds = time.monotonic() - started
+    sink = _open_sinks(config, engine, start, folder, console=console, seconds=seconds)
     if folder is not None:
-        _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
-        sink = open_sinks(
-            config,
-            attempt=folder.attempt,
-            first_step=start.step,
-            console=console,
-            environ=os.environ,
-        )
-        if start.origin is not None:
-            sink.event(start.step, "initialized", {"from": str(start.origin.path)})
         request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
         config=config,
@@ -209,6 +200,31 @@ def _train(
             train(context, first_step=start.step)
     finally:
         sink.close()
+
+
+def _open_sinks(
+    config: RunConfig,
+    engine: TrainingEngine,
+    start: Start,
+    folder: RunFolder | None,
+    *,
+    console: Console,
+    seconds: float,
+) -> SinkGroup:
+    """Open the run's records on rank 0; on the others, nothing is recorded."""
+    if folder is None:
+        return SinkGroup()
+    _announce(config, engine, first_step=start.step, seconds=seconds)
+    sink = open_sinks(
+        config,
+        attempt=folder.attempt,
+        first_step=start.step,
+        console=console,
+        environ=os.environ,
+    )
+    if start.origin is not None:
+        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+    return sink
 
 
 def _time_limit(config: RunConfig, launch: LaunchEnvironment, started: float) -> TimeLimit:
