@@ -146,11 +146,16 @@ class Fragment(torch.Tensor):
         """Refuse arithmetic: a fragment only describes data."""
         raise NotImplementedError(f"{func} on a checkpoint fragment; use the tensor it was made of")
 
+    @property
+    def boxes(self) -> list[torch.Tensor]:
+        """The views of ``data``, box by box, without ZeRO's padding."""
+        return [view for _, view in self._boxes.values()]
+
     def with_boxes(self, boxes: Sequence[torch.Tensor]) -> "Fragment":
         """Describe the same part of the whole, held in other tensors.
 
         Args:
-            boxes: As in ``parts``: the same number, shapes and order.
+            boxes: As in ``boxes``: the same number, shapes and order.
         """
         device = boxes[0].device if boxes else torch.device("cpu")
         fragment: Fragment = torch.Tensor._make_wrapper_subclass(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from glm_dist.errors import CheckpointError
-from glm_dist.observe.sinks import Details, MetricSink
+from glm_dist.observe.sinks import Details, SinkGroup
 
 LOCK_FILE = "lock"
 
@@ -61,6 +61,14 @@ class Fence:
             raise self._superseded("nobody: it was deleted") from None
         if not is_same or stamp != self.stamp:
             raise self._superseded(stamp.strip() or "another job")
+
+    def holds(self) -> bool:
+        """Return True if ``check`` finds nothing wrong."""
+        try:
+            self.check()
+        except (CheckpointError, OSError):
+            return False
+        return True
 
     def _read(self) -> str:
         """Read the lock file; opening and closing it once more would give up the lock."""
@@ -122,8 +130,8 @@ def claim(folder: Path, *, attempt: int, lock: IO[str] | None) -> Fence:
 class FencedSink:
     """A sink of rank 0 that takes no record once the run folder belongs to somebody else."""
 
-    def __init__(self, sink: MetricSink, fence: Fence) -> None:
-        """Store the sink and the claim that is checked before each record."""
+    def __init__(self, sink: SinkGroup, fence: Fence) -> None:
+        """Store the sinks and the claim that is checked before each record."""
         self._sink = sink
         self._fence = fence
 
@@ -140,6 +148,10 @@ class FencedSink:
         """See ``MetricSink``, and ``write``."""
         self._check()
         self._sink.event(step, kind, details)
+
+    def alive(self, step: int) -> None:
+        """See ``SinkGroup``; goodput asks the fence itself."""
+        self._sink.alive(step)
 
     def close(self) -> None:
         """See ``MetricSink``."""
