@@ -68,6 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
         return print_once(error, launch, is_everywhere=False)
     if launch.rank == 0:
         sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
+    # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     job = importlib.import_module("glm_dist.train.job")
     benchmarks = None
     if examples:

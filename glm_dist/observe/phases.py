@@ -19,13 +19,20 @@ SAVE = "save"
 class PhaseClock:
     """Seconds by phase. Phases may be nested; time counts only for the innermost one."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        listener: Callable[[str | None], None] | None = None,
+    ) -> None:
         """Start outside of every phase.
 
         Args:
             clock: Seconds, from any origin.
+            listener: Called at every change with the innermost phase; None between phases.
         """
         self._clock = clock
+        self._listener = listener
         self._seconds: dict[str, float] = {}
         self._running: list[str] = []
         self._since = clock()
@@ -44,11 +51,13 @@ class PhaseClock:
         """
         self._charge()
         self._running.append(phase)
+        self._notify()
         try:
             yield
         finally:
             self._charge()
             self._running.pop()
+            self._notify()
 
     def now(self) -> float:
         """Return the clock's reading."""
@@ -59,6 +68,10 @@ class PhaseClock:
         self._charge()
         seconds, self._seconds = self._seconds, {}
         return seconds
+
+    def _notify(self) -> None:
+        if self._listener is not None:
+            self._listener(self.current)
 
     def _charge(self) -> None:
         now = self._clock()

@@ -42,20 +42,33 @@ _NOTHING_LOST = "Earlier checkpoints are intact; run the same command again to r
 class RankFailure(Exception):  # noqa: N818
     """Error on the other ranks when one rank failed."""
 
-    def __init__(self, rank: int, host: str, summary: str, *, is_bug: bool = True) -> None:
+    def __init__(
+        self,
+        rank: int,
+        host: str,
+        summary: str,
+        *,
+        is_bug: bool = True,
+        is_verdict: bool = False,
+        is_reported: bool = False,
+    ) -> None:
         """Store the failed rank.
 
         Args:
-            rank: The rank that failed.
+            rank: The rank that failed, or that gave the verdict.
             host: Its host.
-            summary: Its error in one line.
+            summary: Its error in one line; of a verdict, the whole message.
             is_bug: False for a user error that only that rank raised.
+            is_verdict: True if the watchdog found that some rank hangs or has left.
+            is_reported: True if another rank prints it.
         """
-        super().__init__(rank, host, summary, is_bug)
+        super().__init__(rank, host, summary, is_bug, is_verdict, is_reported)
         self.rank = rank
         self.host = host
         self.summary = summary
         self.is_bug = is_bug
+        self.is_verdict = is_verdict
+        self.is_reported = is_reported
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with every field."""
@@ -68,12 +81,18 @@ class RankFailure(Exception):  # noqa: N818
 
     def __str__(self) -> str:
         """Name the failed rank, its error and its log file."""
+        if self.is_verdict:
+            return self.summary
         log_file = f"log/rank_{self.rank:04d}.log"
         return f"rank {self.rank} on {self.host} failed: {self.summary} (see its {log_file})"
 
 
-def _rank_failure(rank: int, host: str, summary: str, is_bug: bool) -> RankFailure:
-    return RankFailure(rank, host, summary, is_bug=is_bug)
+def _rank_failure(
+    rank: int, host: str, summary: str, is_bug: bool, is_verdict: bool, is_reported: bool
+) -> RankFailure:
+    return RankFailure(
+        rank, host, summary, is_bug=is_bug, is_verdict=is_verdict, is_reported=is_reported
+    )
 
 
 @contextmanager

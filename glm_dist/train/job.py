@@ -29,6 +29,7 @@ from glm_dist.model.stage import build_shard
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
+    HEARTBEATS,
     RunFolder,
     collect_provenance,
     open_run_folder,
@@ -43,6 +44,7 @@ from glm_dist.parallel.failures import (
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import JobProcess, start_process
+from glm_dist.parallel.progress import FINISH
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
@@ -71,10 +73,11 @@ def run(
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
-    process = start_process(launch, timedelta(minutes=config.parallel.timeout_minutes))
+    timeout = timedelta(minutes=config.parallel.timeout_minutes)
+    process = start_process(launch, timeout, config.watchdog)
     board = process.board
     try:
-        with heard_by_all(board):
+        with heard_by_all(board, explain=process.watchdog.explain):
             is_finished = _run(
                 config, launch, process, console=console, started=started, benchmarks=benchmarks
             )
@@ -85,6 +88,7 @@ def run(
         report_mistake(board, error)
         return EXIT_USER_ERROR
     dist.barrier()
+    process.watchdog.close()
     dist.destroy_process_group()
     return 0 if is_finished else _stopped_status(config, launch)
 
@@ -102,6 +106,7 @@ def _run(
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, layout, console=console)
+    process.bulletin.folder = config.run_dir / HEARTBEATS
     with Ranks(None).raise_on_all_ranks("open the corpora", "data.corpora"):
         source = open_row_source(config)
     engine = build_engine(
@@ -144,10 +149,12 @@ def _run(
         device=process.device,
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
+        progress=process.progress,
     )
     try:
         return train(context, first_step=start.step)
     finally:
+        process.progress.enter(FINISH)
         sink.close()
 
 

@@ -6,7 +6,7 @@ branches, because every branch depends on the step alone or on values that were 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.errors import on_this_rank
+from glm_dist.parallel.progress import Progress
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
@@ -52,6 +53,8 @@ class LoopContext:
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
     """Measures the model at every validation; None: only losses are measured."""
+    progress: Progress = field(default_factory=Progress)
+    """Step and phase of this rank, which the watchdog reads."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -72,13 +75,14 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     config, engine = run.config, run.engine
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
-    phases = PhaseClock()
+    phases = PhaseClock(listener=run.progress.enter)
     recorder, validator, saver = _observers(run, phases, first_step=first_step)
     observers: list[Observer] = [recorder, validator, saver]
     if run.validates_first and config.evaluation.interval > 0:
         with phases(validator.phase):
             validator.act(StepDone(first_step))
     for step in range(first_step + 1, config.run.steps + 1):
+        run.progress.step = step
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
         with phases(DATA), on_this_rank(engine.groups.rank):
             micro_batches = next(run.batches)

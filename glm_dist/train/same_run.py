@@ -33,6 +33,7 @@ FREE_KEYS: tuple[str, ...] = (
     "data.validation_corpora.",
     "evaluation.",
     "checkpoint.",
+    "watchdog.",
     "observe.",
     "paths.",
     "tokenizer.path",
