@@ -313,11 +313,13 @@ def _reach(launch: LaunchEnvironment, *, deadline: float) -> None:
 def _unreachable(launch: LaunchEnvironment, reason: str) -> LaunchError:
     host = socket.gethostname()
     holder = "torchrun's first process" if launch.has_agent_store else "rank 0"
+    if launch.rank == 0 and not launch.has_agent_store:
+        holder = "itself"
     address = f"{launch.master_addr}:{launch.master_port}"
     return LaunchError(
         f"Rank {launch.rank} on {host} cannot reach {holder} at {address}: {reason}.\n"
-        f"  MASTER_ADDR must be the host of {holder}, MASTER_PORT free there and open to all hosts;"
-        f" see also whether {holder} has started.",
+        "  MASTER_ADDR must be the host of rank 0, MASTER_PORT free there and open to all hosts;"
+        " see also whether rank 0 has started.",
         key="MASTER_ADDR",
         value=address,
         fix="export MASTER_ADDR=<address of the host of rank 0>",

@@ -144,8 +144,8 @@ class Report:
     @property
     def where(self) -> str:
         """Step and phase in words."""
-        step = f"step {self.step} " if self.step else ""
-        return f"{step}({self.activity or self.phase})"
+        part = self.activity or self.phase
+        return f"step {self.step} ({part})" if self.step else part
 
     @property
     def name(self) -> str:
@@ -169,7 +169,8 @@ def verdict(
     waiting = [report for report in answered if report.waits]
     if silent:
         texts = [
-            _silent(rank, reports.get(rank), now=now, has_left=has_left) for rank in silent[:4]
+            _silent(rank, reports.get(rank), answered, now=now, has_left=has_left)
+            for rank in silent[:4]
         ]
         more = [f"{len(silent) - 4} more ranks do not answer"] if len(silent) > 4 else []
         return "; ".join([*texts, *more]) + _waiters(waiting)
@@ -189,15 +190,25 @@ def verdict(
     return "; ".join(texts[:4]) + _waiters(rest)
 
 
-def _silent(rank: int, last: Report | None, *, now: float, has_left: bool) -> str:
-    log_file = f"log/rank_{rank:04d}.log"
+def _silent(
+    rank: int, last: Report | None, peers: list[Report], *, now: float, has_left: bool
+) -> str:
+    """Describe a rank that does not answer by its last report and by the ranks that do.
+
+    Its report may be older than its end, but no rank is ahead of another by a step.
+    """
+    log_file = f"see its log/rank_{rank:04d}.log"
     if last is None:
-        return f"rank {rank} does not answer and has never reported (see its {log_file})"
+        return f"rank {rank} does not answer and has never reported ({log_file})"
+    nearest = min(peers, key=lambda peer: peer.step, default=last)
+    where = last.where
+    if nearest.step > last.step:
+        where = f"step {nearest.step}, the others being in {nearest.activity or nearest.phase}"
     if has_left:
-        return f"{last.name} left in {last.where} (see its {log_file})"
+        return f"{last.name} left in {where} ({log_file})"
     return (
         f"{last.name} (process {last.pid}) does not answer: it is stopped, or its host is down; "
-        f"{max(now - last.written, 0):.0f} s ago it was in {last.where} (see its {log_file})"
+        f"its last report came {max(now - last.written, 0):.0f} s ago from {where} ({log_file})"
     )
 
 

@@ -32,7 +32,10 @@ TICK_SECONDS = 0.5
 """Interval between two looks at the clock."""
 
 HEARTBEAT_SECONDS = 10.0
-"""Interval between two reports while all is well."""
+"""Longest interval between two reports while all is well."""
+
+REPORTS_PER_SECOND = 64
+"""Reports of all ranks together; fewer ranks report more often, down to one a second."""
 
 ANSWER_SECONDS = 2.0
 """Longest wait of the judge for reports after the alarm."""
@@ -82,6 +85,7 @@ class Watchdog:
         self._world_size = world_size
         self._host = socket.gethostname()
         self._ends = threading.Event()
+        self._interval = min(max(world_size / REPORTS_PER_SECOND, 1.0), HEARTBEAT_SECONDS)
         self._published = float("-inf")
         self._armed = float("-inf")
         self._alarmed: float | None = None
@@ -126,7 +130,7 @@ class Watchdog:
             self._alarmed = now
             dump_stacks()
         answers = rings or self._has_left or self._bulletin.is_deaf
-        if answers or now - self._published >= HEARTBEAT_SECONDS:
+        if answers or now - self._published >= self._interval:
             self._published = now
             self._bulletin.publish(self._report(answers=answers))
         if self._alarmed is not None and not self._has_left:

@@ -58,7 +58,9 @@ from glm_dist.train.task import Pretraining
 kept, calls = Pretraining.loss, []
 def broken(self, *arguments):
     calls.append(1)
-    if rank == target and len(calls) == 12: os.kill(os.getpid(), signal.SIGSTOP)
+    if rank == target and len(calls) == 12:
+        subprocess.Popen(["sh", "-c", f"sleep 15; kill -KILL {os.getpid()}"])
+        os.kill(os.getpid(), signal.SIGSTOP)
     return kept(self, *arguments)
 Pretraining.loss = broken
 """,
@@ -110,7 +112,7 @@ Pretraining.loss = broken
 
 def patched_program(patch: str, target: int = 1) -> int:
     """``train.py`` after a patch."""
-    names = {"rank": int(os.environ["RANK"]), "os": os, "signal": signal, "target": target}
+    names = {"rank": int(os.environ["RANK"]), "os": os, "signal": signal, "target": target, "subprocess": subprocess}
     exec(PATCHES[patch], names)
     return main_train()
 
@@ -127,19 +129,34 @@ def overrides_of(folder: Path, layout: str = "dp2") -> list[str]:
         f"parallel={layout}",
         "batch.micro_batch_size=1",
         "run.steps=8",
-        "evaluation.interval=5",
+        "evaluation.interval=100",
         "checkpoint.interval=4",
         f"watchdog.floor_seconds={LIMIT}",
         f"watchdog.first_minutes={LIMIT / 60}",
     ]
 
 
+def end_of(folder: Path, patch: str, layout: str, processes: int, target: int = 1):
+    folder.mkdir()
+    begin = time.monotonic()
+    done = with_ranks(overrides_of(folder, layout), processes, program=partial(patched_program, patch, target))
+    return done, time.monotonic() - begin
+
+
 if __name__ == "__main__":
     import tempfile
-    folder = Path(tempfile.mkdtemp())
-    patch, layout, n = sys.argv[1:4]
+    from concurrent.futures import ThreadPoolExecutor
+    top = Path(tempfile.mkdtemp())
     t = time.time()
-    for done in with_ranks(overrides_of(folder, layout), int(n), program=partial(patched_program, patch, int(sys.argv[4]) if sys.argv[4:] else 1)):
-        print(done.returncode, done.stderr[-3000:])
-    print(time.time() - t, folder)
-    for f in sorted((folder / "runs/hang/log").glob("*")): print(f, f.read_text()[-1500:])
+    cases = [c.split(",") for c in sys.argv[1:]]
+    with ThreadPoolExecutor(8) as pool:
+        jobs = [pool.submit(end_of, top / f"{i}", c[0], c[1], int(c[2]), int(c[3]) if c[3:] else 1) for i, c in enumerate(cases)]
+        for c, (i, job) in zip(cases, enumerate(jobs)):
+            print("=====", c)
+            try:
+                done, seconds = job.result()
+            except BaseException as error:
+                print("FAILED", repr(error)[:300]); continue
+            print(round(seconds, 1), [d.returncode for d in done])
+            for d in done: print(time.ctime(), "   ", *[l for l in d.stderr.splitlines() if "INFO" not in l][-6:], sep="\n    ")
+    print(time.time() - t, top)
