@@ -57,7 +57,7 @@ class PhaseClock:
         finally:
             self._charge()
             self._running.pop()
-            self._notify()
+        self._notify()  # not after an exception: its report names the phase that raised it
 
     def now(self) -> float:
         """Return the clock's reading."""

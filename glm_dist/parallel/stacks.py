@@ -86,6 +86,18 @@ def main_position() -> Position:
     return position(sys._current_frames().get(threading.main_thread().ident or 0))
 
 
+def raised_position(error: BaseException) -> Position:
+    """Locate the line that raised an exception.
+
+    Args:
+        error: A caught exception.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return position(trace.tb_frame if trace is not None else None)
+
+
 def log_stream() -> TextIO:
     """Return the stream of this process's log file; standard error before there is one."""
     for handler in logging.getLogger().handlers:

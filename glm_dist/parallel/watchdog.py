@@ -24,7 +24,7 @@ from glm_dist.parallel.bulletin import Bulletin
 from glm_dist.parallel.errors import RankFailure
 from glm_dist.parallel.failures import FailureBoard
 from glm_dist.parallel.progress import Deadlines, Progress, Report, verdict
-from glm_dist.parallel.stacks import dump_stacks, log_stream, main_position
+from glm_dist.parallel.stacks import dump_stacks, log_stream, main_position, raised_position
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,10 @@ LOST_CONNECTION = re.compile(
     r"peer.*(closed|exited)|read error|write error"
 )
 """Messages of collectives whose peer has exited or does not answer."""
+
+
+_STEP = "step"
+"""Phase whose parts are told apart by the stack."""
 
 
 class Watchdog:
@@ -129,11 +133,13 @@ class Watchdog:
         if rings and self._alarmed is None:
             self._alarmed = now
             dump_stacks()
-        answers = rings or self._has_left or self._bulletin.is_deaf
+        if self._has_left:
+            return  # the main thread reports and judges
+        answers = rings or self._bulletin.is_deaf
         if answers or now - self._published >= self._interval:
             self._published = now
             self._bulletin.publish(self._report(answers=answers))
-        if self._alarmed is not None and not self._has_left:
+        if self._alarmed is not None:
             self._judge(now - self._alarmed)
 
     def _arm(self, now: float, remaining: float) -> None:
@@ -144,16 +150,16 @@ class Watchdog:
         seconds = max(remaining, 0.0) + LOCKED_SECONDS
         faulthandler.dump_traceback_later(seconds, exit=True, file=log_stream())
 
-    def _report(self, *, answers: bool) -> Report:
+    def _report(self, *, answers: bool, error: BaseException | None = None) -> Report:
         phase, seconds = self.progress.seconds()
-        place = main_position()
+        place = main_position() if error is None else raised_position(error)
         return Report(
             rank=self._board.rank,
             host=self._host,
             pid=os.getpid(),
             step=self.progress.step,
             phase=phase,
-            activity=place.activity if phase == "step" else "",
+            activity=place.activity if phase == _STEP else "",
             seconds=round(seconds, 1),
             waits=place.waits,
             at=place.at,
@@ -210,7 +216,8 @@ class Watchdog:
             return None
         bulletin, rank = self._bulletin, self._board.rank
         self._has_left = True
-        bulletin.publish(self._report(answers=True))
+        own = self._report(answers=True, error=error)
+        bulletin.publish(own)
         bulletin.raise_alarm()
         deadline = time.monotonic() + VERDICT_SECONDS
         judged = time.monotonic() + ANSWER_SECONDS
@@ -225,7 +232,7 @@ class Watchdog:
         reports = bulletin.reports()
         if all(r in reports and reports[r].answers for r in range(self._world_size)):
             first_line = (str(error).splitlines() or [""])[0]
-            text = f"rank {rank} on {self._host} lost a connection in {self._here()}: {first_line}"
+            text = f"rank {rank} on {self._host} lost a connection in {own.where}: {first_line}"
         else:
             text = self._verdict()
         log.info("lost a connection", exc_info=error, extra={"file_only": True})
@@ -234,6 +241,3 @@ class Watchdog:
             self._board.post_verdict(text)
         speaks = bulletin.is_judge or (bulletin.is_deaf and rank == min(alive, default=rank))
         return RankFailure(rank, self._host, text, is_verdict=True, is_reported=not speaks)
-
-    def _here(self) -> str:
-        return self._report(answers=True).where

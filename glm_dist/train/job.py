@@ -26,6 +26,7 @@ from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.black_box import log_crashes
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
@@ -73,6 +74,7 @@ def run(
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
+    log_crashes()
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
     process = start_process(launch, timeout, config.watchdog)
     board = process.board
@@ -152,9 +154,10 @@ def _run(
         progress=process.progress,
     )
     try:
-        return train(context, first_step=start.step)
-    finally:
+        is_finished = train(context, first_step=start.step)
         process.progress.enter(FINISH)
+        return is_finished
+    finally:
         sink.close()
 
 

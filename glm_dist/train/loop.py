@@ -25,8 +25,10 @@ from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows
 from glm_dist.train.observers import Benchmarks, Observer, Recorder, Saver, StepDone, Validator
+from glm_dist.train.own_time import OwnTime
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.step import train_step
+from glm_dist.train.stragglers import StragglerWatch
 
 log = logging.getLogger(__name__)
 
@@ -77,14 +79,15 @@ def train(run: LoopContext, *, first_step: int) -> bool:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     phases = PhaseClock(listener=run.progress.enter)
     recorder, validator, saver = _observers(run, phases, first_step=first_step)
-    observers: list[Observer] = [recorder, validator, saver]
+    wait = OwnTime(torch.device("cpu"))
+    observers: list[Observer] = [recorder, validator, saver, _straggler_watch(run, wait)]
     if run.validates_first and config.evaluation.interval > 0:
         with phases(validator.phase):
             validator.act(StepDone(first_step))
     for step in range(first_step + 1, config.run.steps + 1):
         run.progress.step = step
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
-        with phases(DATA), on_this_rank(engine.groups.rank):
+        with phases(DATA), wait(), on_this_rank(engine.groups.rank):
             micro_batches = next(run.batches)
         rate = _rate(run, done=step - 1)
         with phases(STEP):
@@ -145,6 +148,17 @@ def _observers(
         sink=run.sink,
     )
     return recorder, validator, saver
+
+
+def _straggler_watch(run: LoopContext, wait: OwnTime) -> StragglerWatch:
+    return StragglerWatch(
+        run.config.watchdog.straggler_share,
+        compute=run.engine.own_time,
+        data=wait,
+        layout=run.engine.groups.layout,
+        rank=run.engine.groups.rank,
+        sink=run.sink,
+    )
 
 
 def _rate(run: LoopContext, *, done: int) -> float:

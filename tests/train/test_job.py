@@ -12,6 +12,7 @@ import torch
 from glm_dist.checkpoint.load import load_tensors, read_checkpoint
 from glm_dist.config.launch import LaunchEnvironment, read_launch_environment
 from glm_dist.config.load import load_config
+from glm_dist.config.watchdog import WatchdogConfig
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import DataError, LaunchError
 from glm_dist.observe.metrics_file import final_records, read_records
@@ -82,7 +83,7 @@ def test_every_launcher_trains_the_same_weights(
 def test_processes_wait_as_long_as_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[timedelta] = []
 
-    def start(launch: LaunchEnvironment, timeout: timedelta) -> None:
+    def start(launch: LaunchEnvironment, timeout: timedelta, watchdog: WatchdogConfig) -> None:
         asked.append(timeout)
         raise LaunchError("no process starts here", key="none")
 
