@@ -28,6 +28,7 @@ from glm_dist.data.prepare.readers import (
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.data.tokenizer.training import train_sentencepiece
+from glm_dist.errors import DataError
 from glm_dist.generate.prompt import check_utf_8
 
 
@@ -87,6 +88,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     console = Console(stderr=True)
+    output = output_file(arguments.output)
+    if output.suffix != ".model":
+        raise DataError(
+            f"--output {arguments.output} does not end in .model, by which the other commands tell"
+            " a SentencePiece model.\n"
+            f"  Write --output {output}.model.",
+            key="--output",
+            value=arguments.output,
+            fix=f"--output {output}.model",
+        )
     options = TextOptions(arguments.text_key, TextUnit(arguments.text_unit))
     selection = select_inputs(arguments.inputs)
     for line in selection.describe():
@@ -109,7 +120,7 @@ def _learn(arguments: argparse.Namespace, texts: Iterator[str], console: Console
     with console.status("learning a vocabulary"):
         return train_sentencepiece(
             texts,
-            output_file(arguments.output),
+            Path(arguments.output),
             vocab_size=arguments.vocab_size,
             model_type=arguments.model_type,
             max_sample_bytes=int(arguments.sample_mb * 1e6),

@@ -281,6 +281,17 @@ def test_a_model_is_not_written_in_place_of_a_folder(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "folder"]
 
 
+def test_a_model_is_written_under_a_name_by_which_commands_know_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+
+    command = ["tokenizer", "train", f"{tmp_path}/a.txt", "--vocab-size", "296"]
+    assert main([*command, "--output", f"{tmp_path}/own"]) == 2
+    assert f"Write --output {tmp_path}/own.model." in capsys.readouterr().err
+    assert not (tmp_path / "own").exists()
+
+
 def test_fingerprint_changes_with_the_content_and_not_with_the_task_masks(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     first = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path))).fingerprint
