@@ -75,6 +75,7 @@ def train_poisoned(
         prefetch=config.data.prefetch,
     )
     sink = Records()
+    config.run_dir.mkdir(parents=True)
     run = LoopContext(
         config=config,
         engine=engine,

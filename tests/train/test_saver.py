@@ -67,6 +67,7 @@ def save_both_ways(cases: list[Case], folder: str) -> list[tuple[Content, Conten
         engine = build_engine(case)
         run_steps(engine, case, range(1))
         path = Path(folder) / str(number)
+        path.mkdir(exist_ok=True)  # by both ranks
         waited = save_state(engine, path / "waited", step=1, extra={}, keep_last=1)
         save_module.write_tensors = late
         writer.reserve(training_fragments(engine))
