@@ -5,7 +5,16 @@ import sys
 
 import torch
 
-CPU = ("rows", "prepare", "attention", "step", "memory", "layouts", "option_costs")
+CPU = (
+    "rows",
+    "prepare",
+    "attention",
+    "step",
+    "memory",
+    "layouts",
+    "option_costs",
+    "checkpoint_stall",
+)
 GPU = ("attention", "gpu")
 
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import IntEnum
@@ -31,7 +31,7 @@ from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.checkpoint.snapshot import Snapshot
 from glm_dist.errors import CheckpointError, GlmDistError
-from glm_dist.parallel.errors import Progress, RankFailure, Ranks
+from glm_dist.parallel.errors import RankFailure, Ranks, SaveProgress
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class _Save:
     step: int
     path: Path
     started: float
-    progress: Progress
+    progress: SaveProgress
     thread: threading.Thread = field(init=False)
     ended: float | None = None
     num_bytes: int = 0
@@ -111,7 +111,7 @@ class _Report:
     state: _State
     seconds: float
     num_bytes: int
-    progress: Progress
+    progress: SaveProgress
     waits: bool
     """True if the thread is in a collective, so another rank keeps it."""
     error: GlmDistError | RankFailure | None
@@ -197,7 +197,7 @@ class BackgroundWriter:
         if self._group is None:
             self._group = self._new_group()
         path = directory / step_name(step)
-        save = _Save(step, path, time.monotonic(), Progress(path=str(path)))
+        save = _Save(step, path, time.monotonic(), SaveProgress(path=str(path)))
 
         def write(group: dist.ProcessGroup) -> None:
             save_checkpoint(
@@ -247,13 +247,23 @@ class BackgroundWriter:
             _common_error(save, reports, self._timeout),
         )
 
-    def wait(self) -> SaveOutcome | None:
-        """Wait for the save in flight; return its outcome, or None if there was none."""
+    def wait(
+        self, turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> SaveOutcome | None:
+        """Wait for the save in flight.
+
+        Args:
+            turn: Context of each short wait, so that a watchdog sees that training is not stuck.
+
+        Returns:
+            Its outcome; None if there was none.
+        """
         while self._save is not None:
-            # Short waits: a rank that was done would else sit in an exchange for longer than
-            # collectives may take, if another rank's disk is slow.
-            self._save.thread.join(POLL_SECONDS)
-            outcome = self.poll()
+            with turn():
+                # Short waits: a rank that was done would else sit in an exchange for longer than
+                # collectives may take, if another rank's disk is slow.
+                self._save.thread.join(POLL_SECONDS)
+                outcome = self.poll()
             if outcome is not None:
                 return outcome
         return None
@@ -322,7 +332,8 @@ def _own_stream(device: torch.device) -> Iterator[None]:
         yield
         return
     torch.cuda.set_device(device)  # a new thread begins on device 0
-    with torch.cuda.stream(torch.cuda.Stream(device)):
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
         yield
 
 

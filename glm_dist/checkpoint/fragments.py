@@ -148,7 +148,7 @@ class Fragment(torch.Tensor):
 
     @property
     def boxes(self) -> list[torch.Tensor]:
-        """Views of the data, one for each box."""
+        """The views of ``data``, box by box, without ZeRO's padding."""
         return [view for _, view in self._boxes.values()]
 
     def with_boxes(self, boxes: Sequence[torch.Tensor]) -> "Fragment":

@@ -1,4 +1,4 @@
-"""Copy of a rank's training state in host memory, for a save that runs beside training.
+"""Copy of a rank's training state in host memory, for a save in the background.
 
 The copy is the only part of such a save that training waits for. Its memory is reserved once, as
 one block, and every save reuses it. For a GPU it is pinned, so that the copies overlap.
@@ -6,6 +6,7 @@ one block, and every save reuses it. For a GPU it is pinned, so that the copies 
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -30,7 +31,9 @@ class Snapshot:
         self._device = device
         self._memory: torch.Tensor | None = None
         self._boxes: dict[str, list[torch.Tensor]] = {}
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @property
     def num_bytes(self) -> int:
@@ -100,7 +103,7 @@ class Snapshot:
 
     def _release(self) -> None:
         if self._memory is not None and self._stream is not None:
-            torch.cuda.cudart().cudaHostUnregister(self._memory.data_ptr())
+            _runtime().cudaHostUnregister(self._memory.data_ptr())
         self._boxes, self._memory = {}, None
 
 
@@ -144,9 +147,13 @@ def _aligned(num_bytes: int) -> int:
     return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
 
 
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
 def _pin(memory: torch.Tensor) -> None:
     """Pin memory in place; torch's own allocator of pinned memory rounds up to a power of two."""
-    status = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+    status = _runtime().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
     if int(status) != 0:
         # Saves are right without it, only slower.
         gib = memory.nbytes / 2**30

@@ -46,6 +46,7 @@ class GoodputMeter:
         *,
         first_step: int,
         phases: PhaseClock,
+        may_write: Callable[[], bool] = lambda: True,
         process_started: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -55,12 +56,14 @@ class GoodputMeter:
             run_dir: The run's folder; ``metrics.jsonl`` has the earlier attempts.
             first_step: Steps done before.
             phases: Clock of the loop, which begins now.
+            may_write: Returns False once the folder belongs to another job.
             process_started: Start of this process, in seconds since 1970; None: ask the system.
             clock: Seconds since 1970.
         """
         self._path = run_dir / GOODPUT_FILE
         self._clock = clock
         self._phases = phases
+        self._may_write = may_write
         now = clock()
         begun = process_start(now) if process_started is None else process_started
         self._attempt = Attempt(first_step, process_started=begun, loop_started=now)
@@ -116,6 +119,8 @@ class GoodputMeter:
 
     def write(self) -> None:
         """Write the file; a failure is logged once, since training does not depend on it."""
+        if not self._may_write():
+            return
         buckets, last = self.buckets(), self._attempt.last
         sign = {
             "process_started": round(self.process_started, 3),

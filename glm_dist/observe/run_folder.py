@@ -1,7 +1,8 @@
 """Folder of a run, with the provenance of each attempt.
 
 ``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
-``metrics.jsonl``, ``log/``, ``checkpoints/``, ``tokenizer/`` (a copy of its files). An attempt is
+``metrics.jsonl``, ``log/``, ``heartbeat/`` (each rank's newest report), ``checkpoints/``,
+``tokenizer/`` (a copy of its files). An attempt is
 one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps out a second
 job while one is running.
 """
@@ -22,14 +23,17 @@ import glm_dist
 from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
+from glm_dist.observe.fence import LOCK_FILE as LOCK_FILE
+from glm_dist.observe.fence import Fence, claim
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
-LOCK_FILE = "lock"
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
+HEARTBEATS = "heartbeat"
+"""Folder of the ranks' newest reports, for the watchdog, inside a run folder."""
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
 """Packages whose versions affect results, in addition to glm_dist itself."""
@@ -65,6 +69,8 @@ class RunFolder:
     lock: IO[str] | None = field(repr=False)
     """Keeps out other jobs until it is closed or its process ends; None if the file system has no
     locks."""
+    fence: Fence
+    """This attempt's claim on the folder."""
 
 
 def collect_provenance(
@@ -128,8 +134,9 @@ def lock_run_folder(path: Path) -> RunFolder:
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path / LOCK_FILE)
-        attempts = _read_attempts(path / PROVENANCE_FILE)
-    return RunFolder(path=path, attempt=len(attempts) + 1, lock=lock)
+        attempt = len(_read_attempts(path / PROVENANCE_FILE)) + 1
+        fence = claim(path, attempt=attempt, lock=lock)
+    return RunFolder(path=path, attempt=attempt, lock=lock, fence=fence)
 
 
 def begin_attempt(

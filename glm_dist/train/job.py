@@ -27,10 +27,13 @@ from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.black_box import log_crashes
+from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
+    HEARTBEATS,
     RunFolder,
     begin_attempt,
     collect_provenance,
@@ -46,6 +49,7 @@ from glm_dist.parallel.failures import (
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import JobProcess, start_process
+from glm_dist.parallel.progress import FINISH
 from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.ending import clear_endings, end_attempt
@@ -53,7 +57,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
-from glm_dist.train.start import facts_of_start, starting_point
+from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
 
@@ -84,12 +88,13 @@ def run(
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
+    log_crashes()
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    process = start_process(launch, timeout, listener)
+    process = start_process(launch, timeout, watchdog=config.watchdog, listener=listener)
     request = StopRequest(listener)
     board = process.board
     try:
-        with heard_by_all(board):
+        with heard_by_all(board, explain=process.watchdog.explain):
             status = _run(
                 config,
                 launch,
@@ -107,6 +112,7 @@ def run(
         return error.status
     request.end()
     dist.barrier()
+    process.watchdog.close()
     dist.destroy_process_group()
     return status
 
@@ -125,6 +131,7 @@ def _run(
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, console=console)
+    process.bulletin.folder = config.run_dir / HEARTBEATS
     try:
         _train(
             config,
@@ -176,19 +183,12 @@ def _train(
     # Not before: a refused start changes nothing.
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
-    sink, phases = SinkGroup(), PhaseClock()
+    phases = PhaseClock(listener=process.progress.enter)
+    seconds = time.monotonic() - started
+    sink = _open_sinks(
+        config, engine, start, folder, console=console, phases=phases, seconds=seconds
+    )
     if folder is not None:
-        _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
-        sink = open_sinks(
-            config,
-            attempt=folder.attempt,
-            first_step=start.step,
-            console=console,
-            environ=os.environ,
-            phases=phases,
-        )
-        if start.origin is not None:
-            sink.event(start.step, "initialized", {"from": str(start.origin.path)})
         request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
         config=config,
@@ -201,18 +201,49 @@ def _train(
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity | facts_of_start(config),
         device=process.device,
-        upkeep=start.upkeep(config),
+        upkeep=start.upkeep(config, folder),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
         phases=phases,
         alive=sink.alive,
+        progress=process.progress,
     )
     try:
         request.raise_if_agreed()
         with needs_human(groups.rank):
             train(context, first_step=start.step)
+        process.progress.enter(FINISH)
     finally:
         sink.close()
+
+
+def _open_sinks(
+    config: RunConfig,
+    engine: TrainingEngine,
+    start: Start,
+    folder: RunFolder | None,
+    *,
+    console: Console,
+    phases: PhaseClock,
+    seconds: float,
+) -> SinkGroup | FencedSink:
+    """Open the run's records on rank 0; on the others, nothing is recorded."""
+    if folder is None:
+        return SinkGroup()
+    _announce(config, engine, first_step=start.step, seconds=seconds)
+    sinks = open_sinks(
+        config,
+        attempt=folder.attempt,
+        first_step=start.step,
+        console=console,
+        environ=os.environ,
+        phases=phases,
+        may_write=folder.fence.holds,
+    )
+    sink = FencedSink(sinks, folder.fence)
+    if start.origin is not None:
+        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+    return sink
 
 
 def _time_limit(config: RunConfig, launch: LaunchEnvironment, started: float) -> TimeLimit:

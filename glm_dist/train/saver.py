@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError, GlmDistError, TrainingError
-from glm_dist.observe.phases import SAVE
+from glm_dist.observe.phases import SAVE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.parallel.errors import RankFailure
 from glm_dist.train.engine import TrainingEngine
@@ -53,6 +54,7 @@ class Saver:
         sink: MetricSink,
         upkeep: Upkeep,
         device: torch.device,
+        phases: PhaseClock,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
@@ -66,6 +68,8 @@ class Saver:
             sink: Takes an event for each checkpoint.
             upkeep: Rules of this job for the run's checkpoints.
             device: The rank's device.
+            phases: Clock of the loop; each turn of a wait begins the phase again, because the save
+                has its own deadline.
             saved: Called with the seconds of each save, and True if training waited for it.
 
         Raises:
@@ -76,6 +80,7 @@ class Saver:
         self._directory = directory
         self._identity = identity
         self._check = check
+        self._turn = partial(phases, SAVE)
         self._saved = saved
         self._sink = sink
         self._upkeep = upkeep
@@ -117,7 +122,7 @@ class Saver:
             CheckpointError: See ``act``.
         """
         if self._writer is not None:
-            self._take(self._writer.wait())
+            self._take(self._writer.wait(self._turn))
 
     def settle(self) -> None:
         """Wait for the save in flight before or after an error that all ranks raise.
@@ -146,7 +151,7 @@ class Saver:
         """Copy the state and begin to write it; after the last step also wait for the end."""
         started = time.monotonic()
         self._check(done.step)
-        previous = writer.wait()
+        previous = writer.wait(self._turn)
         waited = time.monotonic() - started
         is_final = done.is_last or done.stops
         self._take(previous, raises=not is_final)
@@ -162,7 +167,7 @@ class Saver:
             self._save(done, writer.start)
         except HungSaveError as error:
             failed = SaveOutcome(done.step, self._directory / step_name(done.step), 0.0, 0, error)
-        outcome = failed or (writer.wait() if is_final else None)
+        outcome = failed or (writer.wait(self._turn) if is_final else None)
         self._stall += time.monotonic() - started
         if is_final and outcome is not None and outcome.error is not None:
             self._record(outcome, is_raised=True)

@@ -19,6 +19,7 @@ SMALL = ["--model", "tiny", "--rows", "1", "--row-length", "64"]
         ("step", [*SMALL, "--micro-batches", "2"], "step_tiny", 3),
         ("memory", SMALL, "memory_tiny", 5),
         ("layouts", [*SMALL, "--micro-batches", "2"], "layouts_tiny", 4),
+        ("checkpoint_stall", ["--layers", "1", "--saves", "1"], "checkpoint_stall", 1),
         ("option_costs", [*SMALL, "--only", "zero=stage3"], "option_costs_tiny", 1),
     ],
 )
