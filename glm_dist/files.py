@@ -23,6 +23,9 @@ from glm_dist.errors import GlmDistError
 
 log = logging.getLogger(__name__)
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk or a used-up quota."""
+
 HASH_BLOCK_BYTES = 64 << 20
 """Bytes of a token file under one hash of its manifest."""
 
@@ -123,12 +126,13 @@ def ensure_writable(folder: str | Path, *, key: str, create: bool = False) -> No
         with tempfile.TemporaryFile(dir=place, prefix=".glm-dist-"):
             pass
     except OSError as error:
+        remedy = "Free space there" if error.errno in NO_ROOM else "Make it writable"
         raise FileError(
             f"Cannot write to {_shortened(folder)}: {error.strerror or error}.\n"
-            f"  Make it writable, or choose another {key}.",
+            f"  {remedy}, or choose another {key}.",
             key=key,
             value=str(folder),
-            fix=f"make it writable, or choose another {key}",
+            fix=f"{remedy.lower()}, or choose another {key}",
         ) from error
 
 

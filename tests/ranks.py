@@ -89,32 +89,66 @@ def run_programs(
     Returns:
         Exit status, standard output and standard error of each.
     """
+    with started_programs(main, arguments, environments) as programs:
+        hung = programs.wait(timeout)
+        assert not hung, f"processes {hung} did not end within {timeout} s"
+        return programs.results()
+
+
+class Programs:
+    """Processes of ``started_programs``."""
+
+    def __init__(self, arguments: Sequence[str], processes: list[BaseProcess], folder: Path):
+        self._arguments = list(arguments)
+        self._folder = folder
+        self.processes = processes
+
+    def wait(self, timeout: float) -> list[int]:
+        """Wait for all to end; return the pids of those that did not."""
+        deadline = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        return [p.pid for p in self.processes if p.exitcode is None and p.pid is not None]
+
+    def results(self) -> list[subprocess.CompletedProcess[str]]:
+        """Exit status and output of each; of a running one, its output so far."""
+        return [
+            subprocess.CompletedProcess(
+                self._arguments,
+                process.exitcode if process.exitcode is not None else -1,
+                *(self._read(number, end) for end in (".out", ".err")),
+            )
+            for number, process in enumerate(self.processes)
+        ]
+
+    def _read(self, number: int, end: str) -> str:
+        file = self._folder / f"{number}{end}"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+
+@contextlib.contextmanager
+def started_programs(
+    main: Callable[[], int], arguments: Sequence[str], environments: Sequence[Mapping[str, str]]
+) -> Iterator[Programs]:
+    """Start what ``run_programs`` starts; processes still running at the end are killed."""
     context = _context("cpu")
     with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / str(number) for number in range(len(environments))]
-        processes = [
-            context.Process(target=_program, args=(variables, str(output), main, list(arguments)))
-            for variables, output in zip(environments, outputs, strict=True)
+        processes: list[BaseProcess] = [
+            context.Process(
+                target=_program,
+                args=(variables, str(Path(folder) / str(number)), main, list(arguments)),
+            )
+            for number, variables in enumerate(environments)
         ]
-        deadline = time.monotonic() + timeout
         try:
             for process in processes:
                 process.start()
-            for process in processes:
-                process.join(max(0.0, deadline - time.monotonic()))
+            yield Programs(arguments, processes, Path(folder))
         finally:
-            hung = [process.pid for process in processes if process.exitcode is None]
             for process in processes:
                 process.kill()
-        assert not hung, f"processes {hung} did not end within {timeout} s"
-        return [
-            subprocess.CompletedProcess(
-                list(arguments),
-                process.exitcode,
-                *(output.with_suffix(end).read_text(errors="replace") for end in (".out", ".err")),
-            )
-            for process, output in zip(processes, outputs, strict=True)
-        ]
+            for process in processes:
+                process.join()
 
 
 def _program(

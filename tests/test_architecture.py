@@ -42,7 +42,7 @@ DOORS = {
     "megatron": ("parallel/*.py", "model/*.py", "model/attention/*.py"),
     "deepspeed": ("optim/deepspeed_engine.py",),
     "safetensors": ("convert/*.py",),
-    "wandb": ("observe/sinks.py",),
+    "wandb": ("observe/wandb_process.py",),
     "sentencepiece": ("data/tokenizer/*.py",),
     "tokenizers": ("data/tokenizer/*.py",),
 }

@@ -1,11 +1,13 @@
 """Folder names of checkpoints, and renames between them; no torch, no ranks.
 
-==================  ===========================================================
-``step_0001000``    complete; the only name a finished save leaves
-``.tmp-step_...``   being written; removed by the next save
-``.old-step_...``   complete, being replaced by a new save of the same step
-``.trash-step_...`` being removed; renamed first, so that a partial folder is no checkpoint
-==================  ===========================================================
+=====================  ===========================================================
+``step_0001000``       complete; the only name a finished save leaves
+``.tmp-step_...``      being written; removed by the next save
+``.old-step_...``      complete, being replaced by a new save of the same step
+``.trash-step_...``    being removed; renamed first, so that a partial folder is no checkpoint
+``.bad-step_...``      found damaged and set aside; never read, counted or removed
+``.rewound-step_...``  later than a step that the run went back to; the same
+=====================  ===========================================================
 """
 
 import logging
@@ -20,12 +22,27 @@ log = logging.getLogger(__name__)
 MANIFEST_NAME = "manifest.json"
 """File of a checkpoint that is written last."""
 
+FEWEST_KEPT = 2
+"""Verified checkpoints that always stay: the newest may hold weights that have begun to diverge."""
+
+BAD = ".bad-"
+"""Prefix of damaged checkpoints that were set aside."""
+
+REWOUND = ".rewound-"
+"""Prefix of checkpoints that were set aside because the run went back to an earlier one."""
+
 _STEP = re.compile(r"(?:\.old-)?step_(\d{7,})")
 
 
 def step_name(step: int) -> str:
     """Return the folder name of a step's checkpoint."""
     return f"step_{step:07d}"
+
+
+def step_of(path: Path) -> int | None:
+    """Return the step in the name of a checkpoint's folder; None if it has another name."""
+    match = _STEP.fullmatch(path.name)
+    return int(match[1]) if match else None
 
 
 def list_steps(directory: Path) -> list[tuple[int, Path]]:
@@ -37,10 +54,15 @@ def list_steps(directory: Path) -> list[tuple[int, Path]]:
         return []
     found = []
     for path in directory.iterdir():
-        match = _STEP.fullmatch(path.name)
-        if match and path.is_dir():
-            found.append((int(match[1]), path))
+        step = step_of(path)
+        if step is not None and path.is_dir():
+            found.append((step, path))
     return sorted(found, key=lambda pair: (pair[0], not pair[1].name.startswith(".")), reverse=True)
+
+
+def damaged_names(directory: Path) -> list[str]:
+    """List the checkpoints of a folder in which none is complete, with those set aside."""
+    return [path.name for _, path in list_steps(directory)] + list_set_aside(directory, BAD)
 
 
 def create_staging(directory: Path, step: int) -> Path:
@@ -76,20 +98,37 @@ def publish(staging: Path, final: Path) -> None:
         remove(old)
 
 
-def retire(directory: Path, step: int, *, keep_last: int) -> list[Path]:
-    """Remove checkpoints older than the newest ``keep_last`` up to ``step``.
+def set_aside(path: Path, prefix: str, *, reason: str) -> Path | None:
+    """Rename a checkpoint so that it is neither counted nor resumed from; its files stay.
 
-    Later steps (of a run that was rewound) are kept. A folder that cannot be removed only causes a
-    warning.
+    Args:
+        path: Its folder.
+        prefix: ``BAD`` or ``REWOUND``.
+        reason: Logged with the old and the new name.
 
     Returns:
-        The checkpoints removed.
+        The new path; None, with a warning in the log, if the rename failed.
     """
-    steps = [path for number, path in list_steps(directory) if number <= step]
-    victims = steps[keep_last:]
-    for path in victims:
-        remove(path)
-    return victims
+    name = f"{prefix}{path.name.lstrip('.')}"
+    number = 1
+    while (aside := path.with_name(name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    try:
+        path.rename(aside)
+        fsync_folder(path.parent)
+    except OSError as error:
+        log.warning("could not set aside checkpoint path=%s reason=%s", path, error)
+        return None
+    log.warning("set aside checkpoint path=%s as=%s reason=%s", path, aside.name, reason)
+    return aside
+
+
+def list_set_aside(directory: Path, prefix: str) -> list[str]:
+    """List the names of checkpoints that were set aside, newest first."""
+    if not is_dir(directory):
+        return []
+    names = [path.name for path in directory.iterdir()]
+    return sorted((name for name in names if name.startswith(f"{prefix}step_")), reverse=True)
 
 
 def remove(path: Path) -> None:

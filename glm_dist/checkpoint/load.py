@@ -13,17 +13,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.folders import list_steps, step_name
+from glm_dist.checkpoint.finite import check_after_load
+from glm_dist.checkpoint.folders import BAD, damaged_names, list_steps, set_aside, step_name
 from glm_dist.checkpoint.fragments import as_fragment
 from glm_dist.checkpoint.manifest import WEIGHTS as WEIGHTS
 from glm_dist.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
+    all_damaged,
     damage_error,
     find_problems,
     read_manifest,
 )
-from glm_dist.checkpoint.storage import read_tensors
+from glm_dist.checkpoint.reader import read_tensors
+from glm_dist.checkpoint.rewind import list_candidates
+from glm_dist.checkpoint.version_1 import with_boxes
 from glm_dist.errors import CheckpointError
 from glm_dist.files import exists
 from glm_dist.parallel.errors import Ranks
@@ -39,10 +43,16 @@ class CheckpointInfo:
 
     path: Path
     manifest: Manifest
+    """With the boxes of its tensors, whatever its format version."""
 
 
 def find_checkpoint(
-    directory: Path, *, verify: bool = True, group: dist.ProcessGroup | None = None
+    directory: Path,
+    *,
+    step: int | None = None,
+    verify: bool = True,
+    sets_aside: bool = False,
+    group: dist.ProcessGroup | None = None,
 ) -> CheckpointInfo | None:
     """Find the newest complete checkpoint of a run; collective over all ranks.
 
@@ -50,25 +60,47 @@ def find_checkpoint(
 
     Args:
         directory: The run's checkpoints folder; need not exist.
+        step: Step that the run goes back to (``rewind.py``); None: use the newest.
         verify: Compare every file's SHA-256, split over ranks; otherwise only sizes.
+        sets_aside: Rename the damaged ones that are newer than the one found. If none is found,
+            nothing is renamed.
         group: All ranks, over gloo; None: the default group, or a single process.
 
     Returns:
         None if there is no complete checkpoint.
 
     Raises:
-        CheckpointError: The newest one has another format version, or the folder
-            cannot be read.
+        CheckpointError: The newest one has another format version, the folder cannot be read, or
+            there is no checkpoint of the step.
     """
     ranks = Ranks(group)
-    steps = ranks.on_first("list the checkpoints", str(directory), lambda: list_steps(directory))
+    steps = ranks.on_first(
+        "list the checkpoints", str(directory), lambda: list_candidates(directory, step)
+    )
+    damaged: list[DamagedCheckpointError] = []
     for _, path in steps:
         try:
-            return _read_checked(path, ranks, read_content=verify)
+            info = _read_checked(path, ranks, read_content=verify)
         except DamagedCheckpointError as error:
-            if ranks.rank == 0:
-                log.warning("skipped damaged checkpoint path=%s reason=%s", path, error.value)
+            damaged.append(error)
+            continue
+        if sets_aside:
+            ranks.on_first("set checkpoints aside", str(directory), lambda: _set_aside(damaged))
+        else:
+            _report(damaged, ranks)
+        return info
+    _report(damaged, ranks)
     return None
+
+
+def _set_aside(damaged: Sequence[DamagedCheckpointError]) -> None:
+    for error in damaged:
+        set_aside(Path(error.key), BAD, reason=str(error.value))
+
+
+def _report(damaged: Sequence[DamagedCheckpointError], ranks: Ranks) -> None:
+    for error in damaged if ranks.rank == 0 else ():
+        log.warning("skipped damaged checkpoint path=%s reason=%s", error.key, error.value)
 
 
 def read_checkpoint(
@@ -110,6 +142,8 @@ def choose_checkpoint(directory: Path, step: int | None) -> CheckpointInfo:
             )
         return read_checkpoint(path)
     info = find_checkpoint(directory)
+    if info is None and (damaged := damaged_names(directory)):
+        raise all_damaged(directory, damaged, fix="name another run")
     if info is None:
         raise CheckpointError(
             f"{directory} holds no complete checkpoint.\n"
@@ -139,7 +173,8 @@ def load_tensors(
 
     Raises:
         CheckpointError: On every rank: names are missing from the checkpoint or left over in it,
-            or shapes differ (all are listed; nothing was read then), or reading failed.
+            or shapes differ (all are listed; nothing was read then), reading failed, or what was
+            read is not finite.
     """
     ranks = Ranks(group)
     started = time.monotonic()
@@ -150,7 +185,8 @@ def load_tensors(
             wanted.setdefault(name, set()).add(shape)
     _check_names(info, wanted, prefixes)
     with ranks.raise_on_all_ranks("read tensors", str(info.path)):
-        read_tensors(info.path, fragments, ranks)
+        read_tensors(info.path, info.manifest, fragments, ranks)
+    check_after_load(info.path, fragments, ranks)
     log.info(
         "loaded step=%d from=%s tensors=%d seconds=%.1f",
         info.manifest.step,
@@ -166,6 +202,8 @@ def _read_checked(path: Path, ranks: Ranks, *, read_content: bool) -> Checkpoint
     problems = ranks.gather(find_problems(path, mine, read_content=read_content))
     if any(problems):
         raise damage_error(path, sorted(problem for each in problems for problem in each))
+    if manifest.format_version == 1:
+        manifest = ranks.on_first("read the boxes", str(path), lambda: with_boxes(path, manifest))
     return CheckpointInfo(path=path, manifest=manifest)
 
 

@@ -1,120 +1,89 @@
 """Manifest of a checkpoint: its metadata, and the size and hash of every file.
 
 ``manifest.json`` is written last, so a folder without it is incomplete. It lists every other file
-with size and SHA-256, and contains a checksum of itself.
+with size and SHA-256, every tensor with its boxes, and contains a checksum of itself.
 """
 
-import hashlib
-import importlib.metadata
 import json
-import platform
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME
-from glm_dist.config.schema import RunConfig
+from glm_dist.checkpoint.fields import is_plain_name, manifest_of
+from glm_dist.checkpoint.folders import MANIFEST_NAME, step_of
+from glm_dist.checkpoint.records import FORMAT_VERSION, checksum
+from glm_dist.checkpoint.records import WEIGHTS as WEIGHTS
+from glm_dist.checkpoint.records import BoxRecord as BoxRecord
+from glm_dist.checkpoint.records import FileRecord as FileRecord
+from glm_dist.checkpoint.records import Json as Json
+from glm_dist.checkpoint.records import Manifest as Manifest
+from glm_dist.checkpoint.records import TensorRecord as TensorRecord
 from glm_dist.errors import CheckpointError
 from glm_dist.files import sha256_of
 
-Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
+MOST_BYTES = 1 << 30
+"""Largest manifest that is read. One of 512 ranks and 1000 tensors takes about 100 MB."""
 
-FORMAT_VERSION = 1
+_READABLE = (1, FORMAT_VERSION)
 
-WEIGHTS = "model."
-"""Prefix of the weights in a checkpoint; the optimizer's moments have other prefixes."""
+_LONGEST_REASON = 2000
+"""Characters of a reason that are shown: names in a forged manifest may be of any length."""
 
 
 class DamagedCheckpointError(CheckpointError):
     """Error for a damaged checkpoint; others of the run may be intact."""
 
 
-@dataclass(frozen=True)
-class FileRecord:
-    """Size and hash of one file."""
-
-    num_bytes: int
-    sha256: str
-    """Hexadecimal digest."""
-
-
-@dataclass(frozen=True)
-class TensorRecord:
-    """One global tensor."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    """Name without the prefix ``torch.``."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Metadata of a checkpoint, readable without its tensors."""
-
-    step: int
-    """Optimizer steps done, skipped fp16 updates included."""
-    layout: dict[str, int]
-    """Sizes of the parallel axes that wrote it, for information: any layout can read it."""
-    extra: dict[str, Json]
-    """State of the run that is the same on every rank (rows consumed, data fingerprint, ...)."""
-    tensors: dict[str, TensorRecord]
-    files: dict[str, FileRecord]
-    """All files except the manifest, by name relative to the checkpoint's folder."""
-    format_version: int = FORMAT_VERSION
-    config_version: int = RunConfig.config_version
-    """Version of the configuration, for information: tensors are read by name and shape."""
-    written_by: str = (
-        f"python {platform.python_version()}, torch {importlib.metadata.version('torch')}"
-    )
-
-    @property
-    def has_optimizer(self) -> bool:
-        """True if there is more than weights, so that training can go on from it."""
-        return any(not name.startswith(WEIGHTS) for name in self.tensors)
-
-    def to_json(self) -> str:
-        """Return the text of the manifest file.
-
-        Raises:
-            TypeError: ``extra`` holds a value that JSON cannot represent.
-            ValueError: ``extra`` holds a NaN or an infinity.
-        """
-        content = asdict(self)
-        return json.dumps(
-            {"checksum": _checksum(content), **content}, indent=1, sort_keys=True, allow_nan=False
-        )
-
-
 def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a checkpoint, without looking at its other files.
 
     Raises:
-        DamagedCheckpointError: It is missing or was changed.
+        DamagedCheckpointError: It is missing, was changed, or belongs to another step than the
+            folder's name says.
         CheckpointError: It has another format version.
     """
     path = folder / MANIFEST_NAME
     try:
+        problem = file_problem(path)
+        if problem is not None:
+            raise damage_error(folder, [f"{MANIFEST_NAME} {problem}"])
+        if path.stat().st_size > MOST_BYTES:
+            raise damage_error(folder, [f"{MANIFEST_NAME} of more than {MOST_BYTES} bytes"])
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise _damaged(folder, f"no {MANIFEST_NAME}, so its save never finished") from None
+        raise damage_error(folder, [f"no {MANIFEST_NAME}, so its save never finished"]) from None
     except (OSError, ValueError) as error:
-        raise _damaged(folder, f"unreadable {MANIFEST_NAME} ({error})") from error
+        raise damage_error(folder, [f"unreadable {MANIFEST_NAME} ({error})"]) from error
+    except RecursionError:
+        raise damage_error(folder, [f"{MANIFEST_NAME} with lists inside lists"]) from None
     if not isinstance(content, dict):
-        raise _damaged(folder, f"{MANIFEST_NAME} without fields")
+        raise damage_error(folder, [f"{MANIFEST_NAME} without fields"])
     _check_version(path, content)
-    if content.pop("checksum", None) != _checksum(content):
-        raise _damaged(folder, f"{MANIFEST_NAME} that was changed after it was written")
-    return Manifest(
-        **{
-            **content,
-            "tensors": {
-                name: TensorRecord(shape=tuple(record["shape"]), dtype=record["dtype"])
-                for name, record in content["tensors"].items()
-            },
-            "files": {name: FileRecord(**record) for name, record in content["files"].items()},
-        }
-    )
+    try:
+        is_changed = content.pop("checksum", None) != checksum(content)
+        manifest = None if is_changed else manifest_of(content)
+    except ValueError as error:
+        raise damage_error(folder, [f"{MANIFEST_NAME} with {error}"]) from error
+    if manifest is None:
+        raise damage_error(folder, [f"{MANIFEST_NAME} that was changed after it was written"])
+    named = step_of(folder)
+    if named is not None and named != manifest.step:
+        raise damage_error(folder, [f"{folder.name} holds step {manifest.step}"])
+    return manifest
+
+
+def file_problem(path: Path) -> str | None:
+    """Say why a file must not be opened, as a predicate; None if it is a regular file.
+
+    Raises:
+        OSError: It does not exist or cannot be looked at.
+    """
+    mode = os.lstat(path).st_mode
+    if stat.S_ISREG(mode):
+        return None
+    return "is a link" if stat.S_ISLNK(mode) else "is no regular file"
 
 
 def find_problems(
@@ -134,6 +103,11 @@ def find_problems(
     for name, record in sorted(files.items()):
         path = folder / name
         try:
+            assert is_plain_name(name)
+            problem = file_problem(path)
+            if problem is not None:
+                problems.append(f"{name} {problem}")
+                continue
             num_bytes = path.stat().st_size
             if num_bytes != record.num_bytes:
                 problems.append(f"{name} has {num_bytes} of {record.num_bytes} bytes")
@@ -148,10 +122,8 @@ def find_problems(
 
 def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointError:
     """Build one error for all problems of a checkpoint's files."""
-    return _damaged(folder, "; ".join(problems))
-
-
-def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
+    text = "; ".join(problems)[:_LONGEST_REASON]
+    reason = "".join(each if each.isprintable() else "?" for each in text)
     return DamagedCheckpointError(
         f"{folder} is damaged: {reason}.\n"
         "  Use an older checkpoint of the run; a resumed run automatically uses the newest"
@@ -162,20 +134,33 @@ def _damaged(folder: Path, reason: str) -> DamagedCheckpointError:
     )
 
 
+def all_damaged(directory: Path, names: Sequence[str], *, fix: str) -> CheckpointError:
+    """Build the error for a folder that holds damaged checkpoints only.
+
+    Args:
+        directory: The run's checkpoints folder.
+        names: Its damaged checkpoints.
+        fix: Another way than to restore them, to follow "or".
+    """
+    listed = ", ".join(names)
+    return CheckpointError(
+        f"All checkpoints in {directory} are damaged ({listed}); the log has the reasons.\n"
+        f"  Restore their files and their names, or {fix}.",
+        key=str(directory),
+        value=listed,
+        fix=fix,
+    )
+
+
 def _check_version(path: Path, content: dict[str, Any]) -> None:
     found = content.get("format_version")
-    if found != FORMAT_VERSION:
+    if found not in _READABLE or isinstance(found, bool):
+        versions = " and ".join(map(str, _READABLE))
         raise CheckpointError(
-            f"{path} has format_version {found}, but this glm_dist reads {FORMAT_VERSION} only.\n"
+            f"{path} has format_version {found}, but this glm_dist reads {versions} only.\n"
             "  Use the version of glm_dist the run was started with; provenance.json in the run "
             "folder names it.",
             key="format_version",
             value=found,
             fix="use the version of glm_dist that provenance.json names",
         )
-
-
-def _checksum(content: Mapping[str, object]) -> str:
-    """Hash a canonical form, so that the checksum survives a round trip through JSON."""
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.finite import check_before_save
 from glm_dist.checkpoint.folders import (
     MANIFEST_NAME,
     create_staging,
     publish,
-    retire,
     step_name,
 )
-from glm_dist.checkpoint.fragments import as_fragment
+from glm_dist.checkpoint.fragments import Fragment, as_fragment
 from glm_dist.checkpoint.manifest import (
     FileRecord,
     Json,
@@ -31,10 +31,11 @@ from glm_dist.checkpoint.manifest import (
     damage_error,
     find_problems,
 )
+from glm_dist.checkpoint.retention import Upkeep, retire
 from glm_dist.checkpoint.storage import write_file, write_tensors
 from glm_dist.errors import CheckpointError
 from glm_dist.files import fsync_folder
-from glm_dist.parallel.errors import Ranks
+from glm_dist.parallel.errors import Progress, Ranks
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ def save_checkpoint(
     layout: Mapping[str, int],
     keep_last: int,
     group: dist.ProcessGroup | None = None,
+    progress: Progress | None = None,
+    upkeep: Upkeep | None = None,
 ) -> Path:
     """Save a step; collective over all ranks.
 
@@ -58,18 +61,23 @@ def save_checkpoint(
             Ranks may hold different names; together they hold every element of each.
         extra: State of the run that is the same on every rank; rank 0's is kept.
         layout: Sizes of the process axes.
-        keep_last: Newest checkpoints to keep, at least 1.
+        keep_last: Newest verified checkpoints to keep; two are kept in any case.
         group: All ranks, over gloo; None: the default group, or a single process.
+        progress: Receives each task as it begins; None: not needed.
+        upkeep: Rules of this job, the same object for all its saves; None: nothing is known yet.
 
     Returns:
         The finished folder, ``directory/step_XXXXXXX``.
 
     Raises:
         CheckpointError: On every rank, if any rank failed. Earlier checkpoints are intact.
+        TrainingError: On every rank, before anything is written: a value is not finite.
     """
-    ranks = Ranks(group)
+    ranks = Ranks(group, progress)
     started = time.monotonic()
     final = directory / step_name(step)
+    fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
+    check_before_save(fragments, ranks, step=step, directory=directory)
     staging = ranks.on_first(
         f"create a folder in {directory}", str(final), lambda: create_staging(directory, step)
     )
@@ -78,25 +86,19 @@ def save_checkpoint(
             staging,
             ranks,
             Manifest(step=step, layout=dict(layout), extra=dict(extra), tensors={}, files={}),
-            tensors=tensors,
+            fragments=fragments,
         )
         ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
     seconds = time.monotonic() - started
     # The caller's event informs the user; this line helps to find a slow disk.
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
-    _retire_older(directory, ranks, step=step, keep_last=keep_last)
-    return final
-
-
-def _retire_older(directory: Path, ranks: Ranks, *, step: int, keep_last: int) -> None:
-    removed = ranks.on_first(
-        "remove older checkpoints",
-        str(directory),
-        lambda: retire(directory, step, keep_last=max(keep_last, 1)),
-    )
-    if removed:
+    upkeep = Upkeep() if upkeep is None else upkeep
+    upkeep.verified.add(final.name)
+    removed = retire(directory, ranks, step=step, keep_last=keep_last, upkeep=upkeep)
+    if removed and ranks.rank == 0:
         log.info("removed checkpoints=%s", ",".join(path.name for path in removed))
+    return final
 
 
 def _write_all(
@@ -104,13 +106,12 @@ def _write_all(
     ranks: Ranks,
     manifest: Manifest,
     *,
-    tensors: Mapping[str, torch.Tensor],
+    fragments: Mapping[str, Fragment],
 ) -> Manifest:
     """Fill the staging folder; return the manifest with its tensors and files."""
     key = str(staging)
     with ranks.raise_on_all_ranks("find the folder that rank 0 created", key):
         _check_is_shared(staging)
-    fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
     with ranks.raise_on_all_ranks("write tensors", key):
         files, saved_tensors = write_tensors(staging, fragments, ranks)
     with ranks.raise_on_all_ranks("sync the folder", key):

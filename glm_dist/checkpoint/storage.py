@@ -1,7 +1,8 @@
-"""Tensor storage: torch.distributed.checkpoint with hashes and a check that the plan is complete.
+"""Writing of tensors: torch.distributed.checkpoint with hashes, and a check of its plan.
 
 torch's writer puts all boxes of a rank in one file and syncs it. This module adds the SHA-256 of
-each file while it is written, and an error for plans that would miss a part of a tensor.
+each file while it is written, an error for plans that would miss a part of a tensor, and returns
+where each box lies, for the manifest.
 """
 
 import dataclasses
@@ -9,24 +10,28 @@ import hashlib
 import io
 import math
 import os
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemWriter
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from glm_dist.checkpoint.fragments import Fragment
-from glm_dist.checkpoint.manifest import FileRecord, TensorRecord
+from glm_dist.checkpoint.reader import quiet_about_one_process
+from glm_dist.checkpoint.records import BoxRecord, FileRecord, TensorRecord
 from glm_dist.files import write_atomically
 from glm_dist.parallel.errors import Ranks, as_checkpoint_error
 
@@ -50,7 +55,7 @@ def write_tensors(
         CheckpointException: On every rank, torch's account of which rank failed and why.
     """
     writer = _HashingWriter(folder, rank=ranks.rank)
-    with _quiet_about_one_process():
+    with quiet_about_one_process(is_alone=not ranks.is_joined):
         metadata = save(
             dict(fragments),
             storage_writer=writer,
@@ -60,7 +65,9 @@ def write_tensors(
         )
     tensors = {
         name: TensorRecord(
-            shape=tuple(record.size), dtype=str(record.properties.dtype).removeprefix("torch.")
+            shape=tuple(record.size),
+            dtype=str(record.properties.dtype).removeprefix("torch."),
+            boxes=tuple(_box(metadata, name, chunk) for chunk in record.chunks),
         )
         for name, record in metadata.state_dict_metadata.items()
         if isinstance(record, TensorStorageMetadata)
@@ -68,60 +75,15 @@ def write_tensors(
     return writer.records, tensors
 
 
-def read_tensors(folder: Path, fragments: Mapping[str, Fragment], ranks: Ranks) -> None:
-    """Fill fragments in place from the saved boxes of any layout; collective.
-
-    Args:
-        folder: A checkpoint whose names and shapes were compared with the fragments'.
-        fragments: Fragments by global name; ranks may request different ones.
-        ranks: Participating processes.
-
-    Raises:
-        CheckpointException: On every rank, torch's account of which rank failed and why.
-    """
-    with _quiet_about_one_process():
-        load(
-            dict(fragments),
-            storage_reader=FileSystemReader(folder),
-            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
-            process_group=ranks.group,
-            no_dist=not ranks.is_joined,
-        )
-
-
-class TensorReader:
-    """Whole tensors of one checkpoint, read one by one in this process alone."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open a checkpoint.
-
-        Args:
-            folder: Its files have been verified.
-        """
-        self._reader = _RememberingReader(folder)
-
-    def read(self, name: str, record: TensorRecord) -> torch.Tensor:
-        """Read a tensor as it was saved.
-
-        Args:
-            name: In the checkpoint.
-            record: What the manifest says of it.
-        """
-        tensor = torch.empty(record.shape, dtype=getattr(torch, record.dtype))
-        with _quiet_about_one_process():
-            load({name: tensor}, storage_reader=self._reader, no_dist=True)
-        return tensor
-
-
-class _RememberingReader(FileSystemReader):
-    """torch's reader that reads the list of all boxes once."""
-
-    _metadata: Metadata | None = None
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        if self._metadata is None:
-            self._metadata = super().read_metadata(*args, **kwargs)
-        return self._metadata
+def _box(metadata: Metadata, name: str, chunk: ChunkStorageMetadata) -> BoxRecord:
+    place = metadata.storage_data[MetadataIndex(name, chunk.offsets)]
+    return BoxRecord(
+        offsets=tuple(chunk.offsets),
+        sizes=tuple(chunk.sizes),
+        file=place.relative_path,
+        start=place.offset,
+        num_bytes=place.length,
+    )
 
 
 def write_file(path: Path, content: bytes) -> FileRecord:
@@ -201,6 +163,12 @@ class _HashingWriter(FileSystemWriter):
         with as_checkpoint_error(task="write tensors", path=str(self.path)):
             return super().write_data(plan, planner)
 
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Note where every box lies; torch would write that down as a pickle."""
+        metadata.storage_data = {
+            result.index: result.storage_data for each in results for result in each
+        }
+
 
 class _CompletePlanner(DefaultSavePlanner):
     """Save planner that refuses a tensor if an element is missing or in two different boxes."""
@@ -247,11 +215,3 @@ def _plan_problems(plans: list[SavePlan]) -> list[str]:
         if held != math.prod(shape):
             problems.append(f"{name} has {math.prod(shape)} elements, ranks hold {held}")
     return problems
-
-
-@contextmanager
-def _quiet_about_one_process() -> Iterator[None]:
-    """Silence torch's warning about a missing process group: generation runs without one."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield

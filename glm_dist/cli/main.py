@@ -49,6 +49,7 @@ COMMANDS = {
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
+    "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
     "convert": Entry("glm_dist.cli.convert", "import or export weights of other programs"),

@@ -340,6 +340,15 @@ def _check_intervals(config: RunConfig) -> None:
             value=0,
             fix="data.validation_share=0.05",
         )
+    if checkpoint.step is not None and checkpoint.step < 1:
+        raise ConfigError(
+            f"checkpoint.step={checkpoint.step}, but it must be the step of a checkpoint, or null"
+            " for the newest.\n"
+            "  Set checkpoint.step=null.",
+            key="checkpoint.step",
+            value=checkpoint.step,
+            fix="checkpoint.step=null",
+        )
     if checkpoint.interval > 0 and checkpoint.keep_last == 0:
         raise ConfigError(
             f"checkpoint.interval={checkpoint.interval} asks for checkpoints, but"

@@ -46,6 +46,9 @@ UNREADABLE = (
 )
 """Exceptions that wrong files and values raise when read, composed and resolved."""
 
+_INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
+"""A reference of OmegaConf, which a backslash in front of it makes plain text."""
+
 
 def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
     """Compose, resolve, type and check a configuration.
@@ -89,14 +92,18 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
 def load_config_file(path: Path) -> RunConfig:
     """Read back a configuration that ``dump_config`` wrote into a run folder, lately or long ago.
 
-    ``migrations.py`` says how older ones are understood.
+    ``migrations.py`` says how older ones are understood. No value is looked up outside of the file:
+    it may come from somebody else, and the environment of a process holds secrets.
 
     Args:
         path: The YAML file.
 
     Raises:
-        ConfigError: The file is missing or damaged, or a later version of the package wrote it.
+        ConfigError: The file is missing or damaged, refers to values outside of it, or a later
+            version of the package wrote it.
     """
+    if files.exists(path) and not files.is_file(path):
+        raise _unreadable(path)  # a pipe or a device would never end
     try:
         loaded = OmegaConf.load(path)
         content = OmegaConf.to_container(loaded, resolve=False)
@@ -104,6 +111,7 @@ def load_config_file(path: Path) -> RunConfig:
         raise _unreadable(path) from error
     if not isinstance(content, dict) or isinstance(content.get("config_version"), str):
         raise _unreadable(path)
+    _refuse_interpolations(path, content)
     saved = upgrade(cast(dict[str, Any], content), path)
     try:
         merged = OmegaConf.merge(OmegaConf.structured(RunConfig), saved)
@@ -290,14 +298,42 @@ def _absolute(path: str) -> str:
 
 
 def _unreadable(path: Path) -> ConfigError:
+    is_damaged = files.exists(path)
+    remedy = (
+        "Restore it from a copy; or remove it and start with the values of the last attempt,"
+        " whose command is in provenance.json"
+        if is_damaged
+        else "Name a run folder that holds config.yaml"
+    )
     return ConfigError(
-        f"{path} {'cannot be read' if files.exists(path) else 'is missing'}: a run saves its"
-        " configuration there.\n"
-        "  Name a run folder that holds config.yaml.",
+        f"{path} {'cannot be read' if is_damaged else 'is missing'}: a run saves its"
+        f" configuration there.\n  {remedy}.",
         key=str(path),
         value=None,
-        fix="<run folder>",
+        fix="restore it" if is_damaged else "<run folder>",
     )
+
+
+def _refuse_interpolations(path: Path, section: object, prefix: str = "") -> None:
+    """Refuse references such as ${oc.env:NAME}: a run saves values only.
+
+    Raises:
+        ConfigError: A value has one; it has not been resolved.
+    """
+    entries = section.items() if isinstance(section, dict) else enumerate(cast(list[Any], section))
+    for name, value in entries:
+        key = f"{prefix}{name}"
+        if isinstance(value, dict | list):
+            _refuse_interpolations(path, value, f"{key}.")
+        elif isinstance(value, str) and _INTERPOLATION.search(value):
+            raise ConfigError(
+                f"{path} refers to another value in {key}, but a run saves values only. Nothing was"
+                " looked up.\n"
+                f"  Write the value itself; {path.parent / 'overrides.txt'} has what was typed.",
+                key=key,
+                value=None,
+                fix="write the value itself",
+            )
 
 
 def _wrong_value(path: Path, error: ConfigError) -> ConfigError:

@@ -242,9 +242,17 @@ class CheckpointConfig(Section):
     interval: int = bounded(1000, at_least=0, default=0)
     """Steps between checkpoints; 0 saves nothing. The last step is saved as well."""
     keep_last: int = bounded(3, at_least=0, default=0)
-    """Newest complete checkpoints kept; older ones are removed."""
+    """Newest verified checkpoints kept, and always two; older ones are removed."""
+    keep_every: int = bounded(10000, at_least=0, default=0)
+    """Checkpoints at multiples of this step are never removed; 0: off."""
     resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
+    background: bool = False
+    """Training waits only for a copy into host memory, 12 bytes per parameter a rank updates."""
+    timeout_minutes: int = bounded(60, at_least=0, at_most=10_080, default=0)
+    """Time after which a save in the background has failed; 0: parallel.timeout_minutes."""
+    step: int | None = None
+    """Checkpoint of this run to go back to; later ones are set aside by name. Unset: the newest."""
 
 
 @dataclass

@@ -9,14 +9,14 @@ module paths of numpy 1 and 2. There is no way to allow more.
 import pickle
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from glm_dist.checkpoint.only_tensors import only_allowed
 from glm_dist.errors import CheckpointError
 
 _ZIP = b"PK\x03\x04"
@@ -48,7 +48,7 @@ def load_restricted(path: Path) -> Any:
     """
     with path.open("rb") as stream:  # whatever torch says of it is about the content then
         is_zip = stream.read(len(_ZIP)) == _ZIP
-    with _only_allowed(), warnings.catch_warnings():
+    with only_allowed(ALLOWED), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, about what is an error below
         try:
             return torch.load(str(path), map_location="cpu", weights_only=True, mmap=is_zip)
@@ -58,19 +58,6 @@ def load_restricted(path: Path) -> Any:
             if names:
                 raise _refusal(path, names) from error
             raise damaged(path, _problem(error)) from error
-
-
-@contextmanager
-def _only_allowed() -> Iterator[None]:
-    """Allow ``ALLOWED`` and nothing that other libraries have added, as megatron-core does."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(list(ALLOWED))
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
 
 
 def damaged(path: Path, problem: str) -> CheckpointError:

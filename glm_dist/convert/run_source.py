@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
-from glm_dist.checkpoint.storage import TensorReader
+from glm_dist.checkpoint.reader import TensorReader
 from glm_dist.config.load import load_config_file
 from glm_dist.config.parameter_specs import parameter_specs
 from glm_dist.config.schema import RunConfig
@@ -81,7 +81,7 @@ def weights_of(info: CheckpointInfo, config: RunConfig) -> Mapping[str, torch.Te
                 key=spec.name,
                 value=found,
             )
-    reader = TensorReader(info.path)
+    reader = TensorReader(info.path, info.manifest)
 
     def read(name: str) -> torch.Tensor:
         record = saved[WEIGHTS + name]

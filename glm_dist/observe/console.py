@@ -36,6 +36,10 @@ _COLUMNS = (
 )
 
 
+_LOGGED = ("checkpoint_failed",)
+"""Events that are logged as errors where they happen."""
+
+
 class ConsoleSink:
     """Sink for the console; see ``MetricSink``."""
 
@@ -88,7 +92,9 @@ class ConsoleSink:
             self._bar.update(self._task, completed=step, summary=" ".join(summary.split()))
 
     def event(self, step: int, kind: str, details: Mapping[str, str | float]) -> None:
-        """Show one line."""
+        """Show one line, unless the log has it as an error."""
+        if kind in _LOGGED:
+            return
         shown = "  ".join(f"{name}={value}" for name, value in details.items())
         self._line(step, f"{kind}  {shown}".rstrip())
 

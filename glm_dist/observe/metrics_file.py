@@ -2,12 +2,13 @@
 
 Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` are
 events; the others hold metrics. An attempt begins with the event ``started``, whose step is the
-last one before the attempt.
+last one before the attempt, and whose ``process_started`` is the start of its process. If it was
+not killed it ends with the event ``ended``. ``phase_seconds`` is for goodput.py.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -78,6 +79,17 @@ def read_records(path: Path) -> list[Record]:
                 fix=f"sed -i {number}d {path}",
             )
     return records
+
+
+def sound_records(path: Path) -> Iterator[Record]:
+    """Yield the records line by line, without damaged lines; nothing if there is no file."""
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                if _is_record(line):
+                    yield json.loads(line)
+    except FileNotFoundError:
+        return
 
 
 def final_records(records: list[Record]) -> list[Record]:

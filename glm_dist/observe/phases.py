@@ -27,6 +27,7 @@ class PhaseClock:
         """
         self._clock = clock
         self._seconds: dict[str, float] = {}
+        self._totals: dict[str, float] = {}
         self._running: list[str] = []
         self._since = clock()
 
@@ -60,9 +61,15 @@ class PhaseClock:
         seconds, self._seconds = self._seconds, {}
         return seconds
 
+    def totals(self) -> dict[str, float]:
+        """Return the seconds of each phase since the clock was created."""
+        self._charge()
+        return dict(self._totals)
+
     def _charge(self) -> None:
         now = self._clock()
         if self._running:
             phase = self._running[-1]
             self._seconds[phase] = self._seconds.get(phase, 0.0) + now - self._since
+            self._totals[phase] = self._totals.get(phase, 0.0) + now - self._since
         self._since = now

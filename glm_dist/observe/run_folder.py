@@ -11,7 +11,8 @@ import json
 import logging
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import IO
 import glm_dist
 from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import ConfigError, LaunchError
-from glm_dist.files import LockedError, exists, lock_file, write_atomically
+from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -106,24 +107,50 @@ def collect_provenance(
 def open_run_folder(
     path: Path, *, config: str, overrides: Sequence[str], provenance: Provenance
 ) -> RunFolder:
-    """Create a run's folder, or begin its next attempt; on rank 0 only.
+    """Lock a run's folder and begin its next attempt; see the two functions it calls."""
+    folder = lock_run_folder(path)
+    begin_attempt(folder, config=config, overrides=overrides, provenance=provenance)
+    return folder
 
-    A configuration that differs from the last attempt's replaces it; the older one is kept as
-    ``config.attempt_N.yaml``.
+
+def lock_run_folder(path: Path) -> RunFolder:
+    """Create a run's folder, or reopen it for its next attempt; on rank 0 only.
+
+    The attempt does not count until ``begin_attempt``: the job may still be refused.
 
     Args:
         path: The folder.
-        config: Resolved configuration, YAML.
-        overrides: Overrides on the command line.
-        provenance: Code, versions and hardware of this attempt.
 
     Raises:
         ConfigError: The folder cannot be created or written.
         LaunchError: Another job is running in it.
     """
-    try:
+    with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path / LOCK_FILE)
+        attempts = _read_attempts(path / PROVENANCE_FILE)
+    return RunFolder(path=path, attempt=len(attempts) + 1, lock=lock)
+
+
+def begin_attempt(
+    folder: RunFolder, *, config: str, overrides: Sequence[str], provenance: Provenance
+) -> None:
+    """Count the attempt and write its configuration and provenance; on rank 0 only.
+
+    A configuration that differs from the last attempt's replaces it; the older one is kept as
+    ``config.attempt_N.yaml``.
+
+    Args:
+        folder: Locked by this process.
+        config: Resolved configuration, YAML.
+        overrides: Overrides on the command line.
+        provenance: Code, versions and hardware of this attempt.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    path = folder.path
+    with _explained(path):
         attempts = _read_attempts(path / PROVENANCE_FILE)
         _keep_older_config(path, config, attempt=len(attempts))
         write_atomically(path / CONFIG_FILE, config)
@@ -132,15 +159,26 @@ def open_run_folder(
         write_atomically(
             path / PROVENANCE_FILE, json.dumps({"attempts": attempts}, indent=1) + "\n"
         )
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn an error of the operating system into one for the user.
+
+    Raises:
+        ConfigError: The folder cannot be created or written.
+    """
+    try:
+        yield
     except OSError as error:
+        remedy = "Free space there" if error.errno in NO_ROOM else "Make it writable"
         raise ConfigError(
             f"The run folder {path} cannot be created or written ({error.strerror or error}).\n"
-            "  Make it writable, or set paths.runs to another folder.",
+            f"  {remedy}, or set paths.runs to another folder.",
             key="paths.runs",
             value=str(path),
             fix="paths.runs=<folder>",
         ) from error
-    return RunFolder(path=path, attempt=len(attempts), lock=lock)
 
 
 def _lock(path: Path) -> IO[str] | None:

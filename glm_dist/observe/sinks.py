@@ -5,29 +5,28 @@ ranks waiting. A failure is logged once, and training continues.
 """
 
 import logging
-import netrc
-import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TypeAlias
-from urllib.parse import urlparse
+from typing import Protocol, TypeAlias
 
 from rich.console import Console
 
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.observe.console import ConsoleSink
+from glm_dist.observe.goodput_meter import GoodputMeter
+from glm_dist.observe.metrics import TRAIN_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
+from glm_dist.observe.phases import PhaseClock
+from glm_dist.observe.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
 
 Details: TypeAlias = Mapping[str, str | float]
 
-WANDB_ID_FILE = "wandb_id.txt"
-WANDB_TIMEOUT_SECONDS = 60.0
+MAX_HELD_BYTES = 16 * 2**20
+"""Records held back while the disk is full, about 20,000 of them; the oldest are dropped beyond."""
 
 
 class MetricSink(Protocol):
@@ -46,22 +45,39 @@ class MetricSink(Protocol):
 class SinkGroup:
     """Several sinks as one; empty on ranks that do not record."""
 
-    def __init__(self, sinks: Sequence[MetricSink] = ()) -> None:
-        """Store the sinks; each record goes to them in this order."""
+    def __init__(
+        self, sinks: Sequence[MetricSink] = (), *, goodput: GoodputMeter | None = None
+    ) -> None:
+        """Store the sinks; each record goes to them in this order.
+
+        Args:
+            sinks: Destinations.
+            goodput: Adds its metrics to those of steps.
+        """
         self._sinks = tuple(sinks)
+        self._goodput = goodput
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricSink``."""
+        if self._goodput is not None:
+            is_record = TRAIN_LOSS in values
+            self._goodput.mark(step, is_record=is_record)
+            if is_record:
+                values = {**values, **self._goodput.metrics()}
         for sink in self._sinks:
             sink.write(step, values)
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
+        if self._goodput is not None:
+            self._goodput.mark(step)
         for sink in self._sinks:
             sink.event(step, kind, details)
 
     def close(self) -> None:
         """See ``MetricSink``."""
+        if self._goodput is not None:
+            self._goodput.close()
         for sink in self._sinks:
             sink.close()
 
@@ -69,7 +85,8 @@ class SinkGroup:
 class JsonlSink:
     """``metrics.jsonl``, the record over all attempts; format in ``metrics_file.py``.
 
-    Each record is one unbuffered write, so a killed process loses no earlier record.
+    Each record is one unbuffered write, so a killed process loses no earlier record. Records that
+    cannot be written, because the disk is full, are held back and written before the next one.
     """
 
     def __init__(
@@ -78,6 +95,7 @@ class JsonlSink:
         *,
         attempt: int,
         first_step: int,
+        goodput: GoodputMeter | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Begin an attempt.
@@ -86,102 +104,86 @@ class JsonlSink:
             path: Created if it does not exist; its folder does.
             attempt: Number of this start of the run, from 1.
             first_step: Steps done before.
+            goodput: Adds to each line what goodput is computed from.
             clock: Seconds since 1970.
         """
         self._path = path
         self._attempt = attempt
+        self._goodput = goodput
+        self._last_step = first_step
         self._clock = clock
+        self._held: deque[bytes] = deque()
+        self._num_held_bytes = 0
         self._num_lost = 0
+        self._has_failed = False
         self._may_be_torn = True
-        self.event(first_step, "started", {})
+        begun = {} if goodput is None else {"process_started": round(goodput.process_started, 3)}
+        self.event(first_step, "started", begun)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """See ``MetricSink``."""
+        self._last_step = step
         self._append({"step": step, **values})
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
+        self._last_step = step
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:
-        """Do nothing: no file is open."""
+        """Write the attempt's end, and try a last time to write what was held back."""
+        self.event(self._last_step, "ended", {})
+        if self._held:
+            log.error(
+                "metrics were lost path=%s lost=%d", self._path, self._num_lost + len(self._held)
+            )
 
     def _append(self, record: Mapping[str, object]) -> None:
-        line = encode({**record, "attempt": self._attempt, "time": round(self._clock(), 3)})
-        try:
-            if self._may_be_torn:
-                repair_last_line(self._path)
-            self._may_be_torn = True
-            with self._path.open("ab", buffering=0) as stream:
-                written = stream.write(line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes written")
-        except OSError as error:
+        line = {**record, "attempt": self._attempt, "time": round(self._clock(), 3)}
+        if self._goodput is not None:
+            line["phase_seconds"] = self._goodput.phase_seconds()
+        self._held.append(encode(line))
+        self._num_held_bytes += len(self._held[-1])
+        while self._num_held_bytes > MAX_HELD_BYTES:
+            self._num_held_bytes -= len(self._held.popleft())
             self._num_lost += 1
-            if self._num_lost == 1:
-                log.error("could not write metrics path=%s reason=%s", self._path, error)
-            return
-        self._may_be_torn = False
-        if self._num_lost:
-            log.warning("metrics are written again path=%s lost=%d", self._path, self._num_lost)
-            self._num_lost = 0
+        self._write_held()
 
-
-class WandbSink:
-    """Weights & Biases; its failures never stop the run.
-
-    The run's id is stored in the run folder, so every attempt continues one W&B run. Steps are a
-    separate metric: after a rewind they are logged again, which W&B's own counter would drop.
-    """
-
-    def __init__(self, config: RunConfig, *, attempt: int, environ: Mapping[str, str]) -> None:
-        """Open the run; if that fails, log it and record nothing.
-
-        Args:
-            config: Gives mode, project, entity and the run's name and folder; uploaded to W&B.
-            attempt: Number of this start of the run, from 1.
-            environ: Environment of the process, which may hold an API key.
-        """
-        self._attempt = attempt
-        self._run: Any = None
-        self._is_broken = False
-        mode = config.observe.wandb_mode
-        if mode is WandbMode.online and not has_wandb_key(environ):
-            log.warning("no W&B API key found; recording offline dir=%s", config.run_dir)
-            mode = WandbMode.offline
-        with _NeverRaise(self):
-            self._run = _open_run(config, mode=mode, run_id=_run_id(config.run_dir))
-        if self._run is None and mode is WandbMode.online:
-            self._is_broken = False
-            with _NeverRaise(self):
-                self._run = _open_run(
-                    config, mode=WandbMode.offline, run_id=_run_id(config.run_dir)
+    def _write_held(self) -> None:
+        num_held = len(self._held)
+        try:
+            while self._held:
+                self._write_line(self._held[0])
+                self._num_held_bytes -= len(self._held.popleft())
+        except OSError as error:
+            if not self._has_failed:
+                log.error(
+                    "could not write metrics; holding them back path=%s reason=%s",
+                    *(self._path, error),
                 )
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """See ``MetricSink``."""
-        if self._run is not None:
-            with _NeverRaise(self):
-                self._run.log({"step": step, "attempt": self._attempt, **values})
-
-    def event(self, step: int, kind: str, details: Details) -> None:
-        """Do nothing: W&B has no events, they are only in metrics.jsonl."""
-
-    def close(self) -> None:
-        """Wait for the upload of what was recorded."""
-        if self._run is not None:
-            with _NeverRaise(self):
-                self._run.finish()
-
-    def report_failure(self, error: BaseException) -> None:
-        """Log once that W&B fails."""
-        if not self._is_broken:
+            self._has_failed = True
+            return
+        if self._has_failed:
             log.warning(
-                "W&B failed; training continues and metrics.jsonl is complete reason=%s: %s",
-                type(error).__name__,
-                error,
+                "metrics are written again path=%s delayed=%d lost=%d",
+                *(self._path, max(num_held - 1, 0), self._num_lost),
             )
-        self._is_broken = True
+            self._has_failed, self._num_lost = False, 0
+
+    def _write_line(self, line: bytes) -> None:
+        """Write one record.
+
+        Raises:
+            OSError: It was not written, or only in part; the next write removes that part.
+        """
+        if self._may_be_torn:
+            repair_last_line(self._path)
+        self._may_be_torn = True
+        with self._path.open("ab", buffering=0) as stream:
+            written = stream.write(line)
+        if written != len(line):
+            raise OSError(f"only {written} of {len(line)} bytes written")
+        self._may_be_torn = False
 
 
 def open_sinks(
@@ -191,6 +193,7 @@ def open_sinks(
     first_step: int,
     console: Console,
     environ: Mapping[str, str],
+    phases: PhaseClock,
 ) -> SinkGroup:
     """Open the configured sinks; on rank 0, after the run folder was opened.
 
@@ -200,9 +203,13 @@ def open_sinks(
         first_step: Steps done before.
         console: Console of the log.
         environ: Environment of the process.
+        phases: Clock of the loop, which begins next.
     """
+    goodput = GoodputMeter(config.run_dir, first_step=first_step, phases=phases)
     sinks: list[MetricSink] = [
-        JsonlSink(config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step),
+        JsonlSink(
+            config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step, goodput=goodput
+        ),
         ConsoleSink(
             console,
             first_step=first_step,
@@ -212,69 +219,4 @@ def open_sinks(
     ]
     if config.observe.wandb_mode is not WandbMode.off:
         sinks.append(WandbSink(config, attempt=attempt, environ=environ))
-    return SinkGroup(sinks)
-
-
-class _NeverRaise:
-    """Context that logs an exception from W&B instead of raising it."""
-
-    def __init__(self, sink: WandbSink) -> None:
-        self._sink = sink
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        self._sink.report_failure(error)
-        return True
-
-
-def has_wandb_key(environ: Mapping[str, str]) -> bool:
-    """Return True if W&B finds an API key without a prompt: in the environment or in ~/.netrc."""
-    if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    host = urlparse(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    path = Path(environ.get("NETRC", Path(environ.get("HOME", "")) / ".netrc"))
-    try:
-        return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _run_id(run_dir: Path) -> str:
-    path = run_dir / WANDB_ID_FILE
-    if not path.exists():
-        path.write_text(secrets.token_hex(4) + "\n", encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
-
-
-def _open_run(config: RunConfig, *, mode: WandbMode, run_id: str) -> object:
-    import wandb
-
-    run = wandb.init(
-        project=config.observe.wandb_project,
-        entity=config.observe.wandb_entity,
-        name=config.run.name,
-        id=run_id,
-        resume="allow",
-        mode="online" if mode is WandbMode.online else "offline",
-        dir=str(config.run_dir),
-        config=_plain(asdict(config)),
-        settings=wandb.Settings(silent=True, console="off", init_timeout=WANDB_TIMEOUT_SECONDS),
-    )
-    run.define_metric("*", step_metric="step")
-    return run
-
-
-def _plain(value: Any) -> Any:
-    """Convert enumerations to names, as in the YAML of the configuration."""
-    if isinstance(value, dict):
-        return {name: _plain(x) for name, x in value.items()}
-    return value.name if isinstance(value, Enum) else value
+    return SinkGroup(sinks, goodput=goodput)

@@ -87,6 +87,16 @@ def on_this_rank(rank: int) -> Iterator[None]:
         raise
 
 
+@dataclass
+class Progress:
+    """Current task of this rank in a save, read by another thread to report a hang."""
+
+    task: str = "start"
+    """Follows "could not"."""
+    path: str = ""
+    """Path at stake."""
+
+
 @contextmanager
 def needs_human(rank: int) -> Iterator[None]:
     """Give user errors of the block, as in training, the status that keeps launchers from a retry.
@@ -111,14 +121,16 @@ def needs_human(rank: int) -> Iterator[None]:
 class Ranks:
     """Processes that save or load together; a single process if none joined."""
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, progress: Progress | None = None) -> None:
         """Take part.
 
         Args:
             group: All ranks of the job, over gloo instead of NCCL, since objects are exchanged.
                 None means the default group, or only this process if there is none.
+            progress: Receives each task as it begins.
         """
         self.group = group
+        self.progress = progress
         self.is_joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank(group) if self.is_joined else 0
         self.size = dist.get_world_size(group) if self.is_joined else 1
@@ -178,7 +190,9 @@ class RaiseOnAllRanks:
         self.names_rank = names_rank
 
     def __enter__(self) -> None:
-        """Do nothing."""
+        """Note the task."""
+        if self.ranks.progress is not None:
+            self.ranks.progress.task, self.ranks.progress.path = self.task, self.key
 
     def __exit__(
         self,

@@ -18,7 +18,7 @@ RUN_FOLDER_FILE = "GLM_RUN_FOLDER_FILE"
 at the start, a line each."""
 
 
-def begin_attempt(folder: RunFolder, config: RunConfig, environ: Mapping[str, str]) -> None:
+def clear_endings(folder: RunFolder, config: RunConfig, environ: Mapping[str, str]) -> None:
     """Remove endings that are no longer true, and report the folder to the script that asks.
 
     Args:

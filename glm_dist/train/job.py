@@ -28,11 +28,13 @@ from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.log import quiet_libraries, setup_logging
+from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
     RunFolder,
+    begin_attempt,
     collect_provenance,
-    open_run_folder,
+    lock_run_folder,
 )
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
@@ -46,12 +48,12 @@ from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import JobProcess, start_process
 from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
-from glm_dist.train.ending import begin_attempt, end_attempt
+from glm_dist.train.ending import clear_endings, end_attempt
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
-from glm_dist.train.start import Start, starting_point
+from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
 
@@ -122,7 +124,7 @@ def _run(
     """Train in the run's folder; return the exit status."""
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
-    folder = _open_folder(config, launch, layout, console=console)
+    folder = _open_folder(config, launch, console=console)
     try:
         _train(
             config,
@@ -171,13 +173,11 @@ def _train(
     request.raise_if_agreed()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
     start = starting_point(config, engine, identity)
-    Ranks(None).on_first(
-        "keep the tokenizer",
-        str(config.run_dir),
-        lambda: store_tokenizer(config.tokenizer, config.run_dir),
-    )
-    seconds = time.monotonic() - started
-    sink = _open_sinks(config, engine, start, folder, console=console, seconds=seconds)
+    # Not before: a refused start changes nothing.
+    _begin_attempt(folder, config, launch, groups.layout)
+    _keep_tokenizer(config)
+    phases = PhaseClock()
+    sink = _open_sinks(config, engine, start, folder, phases, console=console, started=started)
     if folder is not None:
         request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
@@ -189,10 +189,12 @@ def _train(
         stop_request=request,
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
-        identity=identity,
+        identity=identity | facts_of_start(config),
         device=process.device,
+        upkeep=start.upkeep(config),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
+        phases=phases,
     )
     try:
         request.raise_if_agreed()
@@ -207,20 +209,22 @@ def _open_sinks(
     engine: TrainingEngine,
     start: Start,
     folder: RunFolder | None,
+    phases: PhaseClock,
     *,
     console: Console,
-    seconds: float,
+    started: float,
 ) -> SinkGroup:
     """Open the run's records on rank 0; on the others, nothing is recorded."""
     if folder is None:
         return SinkGroup()
-    _announce(config, engine, first_step=start.step, seconds=seconds)
+    _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
     sink = open_sinks(
         config,
         attempt=folder.attempt,
         first_step=start.step,
         console=console,
         environ=os.environ,
+        phases=phases,
     )
     if start.origin is not None:
         sink.event(start.step, "initialized", {"from": str(start.origin.path)})
@@ -234,6 +238,14 @@ def _time_limit(config: RunConfig, launch: LaunchEnvironment, started: float) ->
         max_minutes=config.run.max_minutes,
         end=job_end(os.environ),
         launcher=launch.launcher,
+    )
+
+
+def _keep_tokenizer(config: RunConfig) -> None:
+    Ranks(None).on_first(
+        "keep the tokenizer",
+        str(config.run_dir),
+        lambda: store_tokenizer(config.tokenizer, config.run_dir),
     )
 
 
@@ -253,19 +265,37 @@ def _batches(
 
 
 def _open_folder(
-    config: RunConfig, launch: LaunchEnvironment, layout: Layout, *, console: Console
+    config: RunConfig, launch: LaunchEnvironment, *, console: Console
 ) -> RunFolder | None:
     """Create or reopen the run folder on rank 0; return None on the others.
 
     Afterwards every rank logs into it, and has checked that it can save there.
     """
     ranks = Ranks(None)
-    hosts = ranks.gather(socket.gethostname())
     opened: list[RunFolder] = []
+    ranks.on_first(
+        "open the run folder",
+        str(config.run_dir),
+        lambda: opened.append(lock_run_folder(config.run_dir)),
+    )
+    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
+        setup_logging(launch.rank, config.run_dir, console=console)
+    if config.checkpoint.interval > 0:
+        check_shared(config.run_dir)
+    return opened[0] if opened else None
 
-    def open_here() -> None:
-        folder = open_run_folder(
-            config.run_dir,
+
+def _begin_attempt(
+    folder: RunFolder | None, config: RunConfig, launch: LaunchEnvironment, layout: Layout
+) -> None:
+    """Write configuration and provenance of the attempt. Collective over all ranks."""
+    ranks = Ranks(None)
+    hosts = ranks.gather(socket.gethostname())
+
+    def begin() -> None:
+        assert folder is not None  # on rank 0
+        begin_attempt(
+            folder,
             config=dump_config(config),
             overrides=sys.argv[1:],
             provenance=collect_provenance(
@@ -276,15 +306,9 @@ def _open_folder(
                 launcher=launch.launcher,
             ),
         )
-        opened.append(folder)
-        begin_attempt(folder, config, os.environ)
+        clear_endings(folder, config, os.environ)
 
-    ranks.on_first("open the run folder", str(config.run_dir), open_here)
-    with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
-        setup_logging(launch.rank, config.run_dir, console=console)
-    if config.checkpoint.interval > 0:
-        check_shared(config.run_dir)
-    return opened[0] if opened else None
+    ranks.on_first("write the configuration", str(config.run_dir), begin)
 
 
 def build_engine(

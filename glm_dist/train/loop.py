@@ -6,15 +6,17 @@ branches, because every branch depends on the step alone or on values that were 
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.errors import GlmDistError
 from glm_dist.observe.phases import DATA, SAVE, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
@@ -24,8 +26,9 @@ from glm_dist.parallel.rng import seed_step
 from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows
-from glm_dist.train.observers import Benchmarks, Observer, Recorder, Saver, StepDone, Validator
+from glm_dist.train.observers import Benchmarks, Observer, Recorder, StepDone, Validator
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.saver import Saver
 from glm_dist.train.step import train_step
 
 log = logging.getLogger(__name__)
@@ -49,10 +52,14 @@ class LoopContext:
     identity: Mapping[str, Json]
     """Facts about the run stored in a checkpoint, such as the data's fingerprint."""
     device: torch.device
+    upkeep: Upkeep = field(default_factory=Upkeep)
+    """Rules of this job for the run's checkpoints, and which of them are verified."""
     validates_first: bool = False
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
     """Measures the model at every validation; None: only losses are measured."""
+    phases: PhaseClock = field(default_factory=PhaseClock)
+    """Time by phase since the loop began."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -70,11 +77,29 @@ def train(run: LoopContext, *, first_step: int) -> bool:
         TrainingError: A gradient or the loss is not finite; no checkpoint was written since.
         CheckpointError: A checkpoint could not be written.
     """
-    config, engine = run.config, run.engine
+    config = run.config
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
-    phases = PhaseClock()
+    phases = run.phases
     recorder, validator, saver = _observers(run, phases, first_step=first_step)
+    try:
+        return _train(run, phases, recorder, validator, saver, first_step=first_step)
+    except GlmDistError as error:
+        if error.rank is None:
+            saver.settle()
+        raise
+
+
+def _train(
+    run: LoopContext,
+    phases: PhaseClock,
+    recorder: Recorder,
+    validator: Validator,
+    saver: Saver,
+    *,
+    first_step: int,
+) -> bool:
+    config, engine = run.config, run.engine
     observers: list[Observer] = [recorder, validator, saver]
     if run.validates_first and config.evaluation.interval > 0:
         with phases(validator.phase):
@@ -94,7 +119,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
                 normalize_by=config.loss.normalize_by,
                 device=run.device,
             )
-        _check_outcome(run, result.outcome, step=step)
+        _check_outcome(run, result.outcome, saver, step=step)
         recorder.add(result, micro_batches)
         with phases(VOTE):
             stops = run.stop_request.agreed()
@@ -122,8 +147,13 @@ def _observe(
             waiting.remove(observer)
             with phases(observer.phase):
                 observer.act(replace(done, stops=run.stop_request.is_agreed))
-    has_saved = any(observer.phase == SAVE for observer in observers if observer not in waiting)
-    if has_saved and run.stop_request.agreed(step_done=False):
+    # In the background a save takes no time here; the next step's vote comes soon enough.
+    has_waited = not run.config.checkpoint.background and any(
+        observer.phase == SAVE for observer in observers if observer not in waiting
+    )
+    if has_waited:
+        run.stop_request.agreed(step_done=False)
+    if run.stop_request.is_agreed:
         for observer in waiting:
             if observer.due(replace(done, stops=True)):
                 with phases(observer.phase):
@@ -142,6 +172,7 @@ def _observers(
         phases=phases,
         first_step=first_step,
         device=run.device,
+        settle=lambda: saver.settle(),
     )
     validator = Validator(
         run.config,
@@ -159,7 +190,9 @@ def _observers(
         identity=run.identity,
         check=recorder.check,
         sink=run.sink,
+        device=run.device,
         saved=run.stop_request.save_done,
+        upkeep=run.upkeep,
     )
     return recorder, validator, saver
 
@@ -171,7 +204,7 @@ def _rate(run: LoopContext, *, done: int) -> float:
     return learning_rate(config.lr_schedule, config.optimizer.learning_rate, updates)
 
 
-def _check_outcome(run: LoopContext, outcome: StepOutcome, *, step: int) -> None:
+def _check_outcome(run: LoopContext, outcome: StepOutcome, saver: Saver, *, step: int) -> None:
     """Raise after a skipped update, unless a smaller loss scale may avoid the next overflow.
 
     Raises:
@@ -179,6 +212,7 @@ def _check_outcome(run: LoopContext, outcome: StepOutcome, *, step: int) -> None
     """
     if not outcome.is_skipped or outcome.is_recoverable:
         return
+    saver.settle()  # the error names the newest checkpoint
     scale = run.engine.zero.loss_scale
     if scale is not None:
         raise overflow_at_smallest_scale(run.config, step=step, scale=scale)

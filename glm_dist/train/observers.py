@@ -1,4 +1,4 @@
-"""Periodic work between steps: records, validation, checkpoints.
+"""Periodic work between steps: records and validation; checkpoints are in ``saver.py``.
 
 Every observer decides by the step and by values that are equal on all ranks, so all ranks take the
 same branches.
@@ -6,16 +6,13 @@ same branches.
 
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.metrics import (
@@ -31,7 +28,7 @@ from glm_dist.observe.metrics import (
     VALID_LOSS,
     VALID_TASK,
 )
-from glm_dist.observe.phases import RECORD, SAVE, VALIDATE, PhaseClock
+from glm_dist.observe.phases import RECORD, VALIDATE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.observe.throughput import Throughput
 from glm_dist.parallel.errors import on_this_rank
@@ -39,7 +36,6 @@ from glm_dist.train.divergence import non_finite_loss
 from glm_dist.train.efficiency import Efficiency
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows, validation_losses
-from glm_dist.train.state import save_state
 from glm_dist.train.step import StepResult
 
 log = logging.getLogger(__name__)
@@ -74,7 +70,8 @@ class Observer(Protocol):
         """Run the work. Collective over all ranks."""
 
 
-def _due(step: int, interval: int, *, at_once: bool) -> bool:
+def is_due(step: int, interval: int, *, at_once: bool) -> bool:
+    """Return True after every ``interval`` steps, and at once if asked; 0 is never."""
     return interval > 0 and (at_once or step % interval == 0)
 
 
@@ -93,6 +90,7 @@ class Recorder:
         phases: PhaseClock,
         first_step: int,
         device: torch.device,
+        settle: Callable[[], None],
     ) -> None:
         """Start an empty record.
 
@@ -104,12 +102,14 @@ class Recorder:
             phases: Clock of the loop.
             first_step: Steps done before this process began.
             device: The rank's device.
+            settle: Waits for the save in flight, so that an error can name its checkpoint.
         """
         self._config = config
         self._engine = engine
         self._epochs_before = epochs_before
         self._sink = sink
         self._device = device
+        self._settle = settle
         self._throughput = Throughput(
             first_step=first_step,
             last_step=config.run.steps,
@@ -129,7 +129,8 @@ class Recorder:
     def due(self, done: StepDone) -> bool:
         """See ``Observer``; includes the first step, to show the initial loss."""
         at_once = done.is_last or done.stops
-        return done.is_first or _due(done.step, self._config.observe.log_interval, at_once=at_once)
+        interval = self._config.observe.log_interval
+        return done.is_first or is_due(done.step, interval, at_once=at_once)
 
     def act(self, done: StepDone) -> None:
         """Write a record.
@@ -172,6 +173,7 @@ class Recorder:
         dist.all_reduce(sums, group=self._engine.groups.world)
         loss = float(sums[0]) / len(results)
         if not math.isfinite(loss):
+            self._settle()
             raise non_finite_loss(self._config, loss, first=step - len(results) + 1, last=step)
         means = {
             TRAIN_LOSS_OF + name: total / count
@@ -224,7 +226,7 @@ class Validator:
     def due(self, done: StepDone) -> bool:
         """See ``Observer``; skipped when a stop was requested, since time is short."""
         interval = self._config.evaluation.interval
-        return not done.stops and _due(done.step, interval, at_once=done.is_last)
+        return not done.stops and is_due(done.step, interval, at_once=done.is_last)
 
     def act(self, done: StepDone) -> None:
         """Validate and write the losses, all or none."""
@@ -250,67 +252,3 @@ class Validator:
         metrics = {VALID_LOSS + name: loss for name, loss in losses.items()}
         metrics |= {VALID_TASK + name: value for name, value in more.items()}
         self._sink.write(done.step, metrics)
-
-
-class Saver:
-    """Writes checkpoints."""
-
-    phase = SAVE
-
-    def __init__(
-        self,
-        config: RunConfig,
-        engine: TrainingEngine,
-        directory: Path,
-        *,
-        identity: Mapping[str, Json],
-        check: Callable[[int], None],
-        sink: MetricSink,
-        saved: Callable[[float], None] = lambda seconds: None,
-    ) -> None:
-        """Store the inputs of saves.
-
-        Args:
-            config: The run's configuration.
-            engine: Model and optimizer of this rank.
-            directory: The run's checkpoints folder.
-            identity: Facts about the run stored in a checkpoint, such as the data's fingerprint.
-            check: Raises if the loss of a step up to the given one is not finite.
-            sink: Takes an event for each checkpoint.
-            saved: Called with the seconds of each save.
-        """
-        self._config = config
-        self._engine = engine
-        self._directory = directory
-        self._identity = identity
-        self._check = check
-        self._saved = saved
-        self._sink = sink
-
-    def due(self, done: StepDone) -> bool:
-        """See ``Observer``."""
-        at_once = done.is_last or done.stops
-        return _due(done.step, self._config.checkpoint.interval, at_once=at_once)
-
-    def act(self, done: StepDone) -> None:
-        """Save.
-
-        Raises:
-            CheckpointError: On every rank, if any rank failed to write.
-            TrainingError: On every rank: a loss is not finite.
-        """
-        self._check(done.step)
-        started = time.monotonic()
-        path = save_state(
-            self._engine,
-            self._directory,
-            step=done.step,
-            extra={
-                **self._identity,
-                "rows": done.step * self._config.batch.global_batch_size,
-            },
-            keep_last=self._config.checkpoint.keep_last,
-        )
-        seconds = round(time.monotonic() - started, 2)
-        self._saved(seconds)
-        self._sink.event(done.step, "checkpoint", {"path": str(path), "seconds": seconds})

@@ -111,10 +111,15 @@ class StopRequest:
         """
         self.stopped_at = step
 
-    def save_done(self, seconds: float) -> None:
-        """Note the length of a save, which the last one before a limit may take as well."""
+    def save_done(self, seconds: float, waited: bool) -> None:
+        """Note the length of a save, which the last one before a limit may take as well.
+
+        Args:
+            seconds: From the end of a step until the checkpoint was complete.
+            waited: False if training went on meanwhile.
+        """
         if self._limit is not None:
-            self._limit.save_done(seconds)
+            self._limit.save_done(seconds, waited=waited)
             self._limit.warn_of_grace()
 
     def end(self) -> None:

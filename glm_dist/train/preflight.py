@@ -3,12 +3,13 @@
 The checks read only headers and a few blocks; their time does not depend on the amount of data.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
-from glm_dist.checkpoint.manifest import DamagedCheckpointError, read_manifest
+from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, list_steps
+from glm_dist.checkpoint.manifest import DamagedCheckpointError, all_damaged, read_manifest
+from glm_dist.checkpoint.rewind import list_candidates
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.corpus.borders import sampled_warnings
 from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
@@ -19,7 +20,13 @@ from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
-from glm_dist.train.same_run import check_has_optimizer, check_same_config, check_same_rows
+from glm_dist.train.room import check_room
+from glm_dist.train.same_run import (
+    check_has_optimizer,
+    check_same_config,
+    check_same_position,
+    check_same_rows,
+)
 
 MUCH_PADDING = 0.02
 """Share of padding in the rows of a corpus, 0 to 1, that is worth a warning."""
@@ -93,7 +100,8 @@ def check_run_folder(config: RunConfig) -> int | None:
         Step of the newest checkpoint; None if the run starts from step 0.
 
     Raises:
-        CheckpointError: Checkpoints and checkpoint.resume contradict each other.
+        CheckpointError: Checkpoints and checkpoint.resume contradict each other, all checkpoints
+            are damaged, or there is no room for those to come.
         ConfigError: The folder belongs to another configuration.
         FileError: It cannot be written.
     """
@@ -101,6 +109,7 @@ def check_run_folder(config: RunConfig) -> int | None:
     folder = config.run_dir / CHECKPOINTS
     if config.checkpoint.interval > 0:
         ensure_writable(folder, key="paths.runs")  # the first save may be hours away
+        check_room(config, folder)
     steps = list_steps(folder)
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
@@ -119,12 +128,28 @@ def check_run_folder(config: RunConfig) -> int | None:
             fix="checkpoint.resume=auto",
         )
     if not steps:
+        if config.checkpoint.step is not None:
+            list_candidates(folder, config.checkpoint.step)
+        if config.checkpoint.resume is not Resume.never and (names := damaged_names(folder)):
+            raise all_damaged(folder, names, fix="start a new run with run.name=<new>")
         if config.run.init_from is not None:
             _check_origin(Path(config.run.init_from), config.run.init_with)
         return None
-    rows_read = steps[0][0] * config.batch.global_batch_size
-    check_same_config(config, newest=steps[0][1].name, rows_read=rows_read)
-    return steps[0][0]
+    step, path = _newest(list_candidates(folder, config.checkpoint.step))
+    rows_read = step * config.batch.global_batch_size
+    check_same_config(config, newest=path.name, rows_read=rows_read)
+    return step
+
+
+def _newest(steps: Sequence[tuple[int, Path]]) -> tuple[int, Path]:
+    """Return the newest checkpoint with an undamaged manifest, else the newest one."""
+    for step, path in steps:
+        try:
+            read_manifest(path)
+        except DamagedCheckpointError:
+            continue
+        return step, path
+    return steps[0]
 
 
 def no_origin(path: Path) -> CheckpointError:
@@ -186,11 +211,13 @@ def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
 
     A checkpoint's tensors are verified when they are read.
     """
-    for _, path in list_steps(config.run_dir / CHECKPOINTS):
+    folder = config.run_dir / CHECKPOINTS
+    for _, path in list_candidates(folder, config.checkpoint.step):
         try:
             manifest = read_manifest(path)
         except DamagedCheckpointError:
             continue  # training would use the one before it
         check_has_optimizer(path, manifest)
+        check_same_position(config, path, manifest)
         check_same_rows(config, path, extra=manifest.extra, current=identity)
         return

@@ -4,7 +4,8 @@ A pre-check runs them before the start, and the job repeats them after opening i
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from glm_dist.observe.run_folder import CONFIG_FILE, PROVENANCE_FILE
 
 ABSENT = "nothing"
 """Placeholder for the value of a key that only one of two configurations has."""
+
+MOST_TYPED = 4
+"""Values that a message repeats as a command."""
 
 FREE_KEYS: tuple[str, ...] = (
     "config_version",
@@ -80,14 +84,29 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         was = [_shown(saved.get(key, ABSENT)) for key in changed]
         now = [_shown(current.get(key, ABSENT)) for key in changed]
         lines = [f"  {key}={a}, now {b}\n" for key, a, b in zip(changed, was, now, strict=True)]
+        # A key may follow another one, as decay_steps does run.steps, and was never typed.
+        earlier = zip(changed, was, strict=True)
+        typed = [shlex.quote(f"{key}={a}") for key, a in earlier if a != ABSENT]
         raise ConfigError(
             f"The run resumes from {newest}, but {file} has other values:\n"
             f"{''.join(lines)}"
-            "  Restore these values, or start a new run with run.name=<new>.",
+            f"  {_way_back(typed, len(changed))}, or start a new run with run.name=<new>.",
             key=", ".join(changed),
             value=", ".join(now),
-            fix="run.name=<new>",
+            fix=" ".join(typed) if len(typed) == len(changed) else "run.name=<new>",
         )
+
+
+def _way_back(typed: Sequence[str], num_changed: int) -> str:
+    """Return the advice to restore values; as a command if there are few, all of which can be set.
+
+    Args:
+        typed: Overrides that set earlier values.
+        num_changed: Values that have changed.
+    """
+    if len(typed) < num_changed or len(typed) > MOST_TYPED:
+        return "Restore these values"
+    return f"Set {' '.join(typed)}"
 
 
 def check_has_optimizer(checkpoint: Path, manifest: Manifest) -> None:
@@ -107,6 +126,46 @@ def check_has_optimizer(checkpoint: Path, manifest: Manifest) -> None:
         key=str(checkpoint),
         value="weights only",
         fix=f"run.name=<new name> run.init_from={run} run.init_with=weights",
+    )
+
+
+def check_same_position(config: RunConfig, checkpoint: Path, manifest: Manifest) -> None:
+    """Refuse to resume where the step does not begin at the row that the checkpoint ends at.
+
+    Raises:
+        CheckpointError: ``batch.global_batch_size`` is not the one of the checkpoint.
+    """
+    moved = moved_position(config, manifest)
+    if moved is None:
+        return
+    rows, step = manifest.extra["rows"], manifest.step
+    assert isinstance(rows, int)
+    saved = rows // max(step, 1)
+    fits = f"Set batch.global_batch_size={saved}, or start" if saved * step == rows else "Start"
+    raise CheckpointError(
+        f"{checkpoint} has another global batch size: {moved}.\n"
+        f"  {fits} a new run with run.name=<new>.",
+        key="batch.global_batch_size",
+        value=config.batch.global_batch_size,
+        fix=f"batch.global_batch_size={saved}",
+    )
+
+
+def moved_position(config: RunConfig, manifest: Manifest) -> str | None:
+    """Say in words which rows a run would skip or repeat after a checkpoint; None if it fits.
+
+    Args:
+        config: Configuration of the run that continues.
+        manifest: Its checkpoint. Without a number of rows nothing is compared.
+    """
+    rows, begin = manifest.extra.get("rows"), manifest.step * config.batch.global_batch_size
+    if not isinstance(rows, int) or rows == begin:
+        return None
+    first, last = sorted((rows, begin))
+    effect = "would never be read" if begin > rows else "would be read again"
+    return (
+        f"{manifest.step} steps have read {rows} rows, but {begin} with batch.global_batch_size="
+        f"{config.batch.global_batch_size}; rows {first} to {last - 1} {effect}"
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
+from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, step_name
 from glm_dist.checkpoint.load import (
     WEIGHTS,
     CheckpointInfo,
@@ -13,7 +13,9 @@ from glm_dist.checkpoint.load import (
     load_tensors,
     read_checkpoint,
 )
-from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.manifest import Json, all_damaged
+from glm_dist.checkpoint.retention import Upkeep
+from glm_dist.checkpoint.rewind import REWOUND_TO, set_later_aside
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
@@ -22,7 +24,12 @@ from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.parallel.errors import Ranks, needs_human
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.preflight import no_origin
-from glm_dist.train.same_run import check_has_optimizer, check_same_rows
+from glm_dist.train.same_run import (
+    check_has_optimizer,
+    check_same_position,
+    check_same_rows,
+    moved_position,
+)
 from glm_dist.train.state import grown_table, restore_state, weight_fragments
 
 log = logging.getLogger(__name__)
@@ -36,6 +43,19 @@ class Start:
     """Steps already done."""
     origin: CheckpointInfo | None = None
     """Checkpoint of another run that gave the weights."""
+    own: CheckpointInfo | None = None
+    """Verified checkpoint of this run that it continues from."""
+
+    def upkeep(self, config: RunConfig) -> Upkeep:
+        """Begin this job's account of the run's checkpoints."""
+        verified = set() if self.own is None else {self.own.path.name}
+        return Upkeep(keep_every=config.checkpoint.keep_every, verified=verified)
+
+
+def facts_of_start(config: RunConfig) -> dict[str, Json]:
+    """Return the facts about the start of a job that its checkpoints record."""
+    step = config.checkpoint.step
+    return {} if step is None else {REWOUND_TO: step}
 
 
 def starting_point(
@@ -59,8 +79,11 @@ def starting_point(
             own = _own_checkpoint(config)
     if own is not None:
         check_has_optimizer(own.path, own.manifest)
+        check_same_position(config, own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
-        return Start(restore_state(engine, own))
+        start = Start(restore_state(engine, own), own=own)
+        _leave_later_ones(config, own)
+        return start
     if config.run.init_from is None:
         return Start()
     origin = find_origin(Path(config.run.init_from))
@@ -81,6 +104,8 @@ def starting_point(
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for difference in describe_differences(saved, current):
             log.info("run.init_from: other data from here on: %s", difference)
+    if (moved := moved_position(config, origin.manifest)) and Ranks(None).rank == 0:
+        log.warning("run.init_from: %s", moved)
     return Start(restore_state(engine, origin), origin)
 
 
@@ -99,6 +124,23 @@ def find_origin(path: Path) -> CheckpointInfo:
     if info is None:
         raise no_origin(path)
     return info
+
+
+def _leave_later_ones(config: RunConfig, own: CheckpointInfo) -> None:
+    """Set aside the checkpoints after the one that ``checkpoint.step`` names.
+
+    Raises:
+        CheckpointError: On every rank: one cannot be renamed.
+    """
+    step, folder = config.checkpoint.step, own.path.parent
+    if step is None:
+        return
+    if own.manifest.step > step:
+        log.info("the run went back to step=%d before; it goes on from %s", step, own.path)
+        return
+    Ranks(None).on_first(
+        "set later checkpoints aside", str(folder), lambda: set_later_aside(folder, step)
+    )
 
 
 def _load_weights(engine: TrainingEngine, origin: CheckpointInfo) -> None:
@@ -165,9 +207,12 @@ def _own_checkpoint(config: RunConfig) -> CheckpointInfo | None:
         CheckpointError: There are checkpoints and none is complete, or the required one is missing.
     """
     folder = config.run_dir / CHECKPOINTS
-    info = find_checkpoint(folder)
+    step = config.checkpoint.step
+    info = find_checkpoint(folder, step=step, sets_aside=True)
     if info is not None:
         return info
+    if step is not None:  # damaged; the error says how
+        return read_checkpoint(folder / step_name(step))
     Ranks(None).on_first("look for checkpoints", str(folder), lambda: _check_is_new(folder))
     if config.checkpoint.resume is Resume.must:
         raise CheckpointError(
@@ -186,13 +231,5 @@ def _check_is_new(folder: Path) -> None:
     Raises:
         CheckpointError: There are checkpoint folders.
     """
-    steps = list_steps(folder)
-    if steps:
-        names = ", ".join(path.name for _, path in steps)
-        raise CheckpointError(
-            f"All checkpoints in {folder} are damaged ({names}); the log above gives the reasons.\n"
-            "Restore their files, or start a new run with run.name=<new>.",
-            key=str(folder),
-            value=names,
-            fix="run.name=<new>",
-        )
+    if damaged := damaged_names(folder):
+        raise all_damaged(folder, damaged, fix="start a new run with run.name=<new>")

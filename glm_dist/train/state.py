@@ -6,15 +6,35 @@ consists of weights, moments, counters and, in fp16, the loss scale; any layout 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
+
+import torch
 
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.state import OptimizerCounters, StateSlice
 from glm_dist.train.engine import TrainingEngine
+
+
+class CheckpointWriter(Protocol):
+    """Interface of ``save_checkpoint`` and of writers that begin a save in the background."""
+
+    def __call__(
+        self,
+        directory: Path,
+        *,
+        step: int,
+        tensors: Mapping[str, torch.Tensor],
+        extra: Mapping[str, Json],
+        layout: Mapping[str, int],
+        keep_last: int,
+        upkeep: Upkeep | None,
+    ) -> Path:
+        """Write a checkpoint, or begin to; return its folder."""
 
 
 def save_state(
@@ -24,6 +44,8 @@ def save_state(
     step: int,
     extra: Mapping[str, Json],
     keep_last: int,
+    write: CheckpointWriter = save_checkpoint,
+    upkeep: Upkeep | None = None,
 ) -> Path:
     """Write a checkpoint. Collective over all ranks.
 
@@ -32,22 +54,25 @@ def save_state(
         directory: The run's checkpoints folder.
         step: Optimizer steps done.
         extra: Further state of the run, equal on all ranks.
-        keep_last: Newest checkpoints to keep.
+        keep_last: Newest verified checkpoints to keep.
+        write: Writes the tensors; returns the folder.
+        upkeep: Rules of this job, the same object for all its saves.
 
     Returns:
-        The finished folder.
+        The folder that ``write`` returned.
 
     Raises:
         CheckpointError: On every rank, if any rank could not write.
     """
     engine.zero.ensure_moments()
-    return save_checkpoint(
+    return write(
         directory,
         step=step,
         tensors=training_fragments(engine),
         extra={**extra, **_counters_to_json(engine.zero.counters())},
         layout=engine.groups.layout.sizes(),
         keep_last=keep_last,
+        upkeep=upkeep,
     )
 
 

@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 SAVE_BYTES_PER_SECOND = 200e6
 """Cautious rate of a whole job's save, used until one was measured: a single network disk."""
 
-STATE_BYTES_PER_PARAMETER = 16
-"""Weights and masters in fp32, two moments in fp32."""
+STATE_BYTES_PER_PARAMETER = 12
+"""Masters and two moments in fp32."""
 
 MARGIN_SECONDS = 30.0
 """Time kept for the end of the program, or ``MARGIN_SHARE`` of the time allowed if that is less."""
@@ -78,15 +78,16 @@ class TimeLimit:
             self._steps.append(now - self._since)
         self._since = now
 
-    def save_done(self, seconds: float) -> None:
+    def save_done(self, seconds: float, *, waited: bool = True) -> None:
         """Note a save; its time is not the step's.
 
         Args:
             seconds: From the end of a step until the checkpoint was complete.
+            waited: False if training went on meanwhile.
         """
         self.save_seconds = max(seconds, self._last_save or 0.0)
         self._last_save = seconds
-        if self._since is not None:
+        if waited and self._since is not None:
             self._since += seconds
 
     def is_near(self, now: float, *, steps: int) -> bool:

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from glm_dist.checkpoint.folders import create_staging, list_steps, publish, retire
+from glm_dist.checkpoint.folders import (
+    BAD,
+    create_staging,
+    list_set_aside,
+    list_steps,
+    publish,
+    set_aside,
+)
 
 
 def make(directory: Path, *names: str) -> None:
@@ -71,8 +78,14 @@ def test_a_rename_that_fails_halfway_leaves_the_older_folder_findable(tmp_path: 
     assert (path / "content").read_text() == "step_0000001"
 
 
-def test_retiring_counts_back_from_the_step_and_leaves_later_ones(tmp_path: Path) -> None:
-    make(tmp_path, *(f"step_000000{n}" for n in (1, 2, 3, 4, 9)))
-    removed = retire(tmp_path, 4, keep_last=2)
-    assert [path.name for path in removed] == ["step_0000002", "step_0000001"]
-    assert names(tmp_path) == ["step_0000003", "step_0000004", "step_0000009"]
+def test_a_folder_set_aside_is_no_checkpoint_and_blocks_no_other_one(tmp_path: Path) -> None:
+    for _ in range(2):
+        make(tmp_path, "step_0000004")
+        set_aside(tmp_path / "step_0000004", BAD, reason="")
+    make(tmp_path, "step_0000003")
+
+    create_staging(tmp_path, 4)
+
+    assert list_set_aside(tmp_path, BAD) == [".bad-step_0000004-2", ".bad-step_0000004"]
+    assert [step for step, _ in list_steps(tmp_path)] == [3]
+    assert (tmp_path / ".bad-step_0000004" / "content").exists()

@@ -139,7 +139,6 @@ def change_a_number(path: Path) -> None:
         ("__0_0.distcp", flip_a_byte, "__0_0.distcp was changed"),
         ("__0_0.distcp", cut_short, r"__0_0.distcp has \d+ of \d+ bytes"),
         ("__0_0.distcp", Path.unlink, "__0_0.distcp is missing"),
-        (".metadata", flip_a_byte, ".metadata was changed"),
         ("manifest.json", Path.unlink, "no manifest.json"),
         ("manifest.json", cut_short, "unreadable manifest.json"),
         ("manifest.json", change_a_number, "manifest.json that was changed"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.checkpoint.manifest import (
+    BoxRecord,
     DamagedCheckpointError,
     FileRecord,
     Manifest,
@@ -23,7 +24,13 @@ MANIFEST = Manifest(
     step=7,
     layout={"tp": 2, "pp": 1},
     extra={"rows": 3, "learning_rate": 0.1, "corpora": ["a", None], "done": False},
-    tensors={"model.w": TensorRecord(shape=(2, 3), dtype="float32")},
+    tensors={
+        "model.w": TensorRecord(
+            shape=(1, 3),
+            dtype="bool",
+            boxes=(BoxRecord(offsets=(0, 0), sizes=(1, 3), file="a.bin", start=0, num_bytes=3),),
+        )
+    },
     files={"a.bin": FileRecord(num_bytes=3, sha256=hashlib.sha256(b"abc").hexdigest())},
 )
 

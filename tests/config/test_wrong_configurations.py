@@ -290,6 +290,7 @@ CASES = [
         ["experiment=tiny", "checkpoint.interval=-1"],
         key="checkpoint.interval",
     ),
+    Case("a step below one", ["experiment=tiny", "checkpoint.step=0"], key="checkpoint.step"),
     Case("unknown resume", ["experiment=tiny", "checkpoint.resume=yes"], key="checkpoint.resume"),
     Case("beta of one", ["experiment=tiny", "optimizer.beta2=1"], key="optimizer.beta2"),
     Case("no loader prefetch", ["experiment=tiny", "data.prefetch=0"], key="data.prefetch"),

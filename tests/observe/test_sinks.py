@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,12 +14,11 @@ from rich.console import Console
 
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
+from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.sinks import (
     Details,
     JsonlSink,
     SinkGroup,
-    WandbSink,
-    has_wandb_key,
     open_sinks,
 )
 
@@ -50,6 +48,7 @@ def test_every_line_has_step_attempt_and_time(tmp_path: Path) -> None:
         {"step": 0, "event": "started", "attempt": 1, "time": 1.5},
         {"step": 10, "train/loss": 2.5, "attempt": 1, "time": 1.5},
         {"step": 10, "event": "checkpoint", "path": "x", "attempt": 1, "time": 1.5},
+        {"step": 10, "event": "ended", "attempt": 1, "time": 1.5},
     ]
 
 
@@ -76,7 +75,7 @@ def file_size_limit() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("file_size_limit")
-def test_a_full_disk_is_reported_once_and_does_not_raise(
+def test_records_of_a_full_disk_are_written_when_there_is_room(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "metrics.jsonl"
@@ -88,10 +87,28 @@ def test_a_full_disk_is_reported_once_and_does_not_raise(
     sink.write(20, {"train/loss": 2.5})
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
     sink.write(30, {"train/loss": 2.5})
-    assert [r["step"] for r in records(path)] == [0, 30]
+    assert [r["step"] for r in records(path)] == [0, 10, 20, 30]
     levels = [r.levelname for r in caplog.records]
     assert levels == ["ERROR", "WARNING"]
-    assert "lost=2" in caplog.text
+    assert "delayed=2 lost=0" in caplog.text
+
+
+@pytest.mark.usefixtures("file_size_limit")
+def test_records_beyond_the_bound_are_counted_as_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = jsonl(path)
+    size = path.stat().st_size  # of one record, nearly
+    monkeypatch.setattr("glm_dist.observe.sinks.MAX_HELD_BYTES", 2 * size)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    for step in (10, 20, 30, 40):
+        sink.write(step, {"train/loss": 2.5})
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sink.write(50, {"train/loss": 2.5})
+    assert [r["step"] for r in records(path)] == [0, 40, 50]
+    assert "delayed=1 lost=3" in caplog.text
 
 
 def test_a_folder_that_disappears_does_not_end_training(
@@ -136,108 +153,14 @@ def test_without_wandb_a_run_has_file_and_console_and_wandb_is_not_imported(
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
     made = config(tmp_path)
     sinks = open_sinks(
-        made, attempt=1, first_step=0, console=Console(file=io.StringIO()), environ={}
+        made,
+        attempt=1,
+        first_step=0,
+        console=Console(file=io.StringIO()),
+        environ={},
+        phases=PhaseClock(),
     )
     sinks.write(1, {"train/loss": 2.0})
     sinks.close()
-    assert records(tmp_path / "a" / "metrics.jsonl")[-1]["train/loss"] == 2.0
+    assert records(tmp_path / "a" / "metrics.jsonl")[-2]["train/loss"] == 2.0
     assert "loss   2.0000" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("environ", "netrc", "found"),
-    [
-        ({"WANDB_API_KEY": "k"}, "", True),
-        ({}, "machine api.wandb.ai login user password k", True),
-        ({"WANDB_BASE_URL": "https://wandb.example.org"}, "machine api.wandb.ai password k", False),
-        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine w.example.org password k", True),
-        ({}, "", False),
-        ({}, "not a netrc file", False),
-    ],
-)
-def test_a_key_is_looked_for_where_wandb_looks(
-    tmp_path: Path, environ: dict[str, str], netrc: str, found: bool
-) -> None:
-    (tmp_path / ".netrc").write_text(netrc)
-    assert has_wandb_key({"HOME": str(tmp_path), **environ}) is found
-
-
-def test_wandb_without_a_key_records_offline_and_attempts_share_one_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = config(tmp_path, "online")
-    environ = {"HOME": str(tmp_path)}
-    for attempt in (1, 2):
-        sink = WandbSink(made, attempt=attempt, environ=environ)
-        sink.write(10, {"train/loss": 2.5})
-        sink.close()
-    assert "no W&B API key found; recording offline" in caplog.text
-    assert "W&B failed" not in caplog.text
-    run_id = (made.run_dir / "wandb_id.txt").read_text().strip()
-    files = list(made.run_dir.glob("wandb/offline-run-*/run-*.wandb"))
-    assert [path.name for path in files] == [f"run-{run_id}.wandb"] * 2
-    assert all(b"train/loss" in path.read_bytes() for path in files)
-
-
-class BrokenRun:
-    """A run from wandb.init that fails once training has begun."""
-
-    def define_metric(self, *args: object, **kwargs: object) -> None:
-        """Works."""
-
-    def log(self, values: object) -> None:
-        raise ConnectionError("the network is down")
-
-    def finish(self) -> None:
-        raise RuntimeError("the service died")
-
-
-def test_a_wandb_that_fails_later_is_reported_once_and_training_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = SimpleNamespace(init=lambda **kwargs: BrokenRun(), Settings=dict)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    sink = WandbSink(config(tmp_path, "offline"), attempt=1, environ={})
-    for step in (1, 2):
-        sink.write(step, {"train/loss": 2.0})
-    sink.close()
-    assert caplog.text.count("W&B failed") == 1
-    assert "the network is down" in caplog.text
-
-
-def test_a_wandb_that_is_not_installed_is_reported_and_training_goes_on(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    sink = WandbSink(config(tmp_path, "offline"), attempt=1, environ={})
-    sink.write(1, {"train/loss": 2.0})
-    sink.close()
-    assert caplog.text.count("W&B failed") == 1
-
-
-def test_online_that_cannot_connect_falls_back_to_offline(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modes: list[str] = []
-
-    def init(*, mode: str, **kwargs: object) -> object:
-        modes.append(mode)
-        if mode == "online":
-            raise ConnectionError("no route to host")
-        return BrokenRun()
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
-    WandbSink(config(tmp_path, "online"), attempt=1, environ={"WANDB_API_KEY": "k"})
-    assert modes == ["online", "offline"]
-    assert "no route to host" in caplog.text
-
-
-def test_interrupting_wandb_still_interrupts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def init(**kwargs: object) -> object:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
-    with pytest.raises(KeyboardInterrupt):
-        WandbSink(config(tmp_path, "offline"), attempt=1, environ={})

@@ -116,8 +116,13 @@ def with_ranks(
     overrides: list[str], processes: int, *, program: Callable[[], int] = main_train
 ) -> list[subprocess.CompletedProcess[str]]:
     """Ranks side by side, with the variables that any launcher exports."""
+    return run_programs(program, ["train.py", *overrides], rank_environments(processes))
+
+
+def rank_environments(processes: int) -> list[dict[str, str]]:
+    """Environment of each rank of a job, as any launcher exports it."""
     port = str(free_port())
-    environments = [
+    return [
         clean_environment(
             RANK=str(rank),
             WORLD_SIZE=str(processes),
@@ -128,7 +133,6 @@ def with_ranks(
         )
         for rank in range(processes)
     ]
-    return run_programs(program, ["train.py", *overrides], environments)
 
 
 def with_srun(overrides: list[str], processes: int) -> list[subprocess.CompletedProcess[str]]:

@@ -131,7 +131,7 @@ def test_a_bug_is_reported_under_a_launcher(fault_in: str, tmp_path: Path) -> No
 
 
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
-    overrides = overrides_of("full", tmp_path)
+    overrides = [*overrides_of("full", tmp_path), "checkpoint.interval=4"]
 
     first, second = with_ranks(overrides, 2, program=partial(patched_program, "full disk"))
 
@@ -143,7 +143,9 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_a_full_disk_is_one_message_under_a_launcher(launcher: str, tmp_path: Path) -> None:
-    done = with_launcher(launcher, "full disk", overrides_of("full", tmp_path), tmp_path)
+    overrides = [*overrides_of("full", tmp_path), "checkpoint.interval=4"]
+
+    done = with_launcher(launcher, "full disk", overrides, tmp_path)
 
     assert done.returncode != 0
     assert done.stderr.count("No space left on device") == 1, done.stderr

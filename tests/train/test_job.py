@@ -82,7 +82,7 @@ def test_every_launcher_trains_the_same_weights(
 def test_processes_wait_as_long_as_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[timedelta] = []
 
-    def start(launch: LaunchEnvironment, timeout: timedelta) -> None:
+    def start(launch: LaunchEnvironment, timeout: timedelta, listener: object) -> None:
         asked.append(timeout)
         raise LaunchError("no process starts here", key="none")
 
@@ -136,6 +136,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: P
     assert "".join(result.stderr for result in results).count(said) == 1
     assert "skipped damaged checkpoint" in results[0].stderr
     assert [path.name for path in folder.iterdir()] == ["step_0000010"]
+    # Refused, so it is no attempt, and a configuration of the run would still be the last one's.
+    assert not (folder.parent / "config.yaml").exists()
+    assert not (folder.parent / "provenance.json").exists()
 
 
 def test_other_data_under_a_checkpoint_is_refused(

@@ -306,6 +306,16 @@ def test_run_may_not_continue_with_what_changes_results(
     assert str(caught.value).startswith("The run resumes from step_0000010, but ")
 
 
+def test_more_steps_for_a_run_are_refused_with_the_override_that_allows_them(
+    tmp_path: Path,
+) -> None:
+    write_run(tmp_path, "run.steps=10")
+    more = ["run.steps=20", "lr_schedule.decay_steps=${run.steps}"]
+    with pytest.raises(GlmDistError, match=r"Set lr_schedule\.decay_steps=\d+, or ") as caught:
+        check_run_folder(config_for(tmp_path, *more))
+    assert check_run_folder(config_for(tmp_path, *more, *caught.value.fix.split())) == 10
+
+
 def test_what_is_likely_not_meant_is_said(tmp_path: Path) -> None:
     config = config_for(tmp_path)
     # As Megatron's tools write them without --append-eod, and with a mask in the text.

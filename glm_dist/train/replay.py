@@ -1,0 +1,295 @@
+"""Replay of recorded steps from a checkpoint, to see whether a resumed run would be the same run.
+
+Nothing is written: the training loop runs as in a job, but its records stay in memory, and its
+run folder is a temporary one.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+
+from glm_dist.checkpoint.folders import list_steps
+from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors, read_checkpoint
+from glm_dist.config.launch import LaunchEnvironment
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.loader import training_batches
+from glm_dist.data.row_source import RowSource, open_row_source
+from glm_dist.errors import EXIT_USER_ERROR, CheckpointError, GlmDistError
+from glm_dist.observe.log import quiet_libraries, setup_logging
+from glm_dist.observe.metrics import GRAD_NORM, TRAIN_LOSS
+from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.observe.sinks import Details
+from glm_dist.parallel.errors import RankFailure, Ranks
+from glm_dist.parallel.failures import heard_by_all, report_failure, report_mistake
+from glm_dist.parallel.groups import build_groups
+from glm_dist.parallel.layout import Layout
+from glm_dist.parallel.process import JobProcess, start_process
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.job import build_engine
+from glm_dist.train.loop import LoopContext, train
+from glm_dist.train.preemption import StopRequest
+from glm_dist.train.replay_plan import Plan, Recorded, plan_for
+from glm_dist.train.same_run import check_has_optimizer, check_same_rows
+from glm_dist.train.state import restore_state, training_fragments
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A record and the same steps replayed."""
+
+    recorded: Recorded
+    loss: float
+    grad_norm: float
+
+    @property
+    def difference(self) -> float:
+        """Largest relative difference of loss and gradient norm."""
+        found = [_relative(self.recorded.loss, self.loss)]
+        if self.recorded.grad_norm is not None:
+            found.append(_relative(self.recorded.grad_norm, self.grad_norm))
+        return max(found)
+
+
+@dataclass(frozen=True)
+class WeightDifference:
+    """Largest difference between replayed weights and those of a later checkpoint."""
+
+    step: int
+    tensors: int
+    """Weights and moments, over all ranks."""
+    unequal: int
+    """Tensors that differ in any bit, over all ranks."""
+    relative: float
+    """Largest difference of a weight, as a share of the largest weight of its tensor."""
+    name: str
+    """Weight with the largest difference; empty if there is none."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Result of a replay."""
+
+    plan: Plan
+    compared: tuple[Compared, ...]
+    weights: WeightDifference | None
+    same_layout: bool
+    """True if the ranks are laid out as when the checkpoint was written."""
+    seconds: float
+
+
+def run_replay(
+    run: Path,
+    config: RunConfig,
+    launch: LaunchEnvironment,
+    *,
+    step: int | None,
+    steps: int,
+    report: Callable[[Replay], int],
+) -> int:
+    """Replay steps of a run and report. Collective over all ranks of the job.
+
+    Args:
+        run: The run's folder, which is only read.
+        config: The run's configuration, in the layout of this job.
+        launch: Identity of this process.
+        step: Checkpoint to start from; see ``plan_replay``.
+        steps: Most steps to replay.
+        report: Called on rank 0 with the result; returns the exit status.
+
+    Returns:
+        Exit status.
+    """
+    setup_logging(launch.rank, console=Console(stderr=True))
+    process = start_process(launch, timedelta(minutes=config.parallel.timeout_minutes))
+    try:
+        with heard_by_all(process.board):
+            result = _replay(run, config, launch, process, step=step, steps=steps)
+            status = Ranks(None).on_first("report", str(run), lambda: report(result))
+    except RankFailure as failure:
+        report_failure(process.board, failure)
+        return failure.status
+    except GlmDistError as error:
+        report_mistake(process.board, error)
+        return EXIT_USER_ERROR
+    dist.barrier()
+    dist.destroy_process_group()
+    return status
+
+
+def _replay(
+    run: Path,
+    config: RunConfig,
+    launch: LaunchEnvironment,
+    process: JobProcess,
+    *,
+    step: int | None,
+    steps: int,
+) -> Replay:
+    started = time.monotonic()
+    ranks = Ranks(None)
+    plan = ranks.on_first(
+        "plan the replay", str(run), lambda: plan_for(run, step=step, steps=steps)
+    )
+    info = read_checkpoint(_folder_of(run, plan.start))
+    check_has_optimizer(info.path, info.manifest)
+    with ranks.raise_on_all_ranks("open the corpora", "data.corpora"):
+        source = open_row_source(config)
+    check_same_rows(
+        config, info.path, extra=info.manifest.extra, current=dict(source.fingerprint())
+    )
+    layout = Layout.from_config(config, launch.world_size)
+    engine = build_engine(
+        config,
+        build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes)),
+        device=process.device,
+        world_size=launch.world_size,
+        objectives=source.objectives,
+    )
+    quiet_libraries()
+    restore_state(engine, info)
+    steps_done = _train(config, engine, source, plan, device=process.device)
+    compared = tuple(
+        Compared(
+            each,
+            sum(steps_done[n][0] for n in range(each.first, each.last + 1))
+            / (each.last - each.first + 1),
+            steps_done[each.last][1],
+        )
+        for each in plan.records
+    )
+    weights = None
+    if plan.later is not None:
+        weights = compare_weights(engine, read_checkpoint(_folder_of(run, plan.later)))
+    return Replay(
+        plan,
+        compared,
+        weights,
+        same_layout=dict(info.manifest.layout) == dict(layout.sizes()),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _train(
+    config: RunConfig,
+    engine: TrainingEngine,
+    source: RowSource,
+    plan: Plan,
+    *,
+    device: torch.device,
+) -> dict[int, tuple[float, float]]:
+    """Train from the checkpoint; return loss and gradient norm by step, on every rank."""
+    memory = _Memory()
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = replace(
+            config,
+            run=replace(config.run, steps=plan.until),
+            observe=replace(config.observe, log_interval=1),
+            evaluation=replace(config.evaluation, interval=0),
+            checkpoint=replace(config.checkpoint, interval=0),
+            paths=replace(config.paths, runs=folder),
+        )
+        context = LoopContext(
+            config=quiet,
+            engine=engine,
+            batches=training_batches(
+                source,
+                start_step=plan.start,
+                global_batch_size=config.batch.global_batch_size,
+                micro_batch_size=config.batch.micro_batch_size,
+                replica=engine.groups.coordinates.data,
+                num_replicas=engine.groups.layout.data_parallel_size,
+                num_workers=config.data.num_workers,
+                prefetch=config.data.prefetch,
+            ),
+            validation=source.validation,
+            epochs_before=source.epochs_before,
+            stop_request=StopRequest(),
+            sink=memory,
+            checkpoints=quiet.run_dir / CHECKPOINTS,
+            identity={},
+            device=device,
+        )
+        if not train(context, first_step=plan.start):
+            raise CheckpointError(
+                "The replay was interrupted before its last step.\n  Start it again.",
+                key="signal",
+                fix="start it again",
+            )
+    return memory.steps
+
+
+class _Memory:
+    """A sink that keeps loss and gradient norm of each step."""
+
+    def __init__(self) -> None:
+        self.steps: dict[int, tuple[float, float]] = {}
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """See ``MetricSink``."""
+        if TRAIN_LOSS in values:
+            self.steps[step] = (values[TRAIN_LOSS], values[GRAD_NORM])
+
+    def event(self, step: int, kind: str, details: Details) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+def compare_weights(engine: TrainingEngine, info: CheckpointInfo) -> WeightDifference:
+    """Compare the training state with a checkpoint's. Collective over all ranks.
+
+    Args:
+        engine: Model and optimizer of this rank; unchanged.
+        info: Checkpoint of the same step.
+    """
+    engine.zero.ensure_moments()
+    fragments = training_fragments(engine)
+    found: list[tuple[float, str]] = [(0.0, "")]
+    unequal = set()
+    for prefix in sorted({name.partition(".")[0] + "." for name in info.manifest.tensors}):
+        mine = {name: each for name, each in fragments.items() if name.startswith(prefix)}
+        saved = {name: each.empty_copy() for name, each in mine.items()}
+        load_tensors(info, saved, prefixes=(prefix,))
+        for name, fragment in mine.items():
+            for here, there in zip(fragment.parts(), saved[name].parts(), strict=True):
+                if not torch.equal(here.cpu(), there):
+                    unequal.add(name)
+                    if prefix == WEIGHTS:
+                        found.append((_largest(here.cpu(), there), name.removeprefix(prefix)))
+    everywhere = Ranks(None).gather((sorted(fragments), sorted(unequal), max(found)))
+    relative, name = max(each[2] for each in everywhere)
+    return WeightDifference(
+        info.manifest.step,
+        tensors=len({name for each in everywhere for name in each[0]}),
+        unequal=len({name for each in everywhere for name in each[1]}),
+        relative=relative,
+        name=name,
+    )
+
+
+def _largest(here: torch.Tensor, there: torch.Tensor) -> float:
+    """Return the largest difference as a share of the largest value; infinite for NaN."""
+    difference = float((here.double() - there.double()).abs().max())
+    share = difference / (float(there.abs().max()) or 1.0)
+    return math.inf if math.isnan(share) else share
+
+
+def _folder_of(run: Path, step: int) -> Path:
+    """Return the folder of a checkpoint, also while it is being replaced."""
+    paths = [path for number, path in list_steps(run / CHECKPOINTS) if number == step]
+    return paths[0] if paths else run / CHECKPOINTS / str(step)
+
+
+def _relative(one: float, other: float) -> float:
+    """Return the difference as a share of the first value, or itself if that is 0."""
+    share = 0.0 if one == other else abs(one - other) / (abs(one) or 1.0)
+    return math.inf if math.isnan(share) else share

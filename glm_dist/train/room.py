@@ -1,0 +1,59 @@
+"""Check before the start that the checkpoints a run keeps fit on its file system."""
+
+import shutil
+from pathlib import Path
+
+from glm_dist.checkpoint.folders import FEWEST_KEPT, list_steps
+from glm_dist.config.parameter_specs import count_parameters
+from glm_dist.config.schema import RunConfig
+from glm_dist.errors import CheckpointError
+
+BYTES_PER_PARAMETER = 12
+"""An fp32 master weight and two moments."""
+
+
+def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> None:
+    """Refuse a run whose checkpoints would fill the disk in the middle of it.
+
+    A save needs room for one checkpoint more than retention keeps. What the folder already holds
+    is part of them. Checkpoints kept by ``checkpoint.keep_every`` come on top and are not counted.
+
+    Args:
+        config: Checked configuration.
+        folder: The run's checkpoints folder; need not exist.
+        free: Bytes free there; None: as the file system says.
+
+    Raises:
+        CheckpointError: They do not fit.
+    """
+    if config.checkpoint.interval == 0:
+        return
+    place = folder
+    while not place.exists():
+        place = place.parent
+    one = BYTES_PER_PARAMETER * count_parameters(config.model, config.padded_vocab_size)
+    kept = max(config.checkpoint.keep_last, FEWEST_KEPT)
+    count = min(kept + 1, -(-config.run.steps // config.checkpoint.interval))
+    held = sum(_num_bytes(path) for _, path in list_steps(folder))
+    needed = max(count * one - held, 0)
+    available = shutil.disk_usage(place).free if free is None else free
+    if needed <= available:
+        return
+    raise CheckpointError(
+        f"{count} checkpoints of {_gib(one)} do not fit on the file system of {place}: they need"
+        f" {needed} bytes ({_gib(needed)}) more, and {available} ({_gib(available)}) are free."
+        f" A save needs room for one more than the {kept} that are kept.\n"
+        "  Free space there, set paths.runs to another file system, or keep fewer with a lower"
+        " checkpoint.keep_last.",
+        key="checkpoint.keep_last",
+        value=config.checkpoint.keep_last,
+        fix="paths.runs=<folder with room>",
+    )
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.iterdir())
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.1f} GiB"

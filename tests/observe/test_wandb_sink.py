@@ -1,0 +1,181 @@
+"""W&B records online or offline, over attempts, and neither stops training nor holds it up.
+
+The real library runs here, against addresses of this machine; nothing leaves it.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from glm_dist.config.schema import RunConfig
+from glm_dist.observe import wandb_sink
+from glm_dist.observe.wandb_sink import WandbSink, has_wandb_key
+from tests.observe.test_sinks import config
+from tests.observe.wandb_files import history
+
+
+@pytest.mark.parametrize(
+    ("environ", "netrc", "found"),
+    [
+        ({"WANDB_API_KEY": "k"}, "", True),
+        ({}, "machine api.wandb.ai login user password k", True),
+        ({"WANDB_BASE_URL": "https://wandb.example.org"}, "machine api.wandb.ai password k", False),
+        ({"WANDB_BASE_URL": "https://w.example.org"}, "machine w.example.org password k", True),
+        ({}, "", False),
+        ({}, "not a netrc file", False),
+    ],
+)
+def test_a_key_is_looked_for_where_wandb_looks(
+    tmp_path: Path, environ: dict[str, str], netrc: str, found: bool
+) -> None:
+    (tmp_path / ".netrc").write_text(netrc)
+    assert has_wandb_key({"HOME": str(tmp_path), **environ}) is found
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """A home without W&B's settings."""
+    return {"HOME": str(folder), "PATH": os.environ["PATH"], **more}
+
+
+def online(folder: Path, port: int) -> dict[str, str]:
+    """A key, and a server on this machine."""
+    address = f"http://127.0.0.1:{port}"
+    return environment(folder, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=address)
+
+
+def record(made: RunConfig, environ: dict[str, str], *, attempt: int, steps: range) -> None:
+    """Be an attempt of a run."""
+    sink = WandbSink(made, attempt=attempt, environ=environ)
+    for step in steps:
+        sink.write(step, {"train/loss": 2.0 + step})
+    sink.close()
+    sink.wait()
+
+
+def recorded(run: Path) -> list[tuple[int, int, float]]:
+    """Attempt, step and loss of every row of all files, which have one run's id."""
+    files = sorted(run.glob("wandb/offline-run-*/run-*.wandb"))
+    assert {path.stem for path in files} == {f"run-{(run / 'wandb_id.txt').read_text().strip()}"}
+    return sorted((r["attempt"], r["step"], r["train/loss"]) for f in files for r in history(f))
+
+
+EXPECTED = [(1, 1, 3.0), (1, 2, 4.0), (1, 3, 5.0), (2, 3, 5.0), (2, 4, 6.0)]
+"""Two attempts; the second begins after step 2."""
+
+
+def test_without_a_key_it_records_offline_through_the_signals_of_a_stop(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = config(tmp_path, "online")
+    sink = WandbSink(made, attempt=1, environ=environment(tmp_path))
+    sink.write(1, {"train/loss": 3.0})
+    deadline = time.monotonic() + 60
+    while not list(made.run_dir.glob("wandb/offline-run-*/*.wandb")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert sink._process is not None
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        sink._process.send_signal(number)
+    sink.write(2, {"train/loss": 4.0})
+    sink.close()
+    sink.wait()
+    assert recorded(made.run_dir) == EXPECTED[:2]
+    assert "no W&B API key found; recording offline" in caplog.text
+    assert "metrics.jsonl is complete" not in caplog.text
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """A server that takes connections and never answers; none at all once it is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.mark.parametrize("answer", ["refused", "mute"])
+def test_without_a_network_attempts_are_recorded_offline_as_one_run(
+    answer: str,
+    tmp_path: Path,
+    listener: socket.socket,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wandb_sink, "PROBE_SECONDS", 0.5)
+    made, environ = config(tmp_path, "online"), online(tmp_path, listener.getsockname()[1])
+    if answer == "refused":
+        listener.close()
+        record(made, environ, attempt=1, steps=range(1, 4))
+        record(made, environ, attempt=2, steps=range(3, 5))
+        assert recorded(made.run_dir) == EXPECTED
+        assert caplog.text.count("recording offline, for `wandb sync`") == 2
+    else:
+        record(made, environ, attempt=1, steps=range(1, 4))
+        assert recorded(made.run_dir) == EXPECTED[:3]
+        assert caplog.text.count("recording offline, for `wandb sync`: TimeoutError") == 1
+
+
+@pytest.mark.parametrize("content", ["", "\n", "../../x", "\0\0"], ids=repr)
+def test_a_damaged_id_is_replaced_with_a_warning(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "wandb_id.txt").write_text(content)
+    found = wandb_sink._run_id(tmp_path)
+    assert len(found) == 8
+    assert wandb_sink._run_id(tmp_path) == found
+    assert caplog.text.count("damaged, so records go to a new W&B run") == 1
+
+
+LIBRARY = """
+import time, types
+class Run:
+    def define_metric(self, *a, **k): pass
+    def log(self, values): {log}
+    def finish(self): {finish}
+def init(**k): return Run()
+def teardown(): pass
+def Settings(**k): return types.SimpleNamespace(**k)
+"""
+
+
+def library(folder: Path, *, log: str = "pass", finish: str = "pass") -> dict[str, str]:
+    """An environment whose wandb does this."""
+    (folder / "wandb.py").write_text(LIBRARY.format(log=log, finish=finish))
+    return environment(folder, PYTHONPATH=str(folder))
+
+
+def test_a_library_that_fails_or_is_missing_is_reported_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = config(tmp_path, "offline")
+    broken = library(tmp_path, log="raise ConnectionError('the service died')")
+    record(made, broken, attempt=1, steps=range(1, 4))
+    assert caplog.text.count("ConnectionError: the service died") == 1
+    (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError('No module named wandb')")
+    record(made, broken, attempt=2, steps=range(1, 4))
+    assert caplog.text.count("No module named wandb") == 1
+    assert caplog.text.count("metrics.jsonl is complete") == 2
+
+
+@pytest.mark.parametrize("call", ["log", "finish"])
+def test_a_library_that_hangs_holds_the_end_of_a_job_no_longer_than_the_limit(
+    call: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wandb_sink, "FINISH_SECONDS", 1.0)
+    made = config(tmp_path, "offline")
+    environ = library(tmp_path, **{call: "time.sleep(1000)"})
+    sink = WandbSink(made, attempt=1, environ=environ)
+    started = time.monotonic()
+    for step in range(1000):
+        sink.write(step, {"train/loss": 2.0})
+    sink.close()
+    assert time.monotonic() - started < 1.0
+    process = sink._process
+    sink.wait()
+    assert process is not None
+    assert process.returncode == -signal.SIGKILL
+    assert time.monotonic() - started < 10.0
+    assert "for `wandb sync`" in caplog.text
