@@ -184,10 +184,7 @@ def _train(
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
     phases = PhaseClock(listener=process.progress.enter)
-    seconds = time.monotonic() - started
-    sink = _open_sinks(
-        config, engine, start, folder, console=console, phases=phases, seconds=seconds
-    )
+    sink = _open_sinks(config, engine, start, folder, phases, console=console, started=started)
     if folder is not None:
         request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
@@ -222,15 +219,15 @@ def _open_sinks(
     engine: TrainingEngine,
     start: Start,
     folder: RunFolder | None,
+    phases: PhaseClock,
     *,
     console: Console,
-    phases: PhaseClock,
-    seconds: float,
+    started: float,
 ) -> SinkGroup | FencedSink:
     """Open the run's records on rank 0; on the others, nothing is recorded."""
     if folder is None:
         return SinkGroup()
-    _announce(config, engine, first_step=start.step, seconds=seconds)
+    _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
     sinks = open_sinks(
         config,
         attempt=folder.attempt,
