@@ -205,13 +205,17 @@ def _train(
         alive=sink.alive,
         progress=process.progress,
     )
+    _run_loop(context, first_step=start.step)
+
+
+def _run_loop(context: LoopContext, *, first_step: int) -> None:
     try:
-        request.raise_if_agreed()
-        with needs_human(groups.rank):
-            train(context, first_step=start.step)
-        process.progress.enter(FINISH)
+        context.stop_request.raise_if_agreed()
+        with needs_human(context.engine.groups.rank):
+            train(context, first_step=first_step)
+        context.progress.enter(FINISH)
     finally:
-        sink.close()
+        context.sink.close()
 
 
 def _open_sinks(
