@@ -2,7 +2,7 @@
 
 Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` are
 events; the others hold metrics. An attempt begins with the event ``started``, whose step is the
-last one before the attempt.
+last one before the attempt. The event ``rewound`` has the step that an attempt went back to.
 """
 
 import json
@@ -81,22 +81,27 @@ def read_records(path: Path) -> list[Record]:
 
 
 def final_records(records: list[Record]) -> list[Record]:
-    """Merge attempts: from the step where it started, a later attempt replaces earlier ones.
+    """Merge attempts: what is repeated from a step on replaces what was recorded before.
 
     Args:
         records: Records in the order of the file.
 
     Returns:
-        Metric records and events by step, without steps that a later attempt repeated.
+        Metric records and events by step, without steps that a later attempt, or the same one after
+        it had rewound, repeated.
     """
-    started = {r["attempt"]: r["step"] for r in records if r.get("event") == "started"}
+    returns = [
+        ((r["attempt"], number if r["event"] == "rewound" else -1), r["step"])
+        for number, r in enumerate(records)
+        if r.get("event") in ("started", "rewound")
+    ]
     kept = [
         record
-        for record in records
+        for number, record in enumerate(records)
         if all(
-            record["step"] <= first
-            for attempt, first in started.items()
-            if attempt > record["attempt"]
+            record["step"] <= step
+            for moment, step in returns
+            if moment > (record["attempt"], number)
         )
     ]
     return sorted(kept, key=lambda record: (record["step"], record["attempt"]))

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.observe.console import ConsoleSink
+from glm_dist.observe.events import EVENTS_FILE, EventsSink
 from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
 
 log = logging.getLogger(__name__)
@@ -203,6 +204,7 @@ def open_sinks(
     """
     sinks: list[MetricSink] = [
         JsonlSink(config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step),
+        EventsSink(config.run_dir / EVENTS_FILE, attempt=attempt, first_step=first_step),
         ConsoleSink(
             console,
             first_step=first_step,

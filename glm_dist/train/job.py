@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import cast
 
@@ -18,9 +18,7 @@ from glm_dist.checkpoint.save import check_shared
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.loader import training_batches
-from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.data.row_source import RowSource, open_row_source
+from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 from glm_dist.model.compiled import compile_layers
@@ -48,6 +46,8 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import EXIT_STOPPED, EXIT_UNSAVED, StopRequest
+from glm_dist.train.rows import RunRows
+from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import starting_point
 from glm_dist.train.task import Pretraining
 
@@ -134,9 +134,8 @@ def _run(
     context = LoopContext(
         config=config,
         engine=engine,
-        batches=_batches(config, source, groups, first_step=start.step),
+        rows=RunRows(config, source, groups, done=start.step, passed_over=passed_over(start.extra)),
         validation=source.validation,
-        epochs_before=source.epochs_before,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
@@ -144,6 +143,7 @@ def _run(
         device=process.device,
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
+        saved=stability_memory(start.extra),
     )
     try:
         return train(context, first_step=start.step)
@@ -160,21 +160,6 @@ def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:
             "stopped without a checkpoint, because checkpoint.interval=0; status=%d", EXIT_UNSAVED
         )
     return EXIT_UNSAVED
-
-
-def _batches(
-    config: RunConfig, source: RowSource, groups: ParallelGroups, *, first_step: int
-) -> Iterator[Sequence[MicroBatch]]:
-    return training_batches(
-        source,
-        start_step=first_step,
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        replica=groups.coordinates.data,
-        num_replicas=groups.layout.data_parallel_size,
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
-    )
 
 
 def _open_folder(

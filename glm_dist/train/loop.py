@@ -5,26 +5,26 @@ branches, because every branch depends on the step alone or on values that were 
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.phases import DATA, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
-from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.errors import on_this_rank
 from glm_dist.parallel.rng import seed_step
-from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows
 from glm_dist.train.observers import Benchmarks, Observer, Recorder, Saver, StepDone, Validator
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.replicas import ReplicaCheck
+from glm_dist.train.rows import StepBatches
+from glm_dist.train.stability import STABILITY, Guard
 from glm_dist.train.step import train_step
 
 log = logging.getLogger(__name__)
@@ -36,11 +36,9 @@ class LoopContext:
 
     config: RunConfig
     engine: TrainingEngine
-    batches: Iterator[Sequence[MicroBatch]]
+    rows: StepBatches
     """Micro-batches of this replica, one item per step, from the first remaining step."""
     validation: EvaluationRows
-    epochs_before: Callable[[int], Mapping[str, float]]
-    """Returns the passes over each corpus made by the rows before a given row."""
     stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
@@ -52,6 +50,8 @@ class LoopContext:
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
     """Measures the model at every validation; None: only losses are measured."""
+    saved: Mapping[str, Json] = field(default_factory=dict)
+    """Memory of the guard from the checkpoint; empty for a new run."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -66,22 +66,27 @@ def train(run: LoopContext, *, first_step: int) -> bool:
         checkpoint.interval is 0.
 
     Raises:
-        TrainingError: A gradient or the loss is not finite; no checkpoint was written since.
+        TrainingError: A gradient or the loss is not finite, or replicas differ; no checkpoint was
+            written since.
         CheckpointError: A checkpoint could not be written.
     """
     config, engine = run.config, run.engine
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     phases = PhaseClock()
-    recorder, validator, saver = _observers(run, phases, first_step=first_step)
-    observers: list[Observer] = [recorder, validator, saver]
+    guard = _guard(run)
+    recorder, *others = _observers(run, guard, phases, first_step=first_step)
+    observers: list[Observer] = [recorder, *others]
     if run.validates_first and config.evaluation.interval > 0:
+        validator = next(each for each in others if isinstance(each, Validator))
         with phases(validator.phase):
             validator.act(StepDone(first_step))
-    for step in range(first_step + 1, config.run.steps + 1):
+    step = first_step
+    while step < config.run.steps:
+        step += 1
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
         with phases(DATA), on_this_rank(engine.groups.rank):
-            micro_batches = next(run.batches)
+            micro_batches = next(run.rows)
         rate = _rate(run, done=step - 1)
         with phases(STEP):
             result = train_step(
@@ -90,9 +95,14 @@ def train(run: LoopContext, *, first_step: int) -> bool:
                 learning_rate=rate,
                 normalize_by=config.loss.normalize_by,
                 device=run.device,
+                accept=guard.judge,
             )
-        _check_outcome(run, result.outcome, step=step)
-        recorder.add(result, micro_batches)
+            verdict = guard.settle(step, result)
+        if verdict.back_to is not None:
+            step = verdict.back_to
+            recorder.restart(step)
+            continue
+        recorder.add(step, result, micro_batches, counts=not verdict.is_dropped)
         with phases(VOTE):
             stops = run.stop_request.agreed()
         done = StepDone(
@@ -107,18 +117,49 @@ def train(run: LoopContext, *, first_step: int) -> bool:
                 with phases(observer.phase):
                     observer.act(done)
         if stops and not done.is_last:
+            run.sink.event(step, "stopped", {"reason": "stop requested"})
             return False
     return True
 
 
+def _guard(run: LoopContext) -> Guard:
+    return Guard(
+        run.config,
+        run.engine,
+        run.rows,
+        checkpoints=run.checkpoints,
+        sink=run.sink,
+        device=run.device,
+        saved=run.saved,
+    )
+
+
+class _Facts(Mapping[str, Json]):
+    """Facts stored in a checkpoint; the guard's memory is read at each save."""
+
+    def __init__(self, identity: Mapping[str, Json], guard: Guard) -> None:
+        self._identity = identity
+        self._guard = guard
+
+    def __getitem__(self, name: str) -> Json:
+        return self._guard.memory() if name == STABILITY else self._identity[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._identity, STABILITY])
+
+    def __len__(self) -> int:
+        return len(self._identity) + 1
+
+
 def _observers(
-    run: LoopContext, phases: PhaseClock, *, first_step: int
-) -> tuple[Recorder, Validator, Saver]:
+    run: LoopContext, guard: Guard, phases: PhaseClock, *, first_step: int
+) -> tuple[Recorder, ReplicaCheck, Validator, Saver]:
     """Create the observers in the order in which they act."""
     recorder = Recorder(
         run.config,
         run.engine,
-        epochs_before=run.epochs_before,
+        rows=run.rows,
+        guard=guard,
         sink=run.sink,
         phases=phases,
         first_step=first_step,
@@ -136,11 +177,12 @@ def _observers(
         run.config,
         run.engine,
         run.checkpoints,
-        identity=run.identity,
+        identity=_Facts(run.identity, guard),
         check=recorder.check,
         sink=run.sink,
     )
-    return recorder, validator, saver
+    replicas = ReplicaCheck(run.config, run.engine, sink=run.sink)
+    return recorder, replicas, validator, saver
 
 
 def _rate(run: LoopContext, *, done: int) -> float:
@@ -148,17 +190,3 @@ def _rate(run: LoopContext, *, done: int) -> float:
     config = run.config
     updates = done - run.engine.zero.skipped_steps
     return learning_rate(config.lr_schedule, config.optimizer.learning_rate, updates)
-
-
-def _check_outcome(run: LoopContext, outcome: StepOutcome, *, step: int) -> None:
-    """Raise after a skipped update, unless a smaller loss scale may avoid the next overflow.
-
-    Raises:
-        TrainingError: On every rank, since all agree on skipped updates.
-    """
-    if not outcome.is_skipped or outcome.is_recoverable:
-        return
-    scale = run.engine.zero.loss_scale
-    if scale is not None:
-        raise overflow_at_smallest_scale(run.config, step=step, scale=scale)
-    raise non_finite_gradients(run.config, step=step, norm=float(outcome.norm))

@@ -19,7 +19,12 @@ from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS
-from glm_dist.train.same_run import check_has_optimizer, check_same_config, check_same_rows
+from glm_dist.train.same_run import (
+    check_has_optimizer,
+    check_same_config,
+    check_same_rows,
+    passed_over,
+)
 
 MUCH_PADDING = 0.02
 """Share of padding in the rows of a corpus, 0 to 1, that is worth a warning."""
@@ -123,8 +128,19 @@ def check_run_folder(config: RunConfig) -> int | None:
             _check_origin(Path(config.run.init_from), config.run.init_with)
         return None
     rows_read = steps[0][0] * config.batch.global_batch_size
-    check_same_config(config, newest=steps[0][1].name, rows_read=rows_read)
+    skipped = rows_passed_over(config.run_dir)
+    check_same_config(config, newest=steps[0][1].name, rows_read=rows_read, skipped=skipped)
     return steps[0][0]
+
+
+def rows_passed_over(run_dir: Path) -> list[str]:
+    """Return the ranges of rows, as first-last, that rewinds of a run have passed over so far."""
+    for _, path in list_steps(run_dir / CHECKPOINTS):
+        try:
+            return passed_over(read_manifest(path).extra)
+        except DamagedCheckpointError:
+            continue  # training would use the one before it
+    return []
 
 
 def no_origin(path: Path) -> CheckpointError:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, list_steps
@@ -36,6 +36,8 @@ class Start:
     """Steps already done."""
     origin: CheckpointInfo | None = None
     """Checkpoint of another run that gave the weights."""
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    """Further state in the checkpoint that training goes on from; empty at step 0."""
 
 
 def starting_point(
@@ -59,7 +61,7 @@ def starting_point(
     if own is not None:
         check_has_optimizer(own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
-        return Start(restore_state(engine, own))
+        return Start(restore_state(engine, own), extra=own.manifest.extra)
     if config.run.init_from is None:
         return Start()
     origin = find_origin(Path(config.run.init_from))
@@ -80,7 +82,7 @@ def starting_point(
     if isinstance(saved, Mapping) and isinstance(current, Mapping):
         for difference in describe_differences(saved, current):
             log.info("run.init_from: other data from here on: %s", difference)
-    return Start(restore_state(engine, origin), origin)
+    return Start(restore_state(engine, origin), origin, origin.manifest.extra)
 
 
 def find_origin(path: Path) -> CheckpointInfo:

@@ -1,6 +1,7 @@
 """Records, divergence checks and checkpoints of the loop: one process, with a failing step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import torch
 
 from glm_dist.config.load import load_config
-from glm_dist.data.loader import training_batches
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import open_row_source
 from glm_dist.errors import TrainingError
@@ -19,6 +19,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.job import build_engine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.rows import RunRows
 from tests.ranks import run_ranks
 from tests.train.jobs import make_files
 from tests.train.test_precision import poison
@@ -40,14 +41,20 @@ class Records:
         pass
 
 
-def poisoned(
-    batches: Iterator[Sequence[MicroBatch]], engine: TrainingEngine, *, step: int
-) -> Iterator[Sequence[MicroBatch]]:
-    """The same rows; in one step a weight has an infinite gradient."""
-    for number, batch in enumerate(batches, start=1):
-        heal = poison(engine) if number == step else lambda: None
-        yield batch
-        heal()
+class PoisonedRows(RunRows):
+    """Rows of a run; in one step a weight has an infinite gradient."""
+
+    def poison(self, engine: TrainingEngine, *, step: int) -> "PoisonedRows":
+        """Choose the step, counted from the first one that is read."""
+        self._engine, self._countdown = engine, step
+        self._heal: Callable[[], None] = lambda: None
+        return self
+
+    def __next__(self) -> Sequence[MicroBatch]:
+        self._heal()
+        self._countdown -= 1
+        self._heal = poison(self._engine) if self._countdown == 0 else lambda: None
+        return super().__next__()
 
 
 def train_poisoned(
@@ -64,23 +71,13 @@ def train_poisoned(
     device = torch.device("cpu")
     engine = build_engine(config, groups, device=device, world_size=1)
     source = open_row_source(config)
-    batches = training_batches(
-        source,
-        start_step=0,
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        replica=0,
-        num_replicas=1,
-        num_workers=0,
-        prefetch=config.data.prefetch,
-    )
+    rows = PoisonedRows(config, source, groups, done=0)
     sink = Records()
     run = LoopContext(
         config=config,
         engine=engine,
-        batches=poisoned(batches, engine, step=step),
+        rows=rows.poison(engine, step=step),
         validation=source.validation,
-        epochs_before=source.epochs_before,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / "checkpoints",
@@ -99,6 +96,7 @@ def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
     overrides = [
         *make_files(tmp_path),
         "zero=stage0",
+        "stability=stop",
         "run.steps=6",
         "evaluation.interval=0",
         "checkpoint.interval=2",
@@ -109,11 +107,17 @@ def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
 
     assert list(records) == [1]
     assert checkpoints == ["step_0000002"]
+    host = socket.gethostname()
     assert end == (
         "The gradient norm is nan in step 3; no weight was changed.\n"
+        f"  rank 0 on {host}: 1 gradient is not finite:"
+        " transformer.layers.0.mlp.dense_h_to_4h.weight\n"
+        "  The loss of every micro-batch is finite: the value arose in backward, or on a faulty"
+        " device.\n"
         "Continue from step_0000002 in a new run with a lower learning rate:\n"
         f"  run.name=poisoned_2 run.init_from={tmp_path}/runs/poisoned "
-        "run.init_with=weights_and_optimizer optimizer.learning_rate=0.0005"
+        "run.init_with=weights_and_optimizer optimizer.learning_rate=0.0005\n"
+        "  Or continue this run without these rows: 'data.skip_rows=[8-11]'"
     )
 
 
