@@ -1,7 +1,7 @@
 """``events.jsonl``: everything that happened to a run, one line per event, over all attempts.
 
-Every line has ``step``, ``kind``, ``attempt``, ``time`` (seconds since 1970) and ``details``. It has
-no metrics, and it keeps the events of steps that were repeated later.
+Every line has ``step``, ``kind``, ``attempt``, ``time`` (seconds since 1970) and ``details``.
+It has no metrics, and it keeps the events of steps that were repeated later.
 """
 
 import json
