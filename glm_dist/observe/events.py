@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from glm_dist.observe.metrics_file import Record, encode, repair_last_line
+from glm_dist.observe.metrics_file import Record, encode, finite_or_text, repair_last_line
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class EventsSink:
                 "kind": kind,
                 "attempt": self._attempt,
                 "time": round(self._clock(), 3),
-                "details": dict(details),
+                "details": finite_or_text(details),
             }
         )
         try:

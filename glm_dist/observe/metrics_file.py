@@ -23,8 +23,12 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 def encode(record: Mapping[str, object]) -> bytes:
     """Encode a record as one line. JSON has no NaN or infinity; they become strings."""
-    plain = {name: _as_json(value) for name, value in record.items()}
-    return (json.dumps(plain, allow_nan=False) + "\n").encode()
+    return (json.dumps(finite_or_text(record), allow_nan=False) + "\n").encode()
+
+
+def finite_or_text(record: Mapping[str, object]) -> dict[str, object]:
+    """Return a record in which NaN and infinity are strings."""
+    return {name: _as_json(value) for name, value in record.items()}
 
 
 def repair_last_line(path: Path) -> None:

@@ -136,15 +136,16 @@ class ZeroOptimizer(ABC):
         norm, is_applied = self._update()
         if not is_applied:
             self._discard_gradients()
-        if self._refused_norm is not None:
+        refused = self._refused()
+        if refused is not None:
             # DeepSpeed took it for an overflow; neither its norm nor the smaller scale holds.
-            norm, is_recoverable = self._refused_norm, False
+            norm, is_recoverable = refused, False
             self._set_scaler(scaler)
         return StepOutcome(
             norm,
             is_skipped=not is_applied,
             is_recoverable=is_recoverable,
-            is_refused=self._refused_norm is not None,
+            is_refused=refused is not None,
             non_finite=() if is_recoverable or is_applied else self._non_finite,
         )
 
@@ -153,6 +154,10 @@ class ZeroOptimizer(ABC):
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm())
         return norm, bool(self._engine.was_step_applied())
+
+    def _refused(self) -> torch.Tensor | None:
+        """Return the norm [] of the update that the caller has just refused, if any."""
+        return self._refused_norm
 
     def _is_accepted(self, norm: torch.Tensor) -> bool:
         """Ask the caller about a finite norm []."""

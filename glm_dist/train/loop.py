@@ -5,7 +5,7 @@ branches, because every branch depends on the step alone or on values that were 
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import torch
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
+from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.observe.phases import DATA, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
@@ -25,7 +26,7 @@ from glm_dist.train.preemption import StopRequest
 from glm_dist.train.replicas import ReplicaCheck
 from glm_dist.train.rows import StepBatches
 from glm_dist.train.stability import STABILITY, Guard
-from glm_dist.train.step import train_step
+from glm_dist.train.step import StepResult, train_step
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +76,9 @@ def train(run: LoopContext, *, first_step: int) -> bool:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     phases = PhaseClock()
     guard = _guard(run)
-    recorder, *others = _observers(run, guard, phases, first_step=first_step)
-    observers: list[Observer] = [recorder, *others]
+    recorder, replicas, validator, saver = _observers(run, guard, phases, first_step=first_step)
+    observers: list[Observer] = [recorder, replicas, validator, saver]
     if run.validates_first and config.evaluation.interval > 0:
-        validator = next(each for each in others if isinstance(each, Validator))
         with phases(validator.phase):
             validator.act(StepDone(first_step))
     step = first_step
@@ -89,14 +89,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
             micro_batches = next(run.rows)
         rate = _rate(run, done=step - 1)
         with phases(STEP):
-            result = train_step(
-                engine,
-                micro_batches,
-                learning_rate=rate,
-                normalize_by=config.loss.normalize_by,
-                device=run.device,
-                accept=guard.judge,
-            )
+            result = _run_step(run, guard, micro_batches, rate=rate)
             verdict = guard.settle(step, result)
         if verdict.back_to is not None:
             step = verdict.back_to
@@ -112,14 +105,32 @@ def train(run: LoopContext, *, first_step: int) -> bool:
             stops=stops,
             learning_rate=rate,
         )
-        for observer in observers:
-            if observer.due(done):
-                with phases(observer.phase):
-                    observer.act(done)
+        _act(observers, done, phases)
         if stops and not done.is_last:
             run.sink.event(step, "stopped", {"reason": "stop requested"})
             return False
     return True
+
+
+def _run_step(
+    run: LoopContext, guard: Guard, micro_batches: Sequence[MicroBatch], *, rate: float
+) -> StepResult:
+    return train_step(
+        run.engine,
+        micro_batches,
+        learning_rate=rate,
+        normalize_by=run.config.loss.normalize_by,
+        device=run.device,
+        accept=guard.judge,
+    )
+
+
+def _act(observers: Sequence[Observer], done: StepDone, phases: PhaseClock) -> None:
+    """Let the observers act that are due after a step."""
+    for observer in observers:
+        if observer.due(done):
+            with phases(observer.phase):
+                observer.act(done)
 
 
 def _guard(run: LoopContext) -> Guard:

@@ -144,7 +144,7 @@ class ReplicaCheck:
                 continue
             shown = ", ".join(f"rank {each.rank} on {each.host}" for each in odd)
             kind = "replicas_differ" if replicas else "duplicates_differ"
-            details = {"ranks": shown, "tensor": name, "of": len(members)}
+            details: dict[str, str | float] = {"ranks": shown, "tensor": name, "of": len(members)}
             self._sink.event(step, kind, details)
             if not replicas:
                 log.warning("tensor-parallel duplicates differ tensor=%s ranks=%s", name, shown)

@@ -77,9 +77,9 @@ def check_same_config(
     _check_order(earlier, config, file=file, newest=newest)
     saved = dict(_values(earlier))
     free = FREE_KEYS
-    before, now = (each.data.passing_over(skipped) for each in (earlier, config))
-    row = before.row_index(rows_read)
-    has_same_past = before.read_before(row) == now.read_before(row)
+    past, present = (each.data.passing_over(skipped) for each in (earlier, config))
+    row = past.row_index(rows_read)
+    has_same_past = past.read_before(row) == present.read_before(row)
     if config.loss.normalize_by is LossNormalization.global_tokens:
         free = (*free, "batch.micro_batch_size")
     current = dict(_values(config))

@@ -80,7 +80,7 @@ class LossSink(EventsSink):
     """Events, and the loss of each step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        file = self._path.with_name("losses.json")
+        file = self._path.with_name(self._path.name.replace("events", "losses"))
         losses = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps({**losses, str(step): values.get("train/loss")}))
 
@@ -217,7 +217,7 @@ def skips(folder: Path) -> dict[str, Any]:
 
 
 def last_loss(folder: Path, name: str) -> float:
-    losses = json.loads((folder / "runs" / name / "losses.json").read_text())
+    losses = json.loads((folder / "runs" / name / "losses_0.jsonl").read_text())
     return float(losses["8"])
 
 
