@@ -49,9 +49,9 @@ def non_finite_loss(
 
     Args:
         config: The run's configuration.
-        loss: Mean over the steps.
-        first: First step that may have diverged.
-        last: Last step that may have diverged.
+        loss: Loss of the first such step.
+        first: First step without a finite loss.
+        last: Last one since the last record.
         rows: Rows of these steps, as first-last.
     """
     steps = f"step {last}" if first == last else f"steps {first} to {last}"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.errors import TrainingError
 from glm_dist.observe.metrics import (
     EPOCHS,
     GRAD_NORM,
@@ -180,10 +181,8 @@ class Recorder:
         sums = torch.cat([shares.sum().unsqueeze(0), metrics.flatten(), *self._each_step(shares)])
         dist.all_reduce(sums, group=self._engine.groups.world)
         loss = float(sums[0]) / len(results)
-        first, last = steps[0], steps[-1]
         if not math.isfinite(loss):
-            rows = self._rows.rows_of(first, last)
-            raise non_finite_loss(self._config, loss, first=first, last=last, rows=rows)
+            raise self._non_finite(steps, shares)
         end = 1 + metrics.numel()
         if self._guard.observes:
             by_step = zip(steps, *sums[end:].view(2, -1).tolist(), strict=True)
@@ -196,6 +195,15 @@ class Recorder:
             if count > 0
         }
         return {TRAIN_LOSS: loss, GRAD_NORM: float(results[-1].outcome.norm)} | means
+
+    def _non_finite(self, steps: Sequence[int], shares: torch.Tensor) -> TrainingError:
+        """Look for the steps whose loss is not finite, from loss shares [n]; all ranks do."""
+        dist.all_reduce(shares, group=self._engine.groups.world)
+        losses = zip(steps, shares.tolist(), strict=True)
+        bad = [(step, loss) for step, loss in losses if not math.isfinite(loss)]
+        first, last = bad[0][0], bad[-1][0]
+        rows = self._rows.rows_of(first, last)
+        return non_finite_loss(self._config, bad[0][1], first=first, last=last, rows=rows)
 
     def _each_step(self, shares: torch.Tensor) -> list[torch.Tensor]:
         """Return loss shares and mean norms by step [2, n], flat, if the guard needs them."""

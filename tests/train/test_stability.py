@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from glm_dist.config.load import load_config
+from glm_dist.checkpoint.manifest import Json, Manifest
+from glm_dist.cli.trace import read_config
+from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import LossNormalization, RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import open_row_source
-from glm_dist.errors import TrainingError
+from glm_dist.errors import ConfigError, TrainingError
 from glm_dist.observe.events import EventsSink, read_events
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
@@ -25,6 +27,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.job import build_engine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.preflight import check_run_folder
 from glm_dist.train.replicas import Digests, differing, digests
 from glm_dist.train.rows import RunRows
 from glm_dist.train.same_run import passed_over, stability_memory
@@ -200,6 +203,25 @@ def test_a_rewind_is_a_run_that_skipped_the_rows_from_the_start(tmp_path: Path) 
     memory = manifest["extra"]["stability"]
     assert memory["passed_over"] == ["16-23"]
     assert memory["interventions"] == 1
+
+
+def test_rows_that_a_rewind_passed_over_count_as_skipped_elsewhere(tmp_path: Path) -> None:
+    overrides = base(tmp_path, "run", *REWIND)
+    config = load_config(overrides)
+    checkpoint = config.run_dir / "checkpoints" / "step_0000008"
+    checkpoint.mkdir(parents=True)
+    (config.run_dir / "config.yaml").write_text(dump_config(config))
+    extra: dict[str, Json] = {"rows": 32, "stability": {"passed_over": ["16-23"]}}
+    manifest = Manifest(step=8, layout={}, extra=extra, tensors={}, files={})
+    (checkpoint / "manifest.json").write_text(manifest.to_json())
+
+    # 32 rows were read and 8 passed over: the next one has index 40.
+    assert read_config([str(config.run_dir)]).data.row_index(32) == 40
+    for past in ("36-36", "16-24"):
+        with pytest.raises(ConfigError, match="data.skip_rows"):
+            check_run_folder(load_config([*overrides, f"data.skip_rows=[{past}]"]))
+    for future in ("40-43", "16-23"):
+        assert check_run_folder(load_config([*overrides, f"data.skip_rows=[{future}]"])) == 8
 
 
 def skips(folder: Path) -> dict[str, Any]:
