@@ -30,12 +30,13 @@ class Records:
     """A sink that keeps what it is given."""
 
     by_step: dict[int, dict[str, float]] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.by_step.setdefault(step, {}).update(values)
 
     def event(self, step: int, name: str, values: Mapping[str, object]) -> None:
-        pass
+        self.events.append(name)
 
     def close(self) -> None:
         pass
@@ -57,10 +58,8 @@ class PoisonedRows(RunRows):
         return super().__next__()
 
 
-def train_poisoned(
-    overrides: list[str], step: int
-) -> tuple[dict[int, dict[str, float]], list[str], str]:
-    """Records by step, checkpoints, and how the run ended."""
+def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str], str]:
+    """Records, checkpoints, and how the run ended."""
     enable_cpu()
     config = load_config([*overrides, "run.name=poisoned"])
     if config.precision.dtype.name == "fp16":
@@ -89,7 +88,7 @@ def train_poisoned(
         train(run, first_step=0)
     except TrainingError as error:
         end = str(error)
-    return sink.by_step, sorted(p.name for p in run.checkpoints.glob("step_*")), end
+    return sink, sorted(p.name for p in run.checkpoints.glob("step_*")), end
 
 
 def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
@@ -105,7 +104,7 @@ def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
 
     ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 3, world_size=1)
 
-    assert list(records) == [1]
+    assert list(records.by_step) == [1]
     assert checkpoints == ["step_0000002"]
     host = socket.gethostname()
     assert end == (
@@ -134,10 +133,16 @@ def test_dropped_updates_are_recorded_and_do_not_advance_the_rate(tmp_path: Path
     ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 2, world_size=1)
 
     assert end == "finished"
+    assert set(records.events) == {"checkpoint"}  # an overflow is nothing unusual
     assert checkpoints == ["step_0000002", "step_0000004"]
-    assert [records[step]["train/skipped_steps"] for step in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    assert [records.by_step[step]["train/skipped_steps"] for step in (1, 2, 3, 4)] == [0, 1, 1, 1]
     # An overflow halves 2**8.
-    assert [records[step]["train/loss_scale"] for step in (1, 2, 3, 4)] == [256, 128, 128, 128]
+    assert [records.by_step[step]["train/loss_scale"] for step in (1, 2, 3, 4)] == [
+        256,
+        128,
+        128,
+        128,
+    ]
     # Warm-up to 1e-3 in 0.2 * 10 = 2 updates; before steps 1 to 4 there were 0, 1, 1 and 2.
-    rates = [records[step]["train/learning_rate"] for step in (1, 2, 3, 4)]
+    rates = [records.by_step[step]["train/learning_rate"] for step in (1, 2, 3, 4)]
     assert rates == [0.0, 5e-4, 5e-4, 1e-3]
