@@ -205,8 +205,13 @@ class ParameterShards(ZeroOptimizer):
 
     def publish_weights(self) -> None:
         """See ``ZeroOptimizer``."""
-        for group in range(len(self._inner.fp32_partitioned_groups_flat)):
-            self._inner._reassign_or_swap_out_partitioned_parameters(group)
+        inner = self._inner
+        # Small parameters stay gathered between steps; their copies would keep the old values.
+        inner._partition_all_parameters()
+        for group in range(len(inner.fp32_partitioned_groups_flat)):
+            inner._reassign_or_swap_out_partitioned_parameters(group)
+        if inner.persistent_parameters:
+            inner.persistent_parameters[0].all_gather(inner.persistent_parameters)
 
     def close(self) -> None:
         """See ``ZeroOptimizer``; DeepSpeed (0.19) also keeps modules in a list and in a cache."""

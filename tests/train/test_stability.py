@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.checkpoint.manifest import Json, Manifest
 from glm_dist.cli.trace import read_config
 from glm_dist.config.load import dump_config, load_config
@@ -32,6 +33,7 @@ from glm_dist.train.replicas import Digests, differing, digests
 from glm_dist.train.rows import RunRows
 from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import starting_point
+from glm_dist.train.state import restore_state, save_state
 from glm_dist.train.step import train_step
 from glm_dist.train.task import Pretraining, TaskLoss
 from tests.ranks import run_ranks
@@ -321,8 +323,8 @@ REFUSALS = [
 ]
 
 
-def refused_steps(cases: list[Case]) -> list[tuple[str, bool, bool, bool]]:
-    """Refuse the second of three steps; compare with a run without it."""
+def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool, bool, bool]]:
+    """Refuse a step, and rewind over another; compare with a run without them."""
     enable_cpu()
     answers = []
     for case in cases:
@@ -341,11 +343,20 @@ def refused_steps(cases: list[Case]) -> list[tuple[str, bool, bool, bool]]:
         ).outcome
         is_unchanged = equal(before, whole_weights(engine))
         run_steps(engine, case, [2])
+        is_clean = equal(whole_weights(reference), whole_weights(engine))
+        save_state(engine, folder / str(case), step=4, extra={}, keep_last=1)
+        run_steps(engine, case, [1])
+        info = find_checkpoint(folder / str(case))
+        assert info is not None
+        restore_state(engine, info)
+        for each in (reference, engine):
+            run_steps(each, case, [3])
         answers.append(
             (
                 str(case),
                 outcome.is_refused and bool(torch.isfinite(outcome.norm)),
                 is_unchanged and engine.zero.loss_scale == scale,
+                is_clean,
                 equal(whole_weights(reference), whole_weights(engine)),
             )
         )
@@ -353,9 +364,9 @@ def refused_steps(cases: list[Case]) -> list[tuple[str, bool, bool, bool]]:
 
 
 @pytest.mark.timeout(600)
-def test_a_refused_update_leaves_no_trace_under_any_zero_stage() -> None:
-    for answers in run_ranks(refused_steps, REFUSALS, world_size=2):
-        assert answers == [(str(case), True, True, True) for case in REFUSALS]
+def test_refused_and_rewound_steps_leave_no_trace_under_any_zero_stage(tmp_path: Path) -> None:
+    for answers in run_ranks(refused_steps, REFUSALS, tmp_path, world_size=2):
+        assert answers == [(str(case), True, True, True, True) for case in REFUSALS]
 
 
 def test_the_odd_one_of_three_replicas_is_named() -> None:
