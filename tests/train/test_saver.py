@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 import glm_dist.checkpoint.save as save_module
@@ -26,7 +25,7 @@ from glm_dist.cli.main import main_train
 from glm_dist.train import saver
 from glm_dist.train.state import save_state, training_fragments
 from tests.ranks import run_ranks
-from tests.train.grid import Case, build_engine, run_steps
+from tests.train.grid import Case, build_engine, rank_device, run_steps
 from tests.train.jobs import make_files, with_ranks
 from tests.train.test_job import losses_of, weights_of
 from tests.train.test_preemption import wait_for_step
@@ -55,7 +54,7 @@ def content_of(folder: Path) -> Content:
 
 def save_both_ways(cases: list[Case], folder: str) -> list[tuple[Content, Content]]:
     """Save a step twice; the one in the background writes only after another step."""
-    writer = BackgroundWriter(torch.device("cpu"), timeout=timedelta(seconds=60))
+    writer = BackgroundWriter(rank_device(), timeout=timedelta(seconds=60))
     kept, train_more = save_module.write_tensors, threading.Event()
 
     def late(*arguments: object) -> object:
