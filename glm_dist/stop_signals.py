@@ -80,6 +80,17 @@ class StopListener:
             signal.signal(number, self._remember)
         signal.set_wakeup_fd(self._input, warn_on_full_buffer=False)
 
+    def wait(self, seconds: float) -> bool:
+        """Return True as soon as there is a request; False after some time without one.
+
+        Args:
+            seconds: That time.
+        """
+        deadline = time.monotonic() + seconds
+        while not self.code and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return self.code != 0
+
     def ignore(self) -> None:
         """Ignore all further requests; in the main thread, when the run has ended.
 

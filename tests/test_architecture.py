@@ -23,7 +23,8 @@ HUB = "convert/hub/"
 # A layer imports from the lines above it, and from itself; never from a neighbour on its line.
 LAYERS = (
     ("errors",),
-    ("files", "seeds"),
+    ("files", "seeds", "ancestors"),
+    ("stop_signals",),
     ("config",),
     ("data", "parallel", "observe"),
     ("model",),

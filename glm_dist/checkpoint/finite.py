@@ -105,7 +105,7 @@ def non_finite(tensors: Mapping[str, Sequence[torch.Tensor]]) -> list[str]:
 
 
 def _holders(fragments: Mapping[str, Fragment], ranks: Ranks) -> list[str]:
-    mine = non_finite({name: fragment.parts() for name, fragment in fragments.items()})
+    mine = non_finite({name: fragment.boxes for name, fragment in fragments.items()})
     each = ranks.gather((socket.gethostname(), mine))
     return [
         f"rank {rank} on {host}: {_listed(names)}"

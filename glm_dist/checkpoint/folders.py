@@ -2,7 +2,7 @@
 
 =====================  ===========================================================
 ``step_0001000``       complete; the only name a finished save leaves
-``.tmp-step_...``      being written; removed by the next save
+``.tmp-step_...-3``    being written by attempt 3; removed by the next save
 ``.old-step_...``      complete, being replaced by a new save of the same step
 ``.trash-step_...``    being removed; renamed first, so that a partial folder is no checkpoint
 ``.bad-step_...``      found damaged and set aside; never read, counted or removed
@@ -13,6 +13,7 @@
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from glm_dist.files import fsync_folder, is_dir
@@ -31,6 +32,7 @@ BAD = ".bad-"
 REWOUND = ".rewound-"
 """Prefix of checkpoints that were set aside because the run went back to an earlier one."""
 
+_STAGING = re.compile(r"\.tmp-step_\d+-(\d+)")
 _STEP = re.compile(r"(?:\.old-)?step_(\d{7,})")
 
 
@@ -65,17 +67,28 @@ def damaged_names(directory: Path) -> list[str]:
     return [path.name for _, path in list_steps(directory)] + list_set_aside(directory, BAD)
 
 
-def create_staging(directory: Path, step: int) -> Path:
+def create_staging(
+    directory: Path, step: int, *, attempt: int = 1, clears: Callable[[int], bool] = lambda _: True
+) -> Path:
     """Remove leftovers of interrupted saves and create the folder for the next save.
+
+    Args:
+        directory: The run's checkpoints folder; created, but not the run folder above it, which may
+            have been removed.
+        step: Step to be saved.
+        attempt: Number of this start of the run, part of the folder's name.
+        clears: Returns True if what an attempt has left may be removed: it is not alive.
 
     Raises:
         OSError: The directory cannot be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(directory)
-    attempt = 1
-    while (staging := directory / f".tmp-{step_name(step)}-{attempt}").exists():
-        attempt += 1
+    directory.mkdir(exist_ok=True)
+    _clear_leftovers(directory, clears)
+    name = f".tmp-{step_name(step)}-{attempt}"
+    staging, number = directory / name, 1
+    while staging.exists():
+        number += 1
+        staging = directory / f"{name}.{number}"
     staging.mkdir()
     return staging
 
@@ -143,8 +156,11 @@ def remove(path: Path) -> None:
         log.warning("could not remove checkpoint path=%s reason=%s", path, error)
 
 
-def _clear_leftovers(directory: Path) -> None:
+def _clear_leftovers(directory: Path, clears: Callable[[int], bool]) -> None:
     for path in sorted(directory.iterdir()):
+        staged = _STAGING.match(path.name)
+        if staged and not clears(int(staged[1])):
+            continue
         if path.name.startswith((".tmp-", ".trash-")):
             try:
                 shutil.rmtree(path)

@@ -135,22 +135,6 @@ class Fragment(torch.Tensor):
         fragment.is_saved = is_saved
         return fragment
 
-    def parts(self) -> list[torch.Tensor]:
-        """Return the views of ``data``, box by box."""
-        return [view for _, view in self._boxes.values()]
-
-    def empty_copy(self) -> "Fragment":
-        """Return a fragment of the same boxes in host memory, with undefined values."""
-        copy: Fragment = torch.Tensor._make_wrapper_subclass(
-            Fragment, self.shape, dtype=self.dtype, device=torch.device("cpu")
-        )
-        copy._boxes = {
-            position: (chunk, torch.empty(view.shape, dtype=view.dtype))
-            for position, (chunk, view) in self._boxes.items()
-        }
-        copy.is_saved = self.is_saved
-        return copy
-
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # torch declares it static
         cls,
@@ -162,11 +146,16 @@ class Fragment(torch.Tensor):
         """Refuse arithmetic: a fragment only describes data."""
         raise NotImplementedError(f"{func} on a checkpoint fragment; use the tensor it was made of")
 
+    @property
+    def boxes(self) -> list[torch.Tensor]:
+        """The views of ``data``, box by box, without ZeRO's padding."""
+        return [view for _, view in self._boxes.values()]
+
     def with_boxes(self, boxes: Sequence[torch.Tensor]) -> "Fragment":
         """Describe the same part of the whole, held in other tensors.
 
         Args:
-            boxes: As in ``parts``: the same number, shapes and order.
+            boxes: As in ``boxes``: the same number, shapes and order.
         """
         device = boxes[0].device if boxes else torch.device("cpu")
         fragment: Fragment = torch.Tensor._make_wrapper_subclass(

@@ -20,6 +20,7 @@ from glm_dist.checkpoint.manifest import WEIGHTS as WEIGHTS
 from glm_dist.checkpoint.manifest import (
     DamagedCheckpointError,
     Manifest,
+    UnreadableCheckpointError,
     all_damaged,
     damage_error,
     find_problems,
@@ -63,7 +64,7 @@ def find_checkpoint(
         step: Step that the run goes back to (``rewind.py``); None: use the newest.
         verify: Compare every file's SHA-256, split over ranks; otherwise only sizes.
         sets_aside: Rename the damaged ones that are newer than the one found. If none is found,
-            nothing is renamed.
+            nothing is renamed; neither is one that the system could not read, which may be intact.
         group: All ranks, over gloo; None: the default group, or a single process.
 
     Returns:
@@ -78,29 +79,26 @@ def find_checkpoint(
         "list the checkpoints", str(directory), lambda: list_candidates(directory, step)
     )
     damaged: list[DamagedCheckpointError] = []
+    info = None
     for _, path in steps:
         try:
             info = _read_checked(path, ranks, read_content=verify)
+            break
         except DamagedCheckpointError as error:
             damaged.append(error)
-            continue
-        if sets_aside:
-            ranks.on_first("set checkpoints aside", str(directory), lambda: _set_aside(damaged))
-        else:
-            _report(damaged, ranks)
-        return info
-    _report(damaged, ranks)
-    return None
+    renames = sets_aside and info is not None
+    ranks.on_first(
+        "set checkpoints aside", str(directory), lambda: _leave(damaged, renames=renames)
+    )
+    return info
 
 
-def _set_aside(damaged: Sequence[DamagedCheckpointError]) -> None:
+def _leave(damaged: Sequence[DamagedCheckpointError], *, renames: bool) -> None:
     for error in damaged:
-        set_aside(Path(error.key), BAD, reason=str(error.value))
-
-
-def _report(damaged: Sequence[DamagedCheckpointError], ranks: Ranks) -> None:
-    for error in damaged if ranks.rank == 0 else ():
-        log.warning("skipped damaged checkpoint path=%s reason=%s", error.key, error.value)
+        if renames and not isinstance(error, UnreadableCheckpointError):
+            set_aside(Path(error.key), BAD, reason=str(error.value))
+        else:
+            log.warning("skipped damaged checkpoint path=%s reason=%s", error.key, error.value)
 
 
 def read_checkpoint(

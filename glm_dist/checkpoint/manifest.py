@@ -24,9 +24,11 @@ from glm_dist.errors import CheckpointError
 from glm_dist.files import sha256_of
 
 MOST_BYTES = 1 << 30
-"""Largest manifest that is read. One of 512 ranks and 1000 tensors takes about 100 MB."""
+"""Largest manifest that is read; a box takes about 60 bytes in it."""
 
 _READABLE = (1, FORMAT_VERSION)
+
+_UNREADABLE = "cannot be read now"
 
 _LONGEST_REASON = 2000
 """Characters of a reason that are shown: names in a forged manifest may be of any length."""
@@ -34,6 +36,10 @@ _LONGEST_REASON = 2000
 
 class DamagedCheckpointError(CheckpointError):
     """Error for a damaged checkpoint; others of the run may be intact."""
+
+
+class UnreadableCheckpointError(DamagedCheckpointError):
+    """Error for a checkpoint that the system could not read now; it may be intact."""
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -54,7 +60,9 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise damage_error(folder, [f"no {MANIFEST_NAME}, so its save never finished"]) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise damage_error(folder, [f"{MANIFEST_NAME} {_UNREADABLE} ({error})"]) from error
+    except ValueError as error:
         raise damage_error(folder, [f"unreadable {MANIFEST_NAME} ({error})"]) from error
     except RecursionError:
         raise damage_error(folder, [f"{MANIFEST_NAME} with lists inside lists"]) from None
@@ -116,15 +124,16 @@ def find_problems(
         except FileNotFoundError:
             problems.append(f"{name} is missing")
         except OSError as error:
-            problems.append(f"{name} cannot be read ({error})")
+            problems.append(f"{name} {_UNREADABLE} ({error})")
     return problems
 
 
 def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointError:
     """Build one error for all problems of a checkpoint's files."""
     text = "; ".join(problems)[:_LONGEST_REASON]
+    kind = UnreadableCheckpointError if _UNREADABLE in text else DamagedCheckpointError
     reason = "".join(each if each.isprintable() else "?" for each in text)
-    return DamagedCheckpointError(
+    return kind(
         f"{folder} is damaged: {reason}.\n"
         "  Use an older checkpoint of the run; a resumed run automatically uses the newest"
         " undamaged one.",

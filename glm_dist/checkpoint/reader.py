@@ -1,8 +1,10 @@
 """Reading of tensors from the boxes that a manifest lists; no pickle decides where anything is."""
 
-import pickle
+import io
+import os
 import uuid
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +103,11 @@ class _Reader(FileSystemReader):
         self.folder = folder
         self._manifest = manifest
         self._metadata: Metadata | None = None
+        self._sizes = {
+            MetadataIndex(name, box.offsets): box.sizes
+            for name, record in manifest.tensors.items()
+            for box in record.boxes
+        }
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         if self._metadata is None:
@@ -137,19 +144,67 @@ class _Reader(FileSystemReader):
         """
         index = item.storage_index
         record = self._manifest.tensors[index.fqn]
-        sizes = next(box.sizes for box in record.boxes if box.offsets == tuple(index.offset or ()))
         problem = f"{Path(stream.name).name} holds something else than a box of {index.fqn}"
-        view = self._slice_file(stream, self.storage_data[index])
+        place = self.storage_data[index]
         try:
+            _check_archive(stream, place)
+            view = self._slice_file(stream, place)
             with only_allowed(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch's, about what is an error below
-                box = torch.load(cast(IO[bytes], view), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, LookupError, EOFError) as error:
+                box = torch.load(view, map_location="cpu", weights_only=True)
+        except OSError:
+            raise
+        except Exception as error:  # damaged or hostile bytes may raise anything
             raise damage_error(self.folder, [problem]) from error
-        is_right = isinstance(box, torch.Tensor) and tuple(box.shape) == sizes
+        is_right = isinstance(box, torch.Tensor) and tuple(box.shape) == self._sizes[index]
         if not is_right or str(box.dtype) != f"torch.{record.dtype}":
             raise damage_error(self.folder, [problem])
         return cast(torch.Tensor, box)
+
+
+class _Section(io.RawIOBase):
+    """Bytes of an open file between two positions.
+
+    torch's view of them cannot seek backwards from its end.
+    """
+
+    def __init__(self, stream: IO[bytes], start: int, length: int) -> None:
+        self._stream = stream
+        self._start = start
+        self._length = length
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        origin = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        if origin + offset < 0:
+            raise ValueError("a position before the section")
+        self._position = origin + offset
+        return self._position
+
+    def read(self, size: int = -1, /) -> bytes:
+        left = max(self._length - self._position, 0)
+        self._stream.seek(self._start + self._position)
+        content = self._stream.read(left if size < 0 else min(size, left))
+        self._position += len(content)
+        return content
+
+
+def _check_archive(stream: IO[bytes], place: _StorageInfo) -> None:
+    """Refuse what is no archive of ``torch.save``, and one that would be larger when unpacked.
+
+    Raises:
+        zipfile.BadZipFile: It is one of these.
+    """
+    section = _Section(stream, place.offset, place.length)
+    with zipfile.ZipFile(cast(IO[bytes], section)) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > place.length:
+            raise zipfile.BadZipFile("it is compressed")
 
 
 def _as_metadata(manifest: Manifest) -> Metadata:

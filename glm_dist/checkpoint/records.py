@@ -9,7 +9,7 @@ import json
 import math
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeAlias
 
 from glm_dist.config.schema import RunConfig
@@ -136,7 +136,7 @@ def checksum(content: Mapping[str, object]) -> str:
 
 
 def _tensor(record: TensorRecord) -> dict[str, object]:
-    boxes = [astuple(box) for box in record.boxes]
+    boxes = [(b.offsets, b.sizes, b.file, b.start, b.num_bytes) for b in record.boxes]
     return {"shape": record.shape, "dtype": record.dtype, "boxes": boxes}
 
 

@@ -10,13 +10,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import BAD, FEWEST_KEPT, list_steps, remove, set_aside
+from glm_dist.checkpoint.folders import (
+    BAD,
+    FEWEST_KEPT,
+    create_staging,
+    list_steps,
+    remove,
+    set_aside,
+)
 from glm_dist.checkpoint.load import read_checkpoint
-from glm_dist.checkpoint.manifest import DamagedCheckpointError
+from glm_dist.checkpoint.manifest import (
+    DamagedCheckpointError,
+    Json,
+    UnreadableCheckpointError,
+)
 from glm_dist.errors import CheckpointError
+from glm_dist.observe.fence import Fence
 from glm_dist.parallel.errors import Ranks
 
 log = logging.getLogger(__name__)
+
+
+ATTEMPT = "attempt"
+"""Name in a manifest's ``extra``: number of the start of the run that saved it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,37 @@ class Upkeep:
     """Names of folders whose hashes this job has compared; the same on every rank."""
     unusable: set[str] = field(default_factory=set)
     """Names of folders that can be neither verified nor set aside: not counted, not removed."""
+    fence: Fence | None = None
+    """Claim on the run folder, on rank 0; None elsewhere, and where nobody else can write."""
+
+    def check(self) -> None:
+        """Check the claim on the run folder; does nothing without one.
+
+        Raises:
+            CheckpointError: The folder is gone or belongs to another job.
+        """
+        if self.fence is not None:
+            self.fence.check()
+
+    def facts(self) -> dict[str, Json]:
+        """Return what a checkpoint records about the job that saved it; on rank 0."""
+        return {} if self.fence is None else {ATTEMPT: self.fence.attempt}
+
+    def begin(self, directory: Path, step: int) -> Path:
+        """Create the folder for the next save, after a check; on rank 0.
+
+        Without locks another job may be alive, and only what this attempt has left is removed.
+        """
+        self.check()
+        fence = self.fence
+        if fence is None:
+            return create_staging(directory, step)
+        return create_staging(
+            directory,
+            step,
+            attempt=fence.attempt,
+            clears=lambda found: fence.excludes_others or found == fence.attempt,
+        )
 
     def stays(self, step: int) -> bool:
         """Return True if a checkpoint stays whatever its age."""
@@ -89,10 +136,11 @@ def _verify(path: Path, ranks: Ranks, upkeep: Upkeep) -> None:
         read_checkpoint(path, group=ranks.group)
         upkeep.verified.add(path.name)
         return
-    except DamagedCheckpointError as error:
-        damage = str(error.value)
     except CheckpointError as error:
-        if ranks.rank == 0:
+        may_be_intact = isinstance(error, UnreadableCheckpointError)
+        if isinstance(error, DamagedCheckpointError) and not may_be_intact:
+            damage = str(error.value)
+        elif ranks.rank == 0:
             log.warning("could not verify checkpoint path=%s reason=%s", path, error)
     aside = None
     if damage is not None:
@@ -104,6 +152,7 @@ def _verify(path: Path, ranks: Ranks, upkeep: Upkeep) -> None:
 
 
 def _remove_older(directory: Path, step: int, keep: int, upkeep: Upkeep) -> list[Path]:
+    upkeep.check()
     steps = _up_to(directory, step)
     verified = [number for number, path in steps if path.name in upkeep.verified]
     if len(verified) < keep:

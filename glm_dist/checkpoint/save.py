@@ -19,7 +19,6 @@ import torch.distributed as dist
 from glm_dist.checkpoint.finite import check_before_save
 from glm_dist.checkpoint.folders import (
     MANIFEST_NAME,
-    create_staging,
     publish,
     step_name,
 )
@@ -77,28 +76,35 @@ def save_checkpoint(
     started = time.monotonic()
     final = directory / step_name(step)
     fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
+    upkeep = Upkeep() if upkeep is None else upkeep
     check_before_save(fragments, ranks, step=step, directory=directory)
     staging = ranks.on_first(
-        f"create a folder in {directory}", str(final), lambda: create_staging(directory, step)
+        f"create a folder in {directory}", str(final), lambda: upkeep.begin(directory, step)
     )
-    with _discarded_on_failure(staging, ranks):
+    with _discarded_on_failure(staging, ranks, upkeep):
         manifest = _write_all(
             staging,
             ranks,
-            Manifest(step=step, layout=dict(layout), extra=dict(extra), tensors={}, files={}),
+            Manifest(step, dict(layout), {**extra, **upkeep.facts()}, tensors={}, files={}),
             fragments=fragments,
         )
-        ranks.on_first("rename the finished folder", str(final), lambda: publish(staging, final))
+        ranks.on_first(
+            "rename the finished folder", str(final), lambda: _publish(staging, final, upkeep)
+        )
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
     seconds = time.monotonic() - started
     # The caller's event informs the user; this line helps to find a slow disk.
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
-    upkeep = Upkeep() if upkeep is None else upkeep
     upkeep.verified.add(final.name)
     removed = retire(directory, ranks, step=step, keep_last=keep_last, upkeep=upkeep)
     if removed and ranks.rank == 0:
         log.info("removed checkpoints=%s", ",".join(path.name for path in removed))
     return final
+
+
+def _publish(staging: Path, final: Path, upkeep: Upkeep) -> None:
+    upkeep.check()
+    publish(staging, final)
 
 
 def _write_all(
@@ -125,13 +131,20 @@ def _write_all(
 
 
 @contextmanager
-def _discarded_on_failure(staging: Path, ranks: Ranks) -> Iterator[None]:
-    """Delete a failed save, because a full disk may be why it failed."""
+def _discarded_on_failure(staging: Path, ranks: Ranks, upkeep: Upkeep) -> Iterator[None]:
+    """Delete a failed save, because a full disk may be why it failed.
+
+    Raises:
+        CheckpointError: On every rank: the run folder is gone or belongs to another job, which is
+            the reason of the failure.
+    """
     try:
         yield
-    except Exception:
+    except Exception as error:
         if ranks.rank == 0:
             shutil.rmtree(staging, ignore_errors=True)
+        if isinstance(error, CheckpointError):  # raised by every rank
+            ranks.on_first("look at the run folder", str(staging.parent), upkeep.check)
         raise
 
 

@@ -109,7 +109,7 @@ class Snapshot:
 
 def _boxes_to_save(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:
     fragments = {name: as_fragment(tensor) for name, tensor in tensors.items()}
-    return {name: part.parts() if part.is_saved else [] for name, part in fragments.items()}
+    return {name: part.boxes if part.is_saved else [] for name, part in fragments.items()}
 
 
 def _over(fragment: Fragment, boxes: list[torch.Tensor]) -> Fragment:

@@ -101,6 +101,11 @@ def run(arguments: argparse.Namespace) -> int:
         read_examples(file, pattern=arguments.pattern, limit=arguments.limit)
         for file in arguments.tasks
     ]
+    harness, chosen = None, []
+    if arguments.harness:
+        chosen = arguments.harness.split(",")
+        harness = import_module("glm_dist.tasks.harness")
+        library = harness.open_library(chosen, arguments.include)  # refuses before the model loads
     model = load_for(arguments)
     tool = import_module("glm_dist.tasks.evaluate")  # loads torch
     beams = arguments.beams
@@ -117,14 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         ),
     )
     results = [tool.evaluate(model, examples, settings) for examples in tasks]
-    if arguments.harness:
-        harness = import_module("glm_dist.tasks.harness")
-        chosen = arguments.harness.split(",")
-        found = harness.evaluate(
-            model, chosen, settings, include=arguments.include, limit=arguments.limit
-        )
-    else:
-        found = {}
+    found = {}
+    if harness:
+        found = harness.evaluate(model, chosen, settings, library=library, limit=arguments.limit)
     if model.groups.rank == 0:
         _show(results, found)
         if arguments.json is not None:

@@ -9,6 +9,7 @@ processes runs under torchrun; the first process reads and writes.
 
 import argparse
 import json
+import math
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Sequence
@@ -230,12 +231,24 @@ def _record(line: bytes) -> dict[str, Any]:
         DataError: The line is something else.
     """
     try:
-        record = json.loads(_decoded(line.removeprefix(BOM_UTF8)))
+        record = json.loads(_decoded(line.removeprefix(BOM_UTF8)), parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise _no_record(f"is not JSON: {error}") from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         raise _no_record('has no "text" with a string')
     return record
+
+
+def _finite(typed: str) -> float:
+    """Read a number.
+
+    Raises:
+        DataError: No float holds it, so it would come back as Infinity, which is not JSON.
+    """
+    number = float(typed)
+    if math.isinf(number):
+        raise _no_record(f"holds {typed}, which is beyond the range of floating-point numbers")
+    return number
 
 
 def _no_record(problem: str) -> DataError:

@@ -176,8 +176,8 @@ def describe(replay: "Replay", *, tolerance: float, dtype: str) -> tuple[str, bo
             f"all {weights.tensors} tensors are bit-equal to the checkpoint of step {weights.step}"
             if weights.unequal == 0
             else f"{weights.unequal} of {weights.tensors} tensors differ from the checkpoint of"
-            f" step {weights.step}; largest difference of a weight: {weights.relative:.1e}"
-            f" of its tensor's largest ({weights.name or 'none, only moments'})"
+            f" step {weights.step}; norm of the weights' difference: {weights.relative:.1e}"
+            f" of their norm (most in {weights.name or 'moments only'})"
         )
     is_equal = largest <= tolerance
     verdict = "the run resumes as the same run" if is_equal else "DIFFERENT"

@@ -105,6 +105,7 @@ def load_config_file(path: Path) -> RunConfig:
     if files.exists(path) and not files.is_file(path):
         raise _unreadable(path)  # a pipe or a device would never end
     try:
+        _refuse_aliases(path)
         loaded = OmegaConf.load(path)
         content = OmegaConf.to_container(loaded, resolve=False)
     except UNREADABLE as error:
@@ -312,6 +313,17 @@ def _unreadable(path: Path) -> ConfigError:
         value=None,
         fix="restore it" if is_damaged else "<run folder>",
     )
+
+
+def _refuse_aliases(path: Path) -> None:
+    """Refuse YAML that names a part of itself, which a few lines can make endless.
+
+    Raises:
+        yaml.YAMLError: It does; no run writes such a file.
+    """
+    with path.open("rb") as stream:
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(stream)):
+            raise yaml.YAMLError("an alias")
 
 
 def _refuse_interpolations(path: Path, section: object, prefix: str = "") -> None:

@@ -2,7 +2,8 @@
 
 Pure arithmetic over the lines of ``metrics.jsonl``. Every line has ``time`` and ``phase_seconds``,
 the seconds of each phase since the attempt's loop began on rank 0, so an attempt that was killed
-is known up to its last line: its last sign of life. Down time begins there.
+is known up to its last line, or a later mark in ``goodput.json``: its last sign of life. Down time
+begins there.
 
 =============  =================================================================================
 useful_steps   steps whose results remain: computing, and waiting for other ranks

@@ -1,14 +1,16 @@
 """Goodput while a run is training: metrics, ``goodput.json`` and the summary at the end.
 
-The file is a summary for people and dashboards; it can be computed again from ``metrics.jsonl``.
+The file is a summary for people and dashboards. It also has each attempt's last sign of life, which
+may be later than the attempt's last line in ``metrics.jsonl``; without the file, those lines do.
 """
 
 import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from glm_dist.files import write_atomically
 from glm_dist.observe.console import format_duration
@@ -44,6 +46,7 @@ class GoodputMeter:
         *,
         first_step: int,
         phases: PhaseClock,
+        may_write: Callable[[], bool] = lambda: True,
         process_started: float | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -53,16 +56,20 @@ class GoodputMeter:
             run_dir: The run's folder; ``metrics.jsonl`` has the earlier attempts.
             first_step: Steps done before.
             phases: Clock of the loop, which begins now.
+            may_write: Returns False once the folder belongs to another job.
             process_started: Start of this process, in seconds since 1970; None: ask the system.
             clock: Seconds since 1970.
         """
         self._path = run_dir / GOODPUT_FILE
         self._clock = clock
         self._phases = phases
+        self._may_write = may_write
         now = clock()
         begun = process_start(now) if process_started is None else process_started
         self._attempt = Attempt(first_step, process_started=begun, loop_started=now)
         earlier = read_attempts(sound_records(run_dir / METRICS_FILE))
+        self._earlier_signs = _read_signs(self._path)
+        _add_signs(earlier, self._earlier_signs)
         self._num_attempts = len(earlier) + 1
         self._before = account_before(earlier, self._attempt)
         self._written = -WRITE_SECONDS
@@ -91,6 +98,15 @@ class GoodputMeter:
         if self._phases.now() - self._written >= WRITE_SECONDS:
             self.write()
 
+    def alive(self, step: int) -> None:
+        """Note that the process is alive after a step, if the file is due.
+
+        Args:
+            step: Steps done.
+        """
+        if self._phases.now() - self._written >= WRITE_SECONDS:
+            self.mark(step)
+
     def buckets(self) -> Buckets:
         """Return the seconds by bucket of all attempts so far."""
         return add(self._before, account_attempt(self._attempt))
@@ -103,13 +119,22 @@ class GoodputMeter:
 
     def write(self) -> None:
         """Write the file; a failure is logged once, since training does not depend on it."""
-        buckets = self.buckets()
+        if not self._may_write():
+            return
+        buckets, last = self.buckets(), self._attempt.last
+        sign = {
+            "process_started": round(self.process_started, 3),
+            "time": round(last.time, 3),
+            "step": last.step,
+            "phase_seconds": {phase: round(x, 3) for phase, x in last.seconds.items()},
+        }
         content = {
-            "step": self._attempt.last.step,
+            "step": last.step,
             "attempts": self._num_attempts,
             "wall_seconds": round(sum(buckets.values()), 3),
             "useful_share": round(useful_share(buckets), 6),
             "seconds": {name: round(x, 3) for name, x in buckets.items()},
+            "signs_of_life": [*self._earlier_signs, sign],
         }
         self._written = self._phases.now()
         try:
@@ -124,6 +149,33 @@ class GoodputMeter:
         self.mark(self._attempt.last.step)
         self.write()
         log.info("%s", summary(self.buckets(), num_attempts=self._num_attempts))
+
+
+def _read_signs(path: Path) -> list[dict[str, Any]]:
+    """Read the last sign of life of each attempt; none if the file is missing or damaged."""
+    try:
+        signs = json.loads(path.read_text(encoding="utf-8"))["signs_of_life"]
+        return [
+            each
+            for each in signs
+            if all(isinstance(each[name], float | int) for name in ("process_started", "time"))
+            and isinstance(each["step"], int)
+            and isinstance(each["phase_seconds"], dict)
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _add_signs(attempts: Sequence[Attempt], signs: Sequence[Mapping[str, Any]]) -> None:
+    """Add signs of life to the attempts that they belong to, if they are later than their lines."""
+    by_start = {round(each.process_started, 3): each for each in attempts}
+    for sign in signs:
+        attempt = by_start.get(sign["process_started"])
+        if attempt is None or sign["time"] <= attempt.last.time:
+            continue
+        if sign["step"] >= attempt.last.step:
+            mark = Mark(sign["step"], sign["time"], sign["phase_seconds"])
+            attempt.add(mark, is_record=False)
 
 
 def summary(buckets: Mapping[str, float], *, num_attempts: int) -> str:

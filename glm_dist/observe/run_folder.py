@@ -22,12 +22,13 @@ import glm_dist
 from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
+from glm_dist.observe.fence import LOCK_FILE as LOCK_FILE
+from glm_dist.observe.fence import Fence, claim
 
 log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
-LOCK_FILE = "lock"
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
 
@@ -65,6 +66,8 @@ class RunFolder:
     lock: IO[str] | None = field(repr=False)
     """Keeps out other jobs until it is closed or its process ends; None if the file system has no
     locks."""
+    fence: Fence
+    """This attempt's claim on the folder."""
 
 
 def collect_provenance(
@@ -128,8 +131,9 @@ def lock_run_folder(path: Path) -> RunFolder:
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
         lock = _lock(path / LOCK_FILE)
-        attempts = _read_attempts(path / PROVENANCE_FILE)
-    return RunFolder(path=path, attempt=len(attempts) + 1, lock=lock)
+        attempt = len(_read_attempts(path / PROVENANCE_FILE)) + 1
+        fence = claim(path, attempt=attempt, lock=lock)
+    return RunFolder(path=path, attempt=attempt, lock=lock, fence=fence)
 
 
 def begin_attempt(

@@ -1,7 +1,8 @@
 """Sinks for records: the metrics file, which is authoritative, the console, and optionally W&B.
 
 A sink is used by rank 0 between collectives, so it must not raise: that would leave the other
-ranks waiting. A failure is logged once, and training continues.
+ranks waiting. A failure is logged once, and training continues. The exception is ``FencedSink``,
+whose error ends the job.
 """
 
 import logging
@@ -66,6 +67,11 @@ class SinkGroup:
                 values = {**values, **self._goodput.metrics()}
         for sink in self._sinks:
             sink.write(step, values)
+
+    def alive(self, step: int) -> None:
+        """Note that the process is alive after a step."""
+        if self._goodput is not None:
+            self._goodput.alive(step)
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
@@ -194,6 +200,7 @@ def open_sinks(
     console: Console,
     environ: Mapping[str, str],
     phases: PhaseClock,
+    may_write: Callable[[], bool] = lambda: True,
 ) -> SinkGroup:
     """Open the configured sinks; on rank 0, after the run folder was opened.
 
@@ -204,8 +211,11 @@ def open_sinks(
         console: Console of the log.
         environ: Environment of the process.
         phases: Clock of the loop, which begins next.
+        may_write: Returns False once the folder belongs to another job.
     """
-    goodput = GoodputMeter(config.run_dir, first_step=first_step, phases=phases)
+    goodput = GoodputMeter(
+        config.run_dir, first_step=first_step, phases=phases, may_write=may_write
+    )
     sinks: list[MetricSink] = [
         JsonlSink(
             config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step, goodput=goodput

@@ -12,6 +12,7 @@ import signal
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from types import TracebackType
@@ -66,6 +67,7 @@ def main() -> None:
             return  # the training process was killed
 
     order = Order(**json.loads(sys.stdin.readline()))
+    threading.Thread(target=_follow, args=(order,), daemon=True).start()
     with _Reported(tell):
         import wandb
 
@@ -170,6 +172,13 @@ def _init(wandb: Any, order: Order, *, mode: str) -> Any:
     )
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _follow(order: Order) -> None:
+    """End some time after the training process, even if the library hangs."""
+    while os.getppid() == order.training_pid:
+        time.sleep(1.0)
+    _end_after(order.finish_seconds)
 
 
 def _end_after(seconds: float, say: Callable[[], None] = lambda: None) -> None:

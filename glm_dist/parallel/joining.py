@@ -25,6 +25,9 @@ POLL_SECONDS = 0.3
 LINGER_SECONDS = 3.0
 """Time between the note and the exit: all ranks read it, or all have joined and can vote."""
 
+NOTICE_SECONDS = 2.0
+"""Time until a request is noticed that broke the store."""
+
 CLIENT_SECONDS = 5.0
 """Longest wait for the store to answer."""
 
@@ -47,6 +50,11 @@ def leaving_on_request(launch: LaunchEnvironment, listener: StopListener) -> Ite
     thread.start()
     try:
         yield
+    except RuntimeError:
+        # torchrun holds the store: its end breaks the store first, and is noticed a moment later.
+        if listener.wait(NOTICE_SECONDS):
+            _leave(describe(listener.code), speaks=launch.rank == 0)
+        raise
     finally:
         ends.set()
         thread.join()

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from glm_dist.config.schema import RunConfig
+from glm_dist.data.prepare.encoding import LOOKED_AT, check_encoding
 from glm_dist.data.prepare.fields import find_field
+from glm_dist.data.prepare.inputs import COMPRESSIONS
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import is_file
 from glm_dist.generate.prompt import Data, check_writes
@@ -92,6 +94,7 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
             " targets, or text.",
             key=str(file),
         )
+    _check_content(file)
     found = [(kind, example) for kind, example in _examples(file, pattern)]
     kinds = {kind for kind, _ in found}
     if len(kinds) != 1:
@@ -105,6 +108,20 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
         chosen = sorted(random.Random(0).sample(range(len(examples)), limit))
         examples = [examples[n] for n in chosen]
     return Examples(str(file.with_suffix("")), kinds.pop(), examples)
+
+
+def _check_content(file: Path) -> None:
+    """Refuse compressed files and other encodings by what they are, not as lines without JSON."""
+    with file.open("rb") as stream:
+        first = stream.read(LOOKED_AT)
+    if file.suffix.lower() in COMPRESSIONS or first.startswith(b"\x1f\x8b"):
+        raise DataError(
+            f"{file} is compressed; examples are read from plain JSON lines.\n"
+            "  Decompress it first.",
+            key=str(file),
+            value=file.suffix,
+        )
+    check_encoding(file, first, is_json=True)
 
 
 def _check_pattern(pattern: str) -> None:

@@ -5,6 +5,7 @@ launcher every rank runs the harness in step, with all requests; the model share
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,22 @@ from glm_dist.generate.sampling import Cut, GenerationOptions
 from glm_dist.tasks.evaluate import Settings, choice_question, over_examples, text_score
 
 
+@dataclass(frozen=True)
+class Library:
+    """The installed harness."""
+
+    module: Any
+    """``lm_eval``."""
+    manager: Any
+    """Its ``TaskManager``."""
+
+
 def evaluate(
     model: TrainedModel,
     tasks: Sequence[str],
     settings: Settings,
     *,
-    include: Path | None = None,
+    library: Library,
     limit: int | None = None,
 ) -> dict[str, dict[str, float]]:
     """Run tasks of the harness. Collective over all ranks.
@@ -30,20 +41,16 @@ def evaluate(
         model: The model.
         tasks: Names of tasks.
         settings: Batch size, and how texts are read.
-        include: Folder with task files; None: those that come with the harness.
+        library: As ``open_library`` returned it for these tasks.
         limit: First examples of each task; None: all.
 
     Returns:
         Metrics of each task by name.
-
-    Raises:
-        ConfigError: The package is not installed, or a task does not exist.
     """
-    library, manager = _library(tasks, include)
-    found = library.simple_evaluate(
+    found = library.module.simple_evaluate(
         model=as_harness_model(model, settings),
         tasks=list(tasks),
-        task_manager=manager,
+        task_manager=library.manager,
         limit=limit,
         bootstrap_iters=0,
         log_samples=False,
@@ -55,8 +62,16 @@ def evaluate(
     }
 
 
-def _library(tasks: Sequence[str], include: Path | None) -> tuple[Any, Any]:
-    """Import the harness; return it and its manager of tasks, which has all of these."""
+def open_library(tasks: Sequence[str], include: Path | None) -> Library:
+    """Import the harness, and check that it has all of these tasks.
+
+    Args:
+        tasks: Names of tasks.
+        include: Folder with task files; None: those that come with the harness.
+
+    Raises:
+        ConfigError: The package is not installed, or a task does not exist.
+    """
     try:
         library = import_module("lm_eval")
         manager = import_module("lm_eval.tasks").TaskManager(
@@ -80,7 +95,7 @@ def _library(tasks: Sequence[str], include: Path | None) -> tuple[Any, Any]:
             value=",".join(missing),
             fix="--include <folder>",
         )
-    return library, manager
+    return Library(library, manager)
 
 
 def as_harness_model(model: TrainedModel, settings: Settings) -> Any:

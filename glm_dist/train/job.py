@@ -27,6 +27,7 @@ from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
@@ -36,7 +37,7 @@ from glm_dist.observe.run_folder import (
     collect_provenance,
     lock_run_folder,
 )
-from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.observe.sinks import MetricSink, SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.failures import (
     heard_by_all,
@@ -53,7 +54,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
-from glm_dist.train.start import facts_of_start, starting_point
+from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
 
@@ -176,19 +177,11 @@ def _train(
     # Not before: a refused start changes nothing.
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
-    sink, phases = SinkGroup(), PhaseClock()
+    phases, seconds = PhaseClock(), time.monotonic() - started
+    sink = _open_sinks(
+        config, engine, start, folder, console=console, phases=phases, seconds=seconds
+    )
     if folder is not None:
-        _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
-        sink = open_sinks(
-            config,
-            attempt=folder.attempt,
-            first_step=start.step,
-            console=console,
-            environ=os.environ,
-            phases=phases,
-        )
-        if start.origin is not None:
-            sink.event(start.step, "initialized", {"from": str(start.origin.path)})
         request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
         config=config,
@@ -201,10 +194,11 @@ def _train(
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity | facts_of_start(config),
         device=process.device,
-        upkeep=start.upkeep(config),
+        upkeep=start.upkeep(config, folder),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
         phases=phases,
+        alive=sink.alive,
     )
     try:
         request.raise_if_agreed()
@@ -212,6 +206,35 @@ def _train(
             train(context, first_step=start.step)
     finally:
         sink.close()
+
+
+def _open_sinks(
+    config: RunConfig,
+    engine: TrainingEngine,
+    start: Start,
+    folder: RunFolder | None,
+    *,
+    console: Console,
+    phases: PhaseClock,
+    seconds: float,
+) -> SinkGroup | FencedSink:
+    """Open the run's records on rank 0; on the others, nothing is recorded."""
+    if folder is None:
+        return SinkGroup()
+    _announce(config, engine, first_step=start.step, seconds=seconds)
+    sinks = open_sinks(
+        config,
+        attempt=folder.attempt,
+        first_step=start.step,
+        console=console,
+        environ=os.environ,
+        phases=phases,
+        may_write=folder.fence.holds,
+    )
+    sink = FencedSink(sinks, folder.fence)
+    if start.origin is not None:
+        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+    return sink
 
 
 def _time_limit(config: RunConfig, launch: LaunchEnvironment, started: float) -> TimeLimit:

@@ -17,7 +17,7 @@ from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.errors import GlmDistError
-from glm_dist.observe.phases import DATA, STEP, VOTE, PhaseClock
+from glm_dist.observe.phases import DATA, SAVE, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.optim.state import StepOutcome
@@ -60,6 +60,8 @@ class LoopContext:
     """Measures the model at every validation; None: only losses are measured."""
     phases: PhaseClock = field(default_factory=PhaseClock)
     """Time by phase since the loop began."""
+    alive: Callable[[int], None] = lambda step: None
+    """Called after each step."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -110,6 +112,7 @@ def _train(
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
         with phases(DATA), on_this_rank(engine.groups.rank):
             micro_batches = next(run.batches)
+        run.alive(step - 1)
         rate = _rate(run, done=step - 1)
         with phases(STEP):
             result = train_step(
@@ -140,16 +143,19 @@ def _train(
 def _observe(
     run: LoopContext, observers: Sequence[Observer], phases: PhaseClock, done: StepDone
 ) -> None:
-    """Let the observers act that are due; a stop during one makes more of them due."""
+    """Let the observers act that are due; a stop in the meantime makes more of them due."""
     waiting = list(observers)
-    for _ in range(2):
-        for observer in list(waiting):
-            if observer.due(replace(done, stops=run.stop_request.is_agreed)):
-                waiting.remove(observer)
+    for observer in observers:
+        if observer.due(replace(done, stops=run.stop_request.is_agreed)):
+            waiting.remove(observer)
+            with phases(observer.phase):
+                observer.act(replace(done, stops=run.stop_request.is_agreed))
+    has_saved = any(observer.phase == SAVE for observer in observers if observer not in waiting)
+    if has_saved and run.stop_request.agreed(step_done=False):
+        for observer in waiting:
+            if observer.due(replace(done, stops=True)):
                 with phases(observer.phase):
-                    observer.act(replace(done, stops=run.stop_request.is_agreed))
-        if done.stops or not run.stop_request.is_agreed:
-            return
+                    observer.act(replace(done, stops=True))
 
 
 def _observers(

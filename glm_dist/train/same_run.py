@@ -85,8 +85,8 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
         now = [_shown(current.get(key, ABSENT)) for key in changed]
         lines = [f"  {key}={a}, now {b}\n" for key, a, b in zip(changed, was, now, strict=True)]
         # A key may follow another one, as decay_steps does run.steps, and was never typed.
-        earlier = zip(changed, was, strict=True)
-        typed = [shlex.quote(f"{key}={a}") for key, a in earlier if a != ABSENT]
+        pairs = zip(changed, was, strict=True)
+        typed = [shlex.quote(f"{key}={a}") for key, a in pairs if a != ABSENT]
         raise ConfigError(
             f"The run resumes from {newest}, but {file} has other values:\n"
             f"{''.join(lines)}"

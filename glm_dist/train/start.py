@@ -14,13 +14,13 @@ from glm_dist.checkpoint.load import (
     read_checkpoint,
 )
 from glm_dist.checkpoint.manifest import Json, all_damaged
-from glm_dist.checkpoint.retention import Upkeep
+from glm_dist.checkpoint.retention import ATTEMPT, Upkeep
 from glm_dist.checkpoint.rewind import REWOUND_TO, set_later_aside
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.files import is_file
-from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.observe.run_folder import CHECKPOINTS, PROVENANCE_FILE, RunFolder
 from glm_dist.parallel.errors import Ranks, needs_human
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.preflight import no_origin
@@ -46,10 +46,24 @@ class Start:
     own: CheckpointInfo | None = None
     """Verified checkpoint of this run that it continues from."""
 
-    def upkeep(self, config: RunConfig) -> Upkeep:
-        """Begin this job's account of the run's checkpoints."""
-        verified = set() if self.own is None else {self.own.path.name}
-        return Upkeep(keep_every=config.checkpoint.keep_every, verified=verified)
+    def upkeep(self, config: RunConfig, folder: RunFolder | None) -> Upkeep:
+        """Begin this job's account of the run's checkpoints.
+
+        Args:
+            config: Checked configuration.
+            folder: The open run folder on rank 0; None elsewhere.
+        """
+        saved_by = 0 if self.own is None else self.own.manifest.extra.get(ATTEMPT, 0)
+        if folder is not None and isinstance(saved_by, int) and saved_by >= folder.attempt:
+            log.warning(
+                "checkpoint of a later attempt: saved_by=%d, but %s counts this one as attempt=%d",
+                *(saved_by, PROVENANCE_FILE, folder.attempt),
+            )
+        return Upkeep(
+            keep_every=config.checkpoint.keep_every,
+            verified=set() if self.own is None else {self.own.path.name},
+            fence=None if folder is None else folder.fence,
+        )
 
 
 def facts_of_start(config: RunConfig) -> dict[str, Json]:

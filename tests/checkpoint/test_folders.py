@@ -58,7 +58,7 @@ def test_a_leftover_that_cannot_be_removed_gets_out_of_the_way(
     (tmp_path / ".tmp-step_0000002-1").write_text("a file, which rmtree refuses")
     with caplog.at_level(logging.WARNING):
         staging = create_staging(tmp_path, 2)
-    assert staging.name == ".tmp-step_0000002-2"
+    assert staging.name == ".tmp-step_0000002-1.2"
     assert "could not remove leftover" in caplog.text
 
 

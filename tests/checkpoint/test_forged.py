@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import torch
 from glm_dist.checkpoint.load import choose_checkpoint, find_checkpoint, load_tensors
 from glm_dist.checkpoint.manifest import DamagedCheckpointError
 from glm_dist.checkpoint.save import save_checkpoint
-from glm_dist.errors import CheckpointError
+from glm_dist.config.load import load_config_file
+from glm_dist.errors import CheckpointError, ConfigError
 from tests.checkpoint.forged import Command, hostile_pickle, replace_file, rewrite_manifest
 from tests.messages import Says
 from tests.old_runs.restore import restore
@@ -174,6 +176,28 @@ def test_a_data_file_holds_nothing_but_its_boxes(
     assert "EXECUTED" not in capfd.readouterr().out
 
 
+def test_an_archive_that_grows_when_it_is_unpacked_is_not_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path, 1)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(folder / DATA) as plain, zipfile.ZipFile(packed, "w", 8) as archive:
+        for entry in plain.namelist():
+            archive.writestr(entry, plain.read(entry) + bytes(10**6))
+    replace_file(folder, DATA, packed.getvalue())
+    rewrite_manifest(
+        folder,
+        lambda manifest: weight(manifest)["boxes"][0].__setitem__(4, len(packed.getvalue())),
+    )
+    calls: list[object] = []
+    monkeypatch.setattr(torch, "load", lambda *arguments, **_: calls.append(arguments))
+    info = choose_checkpoint(tmp_path, 1)
+
+    damage_of(lambda: load_tensors(info, {"model.w": torch.zeros(3, 4)}))
+
+    assert calls == []
+
+
 def old_checkpoint(folder: Path) -> Path:
     """A checkpoint of format version 1, whose boxes are a pickle."""
     return restore("v1", folder) / "spans" / "checkpoints" / "step_0000004"
@@ -271,3 +295,11 @@ def test_generate_runs_and_shows_nothing_of_a_forged_run(
     assert not marker.exists()
     assert "EXECUTED" not in done.stdout + done.stderr
     assert os.environ["HOME"] not in done.stderr.replace(str(tmp_path), "")
+
+
+def test_a_configuration_that_grows_without_end_is_not_read(tmp_path: Path) -> None:
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    file = tmp_path / "config.yaml"
+    file.write_text("\n".join(["a0: &a0 [0]", *levels]))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config_file(file)

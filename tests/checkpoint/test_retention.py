@@ -135,3 +135,24 @@ def test_ranks_share_the_hashing_and_the_outcome(tmp_path: Path) -> None:
     results = run_ranks(check_two_ranks_agree, str(tmp_path), world_size=2)
     assert results == [["step_0000004", "step_0000005"]] * 2
     assert kept(tmp_path) == [".bad-03", "04", "05"]
+
+
+def test_what_the_system_cannot_read_now_is_neither_renamed_nor_removed_nor_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_all(tmp_path, 1, 2, 3)
+    read = Path.open
+
+    def fail_on_the_second(path: Path, *arguments: str, **options: object) -> object:
+        if path.parent.name == "step_0000002" and path.suffix == ".distcp":
+            raise OSError(5, "Input/output error")
+        return read(path, *arguments, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", fail_on_the_second)
+    upkeep = Upkeep(verified={"step_0000003"})
+    save(tmp_path, 4, keep_last=3, upkeep=upkeep)
+    assert kept(tmp_path) == ["01", "02", "03", "04"]
+    save(tmp_path, 5, keep_last=3, upkeep=upkeep)
+
+    assert kept(tmp_path) == ["02", "03", "04", "05"]
+    assert upkeep.unusable == {"step_0000002"}

@@ -20,7 +20,7 @@ def test_later_changes_do_not_reach_the_copy(layout: str) -> None:
 
     copies = snapshot.take(tensors)
     for part in tensors.values():
-        for box in part.parts() if isinstance(part, Fragment) else [part]:
+        for box in part.boxes if isinstance(part, Fragment) else [part]:
             box.add_(1000)
 
     assert {name: data(copy) for name, copy in copies.items()} == before
@@ -35,7 +35,7 @@ def test_every_save_uses_the_same_memory_and_each_box_is_a_whole_storage() -> No
     snapshot.reserve(tensors)
 
     first, second = (
-        [box for copy in snapshot.take(tensors).values() for box in copy.parts()] for _ in range(2)
+        [box for copy in snapshot.take(tensors).values() for box in copy.boxes] for _ in range(2)
     )
 
     assert [box.data_ptr() for box in first] == [box.data_ptr() for box in second]
@@ -49,7 +49,7 @@ def test_what_another_rank_saves_is_not_copied() -> None:
 
     copy = snapshot.take({"model.tied": tied})["model.tied"]
 
-    assert (snapshot.num_bytes, copy.shape, copy.is_saved, copy.parts()) == (0, (4, 2), False, [])
+    assert (snapshot.num_bytes, copy.shape, copy.is_saved, copy.boxes) == (0, (4, 2), False, [])
 
 
 def test_too_little_memory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

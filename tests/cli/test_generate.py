@@ -147,6 +147,17 @@ def test_records_that_utf_8_cannot_spell_come_back_in_escapes(
     assert err.startswith(b"<stdin>:2: The line is not JSON")
 
 
+def test_numbers_beyond_floats_are_refused_rather_than_rewritten(
+    run_folder: str, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    type_lines(b'{"text": "[MASK]", "z": -1e400}\n{"text": "[MASK]", "z": 1e300}\n', monkeypatch)
+    assert main(["generate", run_folder, "--jsonl"]) == 2
+
+    out, err = capfdbinary.readouterr()
+    assert json.loads(out)["z"] == 1e300
+    assert err.startswith(b"<stdin>:1: The line holds -1e400, which is beyond")
+
+
 def test_an_interrupt_while_lines_are_awaited_ends_without_a_crash(tmp_path: Path) -> None:
     program = (
         "import signal, sys\n"

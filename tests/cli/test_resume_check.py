@@ -102,7 +102,7 @@ def line(attempt: int, step: int, loss: float | None = None) -> dict[str, Any]:
 
 
 def test_a_record_covers_the_steps_since_the_one_before_in_its_attempt() -> None:
-    lines = [line(1, 0), line(1, 1, 9.0), line(1, 4, 8.0), line(1, 8, 7.0)]
+    lines = [line(1, 0), line(1, 1, 9.0), line(1, 4, 8.0), line(1, 8, 7.0), line(1, 9, 6.9)]
     lines += [line(2, 4), line(2, 5, 6.5), line(2, 8, 6.0)]
     assert recorded_windows(json.loads(json.dumps(lines))) == [
         Recorded(1, 1, 9.0, 1.0),

@@ -288,6 +288,7 @@ def test_what_decides_the_result_has_a_default_in_code_only_where_it_means_off()
         if key.startswith(tuple(f"{section}." for section in COMPUTING))
     }
     assert defaults == {
+        "run.max_minutes": 0.0,
         "run.init_from": None,
         "run.init_with": InitWith.weights,
         "tokenizer.fixed_task_masks": True,

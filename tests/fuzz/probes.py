@@ -37,6 +37,7 @@ from glm_dist.generate.prompt import read_prompt
 from tests.fuzz.file_probe import foreign_corpora, preparations, replaced_tokenizers
 from tests.fuzz.lab import Lab, text
 from tests.fuzz.row_probe import rows
+from tests.fuzz.target_probe import empty_objectives, sentence_targets
 
 ENDINGS = (".jsonl", ".txt", ".JSONL", ".jsonl.gz", ".txt.GZ", ".jsonl.xz", ".txt.bz2")
 MASK_NAMES = ("[MASK]", "[sMASK]", "[gMASK]")
@@ -271,6 +272,7 @@ def traces(rng: Random, lab: Lab, folder: Path) -> None:
 PROBES = (
     *(rows, rows, blends, documents, prompts, keys, identities, inputs, traces),
     *(preparations, foreign_corpora, replaced_tokenizers),
+    *(sentence_targets, empty_objectives),
 )
-ALWAYS_VALID = (documents, keys, identities, inputs, traces)
+ALWAYS_VALID = (documents, keys, identities, inputs, traces, sentence_targets, empty_objectives)
 """Probes whose cases nothing may refuse."""

@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -80,3 +82,54 @@ def test_entry_point_starts_what_the_words_mean(
     )
 
     assert done.stdout == started + "\n"
+
+
+# Dies of TERM at once, as deepspeed does; its child takes notice, saves and ends with 75.
+LAUNCHER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+sys.exit(child.wait())
+"""
+RANK = """
+import os, sys, time
+parent = os.getppid()
+print("runs", flush=True)
+while os.getppid() == parent: time.sleep(0.02)
+time.sleep(0.3)
+print("saved", flush=True)
+sys.exit(75)
+"""
+
+
+def _contained(*command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "docker/init.py"), *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_container_lives_until_ranks_without_a_launcher_have_saved() -> None:
+    container = _contained(sys.executable, "-c", LAUNCHER, RANK)
+    assert container.stdout is not None
+    assert container.stdout.readline() == "runs\n"
+
+    container.send_signal(signal.SIGTERM)
+
+    out, _ = container.communicate(timeout=30)
+    assert (container.returncode, out) == (75, "saved\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 3", 3), ("sleep 5 & exit 4", 4), ("kill $$", 143)]
+)
+def test_the_container_ends_with_its_command(script: str, status: int) -> None:
+    container = _contained("bash", "-c", f"exec >&- 2>&-; {script}")
+    assert container.wait(timeout=30) == status
+
+
+def test_a_command_that_does_not_exist_is_one_line() -> None:
+    container = _contained("no-such-program")
+    _, err = container.communicate(timeout=30)
+    assert (container.returncode, err) == (127, "no-such-program: No such file or directory\n")

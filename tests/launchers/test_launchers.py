@@ -22,6 +22,13 @@ import json, os, sys
 json.dump({"argv": sys.argv[1:], "environ": dict(os.environ)}, open(os.environ["NOTES"], "w"))
 if os.environ.get("TERMINATE_BATCH_SHELL"):
     os.kill(os.getppid(), 15)
+if "BEFORE" in os.environ:  # as a program that opened its run folder
+    run = os.environ["RUN"]
+    open(os.environ["GLM_RUN_FOLDER_FILE"], "w").write(run + "\\n" + os.environ["BEFORE"] + "\\n")
+    if "AFTER" in os.environ:
+        os.makedirs(f"{run}/checkpoints/{os.environ['AFTER']}", exist_ok=True)
+    if "STOPPED" in os.environ:
+        open(f"{run}/stopped", "w").write(json.dumps({"status": int(os.environ["STOPPED"])}))
 sys.exit(int(os.environ.get("TASK_STATUS", "3")))
 """
 
@@ -195,17 +202,58 @@ def test_threads_follow_the_cores_of_a_task_and_a_sites_value_stays(repository: 
         ({"TASK_STATUS": "130"}, False),
         ({"TASK_STATUS": "143"}, False),
         ({"TASK_STATUS": "0"}, False),
+        ({"TASK_STATUS": "1", "BEFORE": "", "STOPPED": "75"}, True),
+        ({"TASK_STATUS": "1", "BEFORE": "", "STOPPED": "130"}, False),
+        ({"TASK_STATUS": "137", "BEFORE": "step_0000010", "AFTER": "step_0000020"}, True),
+        ({"TASK_STATUS": "1", "BEFORE": "", "AFTER": "step_0000020"}, True),
+        ({"TASK_STATUS": "1", "BEFORE": "step_0000020", "AFTER": "step_0000020"}, False),
+        ({"TASK_STATUS": "76", "BEFORE": "step_0000010", "AFTER": "step_0000020"}, False),
+        ({"TASK_STATUS": "2", "BEFORE": "", "AFTER": "step_0000020"}, False),
+        ({"TASK_STATUS": "1", "BEFORE": "", "AFTER": "step_0000020", "AUTO_REQUEUE": "0"}, False),
     ],
-    ids=["stopped and saved", "not wanted", "cancelled", "not saved", "killed", "finished"],
+    ids=[
+        "stopped and saved",
+        "not wanted",
+        "cancelled",
+        "not saved",
+        "killed",
+        "finished",
+        "stopped below torchrun",
+        "not saved below torchrun",
+        "crashed further on",
+        "crashed after the first checkpoint",
+        "crashed without progress",
+        "needs a human",
+        "a mistake",
+        "no crash wanted",
+    ],
 )
-def test_only_a_run_that_was_warned_and_saved_goes_back_into_the_queue(
+def test_a_run_that_goes_on_by_itself_goes_back_into_the_queue(
     repository: Path, environ: dict[str, str], requeued: bool
 ) -> None:
-    done = _batch(repository, **environ)
+    run = repository.parent / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    done = _batch(repository, RUN=str(run), CRASH_WAIT="0", **environ)
 
     notes = repository.parent / "notes.scontrol"
     assert (notes.read_text() if notes.exists() else "") == ("requeue 4242\n" if requeued else "")
     assert done.returncode == int(environ["TASK_STATUS"])
+
+
+def test_crashes_in_a_row_are_limited_and_a_stop_forgives_them(repository: Path) -> None:
+    run = repository.parent / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    notes = repository.parent / "notes.scontrol"
+    crash = {"TASK_STATUS": "1", "RUN": str(run), "CRASH_WAIT": "0", "MAX_CRASHES": "2"}
+    queue = []
+    for number, environ in enumerate([crash, crash, crash, {"TASK_STATUS": "75"}, crash]):
+        steps = {"BEFORE": f"step_{number:07d}", "AFTER": f"step_{number + 1:07d}"}
+        notes.unlink(missing_ok=True)
+        _batch(repository, **environ, **(steps if environ is crash else {}))
+        queue.append(notes.exists())
+
+    assert queue == [True, True, False, True, True]
+    assert not list(repository.glob("*.run"))
 
 
 def test_elsewhere_than_the_repository_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -167,7 +167,31 @@ def test_the_metrics_of_a_running_job_are_those_of_its_file(tmp_path: Path) -> N
     assert (written["wall_seconds"], written["attempts"], written["step"]) == (17.75, 2, 3)
 
 
+def test_a_job_that_is_killed_long_after_its_last_record_was_alive_meanwhile(
+    tmp_path: Path,
+) -> None:
+    clocks = Clocks()
+    for number in (1, 2):
+        sink = attempt(tmp_path, clocks, number, first_step=0)
+        for step in range(1, 31):  # no record; the file is written about every ten seconds
+            clocks.spend(STEP, 1.0)
+            sink.alive(step)
+        clocks.time += 5
+    sink = attempt(tmp_path, clocks, 3, first_step=20)
+    sink.close()
+    found = json.loads((tmp_path / "goodput.json").read_text())["seconds"]
+    # Written after steps 1, 11 and 21. The first attempt is repeated from step 0, the second from
+    # step 20: of its 21 seconds one is lost.
+    assert found["lost_steps"] == 21.0 + 1.0
+    assert found["useful_steps"] == 20.0
+    assert found["down"] == 2 * (9.0 + 5.0)
+    assert sum(found.values()) == clocks.time - 1000.0
+
+
 def test_an_unwritable_file_and_a_damaged_line_do_not_disturb_training(tmp_path: Path) -> None:
+    (tmp_path / "goodput.json").write_text('{"signs_of_life": [{"step": "x"}]}')
+    attempt(tmp_path, Clocks(), 1, first_step=0).close()
+    (tmp_path / "goodput.json").unlink()
     (tmp_path / "goodput.json").mkdir()
     (tmp_path / "metrics.jsonl").write_text("garbage\n")
     sink = attempt(tmp_path, Clocks(), 1, first_step=0)

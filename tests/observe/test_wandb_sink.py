@@ -3,11 +3,16 @@
 The real library runs here, against addresses of this machine; nothing leaves it.
 """
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -17,6 +22,7 @@ from glm_dist.observe import wandb_sink
 from glm_dist.observe.wandb_sink import WandbSink, has_wandb_key
 from tests.observe.test_sinks import config
 from tests.observe.wandb_files import history
+from tests.train.jobs import free_port
 
 
 @pytest.mark.parametrize(
@@ -89,33 +95,52 @@ def test_without_a_key_it_records_offline_through_the_signals_of_a_stop(
     assert "metrics.jsonl is complete" not in caplog.text
 
 
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    """A server that takes connections and never answers; none at all once it is closed."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server
+class Failing(BaseHTTPRequestHandler):
+    """A server, or somebody's proxy, that answers every request with an error."""
+
+    def do_GET(self) -> None:
+        self.send_error(503)
+
+    do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        """Say nothing."""
 
 
-@pytest.mark.parametrize("answer", ["refused", "mute"])
-def test_without_a_network_attempts_are_recorded_offline_as_one_run(
-    answer: str,
+@contextlib.contextmanager
+def server(kind: str) -> Iterator[int]:
+    """Port of a server that refuses connections, answers nothing, or answers with errors."""
+    if kind == "failing":
+        with ThreadingHTTPServer(("127.0.0.1", 0), Failing) as failing:
+            threading.Thread(target=failing.serve_forever, daemon=True).start()
+            yield failing.server_port
+            failing.shutdown()
+        return
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield free_port() if kind == "refusing" else listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [("refusing", "Connection refused"), ("mute", "TimeoutError"), ("failing", "CommError")],
+)
+def test_without_a_server_attempts_are_recorded_offline_as_one_run(
+    kind: str,
+    reason: str,
     tmp_path: Path,
-    listener: socket.socket,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(wandb_sink, "PROBE_SECONDS", 0.5)
-    made, environ = config(tmp_path, "online"), online(tmp_path, listener.getsockname()[1])
-    if answer == "refused":
-        listener.close()
-        record(made, environ, attempt=1, steps=range(1, 4))
-        record(made, environ, attempt=2, steps=range(3, 5))
-        assert recorded(made.run_dir) == EXPECTED
-        assert caplog.text.count("recording offline, for `wandb sync`") == 2
-    else:
-        record(made, environ, attempt=1, steps=range(1, 4))
-        assert recorded(made.run_dir) == EXPECTED[:3]
-        assert caplog.text.count("recording offline, for `wandb sync`: TimeoutError") == 1
+    monkeypatch.setattr(wandb_sink, "INIT_SECONDS", 0.5)
+    made = config(tmp_path, "online")
+    with server(kind) as port:
+        record(made, online(tmp_path, port), attempt=1, steps=range(1, 4))
+        if kind == "refusing":
+            record(made, online(tmp_path, port), attempt=2, steps=range(3, 5))
+    assert recorded(made.run_dir) == EXPECTED[: 5 if kind == "refusing" else 3]
+    assert "recording offline, for `wandb sync`" in caplog.text
+    assert reason in caplog.text
 
 
 @pytest.mark.parametrize("content", ["", "\n", "../../x", "\0\0"], ids=repr)
@@ -179,3 +204,27 @@ def test_a_library_that_hangs_holds_the_end_of_a_job_no_longer_than_the_limit(
     assert process.returncode == -signal.SIGKILL
     assert time.monotonic() - started < 10.0
     assert "for `wandb sync`" in caplog.text
+
+
+def train_and_die(folder: Path, environ: dict[str, str], answers: Connection) -> None:
+    """Be a training process that is killed while the library takes no records."""
+    wandb_sink.FINISH_SECONDS = 0.5
+    sink = WandbSink(config(folder, "offline"), attempt=1, environ=environ)
+    sink.write(1, {"train/loss": 2.0})
+    assert sink._process is not None
+    answers.send(sink._process.pid)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_nothing_is_left_of_a_killed_job_even_if_the_library_hangs(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    answers, theirs = context.Pipe()
+    environ = library(tmp_path, log="time.sleep(1000)")
+    training = context.Process(target=train_and_die, args=(tmp_path, environ, theirs))
+    training.start()
+    pid = answers.recv()
+    training.join()
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

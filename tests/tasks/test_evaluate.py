@@ -2,7 +2,9 @@
 
 import json
 import subprocess
+import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -164,6 +166,15 @@ def test_options_are_checked_before_the_model_is_loaded(
     file = str(folder / "choice.jsonl")
     assert main(["evaluate", str(folder / "runs" / "a"), file, *options]) == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_a_missing_harness_is_noticed_before_the_model_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.setattr("glm_dist.cli.benchmarks.load_for", Mock(side_effect=AssertionError))
+    assert main(["evaluate", str(folder / "runs" / "a"), "--harness", "fact"]) == 2
+    assert "--harness needs lm-evaluation-harness" in capsys.readouterr().err
 
 
 def short_texts(folder: Path) -> None:

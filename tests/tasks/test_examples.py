@@ -1,5 +1,6 @@
 """Files of examples: what is read, and what is refused."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -103,3 +104,21 @@ def test_what_is_no_example_is_named(tmp_path: Path, records: list[object], says
     says(caught.value)
     with pytest.raises(DataError, match="is no file of examples"):
         read_examples(tmp_path / "missing.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "problem"),
+    [
+        ("a.jsonl.gz", "utf-8", "is compressed"),
+        ("a.jsonl", "utf-16", "is UTF-16"),
+        ("a.json", "utf-8", "is a JSON array"),
+    ],
+)
+def test_files_that_are_no_json_lines_are_refused_by_what_they_are(
+    tmp_path: Path, name: str, encoding: str, problem: str
+) -> None:
+    content = '[{"text": "a"}]' if name == "a.json" else '{"text": "a"}\n'
+    packed = gzip.compress(content.encode()) if name.endswith(".gz") else content.encode(encoding)
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(DataError, match=problem):
+        read_examples(tmp_path / name)

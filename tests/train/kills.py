@@ -20,6 +20,7 @@ from glm_dist.cli.main import main_train
 from glm_dist.observe.metrics_file import final_records, read_records
 from tests.ranks import Programs, started_programs
 from tests.train.jobs import rank_environments
+from tests.train.kill_points import POINT, Point, killed_program
 from tests.train.test_job import weights_of
 
 STEPS = 14
@@ -78,6 +79,42 @@ def kill_until_done(
             campaign.expect(not hung, f"{run.name} kill {number}: survivors {hung} still wait")
         campaign.counts["too late" if was_over else f"kills of {victims}"] += 1
         _check_newest(run, reported, campaign, what=f"{run.name} kill {number}")
+    _finish(overrides, run, campaign)
+
+
+def kill_at(
+    point: Point, rank: int, overrides: Sequence[str], run: Path, *, with_others: bool
+) -> list[str]:
+    """Start a run of two ranks of which one dies at a point, then let it finish.
+
+    Args:
+        point: Call at which it dies.
+        rank: The rank that dies.
+        overrides: Configuration of the run.
+        run: Its folder.
+        with_others: Kill the other rank at once, as a node that loses power does.
+
+    Returns:
+        What was wrong.
+    """
+    campaign = Campaign()
+    environments = rank_environments(2)
+    environments[rank] |= {POINT: str(point)}
+    with started_programs(killed_program, ["train.py", *overrides], environments) as job:
+        victim, other = job.processes[rank], job.processes[1 - rank]
+        victim.join(SURVIVAL_SECONDS)
+        if with_others:
+            other.kill()
+        hung = job.wait(SURVIVAL_SECONDS)
+        code = victim.exitcode
+        campaign.expect(code == -signal.SIGKILL, f"rank {rank} ended {code}, not at the point")
+        campaign.expect(not hung, f"survivors {hung} still wait")
+    _check_newest(run, _reported_step(run), campaign, what=f"{point}, rank {rank}")
+    _finish(overrides, run, campaign)
+    return campaign.problems
+
+
+def _finish(overrides: Sequence[str], run: Path, campaign: Campaign) -> None:
     with started_programs(main_train, ["train.py", *overrides], rank_environments(2)) as job:
         hung = job.wait(240)
         codes = [result.returncode for result in job.results()]

@@ -1,12 +1,12 @@
 """``train.py`` that shows where it is: for tests that send a signal at a chosen moment.
 
-STOP_TRIAL is ``<phase>:<folder>``. The first rank to reach the phase slows it down, and every rank
-leaves a file ``<phase>.<rank>`` with its process id there.
+STOP_TRIAL is ``<phase>:<folder>``. Each rank that reaches the phase leaves ``<phase>.<rank>``, a
+file with its process id, in the folder; and the phase takes longer than usual.
 """
 
 from glm_dist.stop_signals import StopListener
 
-listener = StopListener()
+LISTENER = StopListener() if __name__ == "__main__" else None
 
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -17,29 +17,41 @@ from pathlib import Path  # noqa: E402
 from typing import Any  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
-PHASE, FOLDER = os.environ["STOP_TRIAL"].split(":", 1)
-RANK = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+
+SLOWED = {
+    "joining": ("glm_dist.parallel.process", "_join", 20.0),
+    "building": ("glm_dist.train.job", "build_engine", 2.0),
+    "first": ("glm_dist.train.loop", "train_step", 0.2),
+    "validation": ("glm_dist.train.evaluate", "replica_rows", 1.0),
+    "save": ("glm_dist.train.observers", "save_state", 2.0),
+}
+"""Function that begins each phase, and seconds that it takes longer."""
 
 
-def show(phase: str) -> None:
+def my_rank() -> str:
+    """Rank of this process."""
+    return os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+
+
+def show(phase: str, folder: Path) -> None:
     """Leave the phase's file."""
-    file = Path(FOLDER) / f"{phase}.{RANK}"
+    file = folder / f"{phase}.{my_rank()}"
     if not file.exists():
-        file.with_suffix(".new").write_text(str(os.getpid()))
-        file.with_suffix(".new").rename(file)
+        Path(f"{file}.new").write_text(str(os.getpid()))
+        Path(f"{file}.new").rename(file)
 
 
-def slow(module: str, name: str, *, seconds: float, only: str = "") -> None:
-    """Let a function show the phase and wait before it does its work."""
+def slow_down(phase: str, folder: Path) -> None:
+    """Let the function that begins a phase show it and wait; while ranks join, rank 1 is late."""
+    module, name, seconds = SLOWED[phase]
     place = import_module(module)
     kept: Callable[..., Any] = getattr(place, name)
 
     def slowed(*arguments: Any, **options: Any) -> Any:
-        show(PHASE)
-        if only in ("", RANK):
-            end = time.monotonic() + seconds
-            while time.monotonic() < end:
-                time.sleep(0.05)
+        show(phase, folder)
+        end = time.monotonic() + (0 if phase == "joining" and my_rank() != "1" else seconds)
+        while time.monotonic() < end:
+            time.sleep(0.05)
         return kept(*arguments, **options)
 
     setattr(place, name, slowed)
@@ -47,18 +59,12 @@ def slow(module: str, name: str, *, seconds: float, only: str = "") -> None:
 
 def main() -> int:
     """Slow the phase down, then train."""
-    show("started")
-    if PHASE == "joining":
-        slow("glm_dist.parallel.process", "_join", seconds=20, only="1")
-    elif PHASE == "building":
-        slow("glm_dist.train.job", "build_engine", seconds=2)
-    elif PHASE == "first":
-        slow("glm_dist.train.loop", "train_step", seconds=0.2)
-    elif PHASE == "validation":
-        slow("glm_dist.train.evaluate", "replica_rows", seconds=1)
-    elif PHASE == "save":
-        slow("glm_dist.train.observers", "save_state", seconds=2)
-    return import_module("glm_dist.cli.main").main_train(listener)
+    phase, name = os.environ["STOP_TRIAL"].split(":", 1)
+    show("started", Path(name))
+    if phase in SLOWED:
+        slow_down(phase, Path(name))
+    status: int = import_module("glm_dist.cli.main").main_train(LISTENER)
+    return status
 
 
 if __name__ == "__main__":

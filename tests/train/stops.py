@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -95,15 +94,6 @@ class Outcome:
     text: str = field(repr=False)
     """All output."""
 
-    @property
-    def tracebacks(self) -> int:
-        """Tracebacks of ranks; launchers print their own."""
-        return (
-            len(re.findall(r"stop_program\.py|glm_dist/", self.text.split("Traceback", 1)[-1]))
-            if "Traceback" in self.text and "glm_dist/" in self.text
-            else 0
-        )
-
 
 @dataclass
 class Trial:
@@ -114,15 +104,14 @@ class Trial:
     process: subprocess.Popen[str]
     signs: Path
 
-    def wait_for(self, name: str, ranks: int) -> list[int]:
-        """Wait until ranks have shown a phase; return their process ids."""
+    def wait_for(self, name: str, ranks: int) -> None:
+        """Wait until ranks have shown a phase."""
         files = [self.signs / f"{name}.{rank}" for rank in range(ranks)]
         deadline = time.monotonic() + DEADLINE_SECONDS
         while not all(file.exists() for file in files):
             assert time.monotonic() < deadline, f"{name} not reached\n{self._output()[-3000:]}"
             assert self.process.poll() is None, self._output()[-3000:]
             time.sleep(0.02)
-        return [int(file.read_text()) for file in files]
 
     def wait_for_step(self, step: int) -> None:
         """Wait until a step is recorded."""
@@ -151,11 +140,7 @@ class Trial:
             (child,) = self.children(self.process.pid)
             os.kill(child, number)
         else:
-            (pid,) = [int((self.signs / f"started.{target[-1]}").read_text())]
-            os.kill(self._outer(pid), number)
-
-    def _outer(self, pid: int) -> int:
-        return pid
+            os.kill(int((self.signs / f"started.{target[-1]}").read_text()), number)
 
     def end(self, *, within: float = 60.0) -> Outcome:
         """Wait for every process, those orphaned as well."""
@@ -184,8 +169,7 @@ class Trial:
 
     def members(self) -> list[int]:
         """Living processes of this trial, by its mark in their environment."""
-        mark = f"={self.signs}".encode()
-        mark = f"STOP_TRIAL={os.environ.get('', '')}".encode() and str(self.signs).encode()
+        mark = str(self.signs).encode()
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
@@ -212,7 +196,7 @@ def start_trial(
     typed += ["parallel=single"] if launcher == "python" else ["parallel=tp2"]
     with (folder / "output").open("w") as output:
         process = subprocess.Popen(
-            [*command, program, *typed],
+            [*command, PROGRAM, *typed],
             cwd=ROOT,
             env=clean_environment(PYTHONPATH=str(ROOT), STOP_TRIAL=f"{phase}:{signs}", **variables),
             stdout=output,
@@ -222,6 +206,28 @@ def start_trial(
             preexec_fn=_as_in_a_terminal,
         )
     return Trial(folder, launcher, process, signs)
+
+
+def stop_in(launcher: str, phase: str, target: str, name: str, folder: Path, *more: str) -> Outcome:
+    """Start a job, send a signal in a phase and wait for the end.
+
+    Args:
+        launcher: As ``launch_command`` takes it.
+        phase: ``step``, ``started`` or one of ``stop_program.SLOWED``.
+        target: ``launcher``, ``launch.py``, ``group``, ``rank0`` or ``rank1``.
+        name: Name of the signal.
+        folder: For all files.
+        more: More overrides.
+    """
+    trial = start_trial(launcher, phase, folder, *more)
+    ranks = 1 if launcher == "python" else 2
+    trial.wait_for("started", ranks)
+    if phase == "step":
+        trial.wait_for_step(3)
+    else:
+        trial.wait_for(phase, ranks)
+    trial.send(target, signal.Signals[name])
+    return trial.end()
 
 
 def _as_in_a_terminal() -> None:

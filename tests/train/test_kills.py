@@ -1,6 +1,7 @@
 """Random kills in every layout: nothing reported is lost, and the end is that of no kill at all."""
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 from glm_dist.cli.main import main_train
 from tests.ranks import run_programs
 from tests.train.jobs import make_files, rank_environments
-from tests.train.kills import STEPS, Campaign, check_end, kill_until_done
+from tests.train.kill_points import ON_EVERY_RANK, ON_THE_FIRST_RANK
+from tests.train.kills import STEPS, Campaign, check_end, kill_at, kill_until_done
 
 RUNS = int(os.environ.get("KILL_RUNS", "5"))
 """Runs for each layout; each is killed up to three times."""
@@ -27,25 +29,37 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(
-    layout: str, tmp_path: Path
-) -> None:
-    overrides = [
-        *make_files(tmp_path),
-        *LAYOUTS[layout],
+NAMED = ["parallel=dp2", "zero=stage1", "checkpoint.interval=3", "checkpoint.keep_last=2"]
+
+
+def overrides_of(folder: Path) -> list[str]:
+    """A run of ``STEPS`` steps."""
+    return [
+        *make_files(folder),
         f"run.steps={STEPS}",
         f"lr_schedule.decay_steps={STEPS}",
         "evaluation.interval=0",
     ]
-    campaign = Campaign()
-    typed = [*overrides, "run.name=whole", "checkpoint.interval=7"]
+
+
+def train(overrides: list[str]) -> float:
+    """Train without a kill; return the seconds it took."""
     started = time.monotonic()
-    for done in run_programs(main_train, ["train.py", *typed], rank_environments(2)):
+    for done in run_programs(main_train, ["train.py", *overrides], rank_environments(2)):
         assert done.returncode == 0, done.stderr
-    whole_seconds = time.monotonic() - started
+    return time.monotonic() - started
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("background", ["true", "false"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(
+    layout: str, background: str, tmp_path: Path
+) -> None:
+    overrides = [*overrides_of(tmp_path), *LAYOUTS[layout], f"checkpoint.background={background}"]
+    campaign = Campaign()
+    whole_seconds = train([*overrides, "run.name=whole", "checkpoint.interval=7"])
 
     for number in range(RUNS):
         name = f"run{number}"
@@ -59,5 +73,31 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(
         )
         check_end(tmp_path / "runs" / name, tmp_path / "runs" / "whole", campaign)
 
-    print(f"{layout}: {dict(campaign.counts)}")
+    print(f"{layout} background={background}: {dict(campaign.counts)}")
     assert not campaign.problems, "\n".join(campaign.problems)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_killed_at_each_point_of_a_save_a_run_ends_as_if_it_had_not_been(
+    background: str, tmp_path: Path
+) -> None:
+    overrides = [*overrides_of(tmp_path), *NAMED, f"checkpoint.background={background}"]
+    train([*overrides, "run.name=whole"])
+    cases = [(point, rank) for point in ON_EVERY_RANK for rank in (0, 1)]
+    cases += [(point, 0) for point in ON_THE_FIRST_RANK]
+    cases = [case for case in cases if background == "true" or "snapshot" not in case[0].module]
+    problems = []
+    for number, (point, rank) in enumerate(cases):
+        for with_others in (True, False):
+            name = f"run{number}{'all' if with_others else ''}"
+            run, typed = tmp_path / "runs" / name, [*overrides, f"run.name={name}"]
+            found = kill_at(point, rank, typed, run, with_others=with_others)
+            campaign = Campaign()
+            check_end(run, tmp_path / "runs" / "whole", campaign)
+            problems += [f"{point} rank {rank}: {text}" for text in found + campaign.problems]
+            shutil.rmtree(run)
+
+    print(f"background={background}: {2 * len(cases)} kills at named points")
+    assert not problems, "\n".join(problems)

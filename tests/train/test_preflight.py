@@ -123,6 +123,11 @@ def earlier_run(folder: Path) -> None:
     write_run(folder)
 
 
+def only_set_aside(folder: Path) -> None:
+    write_run(folder, steps=())
+    (folder / "runs" / "tiny" / "checkpoints" / ".bad-step_0000010").mkdir(parents=True)
+
+
 def run_with_other_rate(folder: Path) -> None:
     write_run(folder, "optimizer.learning_rate=0.001", "model.num_layers=2")
 
@@ -180,6 +185,16 @@ CASES = [
         earlier_run,
         "checkpoint.resume",
         more=("checkpoint.resume=never",),
+    ),
+    Case(
+        "nothing left but checkpoints set aside", only_set_aside, "{folder}/runs/tiny/checkpoints"
+    ),
+    Case(
+        "a step to go back to that is not there",
+        earlier_run,
+        "checkpoint.step",
+        more=("checkpoint.step=7",),
+        facts="there are: 10",
     ),
     Case(
         "run folder of another configuration",

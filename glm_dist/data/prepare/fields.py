@@ -23,12 +23,16 @@ def text_of(record: object, key: str) -> str | None:
             found = found.decode("utf-8")
         except UnicodeDecodeError:
             return None
-    if not isinstance(found, str):
-        return None
-    if found.isascii():
-        return found
-    # JSON can spell half of a surrogate pair, which is no character.
-    return found.encode("utf-8", "replace").decode("utf-8")
+    return found if isinstance(found, str) else None
+
+
+def is_cut(text: str) -> bool:
+    """Tell whether a text holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def explain_missing(record: object, key: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from glm_dist.data.prepare.bad_lines import BadLine
 from glm_dist.data.prepare.compression import open_text
 from glm_dist.data.prepare.encoding import check_encoding
-from glm_dist.data.prepare.fields import explain_missing, suggest_key, text_of
+from glm_dist.data.prepare.fields import explain_missing, is_cut, suggest_key, text_of
 from glm_dist.data.prepare.inputs import FileKind, kind_of
 from glm_dist.data.prepare.parquet import read_rows
 
@@ -187,7 +187,9 @@ def _json_text(line: bytes, key: str, *, is_record: bool) -> "str | _Problem":
     text = text_of(record, key)
     if text is None:
         return _Problem(explain_missing(record, key), suggest_key(record))
-    return text
+    return (
+        _Problem("holds half of a surrogate pair, which is no character") if is_cut(text) else text
+    )
 
 
 def _split_units(data: bytes, unit: TextUnit) -> list[bytes]:

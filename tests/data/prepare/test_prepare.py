@@ -237,10 +237,15 @@ def test_too_many_bad_lines_stop(tmp_path: Path, choice: TokenizerSpec) -> None:
     assert len(documents_in(tmp_path / "corpus")) == 1
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_stop(tmp_path: Path, choice: TokenizerSpec) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "w10 \\ud800 w11"}\n')
-    run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice)
+def test_half_a_surrogate_pair_is_a_bad_line_and_a_whole_one_is_text(
+    tmp_path: Path, choice: TokenizerSpec
+) -> None:
+    lines = ["w10 \\ud83d\\ude00 w11", "w10 \\ud800 w11"]
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
 
+    with pytest.raises(DataError, match=r"a\.jsonl:2: holds half of a surrogate pair"):
+        run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=0)
+    run([tmp_path / "a.jsonl"], tmp_path / "corpus", choice, max_bad_lines=1)
     assert len(documents_in(tmp_path / "corpus")) == 1
 
 
