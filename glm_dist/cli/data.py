@@ -40,7 +40,7 @@ from glm_dist.data.prepare.official_lazy import import_lazy
 from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer.tokenizer import load_tokenizer, open_tokenizer
-from glm_dist.errors import ConfigError
+from glm_dist.errors import ConfigError, DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,6 +134,13 @@ def _wrote(output: str, documents: int, tokens: int, console: Console) -> None:
 
 def _validate(arguments: argparse.Namespace, console: Console) -> int:
     prefixes: list[str] = arguments.corpora
+    if "" in arguments.against:
+        raise DataError(
+            "--against is empty.\n  Name the prefix of a prepared evaluation set.",
+            key="--against",
+            value="",
+            fix="--against <prefix>",
+        )
     evaluations = {prefix: open_indexed(prefix) for prefix in arguments.against}
     verdicts = [validate_corpus(prefix) for prefix in prefixes]
     for verdict in verdicts:

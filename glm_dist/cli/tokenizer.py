@@ -8,7 +8,7 @@ glm-dist tokenizer encode --tokenizer data/tokenizer.model "To be, or [MASK] to 
 import argparse
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -28,7 +28,11 @@ from glm_dist.data.prepare.readers import (
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.data.tokenizer.training import train_sentencepiece
+from glm_dist.errors import DataError
 from glm_dist.generate.prompt import check_utf_8
+
+LEAST_SHARE = 0.2
+"""Least share of the wanted sample that is no surprise; halving its bound leaves about half."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,16 +91,36 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     console = Console(stderr=True)
+    output = output_file(arguments.output)
+    if output.suffix != ".model":
+        raise DataError(
+            f"--output {arguments.output} does not end in .model, by which the other commands tell"
+            " a SentencePiece model.\n"
+            f"  Write --output {output}.model.",
+            key="--output",
+            value=arguments.output,
+            fix=f"--output {output}.model",
+        )
     options = TextOptions(arguments.text_key, TextUnit(arguments.text_unit))
     selection = select_inputs(arguments.inputs)
     for line in selection.describe():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     bad_lines = BadLines()
+    texts = _Counted(_documents(selection.files, options, bad_lines))
     try:
-        size = _learn(arguments, _documents(selection.files, options, bad_lines), console)
+        size = _learn(arguments, texts, console)
     finally:
         for line in bad_lines.describe():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if size < LEAST_SHARE * min(texts.characters, arguments.sample_mb * 1e6):
+        console.print(
+            f"only {size} bytes of {texts.characters} characters were taken: the text repeats few"
+            " paragraphs, and the sample takes all copies of one or none.\n"
+            "  Remove the copies, or raise --sample-mb.",
+            style="yellow",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
         f"wrote {arguments.output}: vocab_size={arguments.vocab_size}"
         f" learnt_from={size / 1e6:.1f}MB",
@@ -105,11 +129,24 @@ def _train(arguments: argparse.Namespace) -> None:
     )
 
 
-def _learn(arguments: argparse.Namespace, texts: Iterator[str], console: Console) -> int:
+class _Counted:
+    """Texts, counted while they are read."""
+
+    def __init__(self, texts: Iterator[str]) -> None:
+        self._texts = texts
+        self.characters = 0
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.characters += len(text)
+            yield text
+
+
+def _learn(arguments: argparse.Namespace, texts: Iterable[str], console: Console) -> int:
     with console.status("learning a vocabulary"):
         return train_sentencepiece(
             texts,
-            output_file(arguments.output),
+            Path(arguments.output),
             vocab_size=arguments.vocab_size,
             model_type=arguments.model_type,
             max_sample_bytes=int(arguments.sample_mb * 1e6),

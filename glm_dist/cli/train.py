@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
         reason = describe(listener.code)
         sys.stderr.write(f"stopped before training; nothing to save reason={reason}\n")
         return EXIT_STOPPED
+    # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     job = importlib.import_module("glm_dist.train.job")
     benchmarks = None
     if examples:

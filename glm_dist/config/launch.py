@@ -33,6 +33,10 @@ class LaunchEnvironment:
     master_port: int
     launcher: str
     """torchrun, deepspeed, environment (any other that exports RANK), srun or python."""
+    restart: int = 0
+    """Times that torchrun has restarted the ranks; its store keeps what earlier ones wrote."""
+    has_agent_store: bool = False
+    """True if a process of torchrun holds the job's store; else rank 0 does."""
 
 
 def read_launch_environment(
@@ -143,6 +147,8 @@ def _exported(environ: Mapping[str, str]) -> LaunchEnvironment:
         environ.get("MASTER_ADDR", "127.0.0.1"),
         _port(environ, default=0),
         launcher,
+        restart=_number(environ, "TORCHELASTIC_RESTART_COUNT", default=0),
+        has_agent_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
     )
 
 

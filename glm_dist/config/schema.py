@@ -32,6 +32,7 @@ from glm_dist.config.text import CorpusConfig as CorpusConfig
 from glm_dist.config.text import CorruptionConfig as CorruptionConfig
 from glm_dist.config.text import DataConfig as DataConfig
 from glm_dist.config.text import TokenizerConfig as TokenizerConfig
+from glm_dist.config.watchdog import WatchdogConfig as WatchdogConfig
 from glm_dist.errors import LaunchError
 
 CONFIG_VERSION = 1
@@ -309,6 +310,7 @@ class RunConfig:
     loss: LossConfig = MISSING
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     paths: PathsConfig = MISSING
 

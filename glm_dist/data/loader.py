@@ -7,8 +7,11 @@ built, never what is in it. There is no end of data.
 
 import atexit
 import ctypes
+import faulthandler
+import logging
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import weakref
@@ -22,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
-from glm_dist.errors import GlmDistError
+from glm_dist.errors import DataError, GlmDistError
 from glm_dist.stop_signals import STOP_SIGNALS
 
 END_SIGNAL = signal.SIGVTALRM
@@ -90,11 +93,26 @@ class TrainingBatches:
         """
         step = []
         for _ in range(self._per_step):
-            item = next(self._micro_batches)
+            item = self._next()
             if isinstance(item, _Failure):
                 raise item.error
             step.append(item)
         return step
+
+    def _next(self) -> "MicroBatch | _Failure":
+        try:
+            return next(self._micro_batches)
+        except RuntimeError as error:
+            if not re.search(r"worker .*killed by signal: Bus error", str(error)):
+                raise
+            raise DataError(
+                "A data worker was ended by SIGBUS: a corpus file became shorter while it was read,"
+                " or /dev/shm is full.\n"
+                "  Run `glm-dist data validate` on the corpora; the rank's log has the worker's"
+                " stack.",
+                key="data.corpora",
+                fix="glm-dist data validate <prefix>",
+            ) from error
 
     def close(self) -> None:
         """Stop the workers."""
@@ -176,6 +194,11 @@ def _prepare_worker(worker: int) -> None:
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, END_SIGNAL)
         if rank is not None and os.getppid() != rank.pid:
             os._exit(0)
+    # torch takes SIGBUS for a lack of shared memory; here a file that was cut short is likelier.
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and faulthandler.is_enabled():
+            faulthandler.disable()
+            faulthandler.enable(file=handler.stream, all_threads=True)
 
 
 @dataclass(frozen=True)

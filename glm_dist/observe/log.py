@@ -6,6 +6,7 @@ are never hidden.
 """
 
 import logging
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from glm_dist.errors import ConfigError
+from glm_dist.observe.black_box import dump_on_fatal_signals
 
 CONSOLE_HANDLER = "glm_dist.console"
 FILE_HANDLER = "glm_dist.file"
@@ -58,7 +60,9 @@ def setup_logging(
     root.setLevel(logging.INFO)
     root.addHandler(_console_handler(rank, console or Console(stderr=True)))
     if run_dir is not None:
-        root.addHandler(_file_handler(rank, run_dir))
+        file_handler = _file_handler(rank, run_dir)
+        root.addHandler(file_handler)
+        dump_on_fatal_signals(file_handler)
     quiet_libraries()
 
 
@@ -100,11 +104,11 @@ def _console_handler(rank: int, console: Console) -> logging.Handler:
     return handler
 
 
-def _file_handler(rank: int, run_dir: Path) -> logging.Handler:
+def _file_handler(rank: int, run_dir: Path) -> logging.FileHandler:
     path = run_dir / "log" / f"rank_{rank:04d}.log"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written ({error.strerror}).\n"
@@ -118,6 +122,22 @@ def _file_handler(rank: int, run_dir: Path) -> logging.Handler:
     handler.set_name(FILE_HANDLER)
     handler.setLevel(logging.INFO)
     return handler
+
+
+class _LogFile(logging.FileHandler):
+    """File handler that reports a failed write once; logging prints a traceback for each record."""
+
+    _failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Print one line if the operating system refused a write; any other error is a bug."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._failed:
+            self._failed = True
+            reason = error.strerror or error
+            sys.stderr.write(f"warning: {self.baseFilename} misses lines from here on: {reason}\n")
 
 
 class _ConsoleLine(logging.Formatter):

@@ -19,13 +19,20 @@ SAVE = "save"
 class PhaseClock:
     """Seconds by phase. Phases may be nested; time counts only for the innermost one."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        listener: Callable[[str | None], None] | None = None,
+    ) -> None:
         """Start outside of every phase.
 
         Args:
             clock: Seconds, from any origin.
+            listener: Called at every change with the innermost phase; None between phases.
         """
         self._clock = clock
+        self._listener = listener
         self._seconds: dict[str, float] = {}
         self._totals: dict[str, float] = {}
         self._running: list[str] = []
@@ -45,11 +52,13 @@ class PhaseClock:
         """
         self._charge()
         self._running.append(phase)
+        self._notify()
         try:
             yield
         finally:
             self._charge()
             self._running.pop()
+        self._notify()  # not after an exception: its report names the phase that raised it
 
     def now(self) -> float:
         """Return the clock's reading."""
@@ -65,6 +74,10 @@ class PhaseClock:
         """Return the seconds of each phase since the clock was created."""
         self._charge()
         return dict(self._totals)
+
+    def _notify(self) -> None:
+        if self._listener is not None:
+            self._listener(self.current)
 
     def _charge(self) -> None:
         now = self._clock()

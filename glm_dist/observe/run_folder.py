@@ -1,7 +1,8 @@
 """Folder of a run, with the provenance of each attempt.
 
 ``config.yaml`` (resolved), ``overrides.txt``, ``provenance.json`` (one entry per attempt),
-``metrics.jsonl``, ``log/``, ``checkpoints/``, ``tokenizer/`` (a copy of its files). An attempt is
+``metrics.jsonl``, ``log/``, ``heartbeat/`` (each rank's newest report), ``checkpoints/``,
+``tokenizer/`` (a copy of its files). An attempt is
 one start of the run; resuming is the next attempt in the same folder. ``lock`` keeps out a second
 job while one is running.
 """
@@ -31,6 +32,8 @@ CONFIG_FILE = "config.yaml"
 OVERRIDES_FILE = "overrides.txt"
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints inside a run folder."""
+HEARTBEATS = "heartbeat"
+"""Folder of the ranks' newest reports, for the watchdog, inside a run folder."""
 
 DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
 """Packages whose versions affect results, in addition to glm_dist itself."""

@@ -42,20 +42,33 @@ _NOTHING_LOST = "Earlier checkpoints are intact; run the same command again to r
 class RankFailure(Exception):  # noqa: N818
     """Error on the other ranks when one rank failed."""
 
-    def __init__(self, rank: int, host: str, summary: str, *, status: int = EXIT_BUG) -> None:
+    def __init__(
+        self,
+        rank: int,
+        host: str,
+        summary: str,
+        *,
+        status: int = EXIT_BUG,
+        is_verdict: bool = False,
+        is_reported: bool = False,
+    ) -> None:
         """Store the failed rank.
 
         Args:
-            rank: The rank that failed.
+            rank: The rank that failed, or that gave the verdict.
             host: Its host.
-            summary: Its error in one line.
+            summary: Its error in one line; of a verdict, the whole message.
             status: Exit status of every rank of the job; of a user error, that error's.
+            is_verdict: True if the watchdog found that some rank hangs or has left.
+            is_reported: True if another rank prints it.
         """
-        super().__init__(rank, host, summary, status)
+        super().__init__(rank, host, summary, status, is_verdict, is_reported)
         self.rank = rank
         self.host = host
         self.summary = summary
         self.status = status
+        self.is_verdict = is_verdict
+        self.is_reported = is_reported
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle with every field."""
@@ -63,12 +76,18 @@ class RankFailure(Exception):  # noqa: N818
 
     def __str__(self) -> str:
         """Name the failed rank, its error and its log file."""
+        if self.is_verdict:
+            return self.summary
         log_file = f"log/rank_{self.rank:04d}.log"
         return f"rank {self.rank} on {self.host} failed: {self.summary} (see its {log_file})"
 
 
-def _rank_failure(rank: int, host: str, summary: str, status: int) -> RankFailure:
-    return RankFailure(rank, host, summary, status=status)
+def _rank_failure(
+    rank: int, host: str, summary: str, status: int, is_verdict: bool, is_reported: bool
+) -> RankFailure:
+    return RankFailure(
+        rank, host, summary, status=status, is_verdict=is_verdict, is_reported=is_reported
+    )
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
@@ -30,6 +30,9 @@ POLL_SECONDS = 1.0
 
 LINGER_SECONDS = 5.0
 """Longest wait of a failing rank for the others to read the board; launchers kill them soon."""
+
+VERDICT_LINGER_SECONDS = 1.2
+"""The same after a verdict of the watchdog, since the rank that hangs does not read."""
 
 PEER_SECONDS = 3.0
 """Longest wait for a post after a collective broke, which may happen before the post."""
@@ -62,14 +65,22 @@ class FailureBoard:
             status: Exit status of this rank, which the others end with as well.
         """
         first_line = (str(error).splitlines() or [""])[0]
-        summary = f"{type(error).__name__}: {first_line}"
-        try:
-            self._store.compare_set(
-                _FAILED, "", json.dumps([self.rank, self.host, summary, status])
-            )
-        except RuntimeError:
-            return  # the process that held the store has exited
+        self._post([self.rank, self.host, f"{type(error).__name__}: {first_line}", status, False])
         self.acknowledge()
+
+    def post_verdict(self, text: str) -> None:
+        """Post that the job hangs or lost a rank, unless another failure was posted before.
+
+        Args:
+            text: Message that names the guilty ranks; this rank prints it.
+        """
+        self._post([self.rank, self.host, text, EXIT_BUG, True])
+        self.acknowledge(within=VERDICT_LINGER_SECONDS)
+
+    def _post(self, entry: list[object]) -> None:
+        # RuntimeError: the process that held the store has exited.
+        with suppress(RuntimeError):
+            self._store.compare_set(_FAILED, "", json.dumps(entry))
 
     def read(self, *, within: float = 0.0) -> RankFailure | None:
         """Return the failure on the board, if another rank posted one.
@@ -81,8 +92,15 @@ class FailureBoard:
         while True:
             try:
                 if self._store.check([_FAILED]):
-                    rank, host, summary, status = json.loads(self._store.get(_FAILED))
-                    failure = RankFailure(rank, host, summary, status=status)
+                    rank, host, summary, status, is_verdict = json.loads(self._store.get(_FAILED))
+                    failure = RankFailure(
+                        rank,
+                        host,
+                        summary,
+                        status=status,
+                        is_verdict=is_verdict,
+                        is_reported=is_verdict,
+                    )
                     return failure if rank != self.rank else None
             except RuntimeError:
                 return None
@@ -90,14 +108,17 @@ class FailureBoard:
                 return None
             time.sleep(0.1)
 
-    def acknowledge(self) -> None:
+    def acknowledge(self, *, within: float = LINGER_SECONDS) -> None:
         """Note that this rank has read the board, and wait a little for the others.
 
         Launchers kill a job when its first process exits, and the store exits with its holder.
+
+        Args:
+            within: Seconds to wait.
         """
         try:
             self._store.add(_READ, 1)
-            deadline = time.monotonic() + LINGER_SECONDS
+            deadline = time.monotonic() + within
             while self._store.add(_READ, 0) < self._world_size and time.monotonic() < deadline:
                 time.sleep(0.05)
             if self.rank == 0:
@@ -135,7 +156,14 @@ class FailureBoard:
 
 
 def report_failure(board: FailureBoard, failure: RankFailure) -> None:
-    """Report the failed rank: in this rank's log, and once per host on the console."""
+    """Report the failed rank: in this rank's log, and once per host on the console.
+
+    The rank that gives a verdict prints it itself.
+    """
+    if failure.is_verdict:
+        level = logging.INFO if failure.is_reported else logging.ERROR
+        log.log(level, "%s", failure, extra={"file_only": failure.is_reported})
+        return
     speaks = board.claim(f"{board.host} {failure}")
     log.log(logging.ERROR if speaks else logging.INFO, "%s", failure)
 
@@ -154,8 +182,16 @@ def report_mistake(board: FailureBoard, error: GlmDistError) -> None:
 
 
 @contextmanager
-def heard_by_all(board: FailureBoard) -> Iterator[None]:
+def heard_by_all(
+    board: FailureBoard,
+    *,
+    explain: Callable[[BaseException], RankFailure | None] = lambda error: None,
+) -> Iterator[None]:
     """Post an exception of this rank's block; exit if another rank posts one.
+
+    Args:
+        board: Board of the job.
+        explain: Returns the failure behind a broken collective; None for other exceptions.
 
     Raises:
         RankFailure: Another rank failed; also replaces the error of a collective that it broke.
@@ -165,7 +201,7 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
 
     def end(failure: RankFailure) -> None:
         report_failure(board, failure)
-        board.acknowledge()
+        board.acknowledge(within=VERDICT_LINGER_SECONDS if failure.is_verdict else LINGER_SECONDS)
         logging.shutdown()
         os._exit(failure.status)  # the main thread may be stuck in a collective
 
@@ -189,12 +225,23 @@ def heard_by_all(board: FailureBoard) -> Iterator[None]:
     except Exception as error:
         board.close()
         # The error of a collective whose peer has exited is not this rank's failure.
-        other = board.read(within=PEER_SECONDS if isinstance(error, RuntimeError) else 0.0)
-        if other is not None and isinstance(error, RuntimeError):
-            board.acknowledge()
+        other = _failure_behind(board, error, explain)
+        if other is not None:
+            board.acknowledge(within=VERDICT_LINGER_SECONDS if other.is_verdict else LINGER_SECONDS)
             raise other from None
         log.exception("rank %d on %s failed", board.rank, board.host)
         board.post(error, status=EXIT_BUG)
         raise SystemExit(EXIT_BUG) from error
     finally:
         board.close()
+
+
+def _failure_behind(
+    board: FailureBoard,
+    error: Exception,
+    explain: Callable[[BaseException], RankFailure | None],
+) -> RankFailure | None:
+    """Return the failure of another rank that broke a collective of this one."""
+    if not isinstance(error, RuntimeError):
+        return None
+    return explain(error) or board.read(within=PEER_SECONDS)

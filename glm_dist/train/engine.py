@@ -26,6 +26,7 @@ from glm_dist.parallel.sequence import (
     sum_gradients,
     sum_gradients_on_arrival,
 )
+from glm_dist.train.own_time import OwnTime
 from glm_dist.train.task import Task, TaskLoss, run_task
 
 
@@ -54,6 +55,7 @@ class TrainingEngine:
         self.model = model
         self.task = task
         self.shards = model.shards()  # before ZeRO 3 empties the parameters
+        self.own_time = OwnTime(next(model.parameters()).device)
         self._loss_module = _LossModule(model, task)
         self.zero = open_zero_optimizer(
             self._loss_module,
@@ -83,14 +85,16 @@ class TrainingEngine:
         if self.zero.reduces_in_backward:
             losses = []
             for i, (batch, scale) in enumerate(zip(batches, loss_scales, strict=True)):
-                total, metrics = self.zero.forward(batch)
+                with self.own_time():
+                    total, metrics = self.zero.forward(batch)
                 self.zero.backward(total * scale, is_last=i == len(batches) - 1)
                 losses.append(TaskLoss(total.detach(), metrics))
             return losses
         self.zero.begin_accumulation()
-        losses = run_task(
-            self.model, self.task, batches, groups=self.groups, loss_scales=loss_scales
-        )
+        with self.own_time():
+            losses = run_task(
+                self.model, self.task, batches, groups=self.groups, loss_scales=loss_scales
+            )
         self._sum_shared_gradients()
         self.zero.reduce_gradients()
         return losses

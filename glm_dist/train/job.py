@@ -27,17 +27,19 @@ from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import initialize
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.black_box import log_crashes
 from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.run_folder import (
     CHECKPOINTS,
+    HEARTBEATS,
     RunFolder,
     begin_attempt,
     collect_provenance,
     lock_run_folder,
 )
-from glm_dist.observe.sinks import MetricSink, SinkGroup, open_sinks
+from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.failures import (
     heard_by_all,
@@ -47,6 +49,7 @@ from glm_dist.parallel.failures import (
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import JobProcess, start_process
+from glm_dist.parallel.progress import FINISH
 from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.ending import clear_endings, end_attempt
@@ -85,12 +88,13 @@ def run(
     started = time.monotonic()
     console = Console(stderr=True)
     setup_logging(launch.rank, console=console)
+    log_crashes()
     timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    process = start_process(launch, timeout, listener)
+    process = start_process(launch, timeout, watchdog=config.watchdog, listener=listener)
     request = StopRequest(listener)
     board = process.board
     try:
-        with heard_by_all(board):
+        with heard_by_all(board, explain=process.watchdog.explain):
             status = _run(
                 config,
                 launch,
@@ -108,6 +112,7 @@ def run(
         return error.status
     request.end()
     dist.barrier()
+    process.watchdog.close()
     dist.destroy_process_group()
     return status
 
@@ -126,6 +131,7 @@ def _run(
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, console=console)
+    process.bulletin.folder = config.run_dir / HEARTBEATS
     try:
         _train(
             config,
@@ -177,7 +183,8 @@ def _train(
     # Not before: a refused start changes nothing.
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
-    phases, seconds = PhaseClock(), time.monotonic() - started
+    phases = PhaseClock(listener=process.progress.enter)
+    seconds = time.monotonic() - started
     sink = _open_sinks(
         config, engine, start, folder, console=console, phases=phases, seconds=seconds
     )
@@ -199,11 +206,13 @@ def _train(
         benchmarks=benchmarks,
         phases=phases,
         alive=sink.alive,
+        progress=process.progress,
     )
     try:
         request.raise_if_agreed()
         with needs_human(groups.rank):
             train(context, first_step=start.step)
+        process.progress.enter(FINISH)
     finally:
         sink.close()
 

@@ -22,14 +22,17 @@ from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.errors import on_this_rank
+from glm_dist.parallel.progress import Progress
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows
 from glm_dist.train.observers import Benchmarks, Observer, Recorder, StepDone, Validator
+from glm_dist.train.own_time import OwnTime
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.saver import Saver
 from glm_dist.train.step import train_step
+from glm_dist.train.stragglers import StragglerWatch
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,8 @@ class LoopContext:
     """Time by phase since the loop began."""
     alive: Callable[[int], None] = lambda step: None
     """Called after each step."""
+    progress: Progress = field(default_factory=Progress)
+    """Step and phase of this rank, which the watchdog reads."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -102,15 +107,17 @@ def _train(
     first_step: int,
 ) -> bool:
     config, engine = run.config, run.engine
-    observers: list[Observer] = [recorder, validator, saver]
+    wait = OwnTime(torch.device("cpu"))
+    observers: list[Observer] = [recorder, validator, saver, _straggler_watch(run, wait)]
     if run.validates_first and config.evaluation.interval > 0:
         with phases(validator.phase):
             validator.act(StepDone(first_step))
         run.stop_request.raise_if_agreed()
     run.stop_request.begin_training()
     for step in range(first_step + 1, config.run.steps + 1):
+        run.progress.step = step
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
-        with phases(DATA), on_this_rank(engine.groups.rank):
+        with phases(DATA), wait(), on_this_rank(engine.groups.rank):
             micro_batches = next(run.batches)
         run.alive(step - 1)
         rate = _rate(run, done=step - 1)
@@ -194,6 +201,17 @@ def _observers(
         upkeep=run.upkeep,
     )
     return recorder, validator, saver
+
+
+def _straggler_watch(run: LoopContext, wait: OwnTime) -> StragglerWatch:
+    return StragglerWatch(
+        run.config.watchdog.straggler_share,
+        compute=run.engine.own_time,
+        data=wait,
+        layout=run.engine.groups.layout,
+        rank=run.engine.groups.rank,
+        sink=run.sink,
+    )
 
 
 def _rate(run: LoopContext, *, done: int) -> float:

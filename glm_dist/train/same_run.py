@@ -38,6 +38,7 @@ FREE_KEYS: tuple[str, ...] = (
     "data.validation_corpora.",
     "evaluation.",
     "checkpoint.",
+    "watchdog.",
     "observe.",
     "paths.",
     "tokenizer.path",

@@ -47,6 +47,13 @@ def test_validate_refuses_a_corpus_that_is_not_there(
     assert f"{folder}/nothing.idx is missing" in capsys.readouterr().err
 
 
+def test_validate_refuses_an_empty_evaluation_set(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "validate", f"{folder}/news", "--against", ""]) == 2
+    assert "--against is empty" in capsys.readouterr().err
+
+
 def test_validate_counts_copies_and_what_an_evaluation_set_shares(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

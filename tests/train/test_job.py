@@ -82,7 +82,7 @@ def test_every_launcher_trains_the_same_weights(
 def test_processes_wait_as_long_as_the_configuration_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[timedelta] = []
 
-    def start(launch: LaunchEnvironment, timeout: timedelta, listener: object) -> None:
+    def start(launch: LaunchEnvironment, timeout: timedelta, **others: object) -> None:
         asked.append(timeout)
         raise LaunchError("no process starts here", key="none")
 

@@ -1,6 +1,7 @@
 """Tokenizers over vocabularies small enough to write down, and one trained on the spot."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,32 @@ def test_a_model_is_not_written_in_place_of_a_folder(
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "folder"]
 
 
+def test_a_model_is_written_under_a_name_by_which_commands_know_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text(TEXT)
+
+    command = ["tokenizer", "train", f"{tmp_path}/a.txt", "--vocab-size", "296"]
+    assert main([*command, "--output", f"{tmp_path}/own"]) == 2
+    assert f"Write --output {tmp_path}/own.model." in capsys.readouterr().err
+    assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize("copies", [1, 2000])
+def test_a_sample_that_copies_shrink_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], copies: int
+) -> None:
+    rng = np.random.default_rng(0)
+    letters = rng.choice(list("abcdefgh  "), (3000, 40))
+    lines = ["".join(line) for line in letters]
+    repeated = "".join(letters[:20].flat)
+    (tmp_path / "a.txt").write_text("\n".join([*lines, *[repeated] * copies]))
+
+    command = ["tokenizer", "train", f"{tmp_path}/a.txt", "--vocab-size", "320", "--sample-mb", "1"]
+    assert main([*command, "--output", f"{tmp_path}/own.model"]) == 0
+    assert ("repeats few paragraphs" in capsys.readouterr().err) == (copies > 1)
+
+
 def test_fingerprint_changes_with_the_content_and_not_with_the_task_masks(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
     first = open_tokenizer(TokenizerSpec(TokenizerKind.bert, str(tmp_path))).fingerprint
@@ -357,3 +384,14 @@ def test_names_of_control_tokens_in_a_document_stay_text(tmp_path: Path, kind: s
     assert library.token_to_id("[MASK]") == special.mask
     if kind == "added":
         assert library.token_to_id("b") in tokenizer.encode_document("a b a")
+
+
+def test_task_masks_of_a_tokenizer_json_are_not_ignored(tmp_path: Path) -> None:
+    names = {"<unk>": 0, "a": 1, "[MASK]": 2, "[gMASK]": 3}
+    file = tmp_path / "tokenizer.json"
+    tokenizers.Tokenizer(models.WordLevel(names, "<unk>")).save(str(file))
+    spec = TokenizerSpec(TokenizerKind.huggingface, str(file))
+
+    assert open_tokenizer(spec).special.gmask == 3
+    with pytest.raises(DataError, match=r"task_masks=false, but .* holds \[gMASK\]"):
+        open_tokenizer(replace(spec, task_masks=False))
