@@ -159,8 +159,10 @@ def _observe(
                 observer.act(replace(done, stops=run.stop_request.is_agreed))
     has_saved = any(observer.phase == SAVE for observer in observers if observer not in waiting)
     if has_saved and run.stop_request.agreed(step_done=False):
-        for observer in waiting:
-            if observer.due(replace(done, stops=True)):
+        # The saver acts again if it has only looked at a save in flight, or only begun one.
+        for observer in observers:
+            acts_again = observer in waiting or observer.phase == SAVE
+            if acts_again and observer.due(replace(done, stops=True)):
                 with phases(observer.phase):
                     observer.act(replace(done, stops=True))
 

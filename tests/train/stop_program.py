@@ -23,7 +23,7 @@ SLOWED = {
     "building": ("glm_dist.train.job", "build_engine", 2.0),
     "first": ("glm_dist.train.loop", "train_step", 0.2),
     "validation": ("glm_dist.train.evaluate", "replica_rows", 1.0),
-    "save": ("glm_dist.train.observers", "save_state", 2.0),
+    "save": ("glm_dist.train.saver", "save_state", 2.0),
 }
 """Function that begins each phase, and seconds that it takes longer."""
 

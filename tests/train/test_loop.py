@@ -56,6 +56,7 @@ def train_poisoned(
     """Records by step, checkpoints, and how the run ended."""
     enable_cpu()
     config = load_config([*overrides, "run.name=poisoned"])
+    config.run_dir.mkdir(parents=True)
     if config.precision.dtype.name == "fp16":
         from deepspeed.accelerator import get_accelerator
 
