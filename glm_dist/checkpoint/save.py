@@ -62,7 +62,7 @@ def save_checkpoint(
         layout: Sizes of the process axes.
         keep_last: Newest verified checkpoints to keep; two are kept in any case.
         group: All ranks, over gloo; None: the default group, or a single process.
-        progress: Receives each task as it begins; None: not needed.
+        progress: Receives each task as it begins.
         upkeep: Rules of this job, the same object for all its saves; None: nothing is known yet.
 
     Returns:
@@ -92,8 +92,7 @@ def save_checkpoint(
             "rename the finished folder", str(final), lambda: _publish(staging, final, upkeep)
         )
     gib = sum(record.num_bytes for record in manifest.files.values()) / 2**30
-    seconds = time.monotonic() - started
-    # The caller's event informs the user; this line helps to find a slow disk.
+    seconds = time.monotonic() - started  # the caller's event has the user's figure
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
     upkeep.verified.add(final.name)
     removed = retire(directory, ranks, step=step, keep_last=keep_last, upkeep=upkeep)

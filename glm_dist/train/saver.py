@@ -86,6 +86,7 @@ class Saver:
         self._upkeep = upkeep
         self._stall = 0.0
         self._failures = 0
+        self._begun: int | None = None
         self._writer: BackgroundWriter | None = None
         if config.checkpoint.background and config.checkpoint.interval > 0:
             minutes = config.checkpoint.timeout_minutes or config.parallel.timeout_minutes
@@ -96,6 +97,11 @@ class Saver:
         """See ``Observer``; includes every step in which a save is in flight."""
         is_busy = self._writer is not None and self._writer.is_busy
         return is_busy or self._begins(done)
+
+    def _begins(self, done: StepDone) -> bool:
+        interval = self._config.checkpoint.interval
+        is_begun = done.step == self._begun  # a stop was agreed after the save had begun
+        return not is_begun and is_due(done.step, interval, at_once=_is_final(done))
 
     def act(self, done: StepDone) -> None:
         """Save, or see how the save in flight is.
@@ -111,9 +117,10 @@ class Saver:
         elif self._begins(done):
             self._save_behind(done, self._writer)
         else:
-            outcome = self._writer.poll()
+            is_final = _is_final(done)
+            outcome = self._writer.wait(self._turn) if is_final else self._writer.poll()
             self._stall += time.monotonic() - started
-            self._take(outcome)
+            self._take_last(outcome) if is_final else self._take(outcome)
 
     def finish(self) -> None:
         """Wait for the save in flight and record it. Collective over all ranks.
@@ -134,10 +141,6 @@ class Saver:
             if outcome is not None:
                 self._record(outcome)
 
-    def _begins(self, done: StepDone) -> bool:
-        at_once = done.is_last or done.stops
-        return is_due(done.step, self._config.checkpoint.interval, at_once=at_once)
-
     def _save_and_wait(self, done: StepDone) -> None:
         started = time.monotonic()
         self._check(done.step)
@@ -153,7 +156,7 @@ class Saver:
         self._check(done.step)
         previous = writer.wait(self._turn)
         waited = time.monotonic() - started
-        is_final = done.is_last or done.stops
+        is_final = _is_final(done)
         self._take(previous, raises=not is_final)
         if previous is not None and waited > 1.0 and self._engine.groups.rank == 0:
             log.warning(
@@ -169,12 +172,10 @@ class Saver:
             failed = SaveOutcome(done.step, self._directory / step_name(done.step), 0.0, 0, error)
         outcome = failed or (writer.wait(self._turn) if is_final else None)
         self._stall += time.monotonic() - started
-        if is_final and outcome is not None and outcome.error is not None:
-            self._record(outcome, is_raised=True)
-            raise outcome.error
-        self._take(outcome)
+        self._take_last(outcome) if is_final else self._take(outcome)
 
     def _save(self, done: StepDone, write: CheckpointWriter) -> Path:
+        self._begun = done.step
         rows = done.step * self._config.batch.global_batch_size
         return save_state(
             self._engine,
@@ -185,6 +186,13 @@ class Saver:
             upkeep=self._upkeep,
             write=write,
         )
+
+    def _take_last(self, outcome: SaveOutcome | None) -> None:
+        """Record the outcome of the run's last save; raise its error."""
+        if outcome is not None and outcome.error is not None:
+            self._record(outcome, is_raised=True)
+            raise outcome.error
+        self._take(outcome)
 
     def _take(self, outcome: SaveOutcome | None, *, raises: bool = True) -> None:
         """Record an outcome; raise after too many failures, unless another save is tried now.
@@ -248,3 +256,7 @@ class Saver:
             num_bytes / 2**30,
             time.monotonic() - started,
         )
+
+
+def _is_final(done: StepDone) -> bool:
+    return done.is_last or done.stops

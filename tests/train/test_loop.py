@@ -62,6 +62,7 @@ def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str],
     """Records, checkpoints, and how the run ended."""
     enable_cpu()
     config = load_config([*overrides, "run.name=poisoned"])
+    config.run_dir.mkdir(parents=True)
     if config.precision.dtype.name == "fp16":
         from deepspeed.accelerator import get_accelerator
 
