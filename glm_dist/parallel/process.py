@@ -66,21 +66,23 @@ def start_process(
     Args:
         launch: Identity of this process, from its launcher.
         timeout: Time after which an unanswered collective fails.
-        watchdog: Deadlines; None: only ``timeout``.
+        watchdog: Deadlines; None: only ``timeout``, and no thread watches.
         listener: Stop requests of this process; one while ranks wait for each other ends them all.
             None: of a program that does not train.
 
     Raises:
         LaunchError: The other ranks cannot be reached, or are absent at the deadline.
     """
-    settings = watchdog or WatchdogConfig()
     if listener is None:
-        return _start(launch, timeout, settings)
+        return _start(launch, timeout, watchdog)
     with leaving_on_request(launch, listener):
-        return _start(launch, timeout, settings)
+        return _start(launch, timeout, watchdog)
 
 
-def _start(launch: LaunchEnvironment, timeout: timedelta, settings: WatchdogConfig) -> JobProcess:
+def _start(
+    launch: LaunchEnvironment, timeout: timedelta, watchdog: WatchdogConfig | None
+) -> JobProcess:
+    settings = watchdog or WatchdogConfig()
     device = choose_device(launch.local_rank)
     rank, world_size = launch.rank, launch.world_size
     minutes = settings.start_minutes or timeout.total_seconds() / 60
@@ -96,7 +98,8 @@ def _start(launch: LaunchEnvironment, timeout: timedelta, settings: WatchdogConf
         timeout=timeout.total_seconds(),
     )
     watch = Watchdog(progress, deadlines, board=board, bulletin=bulletin, world_size=world_size)
-    watch.start()
+    if watchdog is not None:
+        watch.start()
     try:
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
