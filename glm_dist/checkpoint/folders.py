@@ -68,21 +68,27 @@ def damaged_names(directory: Path) -> list[str]:
 
 
 def create_staging(
-    directory: Path, step: int, *, attempt: int = 1, clears: Callable[[int], bool] = lambda _: True
+    directory: Path,
+    step: int,
+    *,
+    attempt: int = 1,
+    clears: Callable[[int], bool] = lambda _: True,
+    parents: bool = True,
 ) -> Path:
     """Remove leftovers of interrupted saves and create the folder for the next save.
 
     Args:
-        directory: The run's checkpoints folder; created, but not the run folder above it, which may
-            have been removed.
+        directory: The run's checkpoints folder; created if it does not exist.
         step: Step to be saved.
         attempt: Number of this start of the run, part of the folder's name.
         clears: Returns True if what an attempt has left may be removed: it is not alive.
+        parents: Create the run folder above as well; False for a job that has opened it, since it
+            may have been removed.
 
     Raises:
         OSError: The directory cannot be written.
     """
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=parents, exist_ok=True)
     _clear_leftovers(directory, clears)
     name = f".tmp-{step_name(step)}-{attempt}"
     staging, number = directory / name, 1

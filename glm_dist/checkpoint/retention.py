@@ -75,6 +75,7 @@ class Upkeep:
             step,
             attempt=fence.attempt,
             clears=lambda found: fence.excludes_others or found == fence.attempt,
+            parents=False,
         )
 
     def stays(self, step: int) -> bool:

@@ -67,6 +67,23 @@ def test_a_job_superseded_while_it_writes_does_not_publish_and_says_why(
     assert names(first) == ["step_0000001", "step_0000002"]
 
 
+def test_a_job_superseded_after_it_has_written_does_not_publish(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = start(tmp_path / "run")
+    write = save_module._write_manifest
+
+    def overtaken(*arguments: object) -> None:
+        write(*arguments)  # type: ignore[arg-type]
+        (tmp_path / "run" / "lock").unlink()
+        start(tmp_path / "run")
+
+    monkeypatch.setattr(save_module, "_write_manifest", overtaken)
+    with pytest.raises(CheckpointError, match=r"Attempt 1 .* is superseded"):
+        save(first, 1)
+    assert names(first) == []
+
+
 def test_without_locks_the_staging_folder_of_another_job_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

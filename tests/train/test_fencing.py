@@ -39,7 +39,7 @@ def lose(folder: Path, how: str, *overrides: str) -> str:
 
 
 def test_a_run_folder_that_was_removed_ends_the_job_and_stays_removed(tmp_path: Path) -> None:
-    said = lose(tmp_path, "removed", "checkpoint.interval=4", "observe.log_interval=1")
+    said = lose(tmp_path, "removed", "checkpoint.interval=0", "observe.log_interval=1")
     assert f"The run folder {tmp_path}/runs/removed is gone: it was removed or renamed" in said
     assert "Traceback" not in said
     assert not (tmp_path / "runs" / "removed").exists()
