@@ -333,6 +333,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
         engine = grid.build_engine(case)
         run_steps(engine, case, [0, 0])
         before, scale = whole_weights(engine), engine.zero.loss_scale
+        skipped = engine.zero.skipped_steps
         outcome = train_step(
             engine,
             micro_batches_of(rows_of_step(1), case, engine.groups.coordinates.data),
@@ -342,6 +343,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
             accept=lambda share, norm: False,
         ).outcome
         is_unchanged = equal(before, whole_weights(engine))
+        rejected = engine.zero.skipped_steps - skipped
         run_steps(engine, case, [2])
         is_clean = equal(whole_weights(reference), whole_weights(engine))
         save_state(engine, folder / str(case), step=4, extra={}, keep_last=1)
@@ -355,7 +357,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
             (
                 str(case),
                 outcome.is_refused and bool(torch.isfinite(outcome.norm)),
-                is_unchanged and engine.zero.loss_scale == scale,
+                is_unchanged and rejected == 1 and engine.zero.loss_scale == scale,
                 is_clean,
                 equal(whole_weights(reference), whole_weights(engine)),
             )
