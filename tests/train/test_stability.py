@@ -261,6 +261,7 @@ def test_a_bad_row_is_skipped_named_and_survived(tmp_path: Path) -> None:
     assert equal(ends["resumed"][1], ends["huge"][1])
     assert "retries are used up: stability.max_interventions=0" in ends["used_up"][0]
     assert "nan for rows 20-21" in ends["used_up"][0]
+    assert kinds(tmp_path, "used_up") == [("non_finite", 6), ("stopped", 6)]
     # Masters times three: known at the next record, here at once.
     assert kinds(tmp_path, "tripled")[0] == ("spike", 6)
     assert ends["stopped"][0].startswith("Step 6 is a spike (")
