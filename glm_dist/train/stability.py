@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NoReturn, cast
 
 import torch
 import torch.distributed as dist
@@ -138,9 +138,8 @@ class Guard:
             self._report_spike(step, spike)
             if self._stability.on_spike is SpikeAction.stop:
                 self.settles_saves()
-                raise spike_error(
-                    self._config, step=step, spike=str(spike), rows=self._rows.rows_of(step, step)
-                )
+                rows = self._rows.rows_of(step, step)
+                self._stop(step, spike_error(self._config, step=step, spike=str(spike), rows=rows))
 
     def settle(self, step: int, result: StepResult) -> Verdict:
         """Decide about a step that was just run. Collective over all ranks.
@@ -200,7 +199,7 @@ class Guard:
                 rows=rows,
             )
         if action is NonFiniteAction.stop:
-            raise error
+            self._stop(step, error)
         if self._interventions >= self._stability.max_interventions:
             reason = str(error).partition("\n")[0]
             error = interventions_used_up(
@@ -212,7 +211,7 @@ class Guard:
     def _intervene(self, step: int, *, reason: str, rewinds: bool, error: TrainingError) -> Verdict:
         """Rewind or skip; raise ``error`` if the interventions are used up."""
         if self._interventions >= self._stability.max_interventions:
-            raise error
+            self._stop(step, error)
         self._interventions += 1
         origin = _newest_before(self._checkpoints, step) if rewinds else None
         done = step - 1 if origin is None else origin.manifest.step
@@ -263,6 +262,11 @@ class Guard:
         window = saved.get("window")
         self._detector.restore(window if isinstance(window, dict) else {})
         self._dropped: list[str] = list(cast("Sequence[str]", saved.get("dropped", [])))
+
+    def _stop(self, step: int, error: TrainingError) -> NoReturn:
+        """Write an event, and raise."""
+        self._sink.event(step, "stopped", {"reason": str(error).partition("\n")[0]})
+        raise error
 
     def _report_spike(self, step: int, spike: Spike) -> None:
         rows = self._rows.rows_of(step, step)

@@ -261,6 +261,7 @@ def test_a_bad_row_is_skipped_named_and_survived(tmp_path: Path) -> None:
     assert equal(ends["resumed"][1], ends["huge"][1])
     assert "retries are used up: stability.max_interventions=0" in ends["used_up"][0]
     assert "nan for rows 20-21" in ends["used_up"][0]
+    assert kinds(tmp_path, "used_up") == [("non_finite", 6), ("stopped", 6)]
     # Masters times three: known at the next record, here at once.
     assert kinds(tmp_path, "tripled")[0] == ("spike", 6)
     assert ends["stopped"][0].startswith("Step 6 is a spike (")
@@ -333,6 +334,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
         engine = grid.build_engine(case)
         run_steps(engine, case, [0, 0])
         before, scale = whole_weights(engine), engine.zero.loss_scale
+        skipped = engine.zero.skipped_steps
         outcome = train_step(
             engine,
             micro_batches_of(rows_of_step(1), case, engine.groups.coordinates.data),
@@ -342,6 +344,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
             accept=lambda share, norm: False,
         ).outcome
         is_unchanged = equal(before, whole_weights(engine))
+        rejected = engine.zero.skipped_steps - skipped
         run_steps(engine, case, [2])
         is_clean = equal(whole_weights(reference), whole_weights(engine))
         save_state(engine, folder / str(case), step=4, extra={}, keep_last=1)
@@ -355,7 +358,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
             (
                 str(case),
                 outcome.is_refused and bool(torch.isfinite(outcome.norm)),
-                is_unchanged and engine.zero.loss_scale == scale,
+                is_unchanged and rejected == 1 and engine.zero.loss_scale == scale,
                 is_clean,
                 equal(whole_weights(reference), whole_weights(engine)),
             )
