@@ -57,7 +57,7 @@ def start(*command: str, **variables: str) -> subprocess.Popen[str]:
 def line_of(process: subprocess.Popen[str]) -> str:
     """Return the next line of output."""
     assert process.stdout is not None
-    assert select.select([process.stdout], [], [], 30.0)[0], "no output"
+    assert select.select([process.stdout], [], [], 120.0)[0], "no output"
     return process.stdout.readline()
 
 

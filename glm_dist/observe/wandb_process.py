@@ -8,17 +8,23 @@ or when the training process is gone.
 
 import json
 import os
+import queue
 import signal
 import ssl
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
+
+LAST_LINE = "null\n"
+
+MAX_WAITING = 100_000
+"""Records kept in memory while the library does not take them; further ones are dropped."""
 
 TEARDOWN_SECONDS = 3.0
 """Time for the library to end its own processes and threads after the last record was stored."""
@@ -67,11 +73,12 @@ def main() -> None:
             return  # the training process was killed
 
     order = Order(**json.loads(sys.stdin.readline()))
+    lines = _received()
     threading.Thread(target=_follow, args=(order,), daemon=True).start()
     with _Reported(tell):
         import wandb
 
-        record(wandb, order, sys.stdin, tell)
+        record(wandb, order, lines, tell)
         _end_after(TEARDOWN_SECONDS)
         wandb.teardown()
     _end()
@@ -172,6 +179,23 @@ def _init(wandb: Any, order: Order, *, mode: str) -> Any:
     )
     run.define_metric("*", step_metric="step")
     return run
+
+
+def _received() -> Iterator[str]:
+    """Return the lines of standard input, which are taken from now on.
+
+    So the training process keeps none of them, and loses none if it is killed.
+    """
+    waiting: queue.Queue[str] = queue.Queue(MAX_WAITING)
+
+    def read() -> None:
+        for line in sys.stdin:
+            if line.endswith("\n"):  # the training process was not killed in this line
+                waiting.put(line)
+        waiting.put(LAST_LINE)
+
+    threading.Thread(target=read, daemon=True).start()
+    return iter(waiting.get, "")
 
 
 def _follow(order: Order) -> None:

@@ -22,7 +22,7 @@ from urllib.parse import urlparse
 import glm_dist
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.files import exists, write_atomically
-from glm_dist.observe.wandb_process import Order
+from glm_dist.observe.wandb_process import LAST_LINE, MAX_WAITING, Order
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +39,6 @@ INIT_SECONDS = 60.0
 FINISH_SECONDS = 15.0
 """Longest time for the last upload, which the end of the job waits for. Batch systems allow 30 s
 from the signal to the kill, and a checkpoint is saved in that time, too."""
-
-MAX_WAITING = 100_000
-"""Records kept in memory while the library does not take them; further ones are dropped."""
 
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -95,7 +92,7 @@ class WandbSink:
     def close(self) -> None:
         """End the records; the upload goes on until ``wait``."""
         if not self._is_closed:
-            self._put("null\n")
+            self._put(LAST_LINE)
         self._is_closed = True
 
     def wait(self) -> None:
@@ -133,7 +130,7 @@ class WandbSink:
                     line = self._lines.get()
                     process.stdin.write(line)
                     process.stdin.flush()
-                    if line == "null\n":
+                    if line == LAST_LINE:
                         return
         except OSError:  # it has ended, and said why
             return

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import TCPStore
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.errors import EXIT_STOPPED

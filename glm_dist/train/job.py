@@ -184,10 +184,7 @@ def _train(
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
     phases = PhaseClock(listener=process.progress.enter)
-    seconds = time.monotonic() - started
-    sink = _open_sinks(
-        config, engine, start, folder, console=console, phases=phases, seconds=seconds
-    )
+    sink = _open_sinks(config, engine, start, folder, phases, console=console, started=started)
     if folder is not None:
         request.limit(_time_limit(config, launch, request.started))
     context = LoopContext(
@@ -208,13 +205,17 @@ def _train(
         alive=sink.alive,
         progress=process.progress,
     )
+    _run_loop(context, first_step=start.step)
+
+
+def _run_loop(context: LoopContext, *, first_step: int) -> None:
     try:
-        request.raise_if_agreed()
-        with needs_human(groups.rank):
-            train(context, first_step=start.step)
-        process.progress.enter(FINISH)
+        context.stop_request.raise_if_agreed()
+        with needs_human(context.engine.groups.rank):
+            train(context, first_step=first_step)
+        context.progress.enter(FINISH)
     finally:
-        sink.close()
+        context.sink.close()
 
 
 def _open_sinks(
@@ -222,15 +223,15 @@ def _open_sinks(
     engine: TrainingEngine,
     start: Start,
     folder: RunFolder | None,
+    phases: PhaseClock,
     *,
     console: Console,
-    phases: PhaseClock,
-    seconds: float,
+    started: float,
 ) -> SinkGroup | FencedSink:
     """Open the run's records on rank 0; on the others, nothing is recorded."""
     if folder is None:
         return SinkGroup()
-    _announce(config, engine, first_step=start.step, seconds=seconds)
+    _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
     sinks = open_sinks(
         config,
         attempt=folder.attempt,

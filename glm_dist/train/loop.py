@@ -157,12 +157,15 @@ def _observe(
             waiting.remove(observer)
             with phases(observer.phase):
                 observer.act(replace(done, stops=run.stop_request.is_agreed))
-    has_saved = any(observer.phase == SAVE for observer in observers if observer not in waiting)
-    if has_saved and run.stop_request.agreed(step_done=False):
-        # The saver acts again if it has only looked at a save in flight, or only begun one.
-        for observer in observers:
-            acts_again = observer in waiting or observer.phase == SAVE
-            if acts_again and observer.due(replace(done, stops=True)):
+    # In the background a save takes no time here; the next step's vote comes soon enough.
+    has_waited = not run.config.checkpoint.background and any(
+        observer.phase == SAVE for observer in observers if observer not in waiting
+    )
+    if has_waited:
+        run.stop_request.agreed(step_done=False)
+    if run.stop_request.is_agreed:
+        for observer in waiting:
+            if observer.due(replace(done, stops=True)):
                 with phases(observer.phase):
                     observer.act(replace(done, stops=True))
 

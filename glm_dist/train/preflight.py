@@ -87,7 +87,7 @@ def check_files(config: RunConfig) -> Preflight:
         )
         for each in source.blend()
     )
-    return Preflight(facts, newest_step, tuple(_warnings(source, tokenizer)))
+    return Preflight(facts, newest_step, tuple(_warnings(config, source, tokenizer)))
 
 
 def check_run_folder(config: RunConfig) -> int | None:
@@ -180,9 +180,14 @@ def _check_origin(path: Path, init_with: InitWith) -> None:
             return  # training would use the one before it
 
 
-def _warnings(source: RowSource, tokenizer: Tokenizer) -> Iterator[str]:
+def _warnings(config: RunConfig, source: RowSource, tokenizer: Tokenizer) -> Iterator[str]:
     for name, corpus in source.opened.items():
         yield from sampled_warnings(name, corpus, tokenizer.special)
+    if tokenizer.special.has_task_masks and not config.tokenizer.task_masks:
+        yield (
+            "tokenizer.task_masks=false, but the vocabulary has [gMASK], which is used;"
+            " tokenizer.task_masks=true says so"
+        )
     for each in source.blend():
         if each.padding > MUCH_PADDING:
             yield (

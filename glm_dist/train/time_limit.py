@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 SAVE_BYTES_PER_SECOND = 200e6
 """Cautious rate of a whole job's save, used until one was measured: a single network disk."""
 
-STATE_BYTES_PER_PARAMETER = 16
-"""Weights and masters in fp32, two moments in fp32."""
+STATE_BYTES_PER_PARAMETER = 12
+"""Masters and two moments in fp32."""
 
 MARGIN_SECONDS = 30.0
 """Time kept for the end of the program, or ``MARGIN_SHARE`` of the time allowed if that is less."""

@@ -85,8 +85,6 @@ def build_lab(folder: Path) -> Lab:
         )
         for kind, file in kinds
         for task_masks, pairs in ((True, 0), (True, 40), (False, 0))
-        # The files of the library have task masks of their own.
-        if task_masks or kind is not TokenizerKind.huggingface
         for fixed in ((True, False) if kind is TokenizerKind.chinese_sentencepiece else (True,))
     ]
     return Lab(tuple(specs), full=TokenizerSpec(TokenizerKind.bert, str(full)))

@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -207,24 +207,46 @@ def test_a_library_that_hangs_holds_the_end_of_a_job_no_longer_than_the_limit(
 
 
 def train_and_die(folder: Path, environ: dict[str, str], answers: Connection) -> None:
-    """Be a training process that is killed while the library takes no records."""
-    wandb_sink.FINISH_SECONDS = 0.5
-    sink = WandbSink(config(folder, "offline"), attempt=1, environ=environ)
-    sink.write(1, {"train/loss": 2.0})
+    """Be a training process that is killed after three records."""
+    wandb_sink.FINISH_SECONDS = 10.0 if "WANDB_API_KEY" in environ else 0.5
+    wandb_sink.PROBE_SECONDS = 60.0
+    sink = WandbSink(config(folder, "online"), attempt=1, environ=environ)
+    for step in (1, 2, 3, 4):  # the fourth is taken after the third was handed over
+        # Two of them fill a pipe.
+        sink.write(step, {"train/loss": 2.0 + step, **{f"x/{i}": 1.0 for i in range(3000)}})
+    deadline = time.monotonic() + 20
+    while not sink._lines.empty():
+        assert time.monotonic() < deadline, "records are not taken while it connects"
+        time.sleep(0.001)
     assert sink._process is not None
     answers.send(sink._process.pid)
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_nothing_is_left_of_a_killed_job_even_if_the_library_hangs(tmp_path: Path) -> None:
+def killed(
+    folder: Path, environ: dict[str, str], *, then: Callable[[], None] = lambda: None
+) -> None:
+    """Run a training process that is killed, do something, and wait for the end of W&B's."""
     context = multiprocessing.get_context("fork")
     answers, theirs = context.Pipe()
-    environ = library(tmp_path, log="time.sleep(1000)")
-    training = context.Process(target=train_and_die, args=(tmp_path, environ, theirs))
+    training = context.Process(target=train_and_die, args=(folder, environ, theirs))
     training.start()
+    theirs.close()  # so that the end of the process ends the wait as well
     pid = answers.recv()
     training.join()
+    assert training.exitcode == -signal.SIGKILL
+    then()
     deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_text():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, "W&B's process does not end"
         time.sleep(0.05)
+
+
+def test_nothing_is_left_of_a_killed_job_even_if_the_library_hangs(tmp_path: Path) -> None:
+    killed(tmp_path, library(tmp_path, log="time.sleep(1000)"))
+
+
+def test_a_job_that_is_killed_while_it_connects_loses_no_record(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        killed(tmp_path, online(tmp_path, mute.getsockname()[1]), then=mute.close)
+    assert recorded(tmp_path / "a")[:3] == EXPECTED[:3]

@@ -131,7 +131,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_anew(tmp_path: P
 
     results = with_srun([*overrides, "run.name=lost", "parallel=tp2"], PROCESSES)
 
-    assert [result.returncode for result in results] == [2, 2], results[0].stderr
+    assert [result.returncode for result in results] == [76, 76], results[0].stderr
     said = f"CheckpointError: All checkpoints in {folder} are damaged (step_0000010)"
     assert "".join(result.stderr for result in results).count(said) == 1
     assert "skipped damaged checkpoint" in results[0].stderr
@@ -193,7 +193,7 @@ def test_a_replica_that_cannot_read_its_rows_says_so(tmp_path: Path) -> None:
 
     results = with_srun([*overrides, "run.name=spoiled"], PROCESSES)
 
-    assert [result.returncode for result in results] == [2, 2]
+    assert [result.returncode for result in results] == [76, 76]
     said = f"rank 1 on {socket.gethostname()}: DataError: data.corpora.text holds token id 60000"
     assert said in results[1].stderr
     assert "rank 1 on" in results[0].stderr

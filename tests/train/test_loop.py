@@ -1,6 +1,7 @@
 """Records, divergence checks and checkpoints of the loop: one process, with a failing step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import torch
 
 from glm_dist.config.load import load_config
-from glm_dist.data.loader import training_batches
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import open_row_source
 from glm_dist.errors import TrainingError
@@ -19,6 +19,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.job import build_engine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.rows import RunRows
 from tests.ranks import run_ranks
 from tests.train.jobs import make_files
 from tests.train.test_precision import poison
@@ -29,31 +30,36 @@ class Records:
     """A sink that keeps what it is given."""
 
     by_step: dict[int, dict[str, float]] = field(default_factory=dict)
+    events: list[str] = field(default_factory=list)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self.by_step.setdefault(step, {}).update(values)
 
     def event(self, step: int, name: str, values: Mapping[str, object]) -> None:
-        pass
+        self.events.append(name)
 
     def close(self) -> None:
         pass
 
 
-def poisoned(
-    batches: Iterator[Sequence[MicroBatch]], engine: TrainingEngine, *, step: int
-) -> Iterator[Sequence[MicroBatch]]:
-    """The same rows; in one step a weight has an infinite gradient."""
-    for number, batch in enumerate(batches, start=1):
-        heal = poison(engine) if number == step else lambda: None
-        yield batch
-        heal()
+class PoisonedRows(RunRows):
+    """Rows of a run; in one step a weight has an infinite gradient."""
+
+    def poison(self, engine: TrainingEngine, *, step: int) -> "PoisonedRows":
+        """Choose the step, counted from the first one that is read."""
+        self._engine, self._countdown = engine, step
+        self._heal: Callable[[], None] = lambda: None
+        return self
+
+    def __next__(self) -> Sequence[MicroBatch]:
+        self._heal()
+        self._countdown -= 1
+        self._heal = poison(self._engine) if self._countdown == 0 else lambda: None
+        return super().__next__()
 
 
-def train_poisoned(
-    overrides: list[str], step: int
-) -> tuple[dict[int, dict[str, float]], list[str], str]:
-    """Records by step, checkpoints, and how the run ended."""
+def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str], str]:
+    """Records, checkpoints, and how the run ended."""
     enable_cpu()
     config = load_config([*overrides, "run.name=poisoned"])
     config.run_dir.mkdir(parents=True)
@@ -65,23 +71,14 @@ def train_poisoned(
     device = torch.device("cpu")
     engine = build_engine(config, groups, device=device, world_size=1)
     source = open_row_source(config)
-    batches = training_batches(
-        source,
-        start_step=0,
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        replica=0,
-        num_replicas=1,
-        num_workers=0,
-        prefetch=config.data.prefetch,
-    )
+    rows = PoisonedRows(config, source, groups, done=0)
     sink = Records()
+    config.run_dir.mkdir(parents=True)
     run = LoopContext(
         config=config,
         engine=engine,
-        batches=poisoned(batches, engine, step=step),
+        rows=rows.poison(engine, step=step),
         validation=source.validation,
-        epochs_before=source.epochs_before,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / "checkpoints",
@@ -93,13 +90,14 @@ def train_poisoned(
         train(run, first_step=0)
     except TrainingError as error:
         end = str(error)
-    return sink.by_step, sorted(p.name for p in run.checkpoints.glob("step_*")), end
+    return sink, sorted(p.name for p in run.checkpoints.glob("step_*")), end
 
 
 def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
     overrides = [
         *make_files(tmp_path),
         "zero=stage0",
+        "stability=stop",
         "run.steps=6",
         "evaluation.interval=0",
         "checkpoint.interval=2",
@@ -108,13 +106,19 @@ def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
 
     ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 3, world_size=1)
 
-    assert list(records) == [1]
+    assert list(records.by_step) == [1]
     assert checkpoints == ["step_0000002"]
+    host = socket.gethostname()
     assert end == (
         "The gradient norm is nan in step 3; no weight was changed.\n"
+        f"  rank 0 on {host}: 1 gradient is not finite:"
+        " decoder.layers.0.mlp.linear_fc1.weight\n"
+        "  The loss of every micro-batch is finite: the value arose in backward, or on a faulty"
+        " device.\n"
         "Continue from step_0000002 in a new run with a lower learning rate:\n"
         f"  run.name=poisoned_2 run.init_from={tmp_path}/runs/poisoned "
-        "run.init_with=weights_and_optimizer optimizer.learning_rate=0.0005"
+        "run.init_with=weights_and_optimizer optimizer.learning_rate=0.0005\n"
+        "  Or continue this run without these rows: 'data.skip_rows=[8-11]'"
     )
 
 
@@ -131,10 +135,16 @@ def test_dropped_updates_are_recorded_and_do_not_advance_the_rate(tmp_path: Path
     ((records, checkpoints, end),) = run_ranks(train_poisoned, overrides, 2, world_size=1)
 
     assert end == "finished"
+    assert set(records.events) == {"checkpoint"}  # an overflow is nothing unusual
     assert checkpoints == ["step_0000002", "step_0000004"]
-    assert [records[step]["train/skipped_steps"] for step in (1, 2, 3, 4)] == [0, 1, 1, 1]
+    assert [records.by_step[step]["train/skipped_steps"] for step in (1, 2, 3, 4)] == [0, 1, 1, 1]
     # An overflow halves 2**8.
-    assert [records[step]["train/loss_scale"] for step in (1, 2, 3, 4)] == [256, 128, 128, 128]
+    assert [records.by_step[step]["train/loss_scale"] for step in (1, 2, 3, 4)] == [
+        256,
+        128,
+        128,
+        128,
+    ]
     # Warm-up to 1e-3 in 0.2 * 10 = 2 updates; before steps 1 to 4 there were 0, 1, 1 and 2.
-    rates = [records[step]["train/learning_rate"] for step in (1, 2, 3, 4)]
+    rates = [records.by_step[step]["train/learning_rate"] for step in (1, 2, 3, 4)]
     assert rates == [0.0, 5e-4, 5e-4, 1e-3]

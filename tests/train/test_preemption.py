@@ -168,7 +168,8 @@ def test_a_validation_is_given_up_for_a_stop(tmp_path: Path) -> None:
 
 
 def test_a_request_during_a_save_needs_no_further_step(tmp_path: Path) -> None:
-    ended = stopped_in("save", tmp_path, "checkpoint.interval=3", number=signal.SIGUSR2)
+    typed = ("checkpoint.interval=3", "checkpoint.background=false")
+    ended = stopped_in("save", tmp_path, *typed, number=signal.SIGUSR2)
 
     assert [done.returncode for done in ended] == [75, 75], ended[0].stderr[-2000:]
     assert (marker(tmp_path)["step"], marker(tmp_path)["reason"]) == (3, "SIGUSR2")

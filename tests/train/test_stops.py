@@ -8,15 +8,16 @@ import pytest
 
 from tests.train.stops import Outcome, stop_in
 
-# Launcher, phase, target, signal; its exit status and the reason in the marker.
+# Launcher, phase, target, signal; its exit status, and the reason in the marker: whichever of two
+# requests a rank notes first, its own signal or what the launcher makes of it.
 DEEPSPEED = [
     ("deepspeed", "step", "launch.py", "TERM", 1, "SIGTERM"),
-    ("deepspeed", "step", "group", "INT", -2, "SIGINT"),
-    ("deepspeed", "step", "group", "HUP", -1, "SIGHUP"),
+    ("deepspeed", "step", "group", "INT", -2, "SIGINT|SIGTERM"),
+    ("deepspeed", "step", "group", "HUP", -1, "SIGHUP|launcher gone"),
     ("deepspeed", "step", "launcher", "KILL", -9, "launcher gone"),
     ("deepspeed", "validation", "rank0", "USR1", 75, "SIGUSR1"),
     ("deepspeed", "save", "launcher", "TERM", -15, "launcher gone"),
-    ("deepspeed", "first", "group", "TERM", -15, "SIGTERM"),
+    ("deepspeed", "first", "group", "TERM", -15, "SIGTERM|launcher gone"),
 ]
 TORCHRUN = [
     ("torchrun", "step", "launcher", "TERM", 1, "SIGTERM"),
@@ -41,7 +42,8 @@ def check_saved(outcome: Outcome, status: int, reason: str) -> None:
     assert outcome.orphans == 0, outcome
     assert outcome.status == status, outcome.text[-3000:]
     assert outcome.saved == outcome.step > 0, outcome
-    assert (outcome.stopped["reason"], outcome.stopped["saved"]) == (reason, True)
+    assert outcome.stopped["reason"] in reason.split("|")
+    assert outcome.stopped["saved"] is True
     assert outcome.stopped["step"] == outcome.step
 
 

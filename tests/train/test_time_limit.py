@@ -38,9 +38,9 @@ def test_the_longer_of_the_last_two_saves_counts() -> None:
 
 
 def test_the_first_save_is_estimated_from_the_parameters() -> None:
-    # 10^9 x 16 bytes / 200 MB/s
+    # 10^9 x 12 bytes / 200 MB/s
     made = TimeLimit(parameters=10**9, started=0.0)
-    assert made.save_seconds == 80.0
+    assert made.save_seconds == 60.0
 
 
 def test_each_start_makes_at_least_one_step() -> None:

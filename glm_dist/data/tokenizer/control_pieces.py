@@ -6,11 +6,8 @@ about BERT puts no mask into a corpus.
 """
 
 import json
-from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
+from collections.abc import Callable, Collection
 from typing import Any
-
-from glm_dist.errors import DataError
 
 PREFIX = "\U0010ffff"
 """A code point that is no character, so that no text holds a renamed piece."""
@@ -80,25 +77,3 @@ def _makes(merge: str | list[str], pieces: Collection[str]) -> bool:
     """True for a merge that gives or takes a hidden piece."""
     parts = merge.split(" ", 1) if isinstance(merge, str) else merge
     return "".join(parts) in pieces or any(part in pieces for part in parts)
-
-
-def check_task_masks(found: Mapping[str, int], file: Path, *, allowed: bool) -> None:
-    """Refuse a vocabulary that has task masks where there are to be none.
-
-    Args:
-        found: As ``find_control_pieces`` returned it.
-        file: The vocabulary, for the message.
-        allowed: ``tokenizer.task_masks``.
-
-    Raises:
-        DataError: It has [gMASK] or [sMASK].
-    """
-    own = [name for role, name in (("gmask", "[gMASK]"), ("smask", "[sMASK]")) if role in found]
-    if own and not allowed:
-        raise DataError(
-            f"tokenizer.task_masks=false, but {file} holds {' and '.join(own)}.\n"
-            "  Set tokenizer.task_masks=true (on a command line, leave --no-task-masks out).",
-            key="tokenizer.task_masks",
-            value=False,
-            fix="tokenizer.task_masks=true",
-        )

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_dist.config.schema import TokenizerConfig, TokenizerKind
-from glm_dist.data.tokenizer.control_pieces import check_task_masks, find_control_pieces
+from glm_dist.data.tokenizer.control_pieces import find_control_pieces
 from glm_dist.data.tokenizer.long_text import encode_long
 from glm_dist.data.tokenizer.special_tokens import NamedToken, SpecialTokens
 from glm_dist.data.tokenizer.vocabularies import (
@@ -275,7 +275,6 @@ def _load(spec: TokenizerSpec, files: Sequence[Path]) -> tuple[Codec, Specials]:
         case TokenizerKind.huggingface:
             codec = library = huggingface_codec(files[0])
             found = find_control_pieces(codec.id_of)
-            check_task_masks(found, files[0], allowed=spec.task_masks)
             specials = _append_specials(codec, _ANY_ORDER, spec, found)
             control = {number for role, number in found.items() if role != "unk"}
             if control:

@@ -1,7 +1,6 @@
 """Tokenizers over vocabularies small enough to write down, and one trained on the spot."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -384,14 +383,3 @@ def test_names_of_control_tokens_in_a_document_stay_text(tmp_path: Path, kind: s
     assert library.token_to_id("[MASK]") == special.mask
     if kind == "added":
         assert library.token_to_id("b") in tokenizer.encode_document("a b a")
-
-
-def test_task_masks_of_a_tokenizer_json_are_not_ignored(tmp_path: Path) -> None:
-    names = {"<unk>": 0, "a": 1, "[MASK]": 2, "[gMASK]": 3}
-    file = tmp_path / "tokenizer.json"
-    tokenizers.Tokenizer(models.WordLevel(names, "<unk>")).save(str(file))
-    spec = TokenizerSpec(TokenizerKind.huggingface, str(file))
-
-    assert open_tokenizer(spec).special.gmask == 3
-    with pytest.raises(DataError, match=r"task_masks=false, but .* holds \[gMASK\]"):
-        open_tokenizer(replace(spec, task_masks=False))
