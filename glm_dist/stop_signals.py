@@ -57,13 +57,13 @@ class StopListener:
     """
 
     def __init__(self) -> None:
-        """Begin to listen. What is ignored stays ignored: ``nohup`` ignores HUP."""
+        """Begin to listen. Shells and ``nohup`` let INT and HUP be ignored; these stay so."""
         self.started = time.time()
         """Start of the process, seconds since 1970."""
         self.code = 0
         """The first request: a signal's number or ``LAUNCHER_GONE``; 0 as long as there is none."""
         self._is_forked = False
-        self._heard = [n for n in STOP_SIGNALS if signal.getsignal(n) is not signal.SIG_IGN]
+        self._heard = [n for n in STOP_SIGNALS if not _stays_ignored(n)]
         self._terminals = [number for number in (0, 1, 2) if _is_terminal(number)]
         self._first_interrupt: float | None = None
         self._ancestors = watched_ancestors()
@@ -146,6 +146,11 @@ class StopListener:
             self.ignore()
             os.close(self._output)
             os.close(self._input)
+
+
+def _stays_ignored(number: signal.Signals) -> bool:
+    by_shells = (signal.SIGINT, signal.SIGHUP)
+    return number in by_shells and signal.getsignal(number) is signal.SIG_IGN
 
 
 def _is_terminal(number: int) -> bool:

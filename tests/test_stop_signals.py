@@ -129,6 +129,18 @@ def test_a_forked_worker_neither_stops_nor_speaks_for_its_rank() -> None:
     process.communicate()
 
 
+def test_a_parent_that_ignores_term_does_not_make_its_job_deaf() -> None:
+    process = start(
+        "bash", "-c", 'trap "" TERM; exec "$@"', "-", sys.executable, "-c", LISTENS + STUCK
+    )
+
+    process.send_signal(signal.SIGTERM)
+
+    assert describe(int(line_of(process))) == "SIGTERM"
+    process.kill()
+    process.communicate()
+
+
 @pytest.mark.parametrize("script", ["torchrun", "wrapper.py"])
 def test_the_death_of_what_started_a_rank_is_a_request(script: str, tmp_path: Path) -> None:
     launcher = tmp_path / script
