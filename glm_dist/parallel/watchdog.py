@@ -58,7 +58,7 @@ LOST_CONNECTION = re.compile(
 
 
 _STEP = "step"
-"""Phase whose parts are told apart by the stack."""
+"""Phase whose parts the stack distinguishes."""
 
 
 class Watchdog:

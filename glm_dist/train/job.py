@@ -153,12 +153,16 @@ def _run(
         benchmarks=benchmarks,
         progress=process.progress,
     )
+    return _train(context, first_step=start.step)
+
+
+def _train(context: LoopContext, *, first_step: int) -> bool:
     try:
-        is_finished = train(context, first_step=start.step)
-        process.progress.enter(FINISH)
+        is_finished = train(context, first_step=first_step)
+        context.progress.enter(FINISH)
         return is_finished
     finally:
-        sink.close()
+        context.sink.close()
 
 
 def _stopped_status(config: RunConfig, launch: LaunchEnvironment) -> int:

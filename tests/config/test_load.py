@@ -264,6 +264,7 @@ PLAIN_OPTIONS = {
     "compile": "eager",
     "evaluation": "none",
     "checkpoint": "none",
+    "watchdog": "none",
     "observe": "console",
 }
 """The option of each other section that its defaults in code spell out."""

@@ -1,9 +1,12 @@
 """A rank that hangs, is stopped or dies ends the whole job within seconds, and is named."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +14,6 @@ import pytest
 
 from glm_dist.cli.main import main_train
 from tests.train.jobs import ROOT, make_files, start, with_ranks
-
-SLOW = pytest.mark.slow
 
 FOREVER = "__import__('time').sleep(1000)"
 
@@ -49,7 +50,7 @@ kept, calls = Pretraining.loss, []
 def broken(self, *arguments):
     calls.append(1)
     if rank == target and len(calls) == 12:
-        subprocess.Popen(["sh", "-c", f"sleep 15; kill -KILL {os.getpid()}"])
+        subprocess.Popen(["sh", "-c", f"sleep 11; kill -KILL {os.getpid()}"])
         os.kill(os.getpid(), signal.SIGSTOP)
     return kept(self, *arguments)
 Pretraining.loss = broken
@@ -162,26 +163,26 @@ class Case:
         return f"{self.patch}, {self.layout}, rank {self.target}"
 
 
-HANGS = (
-    Case("start", r"rank 1 on \S+ has been in start for 4 s"),
-    Case("data", r"rank 1 on \S+ has been in step 6 \(data\) for 4 s"),
-    Case("forward", r"rank 1 on \S+ has been in step 6 \(forward-backward\) for \d s"),
-    Case("validation", r"rank 1 on \S+ has been in step 8 \(validate\) for \d s"),
-    Case("save", r"rank 1 on \S+ has been in step 4 \(save\) for \d s"),
-    Case("exchange", r"rank 1 on \S+ has been in step \d \(\w+\) for \d s"),
-)
-LAYOUTS = (
-    Case("forward", r"rank 1 on \S+ has been in step 3 \(forward-backward\) for \d s", "pp2"),
-    Case("forward", r"rank 1 on \S+ has been in step 3 \(forward-backward\) for \d s", "tp2"),
-    Case("lock held", r"rank 1 on \S+ \(process \d+\) does not answer"),
-    Case("killed", r"rank 1 on \S+ left in step 3[ ,].*log/rank_0001.log", "pp2", 1, (1, -9)),
-    Case("killed", r"rank 0 on \S+ left in step 3[ ,].*log/rank_0000.log", "tp2", 0, (-9, 1)),
-)
-SILENT = (
-    Case("stopped", r"rank 1 on \S+ \(process \d+\) does not answer", "dp2", 1, (1, -9)),
+NAMED = (
+    Case("data", r"rank 1 on \S+ has been in step 6 \(data\)"),
+    Case("forward", r"rank 1 on \S+ has been in step 3 \(forward-backward\)", "pp2"),
+    Case("save", r"rank 1 on \S+ has been in step 4 \(save\)"),
     Case("stopped", r"rank 0 on \S+ \(process \d+\) does not answer", "dp2", 0, (-9, 1)),
     Case("killed", r"rank 1 on \S+ left in step 6[ ,].*log/rank_0001.log", "dp2", 1, (1, -9)),
+)
+"""One of each kind."""
+
+MORE = (
+    Case("start", r"rank 1 on \S+ has been in start"),
+    Case("forward", r"rank 1 on \S+ has been in step 6 \(forward-backward\)"),
+    Case("forward", r"rank 1 on \S+ has been in step 3 \(forward-backward\)", "tp2"),
+    Case("validation", r"rank 1 on \S+ has been in step 8 \(validate\)"),
+    Case("exchange", r"rank 1 on \S+ has been in step \d \(\w+\)"),
+    Case("lock held", r"rank 1 on \S+ \(process \d+\) does not answer"),
+    Case("stopped", r"rank 1 on \S+ \(process \d+\) does not answer", "dp2", 1, (1, -9)),
     Case("killed", r"rank 0 on \S+ left in step 6[ ,].*log/rank_0000.log", "dp2", 0, (-9, 1)),
+    Case("killed", r"rank 1 on \S+ left in step 3[ ,].*log/rank_0001.log", "pp2", 1, (1, -9)),
+    Case("killed", r"rank 0 on \S+ left in step 3[ ,].*log/rank_0000.log", "tp2", 0, (-9, 1)),
 )
 
 
@@ -199,6 +200,8 @@ def check(case: Case, folder: Path) -> None:
     assert len(lines) == 1, consoles
     assert re.match(case.says, lines[0]), lines[0]
     assert "Traceback" not in consoles, consoles
+    for spent in re.findall(r"for (\d+) s;", lines[0]):
+        assert LIMIT - 1 <= int(spent) <= LIMIT + 5, lines[0]
     if case.patch == "killed":
         return
     survivors = [rank for rank, code in enumerate(case.codes) if code == 1]
@@ -207,25 +210,16 @@ def check(case: Case, folder: Path) -> None:
         assert "(most recent call first)" in text
 
 
-def check_together(cases: tuple[Case, ...], folder: Path) -> None:
-    """Check several jobs side by side, since they mostly wait."""
-    with ThreadPoolExecutor(len(cases)) as pool:
-        checks = [pool.submit(check, case, folder / str(n)) for n, case in enumerate(cases)]
+def test_a_rank_that_hangs_or_is_gone_is_named(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(len(NAMED)) as pool:  # side by side, since they mostly wait
+        checks = [pool.submit(check, case, tmp_path / str(n)) for n, case in enumerate(NAMED)]
     for each in checks:
         each.result()
 
 
-def test_a_rank_that_sleeps_forever_is_named_with_its_phase(tmp_path: Path) -> None:
-    check_together(HANGS, tmp_path)
-
-
-def test_a_rank_that_is_stopped_or_killed_is_named(tmp_path: Path) -> None:
-    check_together(SILENT, tmp_path)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("case", LAYOUTS, ids=str)
-def test_a_rank_is_named_in_every_layout(case: Case, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", MORE, ids=str)
+def test_a_rank_is_named_in_every_phase_and_layout(case: Case, tmp_path: Path) -> None:
     check(case, tmp_path / "job")
 
 
