@@ -83,10 +83,8 @@ def open_store(launch: LaunchEnvironment, *, deadline: float) -> Store:
     except Empty:
         store = RuntimeError("no answer")
     if isinstance(store, RuntimeError):
-        first_line = str(store).splitlines()[0]
-        raise _unreachable(
-            launch, f"another program answers there, or none that glm_dist started ({first_line})"
-        )
+        reason = f"another program answers there, or another job ({_first_line(store)})"
+        raise _unreachable(launch, reason)
     return store
 
 
@@ -105,7 +103,15 @@ def wait_for_ranks(
         LaunchError: Ranks are absent, or two processes have the same rank.
         SystemExit: The same, on ranks that need not print it.
     """
-    board = PrefixStore("glm_dist/joining", store)
+    try:
+        _wait(PrefixStore("glm_dist/joining", store), launch, deadline=deadline, minutes=minutes)
+    except RuntimeError as error:
+        raise _unreachable(launch, f"it left while ranks joined ({_first_line(error)})") from None
+
+
+def _wait(
+    board: PrefixStore, launch: LaunchEnvironment, *, deadline: float, minutes: float
+) -> None:
     _announce(board, launch)
     notice = time.monotonic() + FIRST_NOTICE_SECONDS
     while board.add(_COUNT, 0) < launch.world_size:
@@ -308,6 +314,10 @@ def _reach(launch: LaunchEnvironment, *, deadline: float) -> None:
                 reason,
             )
         time.sleep(min(POLL_SECONDS, max(deadline - now, 0.01)))
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).splitlines() or [""])[0]
 
 
 def _unreachable(launch: LaunchEnvironment, reason: str) -> LaunchError:

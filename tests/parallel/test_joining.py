@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from torch._C._distributed_c10d import Store
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.errors import LaunchError
@@ -20,11 +21,19 @@ def launch(rank: int, world_size: int, port: int, address: str = "127.0.0.1") ->
     return LaunchEnvironment(rank, world_size, rank, world_size, address, port, "environment")
 
 
-def join(process: LaunchEnvironment, seconds: float) -> str:
-    """Join; return how it ended."""
+def join(process: LaunchEnvironment, seconds: float, stores: list[Store] | None = None) -> str:
+    """Join; return how it ended.
+
+    Args:
+        process: The process that joins.
+        seconds: Deadline.
+        stores: Keeps the store, which the others need.
+    """
     deadline = time.monotonic() + seconds
     try:
         store = joining.open_store(process, deadline=deadline)
+        if stores is not None:
+            stores.append(store)
         joining.wait_for_ranks(store, process, deadline=deadline, minutes=seconds / 60)
     except LaunchError as error:
         return str(error)
@@ -36,9 +45,10 @@ def join(process: LaunchEnvironment, seconds: float) -> str:
 def join_together(processes: list[LaunchEnvironment], seconds: float) -> list[str]:
     """Join from threads; how each ended."""
     ends = [""] * len(processes)
+    stores: list[Store] = []
 
     def one(number: int) -> None:
-        ends[number] = join(processes[number], seconds)
+        ends[number] = join(processes[number], seconds, stores)
 
     threads = [threading.Thread(target=one, args=(n,)) for n in range(len(processes))]
     for thread in threads:
@@ -91,14 +101,20 @@ def test_an_unknown_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.startswith("MASTER_ADDR=no.such.host.invalid is unknown on ")
 
 
-def test_two_processes_of_one_rank_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_of_one_rank_are_named() -> None:
     port = free_port()
     holder = launch(0, 2, port)
     store = joining.open_store(holder, deadline=time.monotonic() + 20)
-    store.set("/glm_dist/joining/0", json.dumps(["elsewhere", 7]))
     store.set("glm_dist/joining/0", json.dumps(["elsewhere", 7]))
     with pytest.raises(LaunchError) as caught:
         joining.wait_for_ranks(store, holder, deadline=time.monotonic() + 5, minutes=1)
     assert str(caught.value).startswith(
         f"Two processes have rank 0: process 7 on elsewhere and process {os.getpid()} on "
     )
+
+
+def test_a_store_that_ends_while_ranks_join_is_one_sentence() -> None:
+    port = free_port()
+    held = [joining.open_store(launch(0, 3, port), deadline=time.monotonic() + 20)]
+    threading.Timer(1.0, held.clear).start()
+    assert "cannot reach rank 0 at" in join(launch(1, 3, port), 20)
