@@ -185,7 +185,7 @@ def _prepare_worker(worker: int) -> None:
     signal.signal(END_SIGNAL, lambda *_: os._exit(0))
     # torch takes SIGBUS for a lack of shared memory; here a file that was cut short is likelier.
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler) and faulthandler.is_enabled():
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
             faulthandler.disable()
             faulthandler.enable(file=handler.stream, all_threads=True)
 

@@ -45,4 +45,5 @@ def dump_on_fatal_signals(handler: logging.FileHandler) -> None:
     Args:
         handler: Handler of the log file; a later call replaces the file.
     """
+    assert handler.stream is not None  # opened at once
     faulthandler.enable(file=handler.stream, all_threads=True)

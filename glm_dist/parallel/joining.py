@@ -14,8 +14,7 @@ import time
 from datetime import timedelta
 from queue import Empty, Queue
 
-from torch._C._distributed_c10d import PrefixStore, Store
-from torch.distributed import TCPStore
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.errors import LaunchError
@@ -134,8 +133,7 @@ def _wait(
 
 def _announce(board: PrefixStore, launch: LaunchEnvironment) -> None:
     mine = json.dumps([socket.gethostname(), os.getpid()])
-    holder = board.compare_set(str(launch.rank), "", mine)
-    holder = holder.decode() if isinstance(holder, bytes) else str(holder)
+    holder = board.compare_set(str(launch.rank), "", mine).decode()
     if holder != mine:
         host, pid = json.loads(holder)
         raise LaunchError(

@@ -42,7 +42,7 @@ class OwnTime:
     def __call__(self) -> Iterator[None]:
         """Add the block to the current step."""
         if self._is_cuda:
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            first, last = (_event() for _ in range(2))
             first.record()
             yield
             last.record()
@@ -63,8 +63,17 @@ class OwnTime:
 
     def median(self) -> float:
         """Return the median seconds of the latest finished steps; 0 before there are enough."""
-        while self._pending and all(last.query() for _, last in self._pending[0][1]):
+        while self._pending and all(_is_there(last) for _, last in self._pending[0][1]):
             seconds, events = self._pending.popleft()
             device = sum(first.elapsed_time(last) for first, last in events) / 1000
             self._done.append(seconds + device)
         return statistics.median(self._done) if len(self._done) >= ENOUGH_STEPS else 0.0
+
+
+def _event() -> torch.cuda.Event:
+    # torch's events have no types
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+
+def _is_there(event: torch.cuda.Event) -> bool:
+    return bool(event.query())  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ under ZeRO 3 its gathers hide part of a difference. A slow update or network is 
 import logging
 import statistics
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -23,6 +24,9 @@ from glm_dist.train.own_time import OwnTime
 
 log = logging.getLogger(__name__)
 
+Unit: TypeAlias = tuple[int, ...]
+"""One rank, or the ranks of a replica."""
+
 INTERVAL_STEPS = 5
 """Steps between comparisons."""
 
@@ -32,7 +36,7 @@ MIN_SECONDS = 0.005
 
 def find_stragglers(
     data: Sequence[float], compute: Sequence[float], *, layout: Layout, share: float
-) -> dict[tuple[int, ...], tuple[float, float]]:
+) -> dict[Unit, tuple[float, float]]:
     """Compare the ranks' own times.
 
     Args:
@@ -49,23 +53,21 @@ def find_stragglers(
     for rank in ranks:
         replicas.setdefault(layout.coordinates(rank).data, []).append(rank)
     model_ranks = layout.world_size // len(replicas)
-    found: dict[tuple[int, ...], tuple[float, float]] = {}
     if model_ranks == 1:
-        units = {(rank,): data[rank] + compute[rank] for rank in ranks}
+        units: dict[Unit, float] = {(rank,): data[rank] + compute[rank] for rank in ranks}
         return _slow(units, units, share)
-    passes = {
+    passes: dict[Unit, float] = {
         tuple(members): statistics.median(compute[rank] for rank in members)
         for members in replicas.values()
     }
-    rows = {(rank,): data[rank] for rank in ranks}
-    step = {(rank,): data[rank] + compute[rank] for rank in ranks}
-    found |= _slow(passes, passes, share)
-    return found | _slow(rows, step, share)
+    rows: dict[Unit, float] = {(rank,): data[rank] for rank in ranks}
+    step: dict[Unit, float] = {(rank,): data[rank] + compute[rank] for rank in ranks}
+    return _slow(passes, passes, share) | _slow(rows, step, share)
 
 
 def _slow(
-    times: dict[tuple[int, ...], float], whole: dict[tuple[int, ...], float], share: float
-) -> dict[tuple[int, ...], tuple[float, float]]:
+    times: dict[Unit, float], whole: dict[Unit, float], share: float
+) -> dict[Unit, tuple[float, float]]:
     """Return the units that exceed the median of the others by a share of the others' whole."""
     found = {}
     for unit, seconds in times.items():
@@ -110,7 +112,7 @@ class StragglerWatch:
         self._layout = layout
         self._rank = rank
         self._sink = sink
-        self._named: set[tuple[int, ...]] = set()
+        self._named: set[Unit] = set()
 
     def due(self, done: StepDone) -> bool:
         """See ``Observer``; also closes the step on this rank."""
