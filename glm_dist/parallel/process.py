@@ -60,7 +60,7 @@ def start_process(
     Args:
         launch: Identity of this process, from its launcher.
         timeout: Time after which an unanswered collective fails.
-        watchdog: Deadlines; None: only ``timeout``.
+        watchdog: Deadlines; None: only ``timeout``, and no thread watches.
 
     Raises:
         LaunchError: The other ranks cannot be reached, or are absent at the deadline.
@@ -81,7 +81,8 @@ def start_process(
         timeout=timeout.total_seconds(),
     )
     watch = Watchdog(progress, deadlines, board=board, bulletin=bulletin, world_size=world_size)
-    watch.start()
+    if watchdog is not None:
+        watch.start()
     try:
         dist.init_process_group(
             "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl",
