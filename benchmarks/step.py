@@ -8,7 +8,7 @@ tokens, exact mask, logits at targets) of the others is divided by it.
 
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,6 +163,33 @@ class Turns:
         return products, timed(lambda: self._bare(self._micro_batches))
 
 
+class TurnRows:
+    """The turns in the place of a run's rows."""
+
+    passed_over = ()
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = iter(turns)
+
+    def __next__(self) -> Sequence[MicroBatch]:
+        return next(self._turns)
+
+    def epochs_before(self, number: int) -> Mapping[str, float]:
+        return {}
+
+    def indices(self, step: int) -> list[list[int]]:
+        return []
+
+    def rows_of(self, first_step: int, last_step: int) -> str:
+        return ""
+
+    def pass_over(self, rows: str, *, done: int) -> None:
+        raise NotImplementedError
+
+    def reopen(self, *, done: int) -> None:
+        raise NotImplementedError
+
+
 def measure(
     config: RunConfig,
     groups: ParallelGroups,
@@ -190,9 +217,8 @@ def measure(
         work = LoopContext(
             config=config,
             engine=engine,
-            batches=iter(turns),
+            rows=TurnRows(turns),
             validation=HeldOutRows([]),
-            epochs_before=lambda rows: {},
             stop_request=StopRequest(),
             sink=JsonlSink(Path(folder) / "metrics.jsonl", attempt=1, first_step=0),
             checkpoints=Path(folder),

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from glm_dist.cli.arguments import whole_number
@@ -13,6 +14,7 @@ from glm_dist.data.corpus.origins import Origins
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import ConfigError
 from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.train.preflight import rows_passed_over
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,8 @@ def _check_step(arguments: argparse.Namespace, config: RunConfig) -> None:
 def read_config(overrides: list[str]) -> RunConfig:
     """Load the configuration of a run's folder, or compose one from overrides.
 
+    Rows that rewinds of a run have passed over are skipped in it.
+
     Raises:
         ConfigError: A key or value is wrong.
     """
@@ -79,7 +83,8 @@ def read_config(overrides: list[str]) -> RunConfig:
                 key=overrides[1],
                 fix="name the run alone",
             )
-        return load_config_file(folder / CONFIG_FILE)
+        config = load_config_file(folder / CONFIG_FILE)
+        return replace(config, data=config.data.passing_over(rows_passed_over(folder)))
     return load_config(overrides)
 
 

@@ -359,6 +359,14 @@ def _check_intervals(config: RunConfig) -> None:
             value=0,
             fix="checkpoint.keep_last=3",
         )
+    if config.stability.rewinds and checkpoint.interval == 0:
+        raise ConfigError(
+            "stability=rewind goes back to checkpoints, but checkpoint.interval=0 saves none.\n"
+            "  Set checkpoint.interval=1000, or stability=default.",
+            key="checkpoint.interval",
+            value=0,
+            fix="stability=default",
+        )
 
 
 def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:

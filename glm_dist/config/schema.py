@@ -6,7 +6,8 @@ version 1, so that a configuration saved before it existed still says what it sa
 a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
 Ranges stand beside the fields and are checked when a section is built; rules that involve several
 fields are in ``checks.py``, the named alternatives in ``choices.py``, the sections about the
-model in ``architecture.py``, those about text in ``text.py``.
+model in ``architecture.py``, those about text in ``text.py``, about instability in
+``stability.py``.
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +29,9 @@ from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
 from glm_dist.config.rules import LARGEST_WHOLE_NUMBER, MISSING, Section, bounded
+from glm_dist.config.stability import NonFiniteAction as NonFiniteAction
+from glm_dist.config.stability import SpikeAction as SpikeAction
+from glm_dist.config.stability import StabilityConfig as StabilityConfig
 from glm_dist.config.text import CorpusConfig as CorpusConfig
 from glm_dist.config.text import CorruptionConfig as CorruptionConfig
 from glm_dist.config.text import DataConfig as DataConfig
@@ -311,6 +315,7 @@ class RunConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     paths: PathsConfig = MISSING
 

@@ -3,7 +3,8 @@
 Part of the schema; see ``schema.py`` for its rules.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from glm_dist.config.choices import PretrainingTask, TokenizerKind
@@ -84,6 +85,17 @@ class DataConfig(Section):
         """Ranges of ``skip_rows``, which ``blend.py`` has checked."""
         ends = [text.split("-") for text in self.skip_rows]
         return [range(int(first), int(last) + 1) for first, last in ends]
+
+    def passing_over(self, rows: Sequence[str]) -> "DataConfig":
+        """Return the section with more ranges of rows skipped, as first-last; they may overlap."""
+        merged: list[range] = []
+        more = replace(self, skip_rows=list(rows)).skipped
+        for each in sorted([*self.skipped, *more], key=lambda rows: rows.start):
+            if merged and each.start <= merged[-1].stop:
+                merged[-1] = range(merged[-1].start, max(merged[-1].stop, each.stop))
+            else:
+                merged.append(each)
+        return replace(self, skip_rows=[f"{r.start}-{r.stop - 1}" for r in merged])
 
     def row_index(self, number: int) -> int:
         """Return the index of a training row.

@@ -5,6 +5,7 @@ count, no number of steps. Resuming is one integer, and every rank of a replica 
 for itself.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -85,6 +86,16 @@ class RowSource:
         self.test = test
         self.row_length = row_length
         self.opened = opened
+
+    def passing_over(self, rows: Sequence[str]) -> "RowSource":
+        """Return the same rows without some ranges, as first-last; later rows move up."""
+        source = copy.copy(self)
+        source._data = self._data.passing_over(rows)
+        return source
+
+    def index(self, number: int) -> int:
+        """Return the index of a training row, which counts skipped rows as well."""
+        return self._data.row_index(number)
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 Every line has ``step``, ``attempt`` and ``time`` (seconds since 1970). Lines with ``event`` are
 events; the others hold metrics. An attempt begins with the event ``started``, whose step is the
 last one before the attempt, and whose ``process_started`` is the start of its process. If it was
-not killed it ends with the event ``ended``. ``phase_seconds`` is for goodput.py.
+not killed it ends with the event ``ended``. The event ``rewound`` has the step that an attempt went
+back to. ``phase_seconds`` is for goodput.py.
 """
 
 import json
@@ -24,8 +25,12 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 def encode(record: Mapping[str, object]) -> bytes:
     """Encode a record as one line. JSON has no NaN or infinity; they become strings."""
-    plain = {name: _as_json(value) for name, value in record.items()}
-    return (json.dumps(plain, allow_nan=False) + "\n").encode()
+    return (json.dumps(finite_or_text(record), allow_nan=False) + "\n").encode()
+
+
+def finite_or_text(record: Mapping[str, object]) -> dict[str, object]:
+    """Return a record in which NaN and infinity are strings."""
+    return {name: _as_json(value) for name, value in record.items()}
 
 
 def repair_last_line(path: Path) -> None:
@@ -93,22 +98,27 @@ def sound_records(path: Path) -> Iterator[Record]:
 
 
 def final_records(records: list[Record]) -> list[Record]:
-    """Merge attempts: from the step where it started, a later attempt replaces earlier ones.
+    """Merge attempts: what is repeated from a step on replaces what was recorded before.
 
     Args:
         records: Records in the order of the file.
 
     Returns:
-        Metric records and events by step, without steps that a later attempt repeated.
+        Metric records and events by step, without steps that a later attempt, or the same one after
+        it had rewound, repeated.
     """
-    started = {r["attempt"]: r["step"] for r in records if r.get("event") == "started"}
+    returns = [
+        ((r["attempt"], number if r["event"] == "rewound" else -1), r["step"])
+        for number, r in enumerate(records)
+        if r.get("event") in ("started", "rewound")
+    ]
     kept = [
         record
-        for record in records
+        for number, record in enumerate(records)
         if all(
-            record["step"] <= first
-            for attempt, first in started.items()
-            if attempt > record["attempt"]
+            record["step"] <= step
+            for moment, step in returns
+            if moment > (record["attempt"], number)
         )
     ]
     return sorted(kept, key=lambda record: (record["step"], record["attempt"]))

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.observe.console import ConsoleSink
+from glm_dist.observe.events import EVENTS_FILE, EventsSink
 from glm_dist.observe.goodput_meter import GoodputMeter
 from glm_dist.observe.metrics import TRAIN_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
@@ -220,6 +221,7 @@ def open_sinks(
         JsonlSink(
             config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step, goodput=goodput
         ),
+        EventsSink(config.run_dir / EVENTS_FILE, attempt=attempt, first_step=first_step),
         ConsoleSink(
             console,
             first_step=first_step,

@@ -13,14 +13,8 @@ import torch.distributed as dist
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.param_groups import param_groups
-from glm_dist.optim.zero import (
-    FlatBF16,
-    FlatPartitionedShards,
-    FlatShards,
-    ParameterShards,
-    PlainAdamW,
-    ZeroOptimizer,
-)
+from glm_dist.optim.sharded import FlatBF16, FlatPartitionedShards, FlatShards, ParameterShards
+from glm_dist.optim.zero import PlainAdamW, ZeroOptimizer
 from glm_dist.parallel.groups import ParallelGroups
 
 if not torch.cuda.is_available():

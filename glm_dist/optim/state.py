@@ -33,7 +33,7 @@ class OptimizerCounters:
     updates: int
     """Updates that AdamW has made; fewer than steps if fp16 overflows skipped some."""
     skipped_steps: int
-    """Updates dropped because fp16 gradients overflowed."""
+    """Updates that were dropped: fp16 overflows, gradients that were not finite or refused."""
     loss_scaler: Mapping[str, Number] | None
     """State of the dynamic loss scale; None if there is none (fp32, bf16)."""
 
@@ -45,6 +45,11 @@ class StepOutcome:
     norm: torch.Tensor
     """Global gradient norm before clipping []."""
     is_skipped: bool
-    """True if the gradients were not finite, and nothing was updated."""
+    """True if nothing was updated: the gradients were not finite, or the caller refused them."""
     is_recoverable: bool
     """True if a smaller loss scale may avoid the next overflow (fp16)."""
+    is_refused: bool = False
+    """True if the gradients were finite and the caller refused the update."""
+    non_finite: tuple[str, ...] = ()
+    """Parameters of which this rank saw gradients that are not finite, under their global names;
+    empty after an fp16 overflow that a smaller loss scale may avoid."""

@@ -1,8 +1,8 @@
 """ZeRO behind one interface: what training and checkpoints need of a sharded optimizer.
 
 Each stage of DeepSpeed's ZeRO stores gradients, master weights and moments differently. One adapter
-per layout has the same interface, so no other code checks the stage. This is the only file that
-uses DeepSpeed's internals (0.19.8).
+per layout has the same interface, so no other code checks the stage. Stages 1 to 3 are in
+``sharded.py``; only these two files use DeepSpeed's internals (0.19.8).
 
 ==============  =======================================================================
 ``PlainAdamW``  stage 0: torch's AdamW, state per parameter
@@ -12,10 +12,9 @@ uses DeepSpeed's internals (0.19.8).
 ==============  =======================================================================
 """
 
-import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -24,11 +23,15 @@ from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.state import (
     LOSS_SCALER_FIELDS,
     MOMENTS,
+    Number,
     OptimizerCounters,
     StateSlice,
     StepOutcome,
 )
 from glm_dist.parallel.groups import ParallelGroups
+
+Accept: TypeAlias = Callable[[torch.Tensor], bool]
+"""Says of a finite gradient norm [] whether to apply its update."""
 
 
 class ZeroOptimizer(ABC):
@@ -59,6 +62,11 @@ class ZeroOptimizer(ABC):
         self._clip = clip
         self._engine: Any = engine
         self._inner: Any = engine.optimizer
+        self._accepts: Accept | None = None
+        self._refused_norm: torch.Tensor | None = None
+        self._non_finite: tuple[str, ...] = ()
+        self._replaced: list[str] = []
+        self._watch_update()
         if self.has_loss_scale:
             # step() reports it instead.
             self._inner.loss_scaler.raise_error_at_min_scale = False
@@ -77,7 +85,7 @@ class ZeroOptimizer(ABC):
 
     @property
     def skipped_steps(self) -> int:
-        """Updates dropped because fp16 gradients overflowed."""
+        """Updates dropped: fp16 overflows, gradients that were not finite or refused."""
         return int(self._engine.skipped_steps)
 
     def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
@@ -112,25 +120,75 @@ class ZeroOptimizer(ABC):
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float) -> StepOutcome:
+    def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
         """Clip and update, unless a gradient is not finite; then no weight changes on any rank.
 
         Args:
             learning_rate: Rate of every parameter group.
+            accept: Called with the finite norm [] before the update; if it returns False, the
+                update is dropped. May be collective, and must return the same on all ranks.
         """
         for group in self._inner.param_groups:
             group["lr"] = learning_rate
         is_recoverable = self._may_shrink_loss_scale()
+        self._accepts, self._refused_norm, self._non_finite = accept, None, ()
+        scaler = self._scaler_state()
         norm, is_applied = self._update()
         if not is_applied:
             self._discard_gradients()
-        return StepOutcome(norm, is_skipped=not is_applied, is_recoverable=is_recoverable)
+        refused = self._refused()
+        if refused is not None:
+            # DeepSpeed took it for an overflow; neither its norm nor the smaller scale holds.
+            norm, is_recoverable = refused, False
+            self._set_scaler(scaler)
+        return StepOutcome(
+            norm,
+            is_skipped=not is_applied,
+            is_recoverable=is_recoverable,
+            is_refused=refused is not None,
+            non_finite=() if is_recoverable or is_applied else self._non_finite,
+        )
 
     def _update(self) -> tuple[torch.Tensor, bool]:
         """Clip and update; return the norm [] and whether DeepSpeed did not drop the update."""
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm())
         return norm, bool(self._engine.was_step_applied())
+
+    def _refused(self) -> torch.Tensor | None:
+        """Return the norm [] of the update that the caller has just refused, if any."""
+        return self._refused_norm
+
+    def _is_accepted(self, norm: torch.Tensor) -> bool:
+        """Ask the caller about a finite norm []."""
+        if self._accepts is None or self._accepts(norm):
+            return True
+        self._refused_norm = norm
+        return False
+
+    @abstractmethod
+    def _watch_update(self) -> None:
+        """Let DeepSpeed ask ``_is_accepted`` about the norm, and drop a refused update itself.
+
+        It takes a refusal for an overflow and clears its gradients. Before it does, the names of
+        those that are not finite are noted.
+        """
+
+    def _replace(self, name: str, function: Callable[..., Any]) -> None:
+        """Replace a method of DeepSpeed's optimizer until ``close``."""
+        setattr(self._inner, name, function)
+        self._replaced.append(name)
+
+    def _note_non_finite(self, named: Iterable[tuple[str, torch.Tensor | None]]) -> None:
+        """Keep the names of gradients that are not finite; DeepSpeed clears them twice."""
+        if self._refused_norm is None and not self._non_finite:
+            self._non_finite = tuple(
+                dict.fromkeys(
+                    name
+                    for name, gradient in named
+                    if gradient is not None and not bool(torch.isfinite(gradient).all())
+                )
+            )
 
     @abstractmethod
     def _discard_gradients(self) -> None:
@@ -189,21 +247,27 @@ class ZeroOptimizer(ABC):
     def counters(self) -> OptimizerCounters:
         """Return the counters that a resumed run restores."""
         updates = [int(self._adamw.state[m]["step"]) for m in self._masters() if self._adamw.state]
-        scaler = self._dynamic_scaler()
         return OptimizerCounters(
             updates=updates[0] if updates else 0,
             skipped_steps=self.skipped_steps,
-            loss_scaler=None
-            if scaler is None
-            else {name: getattr(scaler, name) for name in LOSS_SCALER_FIELDS},
+            loss_scaler=self._scaler_state(),
         )
+
+    def _scaler_state(self) -> Mapping[str, Number] | None:
+        scaler = self._dynamic_scaler()
+        if scaler is None:
+            return None
+        return {name: getattr(scaler, name) for name in LOSS_SCALER_FIELDS}
 
     def restore_counters(self, counters: OptimizerCounters) -> None:
         """Continue the counts of an earlier run; ``prepare_for_load`` has set the updates."""
         self._engine.skipped_steps = counters.skipped_steps
+        self._set_scaler(counters.loss_scaler)
+
+    def _set_scaler(self, values: Mapping[str, Number] | None) -> None:
         scaler = self._dynamic_scaler()
-        if scaler is not None and counters.loss_scaler is not None:
-            for name, value in counters.loss_scaler.items():
+        if scaler is not None and values is not None:
+            for name, value in values.items():
                 setattr(scaler, name, value)
 
     def _dynamic_scaler(self) -> Any:
@@ -215,6 +279,8 @@ class ZeroOptimizer(ABC):
         Hooks on parameters hold the engine and the engine holds the parameters; without this
         neither is ever freed.
         """
+        for name in self._replaced:
+            delattr(self._inner, name)
         self._engine.destroy()
         self._adamw.state.clear()
         for group in self._inner.param_groups:
@@ -241,7 +307,11 @@ class PlainAdamW(ZeroOptimizer):
 
     def _update(self) -> tuple[torch.Tensor, bool]:
         norm = self._norm()
-        if not torch.isfinite(norm):
+        is_finite = bool(torch.isfinite(norm))
+        if not is_finite:
+            self._note_non_finite((s.name, s.parameter.grad) for s in self.shards)
+        if not is_finite or not self._is_accepted(norm):
+            self._engine.skipped_steps += 1
             return norm, False
         if self._clip > 0.0:
             factor = (self._clip / (norm + 1e-6)).clamp(max=1.0)
@@ -249,6 +319,9 @@ class PlainAdamW(ZeroOptimizer):
             torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         self._engine.step()
         return norm, True
+
+    def _watch_update(self) -> None:
+        """Do nothing: ``_update`` asks by itself."""
 
     def _discard_gradients(self) -> None:
         self._inner.zero_grad(set_to_none=True)
@@ -277,106 +350,3 @@ class PlainAdamW(ZeroOptimizer):
 
     def publish_weights(self) -> None:
         """Do nothing: the model's parameters are the master weights."""
-
-
-class FlatShards(ZeroOptimizer):
-    """Stages 1 and 2: flat partitions of each parameter group."""
-
-    def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """See ``ZeroOptimizer``; stage 1 only, as stage 2 has reduced its gradients already."""
-        gradient: torch.Tensor = self._inner.get_gradient_for_reduction(parameter)
-        return gradient
-
-    def _discard_gradients(self) -> None:
-        # DeepSpeed 0.19 does so only if the optimizer is not offloaded.
-        self._inner.averaged_gradients.update(dict.fromkeys(self._inner.averaged_gradients))
-
-    def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
-        """See ``ZeroOptimizer``."""
-        parameter: Any = shard.parameter
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return
-        master = self._adamw.param_groups[mapping.param_group_index]["params"][0]
-        owned, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
-        # Not mapping.get_hp_fragment(kind): DeepSpeed (0.19.8) links the moments of all groups
-        # when the first group has stepped, so the second group's are never found.
-        state = self._adamw.state[master]
-        for kind, flat in (("model", master), *((kind, state[kind]) for kind in MOMENTS)):
-            yield StateSlice(kind, flat.data.narrow(0, owned.start, owned.numel), start)
-
-    def _masters(self) -> Sequence[torch.Tensor]:
-        return [master for group in self._adamw.param_groups for master in group["params"]]
-
-    def publish_weights(self) -> None:
-        """See ``ZeroOptimizer``."""
-        self._inner.update_lp_params()
-
-
-class FlatPartitionedShards(FlatShards):
-    """Stage 2: DeepSpeed reduces and shards each gradient as backward produces it."""
-
-    reduces_in_backward = True
-
-
-class FlatBF16(FlatShards):
-    """Stage 1 in bf16 with fp32 sums: DeepSpeed's ``BF16_Optimizer``."""
-
-    def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """See ``ZeroOptimizer``."""
-        held: Any = parameter
-        gradient: torch.Tensor = held._hp_grad
-        return gradient
-
-    def _discard_gradients(self) -> None:
-        """Leave it to DeepSpeed, which has cleared them."""
-
-
-class ParameterShards(ZeroOptimizer):
-    """Stage 3: every parameter is a flat slice, gathered when a layer runs."""
-
-    reduces_in_backward = True
-
-    def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Raise: no rank ever has a whole gradient."""
-        raise RuntimeError("ZeRO 3 shards gradients in backward; nothing accumulates whole ones")
-
-    def _discard_gradients(self) -> None:
-        """Leave it to DeepSpeed, which has cleared them."""
-
-    def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
-        """See ``ZeroOptimizer``."""
-        parameter: Any = shard.parameter
-        start = self._groups.coordinates.data * parameter.ds_tensor.ds_numel
-        if start >= parameter.ds_numel:
-            return
-        for kind in ("model", *MOMENTS):
-            # Not get_local_fp32_param: if the state is offloaded, it returns a copy on the device,
-            # and values loaded into it are lost (DeepSpeed 0.19).
-            data, _ = self._inner._get_fp32_opt_state_partition(
-                parameter,
-                release_swap_buffers=True,
-                optim_state_key=None if kind == "model" else kind,
-            )
-            yield StateSlice(kind, data, start)
-
-    def _masters(self) -> Sequence[torch.Tensor]:
-        masters: Sequence[torch.Tensor] = self._inner.fp32_partitioned_groups_flat
-        return masters
-
-    def publish_weights(self) -> None:
-        """See ``ZeroOptimizer``."""
-        for group in range(len(self._inner.fp32_partitioned_groups_flat)):
-            self._inner._reassign_or_swap_out_partitioned_parameters(group)
-
-    def close(self) -> None:
-        """See ``ZeroOptimizer``; DeepSpeed (0.19) also keeps modules in a list and in a cache."""
-        parameters = self._inner.parameter_offload
-        coordinator = type(parameters.get_param_coordinator())
-        offload = sys.modules[type(parameters).__module__]
-        super().close()
-        offload.FWD_MODULE_STACK.clear()
-        for method in vars(coordinator).values():
-            for cell in getattr(method, "__closure__", None) or ():
-                if hasattr(cell.cell_contents, "cache_clear"):
-                    cell.cell_contents.cache_clear()

@@ -20,6 +20,7 @@ from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard
 from glm_dist.optim.deepspeed_engine import open_zero_optimizer
 from glm_dist.optim.state import StepOutcome
+from glm_dist.optim.zero import Accept
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import (
     has_partial_gradient,
@@ -125,9 +126,9 @@ class TrainingEngine:
         partial = [s.parameter for s in self.shards if has_partial_gradient(s.parameter)]
         sum_gradients([self.zero.gradient(parameter) for parameter in partial], self.groups.tensor)
 
-    def step(self, learning_rate: float) -> StepOutcome:
+    def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
         """Clip and update; see ``ZeroOptimizer.step``."""
-        return self.zero.step(learning_rate)
+        return self.zero.step(learning_rate, accept)
 
     def close(self) -> None:
         """Release the optimizer's hooks and memory; the engine cannot be used afterwards."""

@@ -5,7 +5,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import cast
 
@@ -19,9 +19,7 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.loader import training_batches
-from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.data.row_source import RowSource, open_row_source
+from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
@@ -57,6 +55,8 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
+from glm_dist.train.rows import RunRows
+from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
@@ -190,9 +190,8 @@ def _train(
     context = LoopContext(
         config=config,
         engine=engine,
-        batches=_batches(config, source, groups, first_step=start.step),
+        rows=RunRows(config, source, groups, done=start.step, passed_over=passed_over(start.extra)),
         validation=source.validation,
-        epochs_before=source.epochs_before,
         stop_request=request,
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
@@ -204,6 +203,7 @@ def _train(
         phases=phases,
         alive=sink.alive,
         progress=process.progress,
+        saved=stability_memory(start.extra),
     )
     _run_loop(context, first_step=start.step)
 
@@ -262,21 +262,6 @@ def _keep_tokenizer(config: RunConfig) -> None:
         "keep the tokenizer",
         str(config.run_dir),
         lambda: store_tokenizer(config.tokenizer, config.run_dir),
-    )
-
-
-def _batches(
-    config: RunConfig, source: RowSource, groups: ParallelGroups, *, first_step: int
-) -> Iterator[Sequence[MicroBatch]]:
-    return training_batches(
-        source,
-        start_step=first_step,
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        replica=groups.coordinates.data,
-        num_replicas=groups.layout.data_parallel_size,
-        num_workers=config.data.num_workers,
-        prefetch=config.data.prefetch,
     )
 
 

@@ -20,18 +20,19 @@ from glm_dist.errors import GlmDistError
 from glm_dist.observe.phases import DATA, SAVE, STEP, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
-from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.errors import on_this_rank
 from glm_dist.parallel.progress import Progress
 from glm_dist.parallel.rng import seed_step
-from glm_dist.train.divergence import non_finite_gradients, overflow_at_smallest_scale
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows
 from glm_dist.train.observers import Benchmarks, Observer, Recorder, StepDone, Validator
 from glm_dist.train.own_time import OwnTime
 from glm_dist.train.preemption import StopRequest
+from glm_dist.train.replicas import ReplicaCheck
+from glm_dist.train.rows import StepBatches
 from glm_dist.train.saver import Saver
-from glm_dist.train.step import train_step
+from glm_dist.train.stability import STABILITY, Guard
+from glm_dist.train.step import StepResult, train_step
 from glm_dist.train.stragglers import StragglerWatch
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,9 @@ class LoopContext:
 
     config: RunConfig
     engine: TrainingEngine
-    batches: Iterator[Sequence[MicroBatch]]
+    rows: StepBatches
     """Micro-batches of this replica, one item per step, from the first remaining step."""
     validation: EvaluationRows
-    epochs_before: Callable[[int], Mapping[str, float]]
-    """Returns the passes over each corpus made by the rows before a given row."""
     stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
@@ -67,6 +66,8 @@ class LoopContext:
     """Called after each step."""
     progress: Progress = field(default_factory=Progress)
     """Step and phase of this rank, which the watchdog reads."""
+    saved: Mapping[str, Json] = field(default_factory=dict)
+    """Memory of the guard from the checkpoint; empty for a new run."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -81,16 +82,26 @@ def train(run: LoopContext, *, first_step: int) -> bool:
         checkpoint.interval is 0.
 
     Raises:
-        TrainingError: A gradient or the loss is not finite; no checkpoint was written since.
+        TrainingError: A gradient or the loss is not finite, or replicas differ; no checkpoint was
+            written since.
         CheckpointError: A checkpoint could not be written.
     """
     config = run.config
     if first_step >= config.run.steps:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     phases = run.phases
-    recorder, validator, saver = _observers(run, phases, first_step=first_step)
+    guard = _guard(run)
+    recorder, replicas, validator, saver = _observers(run, guard, phases, first_step=first_step)
+    guard.settles_saves = saver.finish
+    wait = OwnTime(torch.device("cpu"))
+    stragglers = _straggler_watch(run, wait)
+    observers: list[Observer] = [recorder, replicas, validator, saver, stragglers]
     try:
-        return _train(run, phases, recorder, validator, saver, first_step=first_step)
+        if run.validates_first and config.evaluation.interval > 0:
+            with phases(validator.phase):
+                validator.act(StepDone(first_step))
+            run.stop_request.raise_if_agreed()
+        return _train(run, guard, recorder, observers, wait, first_step=first_step)
     except GlmDistError as error:
         if error.rank is None:
             saver.settle()
@@ -99,38 +110,33 @@ def train(run: LoopContext, *, first_step: int) -> bool:
 
 def _train(
     run: LoopContext,
-    phases: PhaseClock,
+    guard: Guard,
     recorder: Recorder,
-    validator: Validator,
-    saver: Saver,
+    observers: Sequence[Observer],
+    wait: OwnTime,
     *,
     first_step: int,
 ) -> bool:
-    config, engine = run.config, run.engine
-    wait = OwnTime(torch.device("cpu"))
-    observers: list[Observer] = [recorder, validator, saver, _straggler_watch(run, wait)]
-    if run.validates_first and config.evaluation.interval > 0:
-        with phases(validator.phase):
-            validator.act(StepDone(first_step))
-        run.stop_request.raise_if_agreed()
+    """See ``train``."""
+    config, engine, phases = run.config, run.engine, run.phases
     run.stop_request.begin_training()
-    for step in range(first_step + 1, config.run.steps + 1):
+    step = first_step
+    while step < config.run.steps:
+        step += 1
         run.progress.step = step
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
         with phases(DATA), wait(), on_this_rank(engine.groups.rank):
-            micro_batches = next(run.batches)
+            micro_batches = next(run.rows)
         run.alive(step - 1)
         rate = _rate(run, done=step - 1)
         with phases(STEP):
-            result = train_step(
-                engine,
-                micro_batches,
-                learning_rate=rate,
-                normalize_by=config.loss.normalize_by,
-                device=run.device,
-            )
-        _check_outcome(run, result.outcome, saver, step=step)
-        recorder.add(result, micro_batches)
+            result = _run_step(run, guard, micro_batches, rate=rate)
+            verdict = guard.settle(step, result)
+        if verdict.back_to is not None:
+            step = verdict.back_to
+            recorder.restart(step)
+            continue
+        recorder.add(step, result, micro_batches, counts=not verdict.is_dropped)
         with phases(VOTE):
             stops = run.stop_request.agreed()
         done = StepDone(
@@ -140,22 +146,21 @@ def _train(
             stops=stops,
             learning_rate=rate,
         )
-        _observe(run, observers, phases, done)
+        _observe(run, observers, done)
         if run.stop_request.is_agreed and not done.is_last:
+            run.sink.event(step, "stopped", {"reason": run.stop_request.reason})
             run.stop_request.stop(step)
             return False
     return True
 
 
-def _observe(
-    run: LoopContext, observers: Sequence[Observer], phases: PhaseClock, done: StepDone
-) -> None:
+def _observe(run: LoopContext, observers: Sequence[Observer], done: StepDone) -> None:
     """Let the observers act that are due; a stop in the meantime makes more of them due."""
     waiting = list(observers)
     for observer in observers:
         if observer.due(replace(done, stops=run.stop_request.is_agreed)):
             waiting.remove(observer)
-            with phases(observer.phase):
+            with run.phases(observer.phase):
                 observer.act(replace(done, stops=run.stop_request.is_agreed))
     # In the background a save takes no time here; the next step's vote comes soon enough.
     has_waited = not run.config.checkpoint.background and any(
@@ -166,18 +171,61 @@ def _observe(
     if run.stop_request.is_agreed:
         for observer in waiting:
             if observer.due(replace(done, stops=True)):
-                with phases(observer.phase):
+                with run.phases(observer.phase):
                     observer.act(replace(done, stops=True))
 
 
+def _run_step(
+    run: LoopContext, guard: Guard, micro_batches: Sequence[MicroBatch], *, rate: float
+) -> StepResult:
+    return train_step(
+        run.engine,
+        micro_batches,
+        learning_rate=rate,
+        normalize_by=run.config.loss.normalize_by,
+        device=run.device,
+        accept=guard.judge,
+    )
+
+
+def _guard(run: LoopContext) -> Guard:
+    return Guard(
+        run.config,
+        run.engine,
+        run.rows,
+        checkpoints=run.checkpoints,
+        sink=run.sink,
+        device=run.device,
+        saved=run.saved,
+    )
+
+
+class _Facts(Mapping[str, Json]):
+    """Facts stored in a checkpoint; the guard's memory is read at each save."""
+
+    def __init__(self, identity: Mapping[str, Json], guard: Guard) -> None:
+        self._identity = identity
+        self._guard = guard
+
+    def __getitem__(self, name: str) -> Json:
+        return self._guard.memory() if name == STABILITY else self._identity[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._identity, STABILITY])
+
+    def __len__(self) -> int:
+        return len(self._identity) + 1
+
+
 def _observers(
-    run: LoopContext, phases: PhaseClock, *, first_step: int
-) -> tuple[Recorder, Validator, Saver]:
+    run: LoopContext, guard: Guard, phases: PhaseClock, *, first_step: int
+) -> tuple[Recorder, ReplicaCheck, Validator, Saver]:
     """Create the observers in the order in which they act."""
     recorder = Recorder(
         run.config,
         run.engine,
-        epochs_before=run.epochs_before,
+        rows=run.rows,
+        guard=guard,
         sink=run.sink,
         phases=phases,
         first_step=first_step,
@@ -197,7 +245,7 @@ def _observers(
         run.config,
         run.engine,
         run.checkpoints,
-        identity=run.identity,
+        identity=_Facts(run.identity, guard),
         check=recorder.check,
         sink=run.sink,
         device=run.device,
@@ -205,7 +253,8 @@ def _observers(
         saved=run.stop_request.save_done,
         upkeep=run.upkeep,
     )
-    return recorder, validator, saver
+    replicas = ReplicaCheck(run.config, run.engine, sink=run.sink)
+    return recorder, replicas, validator, saver
 
 
 def _straggler_watch(run: LoopContext, wait: OwnTime) -> StragglerWatch:
@@ -224,18 +273,3 @@ def _rate(run: LoopContext, *, done: int) -> float:
     config = run.config
     updates = done - run.engine.zero.skipped_steps
     return learning_rate(config.lr_schedule, config.optimizer.learning_rate, updates)
-
-
-def _check_outcome(run: LoopContext, outcome: StepOutcome, saver: Saver, *, step: int) -> None:
-    """Raise after a skipped update, unless a smaller loss scale may avoid the next overflow.
-
-    Raises:
-        TrainingError: On every rank, since all agree on skipped updates.
-    """
-    if not outcome.is_skipped or outcome.is_recoverable:
-        return
-    saver.settle()  # the error names the newest checkpoint
-    scale = run.engine.zero.loss_scale
-    if scale is not None:
-        raise overflow_at_smallest_scale(run.config, step=step, scale=scale)
-    raise non_finite_gradients(run.config, step=step, norm=float(outcome.norm))

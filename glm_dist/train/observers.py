@@ -6,8 +6,7 @@ same branches.
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.errors import TrainingError
 from glm_dist.observe.metrics import (
     EPOCHS,
     GRAD_NORM,
@@ -36,24 +36,12 @@ from glm_dist.train.divergence import non_finite_loss
 from glm_dist.train.efficiency import Efficiency
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.evaluate import EvaluationRows, validation_losses
+from glm_dist.train.rows import StepBatches
+from glm_dist.train.stability import Guard
 from glm_dist.train.step import StepResult
+from glm_dist.train.step_done import StepDone as StepDone
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class StepDone:
-    """A finished step, passed to observers."""
-
-    step: int
-    """Steps done since the run began."""
-    is_first: bool = False
-    """True for the first step of this process."""
-    is_last: bool = False
-    """True for the run's last step."""
-    stops: bool = False
-    """True if the run ends after this step because a stop was requested."""
-    learning_rate: float = 0.0
 
 
 class Observer(Protocol):
@@ -85,7 +73,8 @@ class Recorder:
         config: RunConfig,
         engine: TrainingEngine,
         *,
-        epochs_before: Callable[[int], Mapping[str, float]],
+        rows: StepBatches,
+        guard: Guard,
         sink: MetricSink,
         phases: PhaseClock,
         first_step: int,
@@ -97,7 +86,8 @@ class Recorder:
         Args:
             config: The run's configuration.
             engine: Gives loss scale and skipped steps.
-            epochs_before: Returns the passes over each corpus made by the rows before a given row.
+            rows: Gives the passes over each corpus.
+            guard: Judges the losses of steps, where the configuration asks for it.
             sink: Takes records; does nothing on ranks other than 0.
             phases: Clock of the loop.
             first_step: Steps done before this process began.
@@ -106,23 +96,41 @@ class Recorder:
         """
         self._config = config
         self._engine = engine
-        self._epochs_before = epochs_before
+        self._rows = rows
+        self._guard = guard
         self._sink = sink
         self._device = device
         self._settle = settle
-        self._throughput = Throughput(
-            first_step=first_step,
-            last_step=config.run.steps,
-            world_size=engine.groups.layout.world_size,
-            phases=phases,
-        )
+        self._phases = phases
         self._efficiency = Efficiency(config, groups=engine.groups, device=device)
-        self._results: list[StepResult] = []
+        self.restart(first_step)
 
-    def add(self, result: StepResult, micro_batches: Sequence[MicroBatch]) -> None:
-        """Add a step; nothing is read from the device yet."""
+    def restart(self, done: int) -> None:
+        """Forget the steps since the last record, and continue with the step after ``done``."""
+        self._throughput = Throughput(
+            first_step=done,
+            last_step=self._config.run.steps,
+            world_size=self._engine.groups.layout.world_size,
+            phases=self._phases,
+        )
+        self._results: dict[int, StepResult] = {}
+        self._num_steps = self._num_observed = 0
+
+    def add(
+        self, step: int, result: StepResult, micro_batches: Sequence[MicroBatch], *, counts: bool
+    ) -> None:
+        """Add a step; nothing is read from the device yet.
+
+        Args:
+            step: Its number.
+            result: Its results on this rank.
+            micro_batches: Its rows on this rank.
+            counts: Its loss counts; False for a step that was dropped.
+        """
         batch = self._config.batch
-        self._results.append(result)
+        self._num_steps += 1
+        if counts:
+            self._results[step] = result
         self._throughput.step_done(batch.global_batch_size * batch.row_length)
         self._efficiency.step_done(micro_batches)
 
@@ -138,12 +146,11 @@ class Recorder:
         Raises:
             TrainingError: On every rank: a loss is not finite.
         """
-        record = self._losses(done.step) | {
-            GRAD_NORM: float(self._results[-1].outcome.norm),
+        record = self._losses() | {
             SKIPPED_STEPS: float(self._engine.zero.skipped_steps),
             LEARNING_RATE: done.learning_rate,
         }
-        epochs = self._epochs_before(done.step * self._config.batch.global_batch_size)
+        epochs = self._rows.epochs_before(done.step * self._config.batch.global_batch_size)
         record |= {EPOCHS + name: passes for name, passes in epochs.items()}
         loss_scale = self._engine.zero.loss_scale
         if loss_scale is not None:
@@ -151,9 +158,10 @@ class Recorder:
         if self._device.type == "cuda":
             record[PEAK_MEMORY] = torch.cuda.max_memory_allocated(self._device) / 2**30
         speed = self._throughput.take()
-        seconds = speed.get(SECONDS_PER_STEP, 0.0) * len(self._results)
+        seconds = speed.get(SECONDS_PER_STEP, 0.0) * self._num_steps
         self._sink.write(done.step, record | speed | self._efficiency.take(seconds))
         self._results.clear()
+        self._num_steps = self._num_observed = 0
 
     def check(self, step: int) -> None:
         """Check the losses of the steps since the last record.
@@ -161,26 +169,51 @@ class Recorder:
         Raises:
             TrainingError: See ``act``.
         """
-        if self._results:
-            self._losses(step)
+        self._losses()
 
-    def _losses(self, step: int) -> dict[str, float]:
+    def _losses(self) -> dict[str, float]:
         """Reduce the losses since the last record; the loop's only host-device synchronisation."""
-        results, names = self._results, self._engine.task.metric_names
-        total = torch.stack([result.loss_share for result in results]).sum()
+        if not self._results:
+            return {}
+        steps, results = list(self._results), list(self._results.values())
+        names = self._engine.task.metric_names
+        shares = torch.stack([result.loss_share for result in results])
         metrics = torch.stack([result.metrics for result in results]).sum(dim=0)
-        sums = torch.cat([total.unsqueeze(0), metrics.flatten()])
+        sums = torch.cat([shares.sum().unsqueeze(0), metrics.flatten(), *self._each_step(shares)])
         dist.all_reduce(sums, group=self._engine.groups.world)
         loss = float(sums[0]) / len(results)
         if not math.isfinite(loss):
             self._settle()
-            raise non_finite_loss(self._config, loss, first=step - len(results) + 1, last=step)
+            raise self._non_finite(steps, shares)
+        end = 1 + metrics.numel()
+        if self._guard.observes:
+            by_step = zip(steps, *sums[end:].view(2, -1).tolist(), strict=True)
+            new = list(by_step)[self._num_observed :]
+            self._num_observed = len(steps)
+            self._guard.observe(new)
         means = {
             TRAIN_LOSS_OF + name: total / count
-            for name, (total, count) in zip(names, sums[1:].view(-1, 2).tolist(), strict=True)
+            for name, (total, count) in zip(names, sums[1:end].view(-1, 2).tolist(), strict=True)
             if count > 0
         }
-        return {TRAIN_LOSS: loss} | means
+        return {TRAIN_LOSS: loss, GRAD_NORM: float(results[-1].outcome.norm)} | means
+
+    def _non_finite(self, steps: Sequence[int], shares: torch.Tensor) -> TrainingError:
+        """Look for the steps whose loss is not finite, from loss shares [n]; all ranks do."""
+        dist.all_reduce(shares, group=self._engine.groups.world)
+        losses = zip(steps, shares.tolist(), strict=True)
+        bad = [(step, loss) for step, loss in losses if not math.isfinite(loss)]
+        first, last = bad[0][0], bad[-1][0]
+        rows = self._rows.rows_of(first, last)
+        return non_finite_loss(self._config, bad[0][1], first=first, last=last, rows=rows)
+
+    def _each_step(self, shares: torch.Tensor) -> list[torch.Tensor]:
+        """Return loss shares and mean norms by step [2, n], flat, if the guard needs them."""
+        if not self._guard.observes:
+            return []
+        world = self._engine.groups.layout.world_size
+        norms = [result.outcome.norm.to(shares) / world for result in self._results.values()]
+        return [shares, torch.stack(norms)]
 
 
 Benchmarks = Callable[[TrainingEngine, int], dict[str, float]]

@@ -26,6 +26,7 @@ from glm_dist.train.same_run import (
     check_same_config,
     check_same_position,
     check_same_rows,
+    passed_over,
 )
 
 MUCH_PADDING = 0.02
@@ -137,7 +138,8 @@ def check_run_folder(config: RunConfig) -> int | None:
         return None
     step, path = _newest(list_candidates(folder, config.checkpoint.step))
     rows_read = step * config.batch.global_batch_size
-    check_same_config(config, newest=path.name, rows_read=rows_read)
+    skipped = rows_passed_over(config.run_dir, config.checkpoint.step)
+    check_same_config(config, newest=path.name, rows_read=rows_read, skipped=skipped)
     return step
 
 
@@ -150,6 +152,21 @@ def _newest(steps: Sequence[tuple[int, Path]]) -> tuple[int, Path]:
             continue
         return step, path
     return steps[0]
+
+
+def rows_passed_over(run_dir: Path, step: int | None = None) -> list[str]:
+    """Return the ranges of rows, as first-last, that rewinds of a run have passed over so far.
+
+    Args:
+        run_dir: The run's folder.
+        step: Checkpoint that it goes back to; None: the newest.
+    """
+    for _, path in list_candidates(run_dir / CHECKPOINTS, step):
+        try:
+            return passed_over(read_manifest(path).extra)
+        except DamagedCheckpointError:
+            continue  # training would use the one before it
+    return []
 
 
 def no_origin(path: Path) -> CheckpointError:

@@ -19,9 +19,9 @@ from rich.console import Console
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors, read_checkpoint
+from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.loader import training_batches
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import EXIT_USER_ERROR, CheckpointError, GlmDistError
 from glm_dist.observe.log import quiet_libraries, setup_logging
@@ -38,7 +38,13 @@ from glm_dist.train.job import build_engine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.replay_plan import Plan, Recorded, plan_for
-from glm_dist.train.same_run import check_has_optimizer, check_same_rows
+from glm_dist.train.rows import RunRows
+from glm_dist.train.same_run import (
+    check_has_optimizer,
+    check_same_rows,
+    passed_over,
+    stability_memory,
+)
 from glm_dist.train.state import restore_state, training_fragments
 
 
@@ -160,7 +166,8 @@ def _replay(
     )
     quiet_libraries()
     restore_state(engine, info)
-    steps_done = _train(config, engine, source, plan, device=process.device)
+    extra = info.manifest.extra
+    steps_done = _train(config, engine, source, plan, extra=extra, device=process.device)
     compared = tuple(
         Compared(
             each,
@@ -188,6 +195,7 @@ def _train(
     source: RowSource,
     plan: Plan,
     *,
+    extra: Mapping[str, Json],
     device: torch.device,
 ) -> dict[int, tuple[float, float]]:
     """Train from the checkpoint; return loss and gradient norm by step, on every rank."""
@@ -204,23 +212,16 @@ def _train(
         context = LoopContext(
             config=quiet,
             engine=engine,
-            batches=training_batches(
-                source,
-                start_step=plan.start,
-                global_batch_size=config.batch.global_batch_size,
-                micro_batch_size=config.batch.micro_batch_size,
-                replica=engine.groups.coordinates.data,
-                num_replicas=engine.groups.layout.data_parallel_size,
-                num_workers=config.data.num_workers,
-                prefetch=config.data.prefetch,
+            rows=RunRows(
+                config, source, engine.groups, done=plan.start, passed_over=passed_over(extra)
             ),
             validation=source.validation,
-            epochs_before=source.epochs_before,
             stop_request=StopRequest(),
             sink=memory,
             checkpoints=quiet.run_dir / CHECKPOINTS,
             identity={},
             device=device,
+            saved=stability_memory(extra),
         )
         if not train(context, first_step=plan.start):
             raise CheckpointError(

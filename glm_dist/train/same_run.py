@@ -38,6 +38,7 @@ FREE_KEYS: tuple[str, ...] = (
     "data.validation_corpora.",
     "evaluation.",
     "checkpoint.",
+    "stability.",
     "watchdog.",
     "observe.",
     "paths.",
@@ -50,13 +51,27 @@ FUTURE_KEYS = ("data.corpora.", "data.stage_starts", "data.skip_rows")
 """Keys that a resumed run may change if that changes none of the rows it has read."""
 
 
-def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None:
+def stability_memory(extra: Mapping[str, object]) -> Mapping[str, Any]:
+    """Return what the guard of ``train/stability.py`` left in a checkpoint; empty in old ones."""
+    memory = extra.get("stability")
+    return memory if isinstance(memory, Mapping) else {}
+
+
+def passed_over(extra: Mapping[str, object]) -> list[str]:
+    """Return the ranges of rows, as first-last, that rewinds before a checkpoint passed over."""
+    return [str(rows) for rows in stability_memory(extra).get("passed_over", [])]
+
+
+def check_same_config(
+    config: RunConfig, *, newest: str, rows_read: int, skipped: Sequence[str] = ()
+) -> None:
     """Compare every value that changes the result with the configuration saved in the folder.
 
     Args:
         config: Configuration of the resumed run.
         newest: Name of its newest checkpoint.
         rows_read: Training rows read until then.
+        skipped: Ranges that rewinds passed over until then, besides ``data.skip_rows``.
 
     Raises:
         ConfigError: A value differs, or the saved configuration cannot be read.
@@ -68,8 +83,9 @@ def check_same_config(config: RunConfig, *, newest: str, rows_read: int) -> None
     _check_order(earlier, config, file=file, newest=newest)
     saved = dict(_values(earlier))
     free = FREE_KEYS
-    row = earlier.data.row_index(rows_read)
-    has_same_past = earlier.data.read_before(row) == config.data.read_before(row)
+    past, present = (each.data.passing_over(skipped) for each in (earlier, config))
+    row = past.row_index(rows_read)
+    has_same_past = past.read_before(row) == present.read_before(row)
     if config.loss.normalize_by is LossNormalization.global_tokens:
         free = (*free, "batch.micro_batch_size")
     current = dict(_values(config))
@@ -198,7 +214,7 @@ def check_same_rows(
             value=rule,
             fix="use the version of glm_dist that provenance.json names",
         )
-    unread = _unread_corpora(config, extra.get("rows"), saved)
+    unread = _unread_corpora(config, extra, saved)
     if unread:
         current = _without(current, unread)
     differences = describe_differences(saved, current)
@@ -228,13 +244,14 @@ def check_same_rows(
 
 
 def _unread_corpora(
-    config: RunConfig, rows_read: object, saved: Mapping[str, object]
+    config: RunConfig, extra: Mapping[str, object], saved: Mapping[str, object]
 ) -> frozenset[str]:
     """Return the corpora that the checkpoint does not list and no row has been read from."""
-    known = saved.get("corpora")
+    rows_read, known = extra.get("rows"), saved.get("corpora")
     if not isinstance(rows_read, int) or not isinstance(known, Mapping):
         return frozenset()
-    stages = config.data.read_before(config.data.row_index(rows_read)).weights
+    data = config.data.passing_over(passed_over(extra))
+    stages = data.read_before(data.row_index(rows_read)).weights
     read = {name for weights in stages.values() for name in weights}
     return frozenset(config.data.corpora) - read - known.keys()
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, step_name
@@ -43,6 +43,8 @@ class Start:
     """Steps already done."""
     origin: CheckpointInfo | None = None
     """Checkpoint of another run that gave the weights."""
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    """Further state in the checkpoint that training goes on from; empty at step 0."""
     own: CheckpointInfo | None = None
     """Verified checkpoint of this run that it continues from."""
 
@@ -95,7 +97,7 @@ def starting_point(
         check_has_optimizer(own.path, own.manifest)
         check_same_position(config, own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
-        start = Start(restore_state(engine, own), own=own)
+        start = Start(restore_state(engine, own), extra=own.manifest.extra, own=own)
         _leave_later_ones(config, own)
         return start
     if config.run.init_from is None:
@@ -120,7 +122,7 @@ def starting_point(
             log.info("run.init_from: other data from here on: %s", difference)
     if (moved := moved_position(config, origin.manifest)) and Ranks(None).rank == 0:
         log.warning("run.init_from: %s", moved)
-    return Start(restore_state(engine, origin), origin)
+    return Start(restore_state(engine, origin), origin, origin.manifest.extra)
 
 
 def find_origin(path: Path) -> CheckpointInfo:

@@ -4,8 +4,10 @@ The loss is a sum over predicted tokens divided by their number in the whole ste
 replicas and micro-batches (ADR 0004), so neither micro-batch size nor layout changes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeAlias
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,10 @@ from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.optim.state import StepOutcome
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.engine import TrainingEngine
+
+Judge: TypeAlias = Callable[[torch.Tensor, torch.Tensor], bool]
+"""Says of this rank's part of the loss [] and the finite gradient norm [] whether to apply the
+update; collective, and equal on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,8 @@ class StepResult:
     """Gradient norm, equal on all ranks, and a flag for a skipped update."""
     weight: torch.Tensor
     """Divisor of the loss []; in pretraining, the predicted tokens of the whole step."""
+    micro_losses: Sequence[torch.Tensor] = ()
+    """Summed loss [] of each micro-batch of this replica, on the last stage."""
 
 
 def loss_scales(
@@ -72,6 +80,7 @@ def train_step(
     learning_rate: float,
     normalize_by: LossNormalization,
     device: torch.device,
+    accept: Judge | None = None,
 ) -> StepResult:
     """Run forward, backward, reduction, clipping, check and update.
 
@@ -81,6 +90,7 @@ def train_step(
         learning_rate: Rate of this step.
         normalize_by: See ``loss_scales``.
         device: The rank's device.
+        accept: Called before the update; if it returns False, the update is dropped.
     """
     groups, task = engine.groups, engine.task
     batches = [task.batch(micro_batch, device) for micro_batch in micro_batches]
@@ -98,4 +108,5 @@ def train_step(
         if groups.reports_loss:
             share += loss.total * scale
     share /= groups.layout.data_parallel_size
-    return StepResult(share, metrics, engine.step(learning_rate), weight)
+    outcome = engine.step(learning_rate, None if accept is None else partial(accept, share))
+    return StepResult(share, metrics, outcome, weight, [loss.total for loss in losses])

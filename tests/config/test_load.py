@@ -265,6 +265,7 @@ PLAIN_OPTIONS = {
     "evaluation": "none",
     "checkpoint": "none",
     "watchdog": "none",
+    "stability": "stop",
     "observe": "console",
 }
 """The option of each other section that its defaults in code spell out."""

@@ -37,6 +37,7 @@ OFF = {
     "compile": {"enabled": False},
     "evaluation": {"interval": 0},
     "checkpoint": {"interval": 0, "resume": "never"},
+    "stability": {"on_non_finite": "stop", "on_spike": "off"},
     "observe": {"wandb_mode": "off"},
 }
 """The other sections, and what a file without them means."""
@@ -66,16 +67,20 @@ def message_for(file: Path) -> str:
 
 @pytest.mark.parametrize("name", ["spans", "mixed"])
 def test_a_configuration_of_version_1_opens_as_it_was_typed(name: str, tmp_path: Path) -> None:
-    # Every key added since has a default that means what was done before: nothing to migrate.
+    # Every key added since has a default that means what was done before: nothing to migrate. Where
+    # today's options do more, `stability=stop` is what was done.
     run = restore("v1", tmp_path) / name
-    # Recommended today, absent from version 1.
-    before = ["checkpoint.background=false", "checkpoint.timeout_minutes=0", "watchdog=none"]
-    assert load_config_file(run / "config.yaml") == load_config([*overrides_of(run), *before])
+    as_before = [
+        *("checkpoint.background=false", "checkpoint.timeout_minutes=0"),
+        *("watchdog=none", "stability=stop"),
+    ]
+    typed = load_config([*overrides_of(run), *as_before])
+    assert load_config_file(run / "config.yaml") == typed
 
 
 @pytest.mark.parametrize("section", OFF)
 def test_a_section_about_how_a_run_goes_may_be_missing(section: str, run: Path) -> None:
-    config = load_config_file(change(run, lambda content: content.pop(section)))
+    config = load_config_file(change(run, lambda content: content.pop(section, None)))
     for name, value in OFF[section].items():
         found = getattr(getattr(config, section), name)
         assert getattr(found, "name", found) == value

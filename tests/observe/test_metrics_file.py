@@ -68,3 +68,14 @@ def test_each_step_is_final_once_after_two_rewinds() -> None:
     ]
     kept = [(r["step"], r["attempt"]) for r in final_records(records) if "event" not in r]
     assert kept == [(2, 1), (4, 1), (6, 3), (7, 3)]
+
+
+def test_steps_before_a_rewind_within_an_attempt_are_not_final() -> None:
+    records = [
+        {"step": 0, "event": "started", "attempt": 1},
+        *({"step": step, "attempt": 1, "loss": float(step)} for step in (2, 3, 4)),
+        {"step": 2, "event": "rewound", "attempt": 1},
+        *({"step": step, "attempt": 1, "loss": 10.0 * step} for step in (3, 4, 5)),
+    ]
+    kept = [(r["step"], r["loss"]) for r in final_records(records) if "event" not in r]
+    assert kept == [(2, 2.0), (3, 30.0), (4, 40.0), (5, 50.0)]

@@ -26,7 +26,7 @@ from glm_dist.config.schema import (
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
 from glm_dist.model.parameters import ParameterShard
-from glm_dist.optim.zero import ParameterShards
+from glm_dist.optim.sharded import ParameterShards
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout

@@ -45,10 +45,11 @@ def test_buckets_add_up_over_kills_and_a_preemption(layout: str, tmp_path: Path)
         "evaluation.interval=20",
     ]
     run = tmp_path / "runs" / "a"
-    down = stopwatch = 0.0
+    down = started = 0.0
+    asked = time.time()
     for step, number in ((8, signal.SIGKILL), (13, signal.SIGKILL), (22, signal.SIGTERM)):
         with started_programs(main_train, ["train.py", *overrides], rank_environments(2)) as job:
-            stopwatch = stopwatch or time.time()
+            started = started or time.time()
             wait_for_step(run, step, job)
             for process in job.processes:
                 assert process.pid is not None
@@ -65,16 +66,19 @@ def test_buckets_add_up_over_kills_and_a_preemption(layout: str, tmp_path: Path)
         assert not job.wait(120)
         last = job.results()[0]
     assert last.returncode == 0, last.stderr
-    wall = (run / "goodput.json").stat().st_mtime - stopwatch
+    ended = (run / "goodput.json").stat().st_mtime
+    wall = ended - started
 
     found = json.loads((run / "goodput.json").read_text())
     seconds = found["seconds"]
     print(f"{layout}: stopwatch {wall:.2f} s, sum {sum(seconds.values()):.2f} s, {found}")
     assert found["attempts"] == 4
-    assert sum(seconds.values()) == pytest.approx(wall, abs=TOLERANCE * wall + DELAY)
+    # The first process began after it was asked for, and before it was known to have started.
+    margin = TOLERANCE * wall + DELAY
+    assert wall - margin <= sum(seconds.values()) <= ended - asked + margin
     assert all(x >= -0.01 for x in seconds.values())
     # A kill comes at most a step after the last line; a process starts right after its request.
-    assert seconds["down"] == pytest.approx(down, abs=TOLERANCE * wall + 3 * DELAY)
+    assert seconds["down"] == pytest.approx(down, abs=0.05 * wall + 3 * DELAY)
     assert seconds["other"] < 0.1 * wall
     records = [r for r in sound_records(run / "metrics.jsonl") if "train/loss" in r]
     assert max(Counter(r["step"] for r in records).values()) > 1  # some steps were repeated

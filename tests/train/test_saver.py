@@ -65,12 +65,11 @@ def save_both_ways(cases: list[Case], folder: str) -> list[tuple[Content, Conten
         engine = build_engine(case)
         run_steps(engine, case, range(1))
         path = Path(folder) / str(number)
-        path.mkdir(exist_ok=True)  # by both ranks
-        waited = save_state(engine, path / "waited", step=1, extra={}, keep_last=1)
+        waited = save_state(engine, path.with_suffix(".waited"), step=1, extra={}, keep_last=1)
         save_module.write_tensors = late
         writer.reserve(training_fragments(engine))
         begun = save_state(
-            engine, path / "begun", step=1, extra={}, keep_last=1, write=writer.start
+            engine, path.with_suffix(".begun"), step=1, extra={}, keep_last=1, write=writer.start
         )
         run_steps(engine, case, range(1, 2))
         assert writer.poll() is None

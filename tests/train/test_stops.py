@@ -1,12 +1,20 @@
 """Signals under real launchers leave nothing running, and lose no step but the running one."""
 
+import json
 import os
+import pty
+import select
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.train.stops import Outcome, stop_in
+from tests.train.jobs import ROOT, clean_environment, make_files
+from tests.train.stops import OVERRIDES, Outcome, stop_in
+from tests.train.test_job import losses_of
 
 # Launcher, phase, target, signal; its exit status, and the reason in the marker: whichever of two
 # requests a rank notes first, its own signal or what the launcher makes of it.
@@ -114,3 +122,28 @@ def test_a_container_that_is_stopped_saves(phase: str, tmp_path: Path) -> None:
         pytest.skip("needs root and PID namespaces")
     outcome = stop_in("container", phase, "launcher", "SIGTERM", tmp_path)
     check_saved(outcome, 75, "launcher gone")
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves(tmp_path: Path) -> None:
+    # Each write to a terminal that is gone fails, also during the save.
+    typed = [*make_files(tmp_path), *OVERRIDES, "parallel=single"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        for number in (signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "train.py", *typed], clean_environment())
+    run = tmp_path / "runs" / "trial"
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or max(losses_of(run), default=0) < 3:
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.02)[0]:
+            os.read(terminal, 65536)
+
+    os.close(terminal)
+
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 75
+    assert json.loads((run / "stopped").read_text())["reason"] == "SIGHUP"
+    assert (run / "checkpoints" / f"step_{max(losses_of(run)):07d}" / "manifest.json").exists()
