@@ -73,7 +73,6 @@ def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str],
     source = open_row_source(config)
     rows = PoisonedRows(config, source, groups, done=0)
     sink = Records()
-    config.run_dir.mkdir(parents=True)
     run = LoopContext(
         config=config,
         engine=engine,

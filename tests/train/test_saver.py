@@ -69,7 +69,7 @@ def save_both_ways(cases: list[Case], folder: str) -> list[tuple[Content, Conten
         save_module.write_tensors = late
         writer.reserve(training_fragments(engine))
         begun = save_state(
-            engine, path / "begun", step=1, extra={}, keep_last=1, write=writer.start
+            engine, path.with_suffix(".begun"), step=1, extra={}, keep_last=1, write=writer.start
         )
         run_steps(engine, case, range(1, 2))
         assert writer.poll() is None
