@@ -106,7 +106,7 @@ requeue_if_worth_it() {
   [[ ! -f $note ]] || { read -r folder && read -r before; } <"$note" || true
   # torchrun turns 75 into 1; the program's marker has the true status.
   if [[ $status != 75 && -n $folder && -f $folder/stopped ]]; then
-    ! grep -q '"status": 130' "$folder/stopped" || return 0
+    grep -q '"status": 75' "$folder/stopped" || return 0
     status=75
   fi
   if [[ $status == 75 ]]; then

@@ -20,10 +20,10 @@ STOPPED_FILE = "stopped"
 
 @dataclass(frozen=True)
 class Stopped:
-    """A stop on request."""
+    """An end before the last step: on request, or by a failure that needs a human."""
 
-    step: int
-    """Steps done."""
+    step: int | None
+    """Steps done; None after a failure."""
     attempt: int
     """Start of the run that ended so."""
     reason: str
@@ -48,7 +48,7 @@ def write_finished(folder: Path, *, step: int, attempt: int) -> None:
 
 
 def write_stopped(folder: Path, stopped: Stopped) -> None:
-    """Note that the run stopped on request before its last step."""
+    """Note that the run ended before its last step."""
     _write(folder / STOPPED_FILE, asdict(stopped))
 
 

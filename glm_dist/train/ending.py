@@ -6,9 +6,16 @@ from pathlib import Path
 
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.schema import RunConfig
-from glm_dist.errors import EXIT_FINISHED, EXIT_STOPPED, EXIT_UNSAVED
+from glm_dist.errors import (
+    EXIT_FINISHED,
+    EXIT_HUMAN_NEEDED,
+    EXIT_STOPPED,
+    EXIT_UNSAVED,
+    GlmDistError,
+)
 from glm_dist.observe.endings import Stopped, remove_endings, write_finished, write_stopped
 from glm_dist.observe.run_folder import CHECKPOINTS, RunFolder
+from glm_dist.parallel.errors import RankFailure
 from glm_dist.train.preemption import StopRequest
 
 log = logging.getLogger(__name__)
@@ -34,6 +41,20 @@ def clear_endings(folder: RunFolder, config: RunConfig, environ: Mapping[str, st
             Path(environ[RUN_FOLDER_FILE]).write_text(f"{folder.path.resolve()}\n{newest}\n")
         except OSError as error:
             log.warning("could not write %s=%s (%s)", RUN_FOLDER_FILE, error.filename, error)
+
+
+def fail_attempt(folder: RunFolder | None, error: GlmDistError | RankFailure) -> None:
+    """Write the marker of a failure that a restart would only repeat.
+
+    Args:
+        folder: On rank 0; None elsewhere.
+        error: Raised in training.
+    """
+    if folder is None or error.status != EXIT_HUMAN_NEEDED or not folder.fence.holds():
+        return
+    reason = str(error).partition("\n")[0]
+    stopped = Stopped(None, folder.attempt, reason, saved=False, status=EXIT_HUMAN_NEEDED)
+    write_stopped(folder.path, stopped)
 
 
 def end_attempt(folder: RunFolder | None, config: RunConfig, request: StopRequest) -> int:

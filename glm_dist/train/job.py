@@ -50,7 +50,7 @@ from glm_dist.parallel.process import JobProcess, start_process
 from glm_dist.parallel.progress import FINISH
 from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
-from glm_dist.train.ending import clear_endings, end_attempt
+from glm_dist.train.ending import clear_endings, end_attempt, fail_attempt
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
@@ -146,6 +146,9 @@ def _run(
         )
     except StoppedBeforeTraining:
         request.stop(request.stopped_at or 0)
+    except (GlmDistError, RankFailure) as error:
+        fail_attempt(folder, error)
+        raise
     return end_attempt(folder, config, request)
 
 

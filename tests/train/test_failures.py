@@ -3,6 +3,7 @@
 A mistake of the user stays one message, whichever rank is fastest.
 """
 
+import json
 import os
 import re
 import subprocess
@@ -138,6 +139,8 @@ def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     assert (first.returncode, second.returncode) == (76, 76)
     assert (first.stderr + second.stderr).count("No space left on device") == 1, first.stderr
     assert "Free space there, or set paths.runs" in first.stderr + second.stderr
+    marker = json.loads((tmp_path / "runs" / "full" / "stopped").read_text())
+    assert (marker["status"], marker["saved"], marker["step"]) == (76, False, None)
 
 
 @pytest.mark.slow
