@@ -19,7 +19,7 @@ from glm_dist.observe.console import ConsoleSink
 from glm_dist.observe.events import EVENTS_FILE, EventsSink
 from glm_dist.observe.goodput_meter import GoodputMeter
 from glm_dist.observe.metrics import TRAIN_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
+from glm_dist.observe.metrics_file import METRICS_FILE, REWOUND, encode, repair_last_line
 from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.wandb_sink import WandbSink
 
@@ -80,6 +80,8 @@ class SinkGroup:
             self._goodput.mark(step)
         for sink in self._sinks:
             sink.event(step, kind, details)
+        if self._goodput is not None and kind == REWOUND:
+            self._goodput.rewound()
 
     def close(self) -> None:
         """See ``MetricSink``."""
@@ -134,7 +136,8 @@ class JsonlSink:
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
-        self._last_step = step
+        # A save in the background ends during a later step.
+        self._last_step = step if kind == REWOUND else max(step, self._last_step)
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:

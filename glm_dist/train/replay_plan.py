@@ -8,7 +8,7 @@ from typing import Any
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.errors import CheckpointError
 from glm_dist.observe.metrics import GRAD_NORM, TRAIN_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, sound_records
+from glm_dist.observe.metrics_file import METRICS_FILE, REWOUND, STARTED, sound_records
 from glm_dist.observe.run_folder import CHECKPOINTS
 
 
@@ -48,7 +48,7 @@ def recorded_windows(records: Iterable[Mapping[str, Any]]) -> list[Recorded]:
     kept: dict[int, Recorded] = {}
     for record in records:
         attempt, step = record["attempt"], record["step"]
-        if record.get("event") in ("started", "rewound"):
+        if record.get("event") in (STARTED, REWOUND):
             kept = {last: each for last, each in kept.items() if last <= step}
             before[attempt] = step
         elif isinstance(record.get(TRAIN_LOSS), float) and step > before.get(attempt, step):
@@ -71,10 +71,10 @@ def rewind_targets(records: Iterable[Mapping[str, Any]]) -> list[int]:
     """
     targets: list[int] = []
     for record in records:
-        if record.get("event") in ("started", "rewound"):
+        if record.get("event") in (STARTED, REWOUND):
             # A start at the very step of a rewind has a checkpoint that knows nothing of it.
             targets = [target for target in targets if target < record["step"]]
-        if record.get("event") == "rewound":
+        if record.get("event") == REWOUND:
             targets.append(record["step"])
     return targets
 

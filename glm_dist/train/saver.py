@@ -158,7 +158,8 @@ class Saver:
         waited = time.monotonic() - started
         is_final = _is_final(done)
         self._take(previous, raises=not is_final)
-        if previous is not None and waited > 1.0 and self._engine.groups.rank == 0:
+        is_slow = previous is not None and waited > 1.0 and not is_final
+        if previous is not None and is_slow and self._engine.groups.rank == 0:
             log.warning(
                 "waited for the save of step %d seconds=%.1f; a larger checkpoint.interval avoids"
                 " it",

@@ -19,6 +19,7 @@ from glm_dist.checkpoint.load import CheckpointInfo, read_checkpoint
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, Json
 from glm_dist.config.schema import NonFiniteAction, RunConfig, SpikeAction
 from glm_dist.errors import TrainingError
+from glm_dist.observe.metrics_file import REWOUND
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.parallel.errors import Ranks
 from glm_dist.train.divergence import (
@@ -233,7 +234,7 @@ class Guard:
         restore_state(self._engine, origin)
         saved = origin.manifest.extra.get(STABILITY)
         self._restore(saved if isinstance(saved, dict) else {})
-        self._sink.event(done, "rewound", {"from_step": step, "rows": rows, "reason": reason})
+        self._sink.event(done, REWOUND, {"from_step": step, "rows": rows, "reason": reason})
         return Verdict(is_dropped=True, back_to=done)
 
     def _judge(self, loss_share: torch.Tensor, norm: torch.Tensor) -> bool:
