@@ -197,6 +197,8 @@ def _guard(run: LoopContext) -> Guard:
         sink=run.sink,
         device=run.device,
         saved=run.saved,
+        phases=run.phases,
+        upkeep=run.upkeep,
     )
 
 

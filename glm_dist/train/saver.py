@@ -86,7 +86,6 @@ class Saver:
         self._upkeep = upkeep
         self._stall = 0.0
         self._failures = 0
-        self._begun: int | None = None
         self._writer: BackgroundWriter | None = None
         if config.checkpoint.background and config.checkpoint.interval > 0:
             minutes = config.checkpoint.timeout_minutes or config.parallel.timeout_minutes
@@ -99,9 +98,7 @@ class Saver:
         return is_busy or self._begins(done)
 
     def _begins(self, done: StepDone) -> bool:
-        interval = self._config.checkpoint.interval
-        is_begun = done.step == self._begun  # a stop was agreed after the save had begun
-        return not is_begun and is_due(done.step, interval, at_once=_is_final(done))
+        return is_due(done.step, self._config.checkpoint.interval, at_once=_is_final(done))
 
     def act(self, done: StepDone) -> None:
         """Save, or see how the save in flight is.
@@ -137,7 +134,7 @@ class Saver:
         Not collective. No save follows.
         """
         if self._writer is not None and self._writer.is_busy:
-            outcome = self._writer.settle()
+            outcome = self._writer.settle(self._turn)
             if outcome is not None:
                 self._record(outcome)
 
@@ -176,7 +173,6 @@ class Saver:
         self._take_last(outcome) if is_final else self._take(outcome)
 
     def _save(self, done: StepDone, write: CheckpointWriter) -> Path:
-        self._begun = done.step
         rows = done.step * self._config.batch.global_batch_size
         return save_state(
             self._engine,
