@@ -105,6 +105,7 @@ class JsonlSink:
         attempt: int,
         first_step: int,
         goodput: GoodputMeter | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Begin an attempt.
@@ -114,8 +115,10 @@ class JsonlSink:
             attempt: Number of this start of the run, from 1.
             first_step: Steps done before.
             goodput: Adds to each line what goodput is computed from.
+            may_write: Returns False once the folder belongs to another job; asked at the end.
             clock: Seconds since 1970.
         """
+        self._may_write = may_write
         self._path = path
         self._attempt = attempt
         self._goodput = goodput
@@ -142,6 +145,8 @@ class JsonlSink:
 
     def close(self) -> None:
         """Write the attempt's end, and try a last time to write what was held back."""
+        if not self._may_write():
+            return
         self.event(self._last_step, "ended", {})
         if self._held:
             log.error(
@@ -222,7 +227,11 @@ def open_sinks(
     )
     sinks: list[MetricSink] = [
         JsonlSink(
-            config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step, goodput=goodput
+            config.run_dir / METRICS_FILE,
+            attempt=attempt,
+            first_step=first_step,
+            goodput=goodput,
+            may_write=may_write,
         ),
         EventsSink(config.run_dir / EVENTS_FILE, attempt=attempt, first_step=first_step),
         ConsoleSink(

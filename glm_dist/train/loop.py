@@ -252,6 +252,7 @@ def _observers(
         sink=run.sink,
         device=run.device,
         phases=phases,
+        began=run.stop_request.save_began,
         saved=run.stop_request.save_done,
         upkeep=run.upkeep,
     )

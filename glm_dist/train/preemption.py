@@ -111,6 +111,11 @@ class StopRequest:
         """
         self.stopped_at = step
 
+    def save_began(self) -> None:
+        """Note that a save in the background is in flight."""
+        if self._limit is not None:
+            self._limit.save_began(time.time())
+
     def save_done(self, seconds: float, waited: bool) -> None:
         """Note the length of a save, which the last one before a limit may take as well.
 

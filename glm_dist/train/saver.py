@@ -55,6 +55,7 @@ class Saver:
         upkeep: Upkeep,
         device: torch.device,
         phases: PhaseClock,
+        began: Callable[[], None] = lambda: None,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
@@ -70,6 +71,7 @@ class Saver:
             device: The rank's device.
             phases: Clock of the loop; each turn of a wait begins the phase again, because the save
                 has its own deadline.
+            began: Called when a save in the background has begun.
             saved: Called with the seconds of each save, and True if training waited for it.
 
         Raises:
@@ -81,6 +83,7 @@ class Saver:
         self._identity = identity
         self._check = check
         self._turn = partial(phases, SAVE)
+        self._began = began
         self._saved = saved
         self._sink = sink
         self._upkeep = upkeep
@@ -166,6 +169,7 @@ class Saver:
         failed: SaveOutcome | None = None
         try:
             self._save(done, writer.start)
+            self._began()
         except HungSaveError as error:
             failed = SaveOutcome(done.step, self._directory / step_name(done.step), 0.0, 0, error)
         outcome = failed or (writer.wait(self._turn) if is_final else None)
