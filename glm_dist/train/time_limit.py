@@ -184,8 +184,8 @@ def grace_warning(
     kind = "takes" if measured else "may take"
     more = " and the one before must end first" if in_background else ""
     return (
-        f"a save {kind} {seconds:.0f} s{more}, but {launcher} kills {grace} s after TERM, before it is"
-        f" complete; {advice}"
+        f"a save {kind} {seconds:.0f} s{more}, but {launcher} kills {grace} s after TERM, before it"
+        f" is complete; {advice}"
     )
 
 
