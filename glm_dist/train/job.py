@@ -147,7 +147,7 @@ def _run(
             benchmarks=benchmarks,
         )
     except StoppedBeforeTraining:
-        request.stop(request.stopped_at or 0)
+        request.stop(None)
     except (GlmDistError, RankFailure) as error:
         fail_attempt(folder, error)
         raise

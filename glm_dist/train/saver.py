@@ -206,7 +206,7 @@ class Saver:
         if outcome is None:
             return
         if isinstance(outcome.error, LostRunFolderError):
-            raise outcome.error  # no event: the folder is another job's
+            raise outcome.error
         if isinstance(outcome.error, TrainingError):
             self._record(outcome, is_raised=True)
             raise outcome.error
@@ -226,6 +226,8 @@ class Saver:
 
     def _record(self, outcome: SaveOutcome, *, is_raised: bool = False) -> None:
         """Write the event, and an error that nothing raises into the log."""
+        if isinstance(outcome.error, LostRunFolderError):
+            return  # the folder is another job's
         stall, self._stall = self._stall, 0.0
         details: dict[str, str | float] = {
             "path": str(outcome.path),
