@@ -139,7 +139,7 @@ def plan_for(run: Path, *, step: int | None, steps: int) -> Plan:
     records, rewinds = recorded_windows(lines), rewind_targets(lines)
     plan = plan_replay(checkpoints, records, step=step, steps=steps, rewinds=rewinds)
     if plan is None:
-        raise _nothing_to_compare(run, wanted, checkpoints, records, steps=steps)
+        raise _nothing_to_compare(run, wanted, checkpoints, records, steps=steps, rewinds=rewinds)
     return plan
 
 
@@ -150,6 +150,7 @@ def _nothing_to_compare(
     records: Sequence[Recorded],
     *,
     steps: int,
+    rewinds: Sequence[int],
 ) -> CheckpointError:
     starts = sorted(wanted, reverse=True)
     ends = [
@@ -159,12 +160,16 @@ def _nothing_to_compare(
             *(each.last for each in records if each.first > start),
             *(number for number in checkpoints if number > start),
         )
+        if not any(start <= target < end for target in rewinds)
     ]
-    remedy = (
-        f"Replay more steps: --steps {min(ends)}"
-        if ends
-        else "Check again after the run has gone on, or name an older checkpoint with --step"
-    )
+    remedy = "Check again after the run has gone on, or name an older checkpoint with --step"
+    if ends:
+        remedy = f"Replay more steps: --steps {min(ends)}"
+    elif rewinds and max(rewinds) >= starts[0]:
+        remedy = (
+            f"The run has rewound to step {max(rewinds)} and passed over rows since, of which"
+            " earlier checkpoints do not know; name a later one with --step"
+        )
     return CheckpointError(
         f"Nothing can be compared: {run} has neither a whole record nor another checkpoint within"
         f" {steps} step(s) after its checkpoint of step {', '.join(map(str, starts))}.\n"

@@ -256,7 +256,7 @@ def fails_during_a_slow_save() -> int:
 
 def test_the_watchdog_lets_a_run_that_fails_finish_its_save(job: tuple[Path, list[str]]) -> None:
     runs, overrides = job
-    deadlines = ["watchdog.first_minutes=0.05", "watchdog.floor_seconds=2"]
+    deadlines = ["watchdog.first_minutes=0.5", "watchdog.floor_seconds=2"]
     typed = [*overrides, *deadlines, "run.name=failing", "checkpoint.interval=5"]
 
     done = with_ranks(typed, 2, program=fails_during_a_slow_save)
