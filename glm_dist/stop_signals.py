@@ -7,8 +7,8 @@ which ranks agree on (``train/preemption.py``).
 
 Python runs signal handlers in the main thread between two lines, and that thread may wait in a
 collective or a library's C code for minutes. So a thread reads the numbers of arriving signals from
-a pipe. It also looks after the launchers, and ends the process at a second Ctrl-C. Ctrl-Z suspends the
-process as usual, without the timer of the watchdog, which would count the pause.
+a pipe. It also looks after the launchers, and ends the process at a second Ctrl-C. Ctrl-Z suspends
+the process as usual, without the timer of the watchdog, which would count the pause.
 """
 
 import contextlib

@@ -86,10 +86,13 @@ class FaultyRows(RunRows):
 
 
 class LossSink(EventsSink):
-    """Events, and the loss of each step."""
+    """Events, and the loss of each step; the share of targets in each record."""
+
+    shares: ClassVar[dict[int, float]] = {}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         file = self._path.with_name(self._path.name.replace("events", "losses"))
+        self.shares[step] = values.get("rows/target_share", -1.0)
         losses = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps({**losses, str(step): values.get("train/loss")}))
 
@@ -251,6 +254,24 @@ def test_a_rewind_is_a_run_that_skipped_the_rows_from_the_start(tmp_path: Path) 
     memory = manifest["extra"]["stability"]
     assert memory["passed_over"] == ["16-23"]
     assert memory["interventions"] == 1
+
+
+def shares_of_targets(folder: Path) -> list[dict[int, float]]:
+    more = (*REWIND, "checkpoint.interval=3", "observe.log_interval=3", "run.steps=6")
+    found = []
+    for name, skipped in (("reference", "data.skip_rows=[12-23]"), ("rewound", "run.seed=1234")):
+        LossSink.shares = {}
+        run_job(base(folder, name, *more, "run.seed=1234", skipped), "bad_row", 21)
+        found.append(LossSink.shares)
+    return found
+
+
+def test_a_record_after_a_rewind_does_not_count_the_steps_that_were_undone(tmp_path: Path) -> None:
+    ((reference, rewound),) = run_ranks(shares_of_targets, tmp_path, world_size=1)
+    # Both read rows 24 to 35 in steps 4 to 6; the rewound run has read rows 12 to 23 before.
+    assert kinds(tmp_path, "rewound")[-1] == ("rewound", 3)
+    assert reference[6] > 0
+    assert rewound == reference
 
 
 def test_rows_that_a_rewind_passed_over_count_as_skipped_elsewhere(tmp_path: Path) -> None:
