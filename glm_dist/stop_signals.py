@@ -7,10 +7,12 @@ which ranks agree on (``train/preemption.py``).
 
 Python runs signal handlers in the main thread between two lines, and that thread may wait in a
 collective or a library's C code for minutes. So a thread reads the numbers of arriving signals from
-a pipe. It also looks after the launchers, and ends the process at a second Ctrl-C.
+a pipe. It also looks after the launchers, and ends the process at a second Ctrl-C. Ctrl-Z suspends
+the process as usual, without the timer of the watchdog, which would count the pause.
 """
 
 import contextlib
+import faulthandler
 import os
 import select
 import signal
@@ -64,6 +66,7 @@ class StopListener:
         """The first request: a signal's number or ``LAUNCHER_GONE``; 0 as long as there is none."""
         self._is_forked = False
         self._heard = [n for n in STOP_SIGNALS if not _stays_ignored(n)]
+        self._may_pause = signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
         self._terminals = [number for number in (0, 1, 2) if _is_terminal(number)]
         self._first_interrupt: float | None = None
         self._ancestors = watched_ancestors()
@@ -78,6 +81,8 @@ class StopListener:
         """Install the handlers, again if a library has replaced them; in the main thread."""
         for number in self._heard:
             signal.signal(number, self._remember)
+        if self._may_pause:
+            signal.signal(signal.SIGTSTP, lambda number, frame: None)
         signal.set_wakeup_fd(self._input, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> bool:
@@ -100,6 +105,8 @@ class StopListener:
         """
         for number in self._heard:
             signal.signal(number, signal.SIG_IGN)
+        if self._may_pause:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
@@ -116,6 +123,11 @@ class StopListener:
                 self.code = LAUNCHER_GONE
 
     def _arrived(self, number: int) -> None:
+        if number == signal.SIGTSTP:
+            # faulthandler's timer runs on and would end the process when it continues; the watchdog
+            # sets it again.
+            faulthandler.cancel_dump_traceback_later()
+            os.kill(os.getpid(), signal.SIGSTOP)
         if number not in STOP_SIGNALS:
             return
         self.code = self.code or number

@@ -5,6 +5,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,16 @@ def test_a_launcher_further_up_counts_as_well(tmp_path: Path) -> None:
 def _children(pid: int) -> list[int]:
     files = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for file in files for child in file.read_text().split()]
+
+
+def test_a_pause_is_no_hang() -> None:
+    timer = "import faulthandler; faulthandler.dump_traceback_later(1.0, exit=True)"
+    process = start(sys.executable, "-c", f"{LISTENS}\n{timer}\nimport time; time.sleep(60)")
+    process.send_signal(signal.SIGTSTP)
+    assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+    time.sleep(1.2)  # longer than the timer
+    process.send_signal(signal.SIGCONT)
+    process.send_signal(signal.SIGTERM)
+    assert line_of(process) == f"{int(signal.SIGTERM)}\n"
+    process.kill()
+    process.communicate()

@@ -268,10 +268,15 @@ class BackgroundWriter:
                 return outcome
         return None
 
-    def settle(self) -> SaveOutcome | None:
+    def settle(
+        self, turn: Callable[[], AbstractContextManager[None]] = nullcontext
+    ) -> SaveOutcome | None:
         """Wait for the save in flight without any exchange, for the end after an error.
 
         Not collective: every rank waits for its own thread.
+
+        Args:
+            turn: See ``wait``.
 
         Returns:
             The outcome on this rank; None if there was none, or it is overdue.
@@ -279,8 +284,9 @@ class BackgroundWriter:
         save = self._save
         if save is None:
             return None
-        left = save.started + self._timeout.total_seconds() - time.monotonic()
-        save.thread.join(max(left, 0.0))
+        while save.state(self._timeout) is _State.RUNS:
+            with turn():
+                save.thread.join(POLL_SECONDS)
         self._save = None
         if save.ended is None:
             return None

@@ -51,6 +51,7 @@ def find_checkpoint(
     directory: Path,
     *,
     step: int | None = None,
+    before: int | None = None,
     verify: bool = True,
     sets_aside: bool = False,
     group: dist.ProcessGroup | None = None,
@@ -62,6 +63,7 @@ def find_checkpoint(
     Args:
         directory: The run's checkpoints folder; need not exist.
         step: Step that the run goes back to (``rewind.py``); None: use the newest.
+        before: Only checkpoints before this step; None: all.
         verify: Compare every file's SHA-256, split over ranks; otherwise only sizes.
         sets_aside: Rename the damaged ones that are newer than the one found. If none is found,
             nothing is renamed; neither is one that the system could not read, which may be intact.
@@ -80,7 +82,9 @@ def find_checkpoint(
     )
     damaged: list[DamagedCheckpointError] = []
     info = None
-    for _, path in steps:
+    for number, path in steps:
+        if before is not None and number >= before:
+            continue
         try:
             info = _read_checked(path, ranks, read_content=verify)
             break

@@ -17,6 +17,7 @@ from glm_dist.checkpoint.folders import (
     list_steps,
     remove,
     set_aside,
+    step_of,
 )
 from glm_dist.checkpoint.load import read_checkpoint
 from glm_dist.checkpoint.manifest import (
@@ -77,6 +78,18 @@ class Upkeep:
             clears=lambda found: fence.excludes_others or found == fence.attempt,
             parents=False,
         )
+
+    def went_back_to(self, path: Path) -> None:
+        """Note that the run has gone back to a verified checkpoint: the later ones are damaged.
+
+        Args:
+            path: Its folder.
+        """
+        step = step_of(path) or 0
+        self.verified.intersection_update(
+            [name for name in self.verified if (step_of(Path(name)) or 0) < step]
+        )
+        self.verified.add(path.name)
 
     def stays(self, step: int) -> bool:
         """Return True if a checkpoint stays whatever its age."""

@@ -23,7 +23,7 @@ class Stopped:
     """An end before the last step: on request, or by a failure that needs a human."""
 
     step: int | None
-    """Steps done; None after a failure."""
+    """Steps done; None after a failure, and after a stop before training."""
     attempt: int
     """Start of the run that ended so."""
     reason: str

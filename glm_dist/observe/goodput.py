@@ -12,11 +12,12 @@ first_step     time that an attempt's first step took above its later ones, such
 data           waiting for rows
 validation     validations
 save           training stopped for a checkpoint
-lost_steps     everything after the step from which a later attempt started again
+lost_steps     everything after the step from which the run started again, or to which it rewound
 down           from an attempt's last sign of life to the start of the next one's process
 other          the rest
 =============  =================================================================================
 
+A rewind divides an attempt into two parts, which are counted like two attempts without a start-up.
 An attempt that never reached its first step, because it was refused or killed before, is down time.
 Lines of older versions have no ``phase_seconds``; speed and saves are taken from their metrics.
 """
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glm_dist.observe.metrics import SECONDS_PER_STEP, TRAIN_LOSS, WAIT_SHARE
+from glm_dist.observe.metrics_file import REWOUND, STARTED
 from glm_dist.observe.phases import DATA, RECORD, SAVE, STEP, VALIDATE, VOTE
 
 USEFUL = "useful_steps"
@@ -66,14 +68,18 @@ class Mark:
 
 @dataclass
 class Attempt:
-    """One start of the run, up to its last sign of life."""
+    """One start of the run, up to its last sign of life; or a part of it that a rewind ends."""
 
     first_step: int
     """Steps done before."""
     process_started: float
     """Seconds since 1970."""
     loop_started: float
-    """Seconds since 1970."""
+    """Seconds since 1970; of a part after a rewind, its beginning."""
+    spent: Mapping[str, float] = field(default_factory=dict)
+    """Seconds of each phase before this part."""
+    is_rest: bool = False
+    """True for a part after a rewind."""
     first_record: Mark | None = None
     """State at the record after the first step."""
     marks: list[Mark] = field(default_factory=list)
@@ -82,7 +88,12 @@ class Attempt:
     @property
     def start(self) -> Mark:
         """State before the first step."""
-        return Mark(self.first_step, self.loop_started, {})
+        return Mark(self.first_step, self.loop_started, self.spent)
+
+    @property
+    def begun(self) -> float:
+        """Time at which it followed what was before, in seconds since 1970."""
+        return self.loop_started if self.is_rest else self.process_started
 
     @property
     def last(self) -> Mark:
@@ -96,7 +107,8 @@ class Attempt:
             mark: The state.
             is_record: The line holds the metrics of steps.
         """
-        if is_record and self.first_record is None and mark.step == self.first_step + 1:
+        is_first = mark.step == self.first_step + 1 and not self.is_rest
+        if is_record and is_first and self.first_record is None:
             self.first_record = mark
         self.marks.append(mark)
 
@@ -146,7 +158,7 @@ def read_attempts(records: Iterable[Mapping[str, Any]]) -> list[Attempt]:
     by_number: dict[int, Attempt] = {}
     for record in records:
         number, step, time = record["attempt"], int(record["step"]), float(record.get("time", 0.0))
-        if record.get("event") == "started" or number not in by_number:
+        if record.get("event") == STARTED or number not in by_number:
             begun = float(record.get("process_started", time))
             by_number[number] = Attempt(step, process_started=begun, loop_started=time)
             attempts.append(by_number[number])
@@ -155,7 +167,13 @@ def read_attempts(records: Iterable[Mapping[str, Any]]) -> list[Attempt]:
         seconds = record.get("phase_seconds")
         if not isinstance(seconds, Mapping):
             seconds = _estimated_seconds(record, attempt.last)
-        attempt.add(Mark(step, time, seconds), is_record=TRAIN_LOSS in record)
+        # The event of a save in the background comes after records of later steps.
+        mark = Mark(max(step, attempt.last.step), time, seconds)
+        attempt.add(mark, is_record=TRAIN_LOSS in record)
+        if record.get("event") == REWOUND:
+            begun = attempt.process_started
+            by_number[number] = Attempt(step, begun, time, spent=seconds, is_rest=True)
+            attempts.append(by_number[number])
     return attempts
 
 
@@ -182,7 +200,7 @@ def account_before(attempts: Sequence[Attempt], following: Attempt) -> Buckets:
     for attempt in reversed(attempts):
         kept = min(kept, following.first_step)
         total = add(total, account_attempt(attempt, kept=kept))
-        total[DOWN] += following.process_started - attempt.last.time
+        total[DOWN] += following.begun - attempt.last.time
         following = attempt
     return total
 
@@ -198,16 +216,14 @@ def account_attempt(attempt: Attempt, *, kept: float = math.inf) -> Buckets:
     cut = attempt.after(max(int(kept), attempt.first_step)) if kept < end.step else end
     surplus = min(attempt.first_step_surplus(), cut.computing)
     named = {
-        WAITING: cut.seconds.get(DATA, 0.0),
-        VALIDATION: cut.seconds.get(VALIDATE, 0.0),
-        SAVING: cut.seconds.get(SAVE, 0.0),
-        FIRST_STEP: surplus,
-        USEFUL: cut.computing - surplus,
+        bucket: cut.seconds.get(phase, 0.0) - attempt.spent.get(phase, 0.0)
+        for bucket, phase in ((WAITING, DATA), (VALIDATION, VALIDATE), (SAVING, SAVE))
     }
+    named |= {FIRST_STEP: surplus, USEFUL: cut.computing - attempt.start.computing - surplus}
     return {
         **dict.fromkeys(BUCKETS, 0.0),
         **named,
-        START_UP: attempt.loop_started - attempt.process_started,
+        START_UP: attempt.loop_started - attempt.begun,
         LOST: end.time - cut.time,
         OTHER: cut.time - attempt.loop_started - sum(named.values()),
     }

@@ -67,10 +67,10 @@ class GoodputMeter:
         now = clock()
         begun = process_start(now) if process_started is None else process_started
         self._attempt = Attempt(first_step, process_started=begun, loop_started=now)
-        earlier = read_attempts(sound_records(run_dir / METRICS_FILE))
+        self._metrics = run_dir / METRICS_FILE
         self._earlier_signs = _read_signs(self._path)
-        _add_signs(earlier, self._earlier_signs)
-        self._num_attempts = len(earlier) + 1
+        earlier = self._read()
+        self._num_attempts = sum(not each.is_rest for each in earlier) + 1
         self._before = account_before(earlier, self._attempt)
         self._written = -WRITE_SECONDS
         self._has_failed = False
@@ -97,6 +97,19 @@ class GoodputMeter:
         self._attempt.add(mark, is_record=is_record)
         if self._phases.now() - self._written >= WRITE_SECONDS:
             self.write()
+
+    def rewound(self) -> None:
+        """Count the steps that a rewind has undone as lost, once its event is written."""
+        attempts = self._read()
+        if attempts and attempts[-1].is_rest:  # not if the disk is full
+            self._attempt = attempts.pop()
+            self._before = account_before(attempts, self._attempt)
+
+    def _read(self) -> list[Attempt]:
+        """Read the attempts so far, in parts between rewinds."""
+        attempts = read_attempts(sound_records(self._metrics))
+        _add_signs(attempts, self._earlier_signs)
+        return attempts
 
     def alive(self, step: int) -> None:
         """Note that the process is alive after a step, if the file is due.

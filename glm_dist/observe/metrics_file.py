@@ -17,6 +17,12 @@ from glm_dist.errors import DataError
 
 METRICS_FILE = "metrics.jsonl"
 
+STARTED = "started"
+"""Event at the start of an attempt."""
+
+REWOUND = "rewound"
+"""Event after an attempt has gone back to an earlier step."""
+
 Record: TypeAlias = dict[str, Any]
 
 _BLOCK = 1 << 16
@@ -108,9 +114,9 @@ def final_records(records: list[Record]) -> list[Record]:
         it had rewound, repeated.
     """
     returns = [
-        ((r["attempt"], number if r["event"] == "rewound" else -1), r["step"])
+        ((r["attempt"], number if r["event"] == REWOUND else -1), r["step"])
         for number, r in enumerate(records)
-        if r.get("event") in ("started", "rewound")
+        if r.get("event") in (STARTED, REWOUND)
     ]
     kept = [
         record

@@ -14,6 +14,8 @@ RECORD = "record"
 """Reading results from the device; on GPUs the steps' computation ends here."""
 VALIDATE = "validate"
 SAVE = "save"
+REWIND = "rewind"
+"""Loading an earlier checkpoint in the middle of a run."""
 
 
 class PhaseClock:

@@ -19,7 +19,7 @@ from glm_dist.observe.console import ConsoleSink
 from glm_dist.observe.events import EVENTS_FILE, EventsSink
 from glm_dist.observe.goodput_meter import GoodputMeter
 from glm_dist.observe.metrics import TRAIN_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, encode, repair_last_line
+from glm_dist.observe.metrics_file import METRICS_FILE, REWOUND, encode, repair_last_line
 from glm_dist.observe.phases import PhaseClock
 from glm_dist.observe.wandb_sink import WandbSink
 
@@ -80,6 +80,8 @@ class SinkGroup:
             self._goodput.mark(step)
         for sink in self._sinks:
             sink.event(step, kind, details)
+        if self._goodput is not None and kind == REWOUND:
+            self._goodput.rewound()
 
     def close(self) -> None:
         """See ``MetricSink``."""
@@ -103,6 +105,7 @@ class JsonlSink:
         attempt: int,
         first_step: int,
         goodput: GoodputMeter | None = None,
+        may_write: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Begin an attempt.
@@ -112,8 +115,10 @@ class JsonlSink:
             attempt: Number of this start of the run, from 1.
             first_step: Steps done before.
             goodput: Adds to each line what goodput is computed from.
+            may_write: Returns False once the folder belongs to another job; asked at the end.
             clock: Seconds since 1970.
         """
+        self._may_write = may_write
         self._path = path
         self._attempt = attempt
         self._goodput = goodput
@@ -134,11 +139,14 @@ class JsonlSink:
 
     def event(self, step: int, kind: str, details: Details) -> None:
         """See ``MetricSink``."""
-        self._last_step = step
+        # A save in the background ends during a later step.
+        self._last_step = step if kind == REWOUND else max(step, self._last_step)
         self._append({"step": step, "event": kind, **details})
 
     def close(self) -> None:
         """Write the attempt's end, and try a last time to write what was held back."""
+        if not self._may_write():
+            return
         self.event(self._last_step, "ended", {})
         if self._held:
             log.error(
@@ -219,7 +227,11 @@ def open_sinks(
     )
     sinks: list[MetricSink] = [
         JsonlSink(
-            config.run_dir / METRICS_FILE, attempt=attempt, first_step=first_step, goodput=goodput
+            config.run_dir / METRICS_FILE,
+            attempt=attempt,
+            first_step=first_step,
+            goodput=goodput,
+            may_write=may_write,
         ),
         EventsSink(config.run_dir / EVENTS_FILE, attempt=attempt, first_step=first_step),
         ConsoleSink(

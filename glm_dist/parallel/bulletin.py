@@ -60,7 +60,7 @@ class Bulletin:
         threading.Thread(target=self._exchange, name="bulletin", daemon=True).start()
 
     def close(self) -> None:
-        """Stop to exchange."""
+        """Stop exchanging."""
         self._ends.set()
         self._wakes.set()
 

@@ -56,6 +56,8 @@ class FailureBoard:
         self.rank = rank
         self.host = socket.gethostname()
         self._ends = threading.Event()
+        self.last_words: Callable[[RankFailure], None] = lambda failure: None
+        """Called before this process ends because of another rank's failure."""
 
     def post(self, error: BaseException, *, status: int) -> None:
         """Post that this rank failed, unless another did before, and wait until all have read it.
@@ -201,6 +203,7 @@ def heard_by_all(
 
     def end(failure: RankFailure) -> None:
         report_failure(board, failure)
+        board.last_words(failure)
         board.acknowledge(within=VERDICT_LINGER_SECONDS if failure.is_verdict else LINGER_SECONDS)
         logging.shutdown()
         os._exit(failure.status)  # the main thread may be stuck in a collective
@@ -227,6 +230,7 @@ def heard_by_all(
         # The error of a collective whose peer has exited is not this rank's failure.
         other = _failure_behind(board, error, explain)
         if other is not None:
+            board.last_words(other)
             board.acknowledge(within=VERDICT_LINGER_SECONDS if other.is_verdict else LINGER_SECONDS)
             raise other from None
         log.exception("rank %d on %s failed", board.rank, board.host)

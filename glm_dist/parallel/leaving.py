@@ -62,7 +62,7 @@ def leaving_on_request(launch: LaunchEnvironment, listener: StopListener) -> Ite
 
 def _watch(launch: LaunchEnvironment, listener: StopListener, ends: threading.Event) -> None:
     store: TCPStore | None = None
-    key = f"glm_dist/stop/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    key = f"glm_dist/stop/{launch.restart}"
     while not ends.wait(POLL_SECONDS):
         store = store or _connect(launch)
         try:

@@ -64,7 +64,7 @@ class Progress:
         self.entry = (phase or BETWEEN, now)
 
     def restart(self) -> None:
-        """Start the time of the current phase again, after the process itself was stopped."""
+        """Start the time of the current phase again: it goes on, or the process was stopped."""
         self.entry = (self.entry[0], self._clock())
 
     def seconds(self) -> tuple[str, float]:

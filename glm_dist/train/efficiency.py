@@ -86,6 +86,10 @@ class Efficiency:
         )
         self._work = Work()
 
+    def restart(self) -> None:
+        """Forget the steps since the last call of ``take``."""
+        self._work = Work()
+
     def step_done(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Count a step of this replica."""
         for micro_batch in micro_batches:

@@ -68,7 +68,7 @@ def end_attempt(folder: RunFolder | None, config: RunConfig, request: StopReques
     Returns:
         Exit status; equal on all ranks.
     """
-    if request.stopped_at is None:
+    if not request.has_stopped:
         if folder is not None:
             write_finished(folder.path, step=config.run.steps, attempt=folder.attempt)
         return EXIT_FINISHED

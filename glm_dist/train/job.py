@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
+from functools import partial
 from typing import cast
 
 import torch
@@ -132,6 +133,7 @@ def _run(
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, console=console)
     process.bulletin.folder = config.run_dir / HEARTBEATS
+    process.board.last_words = partial(fail_attempt, folder)
     try:
         _train(
             config,
@@ -145,7 +147,7 @@ def _run(
             benchmarks=benchmarks,
         )
     except StoppedBeforeTraining:
-        request.stop(request.stopped_at or 0)
+        request.stop(None)
     except (GlmDistError, RankFailure) as error:
         fail_attempt(folder, error)
         raise

@@ -197,6 +197,8 @@ def _guard(run: LoopContext) -> Guard:
         sink=run.sink,
         device=run.device,
         saved=run.saved,
+        phases=run.phases,
+        upkeep=run.upkeep,
     )
 
 
@@ -239,7 +241,7 @@ def _observers(
         sink=run.sink,
         device=run.device,
         benchmarks=run.benchmarks,
-        stops=partial(run.stop_request.agreed, step_done=False),
+        stops=partial(_vote_between_batches, run),
     )
     saver = Saver(
         run.config,
@@ -250,11 +252,18 @@ def _observers(
         sink=run.sink,
         device=run.device,
         phases=phases,
+        began=run.stop_request.save_began,
         saved=run.stop_request.save_done,
         upkeep=run.upkeep,
     )
     replicas = ReplicaCheck(run.config, run.engine, sink=run.sink)
     return recorder, replicas, validator, saver
+
+
+def _vote_between_batches(run: LoopContext) -> bool:
+    """Vote on a stop in a validation, which may be long: its deadline begins again."""
+    run.progress.restart()
+    return run.stop_request.agreed(step_done=False)
 
 
 def _straggler_watch(run: LoopContext, wait: OwnTime) -> StragglerWatch:

@@ -107,6 +107,8 @@ class Recorder:
 
     def restart(self, done: int) -> None:
         """Forget the steps since the last record, and continue with the step after ``done``."""
+        self._phases.take()
+        self._efficiency.restart()
         self._throughput = Throughput(
             first_step=done,
             last_step=self._config.run.steps,

@@ -42,8 +42,10 @@ class StopRequest:
         self._is_announced = False
         self.has_trained = False
         """True once the first step has begun."""
+        self.has_stopped = False
+        """True once the run has ended because of a request."""
         self.stopped_at: int | None = None
-        """Steps done when the run stopped; None if it did not."""
+        """Steps done when the run stopped; None if it did not, or not in training."""
 
     @property
     def is_agreed(self) -> bool:
@@ -103,13 +105,18 @@ class StopRequest:
         if self.agreed(step_done=False):
             raise StoppedBeforeTraining
 
-    def stop(self, step: int) -> None:
+    def stop(self, step: int | None) -> None:
         """Note that the run ends here.
 
         Args:
-            step: Steps done.
+            step: Steps done; None before training.
         """
-        self.stopped_at = step
+        self.has_stopped, self.stopped_at = True, step
+
+    def save_began(self) -> None:
+        """Note that a save in the background is in flight."""
+        if self._limit is not None:
+            self._limit.save_began(time.time())
 
     def save_done(self, seconds: float, waited: bool) -> None:
         """Note the length of a save, which the last one before a limit may take as well.

@@ -168,15 +168,7 @@ def _replay(
     restore_state(engine, info)
     extra = info.manifest.extra
     steps_done = _train(config, engine, source, plan, extra=extra, device=process.device)
-    compared = tuple(
-        Compared(
-            each,
-            sum(steps_done[n][0] for n in range(each.first, each.last + 1))
-            / (each.last - each.first + 1),
-            steps_done[each.last][1],
-        )
-        for each in plan.records
-    )
+    compared = tuple(compare(each, steps_done) for each in plan.records)
     weights = None
     if plan.later is not None:
         weights = compare_weights(engine, read_checkpoint(_folder_of(run, plan.later)))
@@ -230,6 +222,20 @@ def _train(
                 fix="start it again",
             )
     return memory.steps
+
+
+def compare(record: Recorded, replayed: Mapping[int, tuple[float, float]]) -> Compared:
+    """Compare a record with the steps that it covers.
+
+    Args:
+        record: Mean loss of these steps, and gradient norm of the last.
+        replayed: Loss and gradient norm by step; steps whose update was skipped are missing, as
+            they are in the record.
+    """
+    found = [replayed[n] for n in range(record.first, record.last + 1) if n in replayed]
+    if not found:
+        return Compared(record, math.nan, math.nan)
+    return Compared(record, sum(loss for loss, _ in found) / len(found), found[-1][1])
 
 
 class _Memory:

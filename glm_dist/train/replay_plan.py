@@ -8,7 +8,7 @@ from typing import Any
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.errors import CheckpointError
 from glm_dist.observe.metrics import GRAD_NORM, TRAIN_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, sound_records
+from glm_dist.observe.metrics_file import METRICS_FILE, REWOUND, STARTED, sound_records
 from glm_dist.observe.run_folder import CHECKPOINTS
 
 
@@ -48,7 +48,7 @@ def recorded_windows(records: Iterable[Mapping[str, Any]]) -> list[Recorded]:
     kept: dict[int, Recorded] = {}
     for record in records:
         attempt, step = record["attempt"], record["step"]
-        if record.get("event") == "started":
+        if record.get("event") in (STARTED, REWOUND):
             kept = {last: each for last, each in kept.items() if last <= step}
             before[attempt] = step
         elif isinstance(record.get(TRAIN_LOSS), float) and step > before.get(attempt, step):
@@ -63,8 +63,29 @@ def recorded_windows(records: Iterable[Mapping[str, Any]]) -> list[Recorded]:
     return [kept[step] for step in sorted(kept)]
 
 
+def rewind_targets(records: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Return the steps that the run has rewound to in the history that counts.
+
+    Args:
+        records: Lines of ``metrics.jsonl`` in the order of the file.
+    """
+    targets: list[int] = []
+    for record in records:
+        if record.get("event") in (STARTED, REWOUND):
+            # A start at the very step of a rewind has a checkpoint that knows nothing of it.
+            targets = [target for target in targets if target < record["step"]]
+        if record.get("event") == REWOUND:
+            targets.append(record["step"])
+    return targets
+
+
 def plan_replay(
-    checkpoints: Sequence[int], records: Sequence[Recorded], *, step: int | None, steps: int
+    checkpoints: Sequence[int],
+    records: Sequence[Recorded],
+    *,
+    step: int | None,
+    steps: int,
+    rewinds: Sequence[int] = (),
 ) -> Plan | None:
     """Choose the checkpoint to replay from, and how far.
 
@@ -73,12 +94,14 @@ def plan_replay(
         records: Records that count.
         step: Checkpoint asked for; None: the newest one after which there is something to compare.
         steps: Most steps to replay.
+        rewinds: Steps that the run has rewound to. A checkpoint up to one of them does not have
+            the rows that were passed over then, so its replay ends there.
 
     Returns:
         None if nothing was recorded in the steps after the checkpoint.
     """
     for start in sorted(checkpoints, reverse=True) if step is None else [step]:
-        end = start + steps
+        end = min([start + steps, *(target for target in rewinds if target >= start)])
         inside = tuple(each for each in records if start < each.first and each.last <= end)
         later = max((c for c in checkpoints if start < c <= end), default=None)
         if later is not None:
@@ -112,10 +135,11 @@ def plan_for(run: Path, *, step: int | None, steps: int) -> Plan:
             value=step,
             fix="leave --step out",
         )
-    records = recorded_windows(sound_records(run / METRICS_FILE))
-    plan = plan_replay(checkpoints, records, step=step, steps=steps)
+    lines = list(sound_records(run / METRICS_FILE))
+    records, rewinds = recorded_windows(lines), rewind_targets(lines)
+    plan = plan_replay(checkpoints, records, step=step, steps=steps, rewinds=rewinds)
     if plan is None:
-        raise _nothing_to_compare(run, wanted, checkpoints, records, steps=steps)
+        raise _nothing_to_compare(run, wanted, checkpoints, records, steps=steps, rewinds=rewinds)
     return plan
 
 
@@ -126,6 +150,7 @@ def _nothing_to_compare(
     records: Sequence[Recorded],
     *,
     steps: int,
+    rewinds: Sequence[int],
 ) -> CheckpointError:
     starts = sorted(wanted, reverse=True)
     ends = [
@@ -135,12 +160,16 @@ def _nothing_to_compare(
             *(each.last for each in records if each.first > start),
             *(number for number in checkpoints if number > start),
         )
+        if not any(start <= target < end for target in rewinds)
     ]
-    remedy = (
-        f"Replay more steps: --steps {min(ends)}"
-        if ends
-        else "Check again after the run has gone on, or name an older checkpoint with --step"
-    )
+    remedy = "Check again after the run has gone on, or name an older checkpoint with --step"
+    if ends:
+        remedy = f"Replay more steps: --steps {min(ends)}"
+    elif rewinds and max(rewinds) >= starts[0]:
+        remedy = (
+            f"The run has rewound to step {max(rewinds)} and passed over rows since, of which"
+            " earlier checkpoints do not know; name a later one with --step"
+        )
     return CheckpointError(
         f"Nothing can be compared: {run} has neither a whole record nor another checkpoint within"
         f" {steps} step(s) after its checkpoint of step {', '.join(map(str, starts))}.\n"

@@ -56,6 +56,7 @@ class Saver:
         upkeep: Upkeep,
         device: torch.device,
         phases: PhaseClock,
+        began: Callable[[], None] = lambda: None,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
@@ -71,6 +72,7 @@ class Saver:
             device: The rank's device.
             phases: Clock of the loop; each turn of a wait begins the phase again, because the save
                 has its own deadline.
+            began: Called when a save in the background has begun.
             saved: Called with the seconds of each save, and True if training waited for it.
 
         Raises:
@@ -82,12 +84,12 @@ class Saver:
         self._identity = identity
         self._check = check
         self._turn = partial(phases, SAVE)
+        self._began = began
         self._saved = saved
         self._sink = sink
         self._upkeep = upkeep
         self._stall = 0.0
         self._failures = 0
-        self._begun: int | None = None
         self._writer: BackgroundWriter | None = None
         if config.checkpoint.background and config.checkpoint.interval > 0:
             minutes = config.checkpoint.timeout_minutes or config.parallel.timeout_minutes
@@ -100,9 +102,7 @@ class Saver:
         return is_busy or self._begins(done)
 
     def _begins(self, done: StepDone) -> bool:
-        interval = self._config.checkpoint.interval
-        is_begun = done.step == self._begun  # a stop was agreed after the save had begun
-        return not is_begun and is_due(done.step, interval, at_once=_is_final(done))
+        return is_due(done.step, self._config.checkpoint.interval, at_once=_is_final(done))
 
     def act(self, done: StepDone) -> None:
         """Save, or see how the save in flight is.
@@ -138,7 +138,7 @@ class Saver:
         Not collective. No save follows.
         """
         if self._writer is not None and self._writer.is_busy:
-            outcome = self._writer.settle()
+            outcome = self._writer.settle(self._turn)
             if outcome is not None:
                 self._record(outcome)
 
@@ -159,7 +159,8 @@ class Saver:
         waited = time.monotonic() - started
         is_final = _is_final(done)
         self._take(previous, raises=not is_final)
-        if previous is not None and waited > 1.0 and self._engine.groups.rank == 0:
+        is_slow = previous is not None and waited > 1.0 and not is_final
+        if previous is not None and is_slow and self._engine.groups.rank == 0:
             log.warning(
                 "waited for the save of step %d seconds=%.1f; a larger checkpoint.interval avoids"
                 " it",
@@ -169,6 +170,7 @@ class Saver:
         failed: SaveOutcome | None = None
         try:
             self._save(done, writer.start)
+            self._began()
         except HungSaveError as error:
             failed = SaveOutcome(done.step, self._directory / step_name(done.step), 0.0, 0, error)
         outcome = failed or (writer.wait(self._turn) if is_final else None)
@@ -176,7 +178,6 @@ class Saver:
         self._take_last(outcome) if is_final else self._take(outcome)
 
     def _save(self, done: StepDone, write: CheckpointWriter) -> Path:
-        self._begun = done.step
         rows = done.step * self._config.batch.global_batch_size
         return save_state(
             self._engine,
@@ -205,7 +206,7 @@ class Saver:
         if outcome is None:
             return
         if isinstance(outcome.error, LostRunFolderError):
-            raise outcome.error  # no event: the folder is another job's
+            raise outcome.error
         if isinstance(outcome.error, TrainingError):
             self._record(outcome, is_raised=True)
             raise outcome.error
@@ -225,6 +226,8 @@ class Saver:
 
     def _record(self, outcome: SaveOutcome, *, is_raised: bool = False) -> None:
         """Write the event, and an error that nothing raises into the log."""
+        if isinstance(outcome.error, LostRunFolderError):
+            return  # the folder is another job's
         stall, self._stall = self._stall, 0.0
         details: dict[str, str | float] = {
             "path": str(outcome.path),

@@ -14,13 +14,14 @@ from typing import NoReturn, cast
 import torch
 import torch.distributed as dist
 
-from glm_dist.checkpoint.folders import list_steps
-from glm_dist.checkpoint.load import CheckpointInfo, read_checkpoint
-from glm_dist.checkpoint.manifest import DamagedCheckpointError, Json
+from glm_dist.checkpoint.load import find_checkpoint
+from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import NonFiniteAction, RunConfig, SpikeAction
 from glm_dist.errors import TrainingError
+from glm_dist.observe.metrics_file import REWOUND
+from glm_dist.observe.phases import REWIND, PhaseClock
 from glm_dist.observe.sinks import MetricSink
-from glm_dist.parallel.errors import Ranks
 from glm_dist.train.divergence import (
     interventions_used_up,
     non_finite_step,
@@ -72,6 +73,8 @@ class Guard:
         sink: MetricSink,
         device: torch.device,
         saved: Mapping[str, Json],
+        phases: PhaseClock,
+        upkeep: Upkeep,
     ) -> None:
         """Continue an earlier attempt.
 
@@ -83,6 +86,8 @@ class Guard:
             sink: Takes events; does nothing on ranks other than 0.
             device: The rank's device.
             saved: What ``memory`` returned when the checkpoint was saved; may be empty.
+            phases: Clock of the loop; loading a checkpoint has its own deadline.
+            upkeep: Rules of this job for the run's checkpoints.
         """
         self._config = config
         self._stability = config.stability
@@ -91,6 +96,8 @@ class Guard:
         self._checkpoints = checkpoints
         self._sink = sink
         self._device = device
+        self._phases = phases
+        self._upkeep = upkeep
         self._detector = SpikeDetector(
             window=config.stability.window, deviations=config.stability.spike_deviations
         )
@@ -213,7 +220,10 @@ class Guard:
         if self._interventions >= self._stability.max_interventions:
             self._stop(step, error)
         self._interventions += 1
-        origin = _newest_before(self._checkpoints, step) if rewinds else None
+        origin = None
+        if rewinds:
+            with self._phases(REWIND):
+                origin = find_checkpoint(self._checkpoints, before=step, sets_aside=True)
         done = step - 1 if origin is None else origin.manifest.step
         rows = self._rows.rows_of(done + 1, step)
         self._sink.event(
@@ -229,11 +239,13 @@ class Guard:
         if origin is None:
             self._dropped.append(rows)
             return Verdict(is_dropped=True)
-        self._rows.pass_over(rows, done=done)
-        restore_state(self._engine, origin)
+        with self._phases(REWIND):
+            self._rows.pass_over(rows, done=done)
+            restore_state(self._engine, origin)
+        self._upkeep.went_back_to(origin.path)
         saved = origin.manifest.extra.get(STABILITY)
         self._restore(saved if isinstance(saved, dict) else {})
-        self._sink.event(done, "rewound", {"from_step": step, "rows": rows, "reason": reason})
+        self._sink.event(done, REWOUND, {"from_step": step, "rows": rows, "reason": reason})
         return Verdict(is_dropped=True, back_to=done)
 
     def _judge(self, loss_share: torch.Tensor, norm: torch.Tensor) -> bool:
@@ -281,18 +293,3 @@ class Guard:
                 "rows": rows,
             },
         )
-
-
-def _newest_before(directory: Path, step: int) -> CheckpointInfo | None:
-    """Find the newest complete checkpoint before a step; collective over all ranks."""
-    ranks = Ranks(None)
-    steps = ranks.on_first("list the checkpoints", str(directory), lambda: list_steps(directory))
-    for saved_step, path in steps:
-        if saved_step >= step:
-            continue
-        try:
-            return read_checkpoint(path)
-        except DamagedCheckpointError as error:
-            if ranks.rank == 0:
-                log.warning("skipped damaged checkpoint path=%s reason=%s", path, error.value)
-    return None

@@ -65,6 +65,8 @@ class TimeLimit:
         self.save_seconds = parameters * STATE_BYTES_PER_PARAMETER / SAVE_BYTES_PER_SECOND
         """Length of a save: the longer of the last two, before the first an estimate."""
         self._last_save: float | None = None
+        self._save_began: float | None = None
+        self._saves_in_background = False
         self._launcher = launcher
         self._warned: set[bool] = set()
 
@@ -78,6 +80,14 @@ class TimeLimit:
             self._steps.append(now - self._since)
         self._since = now
 
+    def save_began(self, now: float) -> None:
+        """Note that a save in the background is in flight, which the last one would wait for.
+
+        Args:
+            now: Seconds since 1970.
+        """
+        self._save_began, self._saves_in_background = now, True
+
     def save_done(self, seconds: float, *, waited: bool = True) -> None:
         """Note a save; its time is not the step's.
 
@@ -85,6 +95,7 @@ class TimeLimit:
             seconds: From the end of a step until the checkpoint was complete.
             waited: False if training went on meanwhile.
         """
+        self._save_began = None
         self.save_seconds = max(seconds, self._last_save or 0.0)
         self._last_save = seconds
         if waited and self._since is not None:
@@ -101,10 +112,10 @@ class TimeLimit:
         """
         if not self._steps:
             return False
-        return (
-            now + steps * max(self._steps) + SAVE_SLACK * self.save_seconds + self._margin
-            >= self._end
-        )
+        step, save = steps * max(self._steps), SAVE_SLACK * self.save_seconds
+        if self._save_began is not None:
+            save += max(0.0, self._save_began + save - (now + step))
+        return now + step + save + self._margin >= self._end
 
     def warn_of_grace(self) -> None:
         """Warn if a save takes longer than the launcher's grace; for an estimate, then a measure.
@@ -113,7 +124,11 @@ class TimeLimit:
         """
         measured = self._last_save is not None
         text = grace_warning(
-            self._launcher, self.save_seconds, measured=measured, in_docker=is_in_docker()
+            self._launcher,
+            self.save_seconds,
+            measured=measured,
+            in_docker=is_in_docker(),
+            in_background=self._saves_in_background,
         )
         if text and measured not in self._warned:
             self._warned.add(measured)
@@ -133,7 +148,14 @@ def job_end(environ: Mapping[str, str]) -> float:
     return float(text) if text.isdecimal() else 0.0
 
 
-def grace_warning(launcher: str, seconds: float, *, measured: bool, in_docker: bool) -> str:
+def grace_warning(
+    launcher: str,
+    seconds: float,
+    *,
+    measured: bool,
+    in_docker: bool,
+    in_background: bool = False,
+) -> str:
     """Say that a save takes longer than the launcher waits between TERM and KILL.
 
     Args:
@@ -141,6 +163,7 @@ def grace_warning(launcher: str, seconds: float, *, measured: bool, in_docker: b
         seconds: Length of a save.
         measured: False for an estimate.
         in_docker: True inside a container that ``docker stop`` may end.
+        in_background: The last save may have to wait for another one.
 
     Returns:
         One sentence with the remedy; empty if there is enough time.
@@ -148,9 +171,10 @@ def grace_warning(launcher: str, seconds: float, *, measured: bool, in_docker: b
     grace = GRACE_SECONDS.get(launcher, 0)
     if in_docker and launcher != "srun":
         launcher, grace = "docker stop", DOCKER_GRACE_SECONDS
-    if not grace or seconds <= grace:
+    saves = 2 if in_background else 1
+    if not grace or saves * seconds <= grace:
         return ""
-    needed = max(60, 60 * round(2 * seconds / 60 + 0.5))
+    needed = max(60, 60 * round(2 * saves * seconds / 60 + 0.5))
     if launcher == "srun":
         advice = f"submit with --signal=USR1@{needed}, which asks that much earlier"
     elif launcher == "docker stop":
@@ -158,9 +182,10 @@ def grace_warning(launcher: str, seconds: float, *, measured: bool, in_docker: b
     else:
         advice = "send USR1 to one rank instead, which has no such limit, or set run.max_minutes"
     kind = "takes" if measured else "may take"
+    more = " and the one before must end first" if in_background else ""
     return (
-        f"a save {kind} {seconds:.0f} s, but {launcher} kills {grace} s after TERM, before it is"
-        f" complete; {advice}"
+        f"a save {kind} {seconds:.0f} s{more}, but {launcher} kills {grace} s after TERM, before it"
+        f" is complete; {advice}"
     )
 
 

@@ -10,7 +10,8 @@ import pytest
 from glm_dist.cli.main import main
 from glm_dist.cli.resume_check import EXIT_DIFFERS
 from glm_dist.files import lock_file
-from glm_dist.train.replay_plan import Plan, Recorded, plan_replay, recorded_windows
+from glm_dist.train.replay import compare
+from glm_dist.train.replay_plan import Plan, Recorded, plan_replay, recorded_windows, rewind_targets
 from tests.messages import Says
 from tests.train.jobs import glm_dist_command, make_files, with_python, with_ranks
 
@@ -110,6 +111,33 @@ def test_a_record_covers_the_steps_since_the_one_before_in_its_attempt() -> None
         Recorded(5, 5, 6.5, 1.0),
         Recorded(6, 8, 6.0, 1.0),
     ]
+
+
+def test_records_before_a_rewind_are_not_compared_with_the_steps_after_it() -> None:
+    rewound = {"attempt": 1, "step": 4, "event": "rewound"}
+    lines = [line(1, 0), line(1, 4, 8.0), line(1, 6, 9.9), rewound, line(1, 6, 6.5)]
+    lines += [line(2, 6), line(2, 8, 6.0)]
+    records = recorded_windows(lines)
+    assert [(each.first, each.last, each.loss) for each in records] == [
+        (1, 4, 8.0),
+        (5, 6, 6.5),
+        (7, 8, 6.0),
+    ]
+    rewinds = rewind_targets(lines)
+    assert rewinds == [4]
+    # The checkpoint of step 4 was saved before rows were passed over, so step 5 would read them.
+    assert plan_replay([2, 4, 6], records, step=4, steps=9, rewinds=rewinds) is None
+    assert plan_replay([4, 6], records, step=None, steps=9, rewinds=rewinds) == Plan(
+        6, (records[2],), 8, None
+    )
+    # Killed before the next save: the second attempt began without the passed-over rows.
+    assert rewind_targets([*lines[:4], line(2, 4)]) == []
+
+
+def test_a_record_with_a_skipped_step_is_compared_with_the_others() -> None:
+    record = Recorded(5, 8, 2.0, 1.5)
+    found = compare(record, {5: (1.0, 9.0), 7: (3.0, 1.5)})  # steps 6 and 8 were skipped
+    assert (found.loss, found.grad_norm, found.difference) == (2.0, 1.5, 0.0)
 
 
 RECORDS = [Recorded(1, 1, 9.0, None), Recorded(2, 10, 8.0, None), Recorded(11, 20, 7.0, None)]

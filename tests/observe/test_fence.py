@@ -11,7 +11,7 @@ import pytest
 from glm_dist.errors import CheckpointError
 from glm_dist.observe.fence import Fence, FencedSink
 from glm_dist.observe.run_folder import RunFolder, open_run_folder
-from glm_dist.observe.sinks import SinkGroup
+from glm_dist.observe.sinks import JsonlSink, SinkGroup
 from tests.messages import Says
 from tests.observe.test_run_folder import provenance
 
@@ -101,3 +101,14 @@ def test_records_end_with_the_claim_and_are_the_error_of_rank_0_alone(tmp_path: 
             record()
         assert caught.value.rank == 0
     sink.close()
+
+
+def test_a_job_that_lost_its_claim_does_not_record_its_end(tmp_path: Path) -> None:
+    opened = start(tmp_path / "run")
+    file = tmp_path / "run" / "metrics.jsonl"
+    metrics = JsonlSink(file, attempt=1, first_step=0, may_write=opened.fence.holds)
+    sink = FencedSink(SinkGroup([metrics]), opened.fence)
+    before = file.read_bytes()
+    (tmp_path / "run" / "lock").unlink()
+    sink.close()
+    assert file.read_bytes() == before

@@ -92,6 +92,42 @@ def test_a_later_attempt_from_an_older_step_loses_steps_of_several_attempts() ->
     assert found == {"useful_steps": 3.0, "lost_steps": 3.0, "down": 5.0}
 
 
+def test_steps_that_a_rewind_undoes_are_lost() -> None:
+    assert split(
+        [
+            started(105.0, 1, 0, process_started=100.0),
+            line(107.0, 1, 2, **phases(2.0)),
+            line(110.0, 1, 5, **phases(5.0)),
+            line(110.5, 1, 2, event="checkpoint", **phases(5.0, save=0.5)),
+            line(111.5, 1, 6, event="skipped_rows", **phases(6.0, save=0.5)),
+            line(113.5, 1, 2, event="rewound", **phases(8.0, save=0.5)),  # 2 s to load
+            line(114.5, 1, 3, **phases(9.0, save=0.5)),
+            line(116.5, 1, 4, **phases(10.0, save=0.5, data=1.0)),
+            started(125.0, 2, 3, process_started=120.0),
+            line(126.0, 2, 4, **phases(1.0)),
+        ]
+    ) == {
+        "start_up": 10.0,
+        "useful_steps": 2.0 + 1.0 + 1.0,
+        "lost_steps": 6.5 + 2.0,  # from step 2 to the rewind, and step 4
+        "down": 3.5,
+    }
+
+
+def test_steps_after_a_checkpoint_that_was_complete_late_are_lost() -> None:
+    found = split(
+        [
+            started(100.0, 1, 0, process_started=100.0),
+            line(102.0, 1, 2, **phases(2.0)),
+            line(104.0, 1, 4, **phases(4.0)),
+            line(104.5, 1, 2, event="checkpoint", **phases(4.5)),
+            started(110.0, 2, 2, process_started=110.0),
+            line(111.0, 2, 3, **phases(1.0)),
+        ]
+    )
+    assert found == {"useful_steps": 3.0, "lost_steps": 2.5, "down": 5.5}
+
+
 def test_an_older_run_folder_gives_what_its_metrics_say() -> None:
     pace = {"speed/seconds_per_step": 2.0, "speed/wait_share_data": 0.25}
     lines = [
@@ -165,6 +201,31 @@ def test_the_metrics_of_a_running_job_are_those_of_its_file(tmp_path: Path) -> N
     written = json.loads((tmp_path / "goodput.json").read_text())
     assert written["seconds"] == found
     assert (written["wall_seconds"], written["attempts"], written["step"]) == (17.75, 2, 3)
+
+
+def test_the_metrics_of_a_job_that_rewinds_are_those_of_its_file(tmp_path: Path) -> None:
+    clocks = Clocks()
+    sink = attempt(tmp_path, clocks, 1, first_step=0)
+    for step in (1, 2, 3):
+        clocks.spend(STEP, 1.0)
+        sink.write(step, {"train/loss": 2.0})
+    clocks.spend(STEP, 1.5)
+    sink.event(1, "rewound", {"from_step": 4})
+    clocks.spend(STEP, 1.0)
+    sink.write(2, {"train/loss": 2.0})
+    sink.close()
+
+    expected = {"start_up": 3.0, "useful_steps": 2.0, "lost_steps": 3.5}
+    written = json.loads((tmp_path / "goodput.json").read_text())
+    assert {name: x for name, x in written["seconds"].items() if x} == expected
+    assert (written["step"], written["attempts"]) == (2, 1)
+    computed = account(read_attempts(sound_records(tmp_path / "metrics.jsonl")))
+    assert {n: x for n, x in computed.items() if x} == pytest.approx(expected)
+    clocks.time += 1
+    attempt(tmp_path, clocks, 2, first_step=2).close()
+    later = json.loads((tmp_path / "goodput.json").read_text())
+    assert later["attempts"] == 2
+    assert sum(later["seconds"].values()) == clocks.time - 1000.0
 
 
 def test_a_job_that_is_killed_long_after_its_last_record_was_alive_meanwhile(

@@ -198,3 +198,7 @@ def test_a_replica_that_cannot_read_its_rows_says_so(tmp_path: Path) -> None:
     assert said in results[1].stderr
     assert "rank 1 on" in results[0].stderr
     assert "Traceback" not in results[0].stderr + results[1].stderr
+    # torchrun hides the status, and rank 0, which writes the marker, is not the one that failed.
+    marker = json.loads((tmp_path / "runs" / "spoiled" / "stopped").read_text())
+    assert (marker["status"], marker["saved"]) == (76, False)
+    assert "token id 60000" in marker["reason"]

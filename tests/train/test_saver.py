@@ -22,8 +22,11 @@ import glm_dist.checkpoint.save as save_module
 from glm_dist.checkpoint import storage
 from glm_dist.checkpoint.background import BackgroundWriter
 from glm_dist.cli.main import main_train
+from glm_dist.errors import TrainingError
 from glm_dist.train import saver
+from glm_dist.train.replicas import ReplicaCheck
 from glm_dist.train.state import save_state, training_fragments
+from glm_dist.train.step_done import StepDone
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, rank_device, run_steps
 from tests.train.jobs import make_files, with_ranks
@@ -228,6 +231,39 @@ def test_a_hung_save_keeps_neither_training_nor_the_process(job: tuple[Path, lis
     assert "/.tmp-step_0000020-1: rank 1 on " in console
     assert " could not write tensors within 0.0166667 minutes." in console
     assert max(losses_of(runs / "hung")) == STEPS
+
+
+def fails_during_a_slow_save() -> int:
+    """``train.py`` that fails in step 6, while the save of step 5 needs six seconds more."""
+    kept, look = save_module.write_tensors, ReplicaCheck.due
+    failed = threading.Event()
+
+    def write(*arguments: object) -> object:
+        failed.wait(60)
+        time.sleep(6.0)
+        return kept(*arguments)
+
+    def due(self: ReplicaCheck, done: StepDone) -> bool:
+        if done.step == 6:
+            failed.set()
+            raise TrainingError("step 6 has failed", key="test")
+        return look(self, done)
+
+    save_module.write_tensors = write
+    ReplicaCheck.due = due
+    return main_train()
+
+
+def test_the_watchdog_lets_a_run_that_fails_finish_its_save(job: tuple[Path, list[str]]) -> None:
+    runs, overrides = job
+    deadlines = ["watchdog.first_minutes=0.5", "watchdog.floor_seconds=2"]
+    typed = [*overrides, *deadlines, "run.name=failing", "checkpoint.interval=5"]
+
+    done = with_ranks(typed, 2, program=fails_during_a_slow_save)
+
+    assert [each.returncode for each in done] == [76, 76], done[0].stderr
+    assert saved_steps(runs / "failing") == [5]
+    assert events_of(runs / "failing", "checkpoint") == [5]
 
 
 def stopped_in_a_save() -> int:

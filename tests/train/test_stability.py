@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.checkpoint.manifest import Json, Manifest
+from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.cli.trace import read_config
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import LossNormalization, RunConfig
@@ -62,6 +63,9 @@ class FaultyRows(RunRows):
         self._step += 1
         self._heal()
         self._heal = lambda: None
+        if self.fault == "bad_row_and_disk" and self._step == 6:
+            self.fault = "bad_row"
+            damage(self._config.run_dir / "checkpoints" / "step_0000004")
         bad = {"bad_row": float("nan"), "huge_row": 1000.0}.get(self.fault, 1.0)
         FaultyRows.factors[:] = [
             bad if self.at in rows else 1.0 for rows in self.indices(self._step)
@@ -82,12 +86,22 @@ class FaultyRows(RunRows):
 
 
 class LossSink(EventsSink):
-    """Events, and the loss of each step."""
+    """Events, and the loss of each step; the share of targets in each record."""
+
+    shares: ClassVar[dict[int, float]] = {}
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         file = self._path.with_name(self._path.name.replace("events", "losses"))
+        self.shares[step] = values.get("rows/target_share", -1.0)
         losses = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps({**losses, str(step): values.get("train/loss")}))
+
+
+def damage(checkpoint: Path) -> None:
+    file = checkpoint / "__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
 
 
 def faulty_loss(plain: Callable[..., TaskLoss]) -> Callable[..., TaskLoss]:
@@ -171,6 +185,41 @@ def kinds(folder: Path, name: str, rank: int = 0) -> list[tuple[str, int]]:
     return [each for each in unusual if each[0] not in ("started", "checkpoint")]
 
 
+def damaged_rewinds(folder: Path) -> dict[str, Any]:
+    more = (*REWIND, "checkpoint.background=false", "checkpoint.keep_last=1")
+    return {
+        "skipped": run_job(base(folder, "skipped", *more, "data.skip_rows=[8-23]"), "", -1),
+        "damaged": run_job(base(folder, "damaged", *more), "bad_row_and_disk", 21),
+    }
+
+
+def test_a_rewind_sets_a_damaged_checkpoint_aside_and_keeps_two_intact_ones(tmp_path: Path) -> None:
+    (ends,) = run_ranks(damaged_rewinds, tmp_path, world_size=1)
+
+    assert [end for end, _ in ends.values()] == ["finished"] * 2
+    found = [(kind, step) for kind, step, _ in happened(tmp_path, "damaged")]
+    assert found == [
+        ("started", 0),
+        ("checkpoint", 2),
+        ("checkpoint", 4),
+        ("non_finite", 6),
+        ("skipped_rows", 6),
+        ("rewound", 2),
+        ("checkpoint", 4),
+        ("checkpoint", 6),
+        ("checkpoint", 8),
+    ]
+    names = sorted(path.name for path in (tmp_path / "runs/damaged/checkpoints").iterdir())
+    assert names == [".bad-step_0000004", "step_0000006", "step_0000008"]
+    assert equal(ends["skipped"][1], ends["damaged"][1])
+
+
+def test_a_checkpoint_that_was_found_damaged_is_no_longer_verified() -> None:
+    upkeep = Upkeep(verified={"step_0000002", "step_0000004", ".old-step_0000006"})
+    upkeep.went_back_to(Path("checkpoints/step_0000002"))
+    assert upkeep.verified == {"step_0000002"}
+
+
 REWIND = ("stability=rewind", "stability.compare_replicas_interval=0")
 
 
@@ -205,6 +254,24 @@ def test_a_rewind_is_a_run_that_skipped_the_rows_from_the_start(tmp_path: Path) 
     memory = manifest["extra"]["stability"]
     assert memory["passed_over"] == ["16-23"]
     assert memory["interventions"] == 1
+
+
+def shares_of_targets(folder: Path) -> list[dict[int, float]]:
+    more = (*REWIND, "checkpoint.interval=3", "observe.log_interval=3", "run.steps=6")
+    found = []
+    for name, skipped in (("reference", "data.skip_rows=[12-23]"), ("rewound", "run.seed=1234")):
+        LossSink.shares = {}
+        run_job(base(folder, name, *more, "run.seed=1234", skipped), "bad_row", 21)
+        found.append(LossSink.shares)
+    return found
+
+
+def test_a_record_after_a_rewind_does_not_count_the_steps_that_were_undone(tmp_path: Path) -> None:
+    ((reference, rewound),) = run_ranks(shares_of_targets, tmp_path, world_size=1)
+    # Both read rows 24 to 35 in steps 4 to 6; the rewound run has read rows 12 to 23 before.
+    assert kinds(tmp_path, "rewound")[-1] == ("rewound", 3)
+    assert reference[6] > 0
+    assert rewound == reference
 
 
 def test_rows_that_a_rewind_passed_over_count_as_skipped_elsewhere(tmp_path: Path) -> None:

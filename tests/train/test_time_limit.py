@@ -37,6 +37,18 @@ def test_the_longer_of_the_last_two_saves_counts() -> None:
     assert made.save_seconds == 20.0
 
 
+def test_a_stop_waits_for_the_save_in_flight_and_makes_another() -> None:
+    made = limit()
+    # 1000 - 30 of margin = 970; the save in flight may take until 910, and the last one 60.
+    made.save_began(850.0)
+    assert made.is_near(850.0, steps=0)
+    made.save_began(849.0)
+    assert not made.is_near(849.0, steps=0)
+    assert not made.is_near(880.0, steps=0)  # steps meanwhile cost nothing: it ends at 909
+    made.save_done(40.0, waited=False)
+    assert not made.is_near(899.0, steps=1)
+
+
 def test_the_first_save_is_estimated_from_the_parameters() -> None:
     # 10^9 x 12 bytes / 200 MB/s
     made = TimeLimit(parameters=10**9, started=0.0)
@@ -88,3 +100,12 @@ def test_a_save_longer_than_the_launchers_patience_has_a_remedy(
     text = grace_warning(launcher, seconds, measured=True, in_docker=in_docker)
     assert advice in text
     assert bool(text) == bool(advice)
+
+
+def test_a_stop_may_wait_for_two_saves_if_they_are_in_the_background() -> None:
+    for seconds, warns in ((15, False), (16, True)):
+        text = grace_warning(
+            "torchrun", seconds, measured=True, in_docker=False, in_background=True
+        )
+        assert text.startswith("a save takes 16 s and the one before must end first, but") == warns
+        assert bool(text) == warns

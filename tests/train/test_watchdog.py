@@ -1,5 +1,6 @@
 """A rank that hangs, is stopped or dies ends the whole job within seconds, and is named."""
 
+import json
 import os
 import re
 import signal
@@ -87,6 +88,15 @@ from glm_dist.checkpoint import storage
 def broken(self, content):
     if rank == 1: {FOREVER}
 storage._HashingStream.write = broken
+""",
+    "long validation": """
+import time
+from glm_dist.train.engine import TrainingEngine
+kept = TrainingEngine.evaluate
+def broken(self, batches):
+    time.sleep(1.8)
+    return kept(self, batches)
+TrainingEngine.evaluate = broken
 """,
     "slow": """
 import time
@@ -241,6 +251,14 @@ def test_a_slow_rank_is_named_within_20_steps_and_an_even_job_is_not(tmp_path: P
     assert re.findall(r"WARNING slow rank=(\d) step=(?:10|15|20)", slow) == ["1"], slow
     assert "slow rank" not in even
     assert "hangs" not in slow + even
+
+
+def test_a_long_validation_is_no_hang(tmp_path: Path) -> None:
+    overrides = [*overrides_of(tmp_path, "dp2", steps=2), "evaluation.rows_per_objective=4"]
+    done = with_ranks(overrides, 2, program=partial(patched_program, "long validation"))
+    assert [rank.returncode for rank in done] == [0, 0], done[0].stderr
+    found = json.loads((tmp_path / "runs" / "hang" / "goodput.json").read_text())
+    assert found["seconds"]["validation"] > 1.25 * LIMIT
 
 
 @pytest.mark.slow
