@@ -31,6 +31,7 @@ from glm_dist.parallel.errors import RankFailure
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.observers import StepDone, is_due
 from glm_dist.train.state import CheckpointWriter, save_state, training_fragments
+from glm_dist.train.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Saver:
         device: torch.device,
         phases: PhaseClock,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
+        uploads: Uploads | None = None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
 
@@ -71,6 +73,7 @@ class Saver:
             phases: Clock of the loop; each turn of a wait begins the phase again, because the save
                 has its own deadline.
             saved: Called with the seconds of each save, and True if training waited for it.
+            uploads: Takes each checkpoint; None: the run has no store.
 
         Raises:
             CheckpointError: On every rank, if one has too little memory.
@@ -82,6 +85,7 @@ class Saver:
         self._check = check
         self._turn = partial(phases, SAVE)
         self._saved = saved
+        self._uploads = uploads
         self._sink = sink
         self._upkeep = upkeep
         self._stall = 0.0
@@ -140,6 +144,13 @@ class Saver:
             outcome = self._writer.settle()
             if outcome is not None:
                 self._record(outcome)
+        if self._uploads is not None:
+            self._uploads.settle()
+
+    def finish_uploads(self) -> None:
+        """Wait for uploads after the last save, and record them. Collective over all ranks."""
+        if self._uploads is not None:
+            self._uploads.wait(self._turn)
 
     def _save_and_wait(self, done: StepDone) -> None:
         started = time.monotonic()
@@ -149,6 +160,7 @@ class Saver:
         num_bytes = folder_bytes(path) if self._engine.groups.rank == 0 else 0
         self._stall = seconds
         self._record(SaveOutcome(done.step, path, seconds, num_bytes))
+        self.finish_uploads()
 
     def _save_behind(self, done: StepDone, writer: BackgroundWriter) -> None:
         """Copy the state and begin to write it; after the last step also wait for the end."""
@@ -232,6 +244,8 @@ class Saver:
             self._saved(outcome.seconds, self._writer is None)
             details["bytes"] = outcome.num_bytes
             self._sink.event(outcome.step, "checkpoint", details)
+            if self._uploads is not None:
+                self._uploads.offer(outcome.path)
             return
         reason = " ".join(str(outcome.error).split())
         self._sink.event(outcome.step, "checkpoint_failed", {**details, "reason": reason})
