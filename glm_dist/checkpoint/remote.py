@@ -142,9 +142,12 @@ class RemoteStore:
         return digest.hexdigest()
 
     def read(self, name: str) -> bytes:
-        """Return a small object, or the first ``MOST_BYTES`` + 1 of a large one."""
+        """Return a small object, such as a manifest."""
+        num_bytes = self.size(name)
+        if num_bytes > MOST_BYTES:
+            raise self.error("read", name, f"it has {num_bytes} bytes, more than {MOST_BYTES}")
         with self._explained("read", name):
-            return bytes(self._system.cat_file(self._path(name), start=0, end=MOST_BYTES + 1))
+            return bytes(self._system.cat_file(self._path(name)))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small object, and read it back."""

@@ -128,7 +128,7 @@ def test_a_kill_between_data_and_manifest_leaves_no_checkpoint_and_is_made_up_fo
     typed = [*overrides, "run.name=killed", f"checkpoint.url={url}"]
     program = partial(with_failing_uploads, die, "step_0000004/manifest.json")
 
-    killed = with_ranks(typed, 2, program=program)
+    killed = with_ranks([*typed, "run.steps=4"], 2, program=program)
 
     assert killed[0].returncode == -signal.SIGKILL
     assert sorted(store.names(4)) == ["__0_0.distcp", "__1_0.distcp"]
