@@ -209,6 +209,22 @@ def test_a_superseded_job_uploads_and_removes_nothing_more(tmp_path: Path) -> No
         first.claim.check()
 
 
+def test_a_job_that_is_superseded_in_an_upload_writes_no_manifest(tmp_path: Path) -> None:
+    store = new_store()
+
+    def put_file(source: str, path: str) -> None:
+        original.put_file(source, path)
+        claim_store(store, attempt=2, config="")
+
+    watched = uploader(store)
+    original = patch(store, put_file=put_file)
+    watched.offer(save(tmp_path, 1))
+    ended(watched)
+    assert "This job uploads nothing more" in watched.outcomes()[0].error
+    assert store.steps() == ([], [1])
+    assert not store.exists("latest.json")
+
+
 def test_a_slow_upload_is_reported_once_and_keeps_its_folder_until_it_ends(tmp_path: Path) -> None:
     store, goes_on = new_store(), threading.Event()
     upkeep = Upkeep()
