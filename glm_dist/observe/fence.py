@@ -22,6 +22,10 @@ Identity = tuple[int, int]
 """Device and inode."""
 
 
+class LostRunFolderError(CheckpointError):
+    """Error for a run folder that is gone or another job's, so nothing may be written there."""
+
+
 @dataclass(frozen=True)
 class Fence:
     """One attempt's claim on a run folder; on rank 0 only."""
@@ -44,7 +48,7 @@ class Fence:
         """Check that the folder is the one that was opened and still belongs to this attempt.
 
         Raises:
-            CheckpointError: The folder is gone or replaced, or another job has taken over.
+            LostRunFolderError: The folder is gone or replaced, or another job has taken over.
             OSError: The file system does not answer.
         """
         try:
@@ -76,8 +80,8 @@ class Fence:
             return (self.folder / LOCK_FILE).read_text(encoding="utf-8")
         return os.pread(self.lock.fileno(), 4096, 0).decode()
 
-    def _gone(self, problem: str) -> CheckpointError:
-        return CheckpointError(
+    def _gone(self, problem: str) -> LostRunFolderError:
+        return LostRunFolderError(
             f"The run folder {self.folder} {problem}. The run stops, and nothing is written in its"
             " place.\n"
             "  Put the folder back, and run the same command again.",
@@ -86,8 +90,8 @@ class Fence:
             fix="put the folder back",
         )
 
-    def _superseded(self, owner: str) -> CheckpointError:
-        return CheckpointError(
+    def _superseded(self, owner: str) -> LostRunFolderError:
+        return LostRunFolderError(
             f"Attempt {self.attempt} of the run in {self.folder} is superseded: {LOCK_FILE} belongs"
             f" to {owner}. This job stops and writes nothing more.\n"
             "  Leave the run to that job; if there is none, run the same command again.",

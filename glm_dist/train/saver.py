@@ -25,6 +25,7 @@ from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError, GlmDistError, TrainingError
+from glm_dist.observe.fence import LostRunFolderError
 from glm_dist.observe.phases import SAVE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.parallel.errors import RankFailure
@@ -215,6 +216,8 @@ class Saver:
         """
         if outcome is None:
             return
+        if isinstance(outcome.error, LostRunFolderError):
+            raise outcome.error  # no event: the folder is another job's
         if isinstance(outcome.error, TrainingError):
             self._record(outcome, is_raised=True)
             raise outcome.error

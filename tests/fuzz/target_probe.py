@@ -19,6 +19,7 @@ from glm_dist.data.corpus.indexed import token_type_for, write_documents
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
+from glm_dist.parallel.layout import Layout
 from glm_dist.train.evaluate import validation_losses
 from tests.fuzz.lab import Lab
 
@@ -148,7 +149,7 @@ class _Uniform:
 
     def __init__(self) -> None:
         self.groups = SimpleNamespace(
-            layout=SimpleNamespace(data_parallel_size=1, micro_batch_multiple=1),
+            layout=Layout(1, 1, 1),
             coordinates=SimpleNamespace(data=0),
             reports_loss=True,
             world=None,
@@ -165,6 +166,8 @@ class _Uniform:
 
 
 def _losses(rows: Any, num_rows: int) -> dict[str, float]:
+    if dist.is_initialized():  # by an earlier test of this process
+        dist.destroy_process_group()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         model: Any = _Uniform()

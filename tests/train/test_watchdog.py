@@ -158,6 +158,7 @@ class Case:
     target: int = 1
     codes: tuple[int, int] = (1, 1)
     steps: int = 8
+    more: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.patch}, {self.layout}, rank {self.target}"
@@ -166,7 +167,10 @@ class Case:
 NAMED = (
     Case("data", r"rank 1 on \S+ has been in step 6 \(data\)"),
     Case("forward", r"rank 1 on \S+ has been in step 3 \(forward-backward\)", "pp2"),
-    Case("save", r"rank 1 on \S+ has been in step 4 \(save\)"),
+    # A save in the background has a deadline of its own (tests/checkpoint/test_background.py).
+    Case(
+        "save", r"rank 1 on \S+ has been in step 4 \(save\)", more=("checkpoint.background=false",)
+    ),
     Case("stopped", r"rank 0 on \S+ \(process \d+\) does not answer", "dp2", 0, (-9, 1)),
     Case("killed", r"rank 1 on \S+ left in step 6[ ,].*log/rank_0001.log", "dp2", 1, (1, -9)),
 )
@@ -190,7 +194,7 @@ def check(case: Case, folder: Path) -> None:
     """Run a job and compare its statuses, its message and the stacks in its logs."""
     folder.mkdir()
     done = with_ranks(
-        overrides_of(folder, case.layout, steps=case.steps),
+        [*overrides_of(folder, case.layout, steps=case.steps), *case.more],
         2,
         program=partial(patched_program, case.patch, case.target),
     )
