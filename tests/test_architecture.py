@@ -43,6 +43,7 @@ DOORS = {
     "deepspeed": ("optim/deepspeed_engine.py",),
     "safetensors": ("convert/*.py",),
     "wandb": ("observe/wandb_process.py",),
+    "fsspec": ("checkpoint/remote.py",),
     "sentencepiece": ("data/tokenizer/*.py",),
     "tokenizers": ("data/tokenizer/*.py",),
 }

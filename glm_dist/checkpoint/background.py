@@ -312,7 +312,7 @@ class BackgroundWriter:
     def _run(self, save: _Save, write: Callable[[], None]) -> None:
         """Body of the thread."""
         with _OutcomeKept(save):
-            _yield_to_training()
+            yield_to_training()
             with _own_stream(self._device):
                 write()
             if dist.get_rank() == 0:  # other hosts may see the new name later
@@ -324,7 +324,8 @@ def folder_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _yield_to_training() -> None:
+def yield_to_training() -> None:
+    """Lower the priority of the calling thread."""
     if sys.platform == "linux":  # elsewhere a thread has no priority that this call could set
         thread = threading.get_native_id()
         niceness = os.getpriority(os.PRIO_PROCESS, thread) + NICENESS

@@ -128,7 +128,7 @@ def find_problems(
     return problems
 
 
-def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointError:
+def damage_error(folder: Path | str, problems: Iterable[str]) -> DamagedCheckpointError:
     """Build one error for all problems of a checkpoint's files."""
     text = "; ".join(problems)[:_LONGEST_REASON]
     kind = UnreadableCheckpointError if _UNREADABLE in text else DamagedCheckpointError
@@ -143,11 +143,11 @@ def damage_error(folder: Path, problems: Iterable[str]) -> DamagedCheckpointErro
     )
 
 
-def all_damaged(directory: Path, names: Sequence[str], *, fix: str) -> CheckpointError:
+def all_damaged(directory: Path | str, names: Sequence[str], *, fix: str) -> CheckpointError:
     """Build the error for a folder that holds damaged checkpoints only.
 
     Args:
-        directory: The run's checkpoints folder.
+        directory: The run's checkpoints folder, or its URL.
         names: Its damaged checkpoints.
         fix: Another way than to restore them, to follow "or".
     """

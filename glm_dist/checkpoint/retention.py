@@ -46,6 +46,8 @@ class Upkeep:
     """Names of folders whose hashes this job has compared; the same on every rank."""
     unusable: set[str] = field(default_factory=set)
     """Names of folders that can be neither verified nor set aside: not counted, not removed."""
+    uploading: set[str] = field(default_factory=set)
+    """Names of folders that are being uploaded and so are not removed yet; on rank 0."""
     fence: Fence | None = None
     """Claim on the run folder, on rank 0; None elsewhere, and where nobody else can write."""
 
@@ -177,6 +179,7 @@ def _remove_older(directory: Path, step: int, keep: int, upkeep: Upkeep) -> list
         if number < verified[keep - 1]
         and not upkeep.stays(number)
         and path.name not in upkeep.unusable
+        and path.name not in upkeep.uploading
     ]
     for path in victims:
         remove(path)

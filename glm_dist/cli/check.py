@@ -104,6 +104,8 @@ def _describe_files(config: RunConfig, files: Preflight | None) -> list[tuple[st
     begins = (
         "starts at step 0" if files.newest_step is None else f"continues from {files.newest_step}"
     )
+    if files.fetched_from is not None:
+        begins += f", fetched from {files.fetched_from}"
     return [*lines, ("run folder", f"{config.run_dir} ({begins})")]
 
 

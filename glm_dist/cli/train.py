@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stdout.write(dump_config(config))
         return 0
     try:
-        found = check_files(config)
+        found = check_files(config, asks_store=launch.rank == 0)
         examples = read_benchmarks(config)
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=False)

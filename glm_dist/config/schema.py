@@ -32,6 +32,7 @@ from glm_dist.config.rules import LARGEST_WHOLE_NUMBER, MISSING, Section, bounde
 from glm_dist.config.stability import NonFiniteAction as NonFiniteAction
 from glm_dist.config.stability import SpikeAction as SpikeAction
 from glm_dist.config.stability import StabilityConfig as StabilityConfig
+from glm_dist.config.store_url import check_url
 from glm_dist.config.text import CorpusConfig as CorpusConfig
 from glm_dist.config.text import CorruptionConfig as CorruptionConfig
 from glm_dist.config.text import DataConfig as DataConfig
@@ -258,6 +259,14 @@ class CheckpointConfig(Section):
     """Time after which a save in the background has failed; 0: parallel.timeout_minutes."""
     step: int | None = None
     """Checkpoint of this run to go back to; later ones are set aside by name. Unset: the newest."""
+    url: str | None = None
+    """Folder on an object store, such as s3://bucket/glm, that also gets each checkpoint, below
+    <run.name>/; a run without newer local ones resumes from there. Unset: local only."""
+
+    def __post_init__(self) -> None:
+        """Check the URL as well; see ``Section``."""
+        super().__post_init__()
+        check_url(self.url)
 
 
 @dataclass

@@ -36,7 +36,7 @@ _COLUMNS = (
 )
 
 
-_LOGGED = ("checkpoint_failed",)
+_LOGGED = ("checkpoint_failed", "upload_failed")
 """Events that are logged as errors where they happen."""
 
 

@@ -27,6 +27,7 @@ QUIET_LIBRARIES = (
     "torch",
     "c10d-NullHandler-dcp_logger",
     "wandb",
+    "aiobotocore",
     "hydra",
     "filelock",
     "urllib3",

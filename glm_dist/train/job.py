@@ -61,6 +61,7 @@ from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
 from glm_dist.train.time_limit import TimeLimit, job_end
+from glm_dist.train.uploads import open_run_store, open_uploads
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +185,8 @@ def _train(
     quiet_libraries()
     request.raise_if_agreed()
     identity = cast(dict[str, Json], {"data": source.fingerprint()})
-    start = starting_point(config, engine, identity)
+    run_store = open_run_store(config, folder, turn=process.progress.restart)
+    start = starting_point(config, engine, identity, run_store=run_store)
     # Not before: a refused start changes nothing.
     _begin_attempt(folder, config, launch, groups.layout)
     _keep_tokenizer(config)
@@ -192,6 +194,7 @@ def _train(
     sink = _open_sinks(config, engine, start, folder, phases, console=console, started=started)
     if folder is not None:
         request.limit(_time_limit(config, launch, request.started))
+    upkeep = start.upkeep(config, folder)
     context = LoopContext(
         config=config,
         engine=engine,
@@ -202,7 +205,8 @@ def _train(
         checkpoints=config.run_dir / CHECKPOINTS,
         identity=identity | facts_of_start(config),
         device=process.device,
-        upkeep=start.upkeep(config, folder),
+        upkeep=upkeep,
+        uploads=open_uploads(config, run_store, sink, upkeep=upkeep, newest=start.own_path),
         validates_first=start.origin is not None,
         benchmarks=benchmarks,
         phases=phases,

@@ -34,6 +34,7 @@ from glm_dist.train.saver import Saver
 from glm_dist.train.stability import STABILITY, Guard
 from glm_dist.train.step import StepResult, train_step
 from glm_dist.train.stragglers import StragglerWatch
+from glm_dist.train.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,8 @@ class LoopContext:
     device: torch.device
     upkeep: Upkeep = field(default_factory=Upkeep)
     """Rules of this job for the run's checkpoints, and which of them are verified."""
+    uploads: Uploads | None = None
+    """Uploads to ``checkpoint.url``; None: the run has none."""
     validates_first: bool = False
     """Validate before the first step, because the weights come from another run."""
     benchmarks: Benchmarks | None = None
@@ -96,12 +99,16 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     wait = OwnTime(torch.device("cpu"))
     stragglers = _straggler_watch(run, wait)
     observers: list[Observer] = [recorder, replicas, validator, saver, stragglers]
+    if run.uploads is not None:
+        observers.append(run.uploads)
     try:
         if run.validates_first and config.evaluation.interval > 0:
             with phases(validator.phase):
                 validator.act(StepDone(first_step))
             run.stop_request.raise_if_agreed()
-        return _train(run, guard, recorder, observers, wait, first_step=first_step)
+        is_finished = _train(run, guard, recorder, observers, wait, first_step=first_step)
+        saver.finish_uploads()
+        return is_finished
     except GlmDistError as error:
         if error.rank is None:
             saver.settle()
@@ -255,6 +262,7 @@ def _observers(
         began=run.stop_request.save_began,
         saved=run.stop_request.save_done,
         upkeep=run.upkeep,
+        uploads=run.uploads,
     )
     replicas = ReplicaCheck(run.config, run.engine, sink=run.sink)
     return recorder, replicas, validator, saver

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, list_steps
+from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, list_steps, step_name
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, all_damaged, read_manifest
 from glm_dist.checkpoint.rewind import list_candidates
 from glm_dist.config.schema import InitWith, Resume, RunConfig
@@ -28,6 +28,7 @@ from glm_dist.train.same_run import (
     check_same_rows,
     passed_over,
 )
+from glm_dist.train.store_check import RemoteCheckpoint, check_store
 
 MUCH_PADDING = 0.02
 """Share of padding in the rows of a corpus, 0 to 1, that is worth a warning."""
@@ -53,15 +54,19 @@ class Preflight:
     corpora: tuple[CorpusFacts, ...]
     newest_step: int | None
     """Step of the checkpoint that the run would resume from; None for a new run."""
+    fetched_from: str | None = None
+    """URL of that checkpoint, if the run has to fetch it from ``checkpoint.url``."""
     warnings: tuple[str, ...] = ()
     """Likely mistakes, in words."""
 
 
-def check_files(config: RunConfig) -> Preflight:
-    """Check tokenizer, corpora and run folder.
+def check_files(config: RunConfig, *, asks_store: bool = True) -> Preflight:
+    """Check tokenizer, corpora, run folder and ``checkpoint.url``.
 
     Args:
         config: Checked configuration.
+        asks_store: Ask the store of ``checkpoint.url``. If not, another rank does, and nothing is
+            said about resuming where the store might say something else.
 
     Raises:
         DataError: Tokenizer or corpus is missing, damaged or does not fit.
@@ -71,9 +76,11 @@ def check_files(config: RunConfig) -> Preflight:
     """
     tokenizer = _load_tokenizer(config)
     source = open_row_source(config, tokenizer)
-    newest_step = check_run_folder(config)
+    remote = check_store(config) if asks_store else None
+    is_open = config.checkpoint.url is not None and not asks_store
+    newest_step = check_run_folder(config, remote=remote, is_open=is_open)
     if newest_step is not None:
-        _check_data(config, source.fingerprint())
+        _check_data(config, source.fingerprint(), remote)
         for corpus in config.data.corpora.values():
             manifest = read_corpus_manifest(corpus.prefix)
             if manifest is not None:
@@ -88,14 +95,23 @@ def check_files(config: RunConfig) -> Preflight:
         )
         for each in source.blend()
     )
-    return Preflight(facts, newest_step, tuple(_warnings(config, source, tokenizer)))
+    return Preflight(
+        facts,
+        newest_step,
+        fetched_from=None if remote is None else remote.url,
+        warnings=tuple(_warnings(config, source, tokenizer)),
+    )
 
 
-def check_run_folder(config: RunConfig) -> int | None:
+def check_run_folder(
+    config: RunConfig, *, remote: RemoteCheckpoint | None = None, is_open: bool = False
+) -> int | None:
     """Check that the run can write its folder and resume from its checkpoints.
 
     Args:
         config: Checked configuration.
+        remote: Checkpoint on a store that the run would fetch.
+        is_open: It is not known if there is one; then only the folder itself is checked.
 
     Returns:
         Step of the newest checkpoint; None if the run starts from step 0.
@@ -111,7 +127,36 @@ def check_run_folder(config: RunConfig) -> int | None:
     if config.checkpoint.interval > 0:
         ensure_writable(folder, key="paths.runs")  # the first save may be hours away
         check_room(config, folder)
+    if is_open:
+        return None
+    if remote is not None:
+        rows_read = remote.step * config.batch.global_batch_size
+        skipped = passed_over(remote.manifest.extra)
+        check_same_config(config, newest=remote.url, rows_read=rows_read, skipped=skipped)
+        return remote.step
     steps = list_steps(folder)
+    _check_resume(config, folder, steps)
+    if not steps:
+        if config.checkpoint.step is not None:
+            list_candidates(folder, config.checkpoint.step)
+        if config.checkpoint.resume is not Resume.never and (names := damaged_names(folder)):
+            raise all_damaged(folder, names, fix="start a new run with run.name=<new>")
+        if config.run.init_from is not None:
+            _check_origin(Path(config.run.init_from), config.run.init_with)
+        return None
+    step, path = _newest(list_candidates(folder, config.checkpoint.step))
+    rows_read = step * config.batch.global_batch_size
+    skipped = rows_passed_over(config.run_dir, config.checkpoint.step)
+    check_same_config(config, newest=path.name, rows_read=rows_read, skipped=skipped)
+    return step
+
+
+def _check_resume(config: RunConfig, folder: Path, steps: Sequence[tuple[int, Path]]) -> None:
+    """Compare ``checkpoint.resume`` with the checkpoints that there are.
+
+    Raises:
+        CheckpointError: They contradict each other.
+    """
     if not steps and config.checkpoint.resume is Resume.must:
         raise CheckpointError(
             f"checkpoint.resume=must, but {folder} has no checkpoint.\n"
@@ -128,19 +173,6 @@ def check_run_folder(config: RunConfig) -> int | None:
             value="never",
             fix="checkpoint.resume=auto",
         )
-    if not steps:
-        if config.checkpoint.step is not None:
-            list_candidates(folder, config.checkpoint.step)
-        if config.checkpoint.resume is not Resume.never and (names := damaged_names(folder)):
-            raise all_damaged(folder, names, fix="start a new run with run.name=<new>")
-        if config.run.init_from is not None:
-            _check_origin(Path(config.run.init_from), config.run.init_with)
-        return None
-    step, path = _newest(list_candidates(folder, config.checkpoint.step))
-    rows_read = step * config.batch.global_batch_size
-    skipped = rows_passed_over(config.run_dir, config.checkpoint.step)
-    check_same_config(config, newest=path.name, rows_read=rows_read, skipped=skipped)
-    return step
 
 
 def _newest(steps: Sequence[tuple[int, Path]]) -> tuple[int, Path]:
@@ -228,12 +260,20 @@ def _load_tokenizer(config: RunConfig) -> Tokenizer:
         ) from error
 
 
-def _check_data(config: RunConfig, identity: Mapping[str, object]) -> None:
+def _check_data(
+    config: RunConfig, identity: Mapping[str, object], remote: RemoteCheckpoint | None
+) -> None:
     """Compare the data with the newest checkpoint that records its data.
 
     A checkpoint's tensors are verified when they are read.
     """
     folder = config.run_dir / CHECKPOINTS
+    if remote is not None:
+        path, manifest = folder / step_name(remote.step), remote.manifest
+        check_has_optimizer(path, manifest)
+        check_same_position(config, path, manifest)
+        check_same_rows(config, path, extra=manifest.extra, current=identity)
+        return
     for _, path in list_candidates(folder, config.checkpoint.step):
         try:
             manifest = read_manifest(path)

@@ -15,7 +15,8 @@ BYTES_PER_PARAMETER = 12
 def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> None:
     """Refuse a run whose checkpoints would fill the disk in the middle of it.
 
-    A save needs room for one checkpoint more than retention keeps. What the folder already holds
+    A save needs room for one checkpoint more than retention keeps, and one that is being uploaded
+    stays until that has ended. What the folder already holds
     is part of them. Checkpoints kept by ``checkpoint.keep_every`` come on top and are not counted.
 
     Args:
@@ -33,7 +34,8 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
         place = place.parent
     one = BYTES_PER_PARAMETER * count_parameters(config.model, config.padded_vocab_size)
     kept = max(config.checkpoint.keep_last, FEWEST_KEPT)
-    count = min(kept + 1, -(-config.run.steps // config.checkpoint.interval))
+    uploads = config.checkpoint.url is not None
+    count = min(kept + 1 + uploads, -(-config.run.steps // config.checkpoint.interval))
     held = sum(_num_bytes(path) for _, path in list_steps(folder))
     needed = max(count * one - held, 0)
     available = shutil.disk_usage(place).free if free is None else free
@@ -42,7 +44,8 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
     raise CheckpointError(
         f"{count} checkpoints of {_gib(one)} do not fit on the file system of {place}: they need"
         f" {needed} bytes ({_gib(needed)}) more, and {available} ({_gib(available)}) are free."
-        f" A save needs room for one more than the {kept} that are kept.\n"
+        f" A save needs room for one more than the {kept} that are kept"
+        f"{', and an upload for another' if uploads else ''}.\n"
         "  Free space there, set paths.runs to another file system, or keep fewer with a lower"
         " checkpoint.keep_last.",
         key="checkpoint.keep_last",

@@ -63,7 +63,13 @@ def passed_over(extra: Mapping[str, object]) -> list[str]:
 
 
 def check_same_config(
-    config: RunConfig, *, newest: str, rows_read: int, skipped: Sequence[str] = ()
+    config: RunConfig,
+    *,
+    newest: str,
+    rows_read: int,
+    skipped: Sequence[str] = (),
+    file: Path | None = None,
+    shown: str | None = None,
 ) -> None:
     """Compare every value that changes the result with the configuration saved in the folder.
 
@@ -72,15 +78,18 @@ def check_same_config(
         newest: Name of its newest checkpoint.
         rows_read: Training rows read until then.
         skipped: Ranges that rewinds passed over until then, besides ``data.skip_rows``.
+        file: The saved configuration; None: the one in the run folder.
+        shown: Its name in messages; None: its path.
 
     Raises:
         ConfigError: A value differs, or the saved configuration cannot be read.
     """
-    file = config.run_dir / CONFIG_FILE
+    file = config.run_dir / CONFIG_FILE if file is None else file
     if not exists(file):
         return
     earlier = load_config_file(file)
-    _check_order(earlier, config, file=file, newest=newest)
+    name = shown or str(file)
+    _check_order(earlier, config, file=name, newest=newest)
     saved = dict(_values(earlier))
     free = FREE_KEYS
     past, present = (each.data.passing_over(skipped) for each in (earlier, config))
@@ -105,7 +114,7 @@ def check_same_config(
         pairs = zip(changed, was, strict=True)
         typed = [shlex.quote(f"{key}={a}") for key, a in pairs if a != ABSENT]
         raise ConfigError(
-            f"The run resumes from {newest}, but {file} has other values:\n"
+            f"The run resumes from {newest}, but {name} has other values:\n"
             f"{''.join(lines)}"
             f"  {_way_back(typed, len(changed))}, or start a new run with run.name=<new>.",
             key=", ".join(changed),
@@ -266,7 +275,7 @@ def _without(identity: Mapping[str, Any], names: frozenset[str]) -> dict[str, ob
     }
 
 
-def _check_order(earlier: RunConfig, config: RunConfig, *, file: Path, newest: str) -> None:
+def _check_order(earlier: RunConfig, config: RunConfig, *, file: str, newest: str) -> None:
     """Check the order of the corpora, which the mixing depends on; new ones may be inserted."""
     before = [name for name in earlier.data.corpora if name in config.data.corpora]
     now = [name for name in config.data.corpora if name in earlier.data.corpora]

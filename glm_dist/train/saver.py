@@ -32,6 +32,7 @@ from glm_dist.parallel.errors import RankFailure
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.observers import StepDone, is_due
 from glm_dist.train.state import CheckpointWriter, save_state, training_fragments
+from glm_dist.train.uploads import Uploads
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Saver:
         phases: PhaseClock,
         began: Callable[[], None] = lambda: None,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
+        uploads: Uploads | None = None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
 
@@ -74,6 +76,7 @@ class Saver:
                 has its own deadline.
             began: Called when a save in the background has begun.
             saved: Called with the seconds of each save, and True if training waited for it.
+            uploads: Takes each checkpoint; None: the run has no store.
 
         Raises:
             CheckpointError: On every rank, if one has too little memory.
@@ -86,6 +89,7 @@ class Saver:
         self._turn = partial(phases, SAVE)
         self._began = began
         self._saved = saved
+        self._uploads = uploads
         self._sink = sink
         self._upkeep = upkeep
         self._stall = 0.0
@@ -141,6 +145,13 @@ class Saver:
             outcome = self._writer.settle(self._turn)
             if outcome is not None:
                 self._record(outcome)
+        if self._uploads is not None:
+            self._uploads.settle()
+
+    def finish_uploads(self) -> None:
+        """Wait for uploads after the last save, and record them. Collective over all ranks."""
+        if self._uploads is not None:
+            self._uploads.wait(self._turn)
 
     def _save_and_wait(self, done: StepDone) -> None:
         started = time.monotonic()
@@ -150,6 +161,7 @@ class Saver:
         num_bytes = folder_bytes(path) if self._engine.groups.rank == 0 else 0
         self._stall = seconds
         self._record(SaveOutcome(done.step, path, seconds, num_bytes))
+        self.finish_uploads()
 
     def _save_behind(self, done: StepDone, writer: BackgroundWriter) -> None:
         """Copy the state and begin to write it; after the last step also wait for the end."""
@@ -238,6 +250,8 @@ class Saver:
             self._saved(outcome.seconds, self._writer is None)
             details["bytes"] = outcome.num_bytes
             self._sink.event(outcome.step, "checkpoint", details)
+            if self._uploads is not None:
+                self._uploads.offer(outcome.path)
             return
         reason = " ".join(str(outcome.error).split())
         self._sink.event(outcome.step, "checkpoint_failed", {**details, "reason": reason})

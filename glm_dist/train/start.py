@@ -31,6 +31,7 @@ from glm_dist.train.same_run import (
     moved_position,
 )
 from glm_dist.train.state import grown_table, restore_state, weight_fragments
+from glm_dist.train.uploads import RunStore
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ class Start:
     """Further state in the checkpoint that training goes on from; empty at step 0."""
     own: CheckpointInfo | None = None
     """Verified checkpoint of this run that it continues from."""
+
+    @property
+    def own_path(self) -> Path | None:
+        """Folder of that checkpoint."""
+        return None if self.own is None else self.own.path
 
     def upkeep(self, config: RunConfig, folder: RunFolder | None) -> Upkeep:
         """Begin this job's account of the run's checkpoints.
@@ -75,7 +81,11 @@ def facts_of_start(config: RunConfig) -> dict[str, Json]:
 
 
 def starting_point(
-    config: RunConfig, engine: TrainingEngine, identity: Mapping[str, Json]
+    config: RunConfig,
+    engine: TrainingEngine,
+    identity: Mapping[str, Json],
+    *,
+    run_store: RunStore | None = None,
 ) -> Start:
     """Resume the run, or start it with its initial weights. Collective over all ranks.
 
@@ -83,6 +93,8 @@ def starting_point(
         config: Checked configuration.
         engine: Freshly built; its weights and moments may be overwritten.
         identity: The data's fingerprint, as checkpoints record it.
+        run_store: The run's folder on a store, which may have a newer checkpoint; None: it has no
+            store.
 
     Raises:
         CheckpointError: All checkpoints are damaged, the required one is missing, it was trained on
@@ -92,13 +104,13 @@ def starting_point(
     own = None
     if config.checkpoint.resume is not Resume.never:
         with needs_human(engine.groups.rank):  # all are damaged: a restart would find the same
-            own = _own_checkpoint(config)
+            own = _own_checkpoint(config, run_store)
     if own is not None:
         check_has_optimizer(own.path, own.manifest)
         check_same_position(config, own.path, own.manifest)
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
         start = Start(restore_state(engine, own), extra=own.manifest.extra, own=own)
-        _leave_later_ones(config, own)
+        _leave_later_ones(config, own, run_store)
         return start
     if config.run.init_from is None:
         return Start()
@@ -142,11 +154,11 @@ def find_origin(path: Path) -> CheckpointInfo:
     return info
 
 
-def _leave_later_ones(config: RunConfig, own: CheckpointInfo) -> None:
+def _leave_later_ones(config: RunConfig, own: CheckpointInfo, run_store: RunStore | None) -> None:
     """Set aside the checkpoints after the one that ``checkpoint.step`` names.
 
     Raises:
-        CheckpointError: On every rank: one cannot be renamed.
+        CheckpointError: On every rank: one cannot be renamed, or the store does not answer.
     """
     step, folder = config.checkpoint.step, own.path.parent
     if step is None:
@@ -154,6 +166,12 @@ def _leave_later_ones(config: RunConfig, own: CheckpointInfo) -> None:
     if own.manifest.step > step:
         log.info("the run went back to step=%d before; it goes on from %s", step, own.path)
         return
+    if run_store is not None:  # first: a local one that is newer hides what is left there
+        Ranks(None).on_first(
+            "set later uploads aside",
+            str(config.checkpoint.url),
+            lambda: run_store.set_later_aside(step),
+        )
     Ranks(None).on_first(
         "set later checkpoints aside", str(folder), lambda: set_later_aside(folder, step)
     )
@@ -216,17 +234,30 @@ def _check_shapes(
         )
 
 
-def _own_checkpoint(config: RunConfig) -> CheckpointInfo | None:
-    """Find the newest complete checkpoint of the run; None if the run is new.
+def _own_checkpoint(config: RunConfig, run_store: RunStore | None) -> CheckpointInfo | None:
+    """Find the newest complete checkpoint of the run, here or on its store; None: the run is new.
 
     Raises:
         CheckpointError: There are checkpoints and none is complete, or the required one is missing.
     """
     folder = config.run_dir / CHECKPOINTS
     step = config.checkpoint.step
-    info = find_checkpoint(folder, step=step, sets_aside=True)
+    missing: CheckpointError | None = None
+    try:
+        info = find_checkpoint(folder, step=step, sets_aside=True)
+    except CheckpointError as error:  # on every rank
+        if step is None or run_store is None:
+            raise
+        info, missing = None, error
+    if run_store is not None:
+        local = None if info is None else info.manifest.step
+        fetched = run_store.fetch(folder, local=local, step=step)
+        if fetched is not None:
+            return read_checkpoint(fetched, verify=False)  # compared when it was fetched
     if info is not None:
         return info
+    if missing is not None:
+        raise missing
     if step is not None:  # damaged; the error says how
         return read_checkpoint(folder / step_name(step))
     Ranks(None).on_first("look for checkpoints", str(folder), lambda: _check_is_new(folder))

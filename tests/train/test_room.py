@@ -27,6 +27,7 @@ def one(of: RunConfig) -> int:
     [
         (["checkpoint.keep_last=3"], 4),  # three stay while the fourth is written
         (["checkpoint.keep_last=1"], 3),  # two stay in any case
+        (["checkpoint.keep_last=3", "checkpoint.url=memory://x"], 5),  # one is being uploaded
         (["checkpoint.keep_last=3", "run.steps=11"], 2),  # steps 10 and 11, and no more
     ],
 )
