@@ -48,8 +48,8 @@ ON_EVERY_RANK = (
     Point("train.saver", "save_state", "after", 2),
 )
 ON_THE_FIRST_RANK = (
-    Point("checkpoint.save", "create_staging", "before", 2),
-    Point("checkpoint.save", "create_staging", "after", 2),
+    Point("checkpoint.retention", "create_staging", "before", 2),
+    Point("checkpoint.retention", "create_staging", "after", 2),
     Point("checkpoint.save", "_write_manifest", "before", 2),
     Point("checkpoint.save", "write_file", "half", 2),
     Point("checkpoint.save", "_write_manifest", "after", 2),
@@ -57,8 +57,8 @@ ON_THE_FIRST_RANK = (
     Point("checkpoint.folders", "fsync_folder", "before", 3),
     Point("checkpoint.save", "publish", "after", 3),
     Point("checkpoint.retention", "_remove_older", "before", 4),
-    Point("checkpoint.folders", "shutil.rmtree", "before", 1),
-    Point("checkpoint.folders", "shutil.rmtree", "half", 1),
+    Point("checkpoint.folders", "shutil.rmtree", "before", 2),
+    Point("checkpoint.folders", "shutil.rmtree", "half", 2),
     Point("checkpoint.retention", "_remove_older", "after", 4),
 )
 
