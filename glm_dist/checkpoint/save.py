@@ -95,10 +95,16 @@ def save_checkpoint(
     seconds = time.monotonic() - started  # the caller's event has the user's figure
     log.debug("saved step=%d to=%s gib=%.3f seconds=%.1f", step, final, gib, seconds)
     upkeep.verified.add(final.name)
+    _retire_older(directory, ranks, step=step, keep_last=keep_last, upkeep=upkeep)
+    return final
+
+
+def _retire_older(
+    directory: Path, ranks: Ranks, *, step: int, keep_last: int, upkeep: Upkeep
+) -> None:
     removed = retire(directory, ranks, step=step, keep_last=keep_last, upkeep=upkeep)
     if removed and ranks.rank == 0:
         log.info("removed checkpoints=%s", ",".join(path.name for path in removed))
-    return final
 
 
 def _publish(staging: Path, final: Path, upkeep: Upkeep) -> None:

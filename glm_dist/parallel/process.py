@@ -32,8 +32,6 @@ class JobProcess:
     """Board on which a failing rank posts its error."""
     progress: Progress
     """Step and phase of this rank, which the watchdog reads."""
-    bulletin: Bulletin
-    """Reports of all ranks; its folder is set once the run folder is open."""
     watchdog: Watchdog
     """Thread that ends the job if it hangs."""
     store: Store
@@ -113,7 +111,7 @@ def _start(
             raise no_route(launch) from error
         raise
     progress.enter(START)
-    return JobProcess(device, board, progress, bulletin, watch, store)
+    return JobProcess(device, board, progress, watch, store)
 
 
 def _join(

@@ -199,7 +199,8 @@ def _silent(
     """
     log_file = f"see its log/rank_{rank:04d}.log"
     if last is None:
-        return f"rank {rank} does not answer and has never reported ({log_file})"
+        end = "left" if has_left else "does not answer"
+        return f"rank {rank} {end} and has never reported ({log_file})"
     nearest = min(peers, key=lambda peer: peer.step, default=last)
     where = last.where
     if nearest.step > last.step:

@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from pathlib import Path
 
 from glm_dist.errors import EXIT_BUG
 from glm_dist.parallel.bulletin import Bulletin
@@ -94,6 +95,17 @@ class Watchdog:
         self._armed = float("-inf")
         self._alarmed: float | None = None
         self._has_left = False
+
+    def open_folder(self, folder: Path) -> None:
+        """Publish reports as files as well, the first one at once.
+
+        A rank that dies in its first second has reported then, and its file is of this attempt.
+
+        Args:
+            folder: Need not exist; the same on all ranks.
+        """
+        self._bulletin.folder = folder
+        self._bulletin.publish(self._report(answers=False))
 
     def start(self) -> None:
         """Begin to watch."""

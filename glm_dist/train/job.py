@@ -6,6 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import cast
@@ -133,20 +134,11 @@ def _run(
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, console=console)
-    process.bulletin.folder = config.run_dir / HEARTBEATS
+    process.watchdog.open_folder(config.run_dir / HEARTBEATS)
     process.board.last_words = partial(fail_attempt, folder)
+    job = _Job(config, launch, process, request, groups, folder, console, started, benchmarks)
     try:
-        _train(
-            config,
-            launch,
-            process,
-            request,
-            groups=groups,
-            folder=folder,
-            console=console,
-            started=started,
-            benchmarks=benchmarks,
-        )
+        _train(job)
     except StoppedBeforeTraining:
         request.stop(None)
     except (GlmDistError, RankFailure) as error:
@@ -155,31 +147,38 @@ def _run(
     return end_attempt(folder, config, request)
 
 
-def _train(
-    config: RunConfig,
-    launch: LaunchEnvironment,
-    process: JobProcess,
-    request: StopRequest,
-    *,
-    groups: ParallelGroups,
-    folder: RunFolder | None,
-    console: Console,
-    started: float,
-    benchmarks: Benchmarks | None,
-) -> None:
+@dataclass(frozen=True)
+class _Job:
+    """Parts of this process's job once the run folder is open."""
+
+    config: RunConfig
+    launch: LaunchEnvironment
+    process: JobProcess
+    request: StopRequest
+    groups: ParallelGroups
+    folder: RunFolder | None
+    """On rank 0; None elsewhere."""
+    console: Console
+    started: float
+    """Reading of ``time.monotonic`` at the start."""
+    benchmarks: Benchmarks | None
+
+
+def _train(job: _Job) -> None:
     """Build everything, then train.
 
     Raises:
         StoppedBeforeTraining: A stop was requested meanwhile.
     """
+    config, process, request, folder = job.config, job.process, job.request, job.folder
     request.raise_if_agreed()
     with Ranks(None).raise_on_all_ranks("open the corpora", "data.corpora"):
         source = open_row_source(config)
     engine = build_engine(
         config,
-        groups,
+        job.groups,
         device=process.device,
-        world_size=launch.world_size,
+        world_size=job.launch.world_size,
         objectives=source.objectives,
     )
     quiet_libraries()
@@ -188,17 +187,19 @@ def _train(
     run_store = open_run_store(config, folder, turn=process.progress.restart)
     start = starting_point(config, engine, identity, run_store=run_store)
     # Not before: a refused start changes nothing.
-    _begin_attempt(folder, config, launch, groups.layout)
+    _begin_attempt(job)
     _keep_tokenizer(config)
     phases = PhaseClock(listener=process.progress.enter)
-    sink = _open_sinks(config, engine, start, folder, phases, console=console, started=started)
+    sink = _open_sinks(job, engine, start, phases)
     if folder is not None:
-        request.limit(_time_limit(config, launch, request.started))
+        request.limit(_time_limit(config, job.launch, request.started))
     upkeep = start.upkeep(config, folder)
     context = LoopContext(
         config=config,
         engine=engine,
-        rows=RunRows(config, source, groups, done=start.step, passed_over=passed_over(start.extra)),
+        rows=RunRows(
+            config, source, job.groups, done=start.step, passed_over=passed_over(start.extra)
+        ),
         validation=source.validation,
         stop_request=request,
         sink=sink,
@@ -208,7 +209,7 @@ def _train(
         upkeep=upkeep,
         uploads=open_uploads(config, run_store, sink, upkeep=upkeep, newest=start.own_path),
         validates_first=start.origin is not None,
-        benchmarks=benchmarks,
+        benchmarks=job.benchmarks,
         phases=phases,
         alive=sink.alive,
         progress=process.progress,
@@ -228,24 +229,18 @@ def _run_loop(context: LoopContext, *, first_step: int) -> None:
 
 
 def _open_sinks(
-    config: RunConfig,
-    engine: TrainingEngine,
-    start: Start,
-    folder: RunFolder | None,
-    phases: PhaseClock,
-    *,
-    console: Console,
-    started: float,
+    job: _Job, engine: TrainingEngine, start: Start, phases: PhaseClock
 ) -> SinkGroup | FencedSink:
     """Open the run's records on rank 0; on the others, nothing is recorded."""
+    folder = job.folder
     if folder is None:
         return SinkGroup()
-    _announce(config, engine, first_step=start.step, seconds=time.monotonic() - started)
+    _announce(job.config, engine, first_step=start.step, seconds=time.monotonic() - job.started)
     sinks = open_sinks(
-        config,
+        job.config,
         attempt=folder.attempt,
         first_step=start.step,
-        console=console,
+        console=job.console,
         environ=os.environ,
         phases=phases,
         may_write=folder.fence.holds,
@@ -295,10 +290,9 @@ def _open_folder(
     return opened[0] if opened else None
 
 
-def _begin_attempt(
-    folder: RunFolder | None, config: RunConfig, launch: LaunchEnvironment, layout: Layout
-) -> None:
+def _begin_attempt(job: _Job) -> None:
     """Write configuration and provenance of the attempt. Collective over all ranks."""
+    config, folder = job.config, job.folder
     ranks = Ranks(None)
     hosts = ranks.gather(socket.gethostname())
 
@@ -310,10 +304,10 @@ def _begin_attempt(
             overrides=sys.argv[1:],
             provenance=collect_provenance(
                 hosts=hosts,
-                world_size=launch.world_size,
-                layout=layout.sizes(),
+                world_size=job.launch.world_size,
+                layout=job.groups.layout.sizes(),
                 command=sys.argv,
-                launcher=launch.launcher,
+                launcher=job.launch.launcher,
             ),
         )
         clear_endings(folder, config, os.environ)

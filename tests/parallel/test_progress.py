@@ -94,6 +94,9 @@ def test_after_a_lost_connection_a_silent_rank_has_left() -> None:
         "rank 1 on node1 left in step 14 (forward-backward) (see its log/rank_0001.log);"
         " rank 0 waits"
     )
+    assert judged(report(0), world_size=2, has_left=True) == (
+        "rank 1 left and has never reported (see its log/rank_0001.log); rank 0 waits"
+    )
 
 
 def test_where_all_wait_and_none_is_behind_no_rank_is_accused() -> None:
