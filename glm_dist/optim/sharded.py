@@ -7,7 +7,7 @@ an overflow.
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,38 +21,30 @@ DROPPED_NORM = -1.0
 """DeepSpeed's own mark of a norm that is not finite."""
 
 
-class FlatShards(ZeroOptimizer):
-    """Stages 1 and 2: flat partitions of each parameter group."""
+class ShardedOptimizer(ZeroOptimizer):
+    """Parts that DeepSpeed's stages 1 to 3 have in common."""
 
-    def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """See ``ZeroOptimizer``; stage 1 only, as stage 2 has reduced its gradients already."""
-        gradient: torch.Tensor = self._inner.get_gradient_for_reduction(parameter)
-        return gradient
-
-    def _watch_update(self) -> None:
+    def _note_before_clearing(
+        self, gradients: Callable[[], Iterator[tuple[str, torch.Tensor | None]]]
+    ) -> None:
+        """Note which gradients are not finite before DeepSpeed clears them."""
         inner = self._inner
-        norm_of, clear = inner.scaled_global_norm, inner.zero_grad
-
-        def judged_norm(*arguments: Any, **options: Any) -> torch.Tensor:
-            norm: torch.Tensor = norm_of(*arguments, **options)
-            is_finite = bool(torch.isfinite(norm) & (norm >= 0))
-            if is_finite and not self._is_accepted(norm / float(inner.loss_scale)):
-                return torch.full_like(norm, DROPPED_NORM)
-            return norm
+        clear = inner.zero_grad
 
         def noting_clear(*arguments: Any, **options: Any) -> None:
             if inner.overflow:
-                self._note_non_finite(self._owned_gradients())
+                self._note_non_finite(gradients())
             clear(*arguments, **options)
 
-        self._replace("scaled_global_norm", judged_norm)
         self._replace("zero_grad", noting_clear)
 
-    def _owned_gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """Yield the reduced gradients of this rank's partitions; offloaded ones as their norms."""
+    def _averaged_gradients(
+        self, groups: Sequence[Sequence[torch.Tensor]], *, is_offloaded: bool
+    ) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Yield this rank's parts of the reduced gradients; offloaded ones as their norms."""
         inner, names = self._inner, {id(s.parameter): s.name for s in self.shards}
-        for group, parameters in enumerate(inner.params_in_partition):
-            if inner.cpu_offload:
+        for group, parameters in enumerate(groups):
+            if is_offloaded:
                 norms = inner.norm_for_param_grads
                 for p in parameters:
                     norm = norms.get(inner.get_param_id(p))
@@ -62,6 +54,35 @@ class FlatShards(ZeroOptimizer):
                 parameters, inner.averaged_gradients.get(group) or (), strict=False
             ):
                 yield names[id(p)], gradient
+
+
+class FlatShards(ShardedOptimizer):
+    """Stages 1 and 2: flat partitions of each parameter group."""
+
+    def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
+        """See ``ZeroOptimizer``; stage 1 only, as stage 2 has reduced its gradients already."""
+        gradient: torch.Tensor = self._inner.get_gradient_for_reduction(parameter)
+        return gradient
+
+    def _watch_update(self) -> None:
+        inner = self._inner
+        norm_of = inner.scaled_global_norm
+
+        def judged_norm(*arguments: Any, **options: Any) -> torch.Tensor:
+            norm: torch.Tensor = norm_of(*arguments, **options)
+            if self._accepts is None:
+                return norm  # looking at it would wait for the device
+            is_finite = bool(torch.isfinite(norm) & (norm >= 0))
+            if is_finite and not self._is_accepted(norm / float(inner.loss_scale)):
+                return torch.full_like(norm, DROPPED_NORM)
+            return norm
+
+        self._replace("scaled_global_norm", judged_norm)
+        self._note_before_clearing(
+            lambda: self._averaged_gradients(
+                inner.params_in_partition, is_offloaded=inner.cpu_offload
+            )
+        )
 
     def _discard_gradients(self) -> None:
         # DeepSpeed 0.19 does so only if the optimizer is not offloaded.
@@ -136,7 +157,7 @@ class FlatBF16(FlatShards):
         """Leave it to DeepSpeed, which has cleared them."""
 
 
-class ParameterShards(ZeroOptimizer):
+class ParameterShards(ShardedOptimizer):
     """Stage 3: every parameter is a flat slice, gathered when a layer runs."""
 
     reduces_in_backward = True
@@ -150,38 +171,24 @@ class ParameterShards(ZeroOptimizer):
 
     def _watch_update(self) -> None:
         inner = self._inner
-        norms_of, clear = inner._get_norm_groups, inner.zero_grad
+        norms_of = inner._get_norm_groups
 
         def judged_norms() -> list[torch.Tensor]:
             norms: list[torch.Tensor] = norms_of()
+            if self._accepts is None:
+                return norms  # looking at them would wait for the device
             is_finite = all(bool(torch.isfinite(norm) & (norm >= 0)) for norm in norms)
             norm = torch.stack(norms).double().square().sum().sqrt()
             if is_finite and not self._is_accepted(norm / float(inner.loss_scale)):
                 return [torch.full_like(each, DROPPED_NORM) for each in norms]
             return norms
 
-        def noting_clear(*arguments: Any, **options: Any) -> None:
-            if inner.overflow:
-                self._note_non_finite(self._owned_gradients())
-            clear(*arguments, **options)
-
         self._replace("_get_norm_groups", judged_norms)
-        self._replace("zero_grad", noting_clear)
-
-    def _owned_gradients(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """Yield this rank's slices of the reduced gradients; offloaded ones as their norms."""
-        inner, names = self._inner, {id(s.parameter): s.name for s in self.shards}
-        for group, parameters in enumerate(inner.fp16_groups):
-            if inner.offload_optimizer:
-                norms = inner.norm_for_param_grads
-                for p in parameters:
-                    norm = norms.get(inner.get_param_id(p))
-                    yield names[id(p)], None if norm is None else torch.as_tensor(norm)
-                continue
-            for p, gradient in zip(
-                parameters, inner.averaged_gradients.get(group) or (), strict=False
-            ):
-                yield names[id(p)], gradient
+        self._note_before_clearing(
+            lambda: self._averaged_gradients(
+                inner.fp16_groups, is_offloaded=inner.offload_optimizer
+            )
+        )
 
     def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
         """See ``ZeroOptimizer``."""
