@@ -61,6 +61,20 @@ def make_files(folder: Path) -> list[str]:
     ]
 
 
+def make_saving_files(folder: Path, *, steps: int, interval: int, keep_last: int) -> list[str]:
+    """As ``make_files``, for two replicas that save in the background and do not validate."""
+    return [
+        *make_files(folder),
+        "parallel=dp2",
+        "zero=stage1",
+        f"run.steps={steps}",
+        "evaluation.interval=0",
+        "checkpoint.background=true",
+        f"checkpoint.interval={interval}",
+        f"checkpoint.keep_last={keep_last}",
+    ]
+
+
 def free_port() -> int:
     """Return a free TCP port."""
     with socket.socket() as listener:

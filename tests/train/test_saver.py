@@ -29,7 +29,7 @@ from glm_dist.train.state import save_state, training_fragments
 from glm_dist.train.step_done import StepDone
 from tests.ranks import run_ranks
 from tests.train.grid import Case, build_engine, rank_device, run_steps
-from tests.train.jobs import make_files, with_ranks
+from tests.train.jobs import make_saving_files, with_ranks
 from tests.train.test_job import losses_of, weights_of
 
 STEPS = 30
@@ -99,16 +99,7 @@ def test_files_are_equal_to_those_of_a_save_that_training_waits_for(tmp_path: Pa
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Run folder's parent, and the overrides of the tiny job in the background."""
     folder = tmp_path_factory.mktemp("saver")
-    typed = [
-        *make_files(folder),
-        "parallel=dp2",
-        "zero=stage1",
-        f"run.steps={STEPS}",
-        "evaluation.interval=0",
-        "checkpoint.background=true",
-        "checkpoint.interval=5",
-        "checkpoint.keep_last=9",
-    ]
+    typed = make_saving_files(folder, steps=STEPS, interval=5, keep_last=9)
     return folder / "runs", typed
 
 

@@ -16,7 +16,7 @@ import pytest
 from glm_dist.checkpoint.remote import RemoteStore, open_store
 from glm_dist.cli.main import main_train
 from tests.checkpoint.stores import new_url
-from tests.train.jobs import glm_dist_command, make_files, with_ranks
+from tests.train.jobs import glm_dist_command, make_saving_files, with_ranks
 from tests.train.test_job import weights_of
 from tests.train.test_saver import assert_equal_bits, events_of, saved_steps
 
@@ -27,16 +27,7 @@ STEPS = 6
 def job(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """Run folder's parent, and the overrides of the tiny job."""
     folder = tmp_path_factory.mktemp("uploads")
-    typed = [
-        *make_files(folder),
-        "parallel=dp2",
-        "zero=stage1",
-        f"run.steps={STEPS}",
-        "evaluation.interval=0",
-        "checkpoint.background=true",
-        "checkpoint.interval=2",
-        "checkpoint.keep_last=2",
-    ]
+    typed = make_saving_files(folder, steps=STEPS, interval=2, keep_last=2)
     return folder / "runs", typed
 
 
