@@ -26,10 +26,11 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from glm_dist.checkpoint.folders import step_name
+from glm_dist.checkpoint.host_memory import available_bytes
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.checkpoint.save import save_checkpoint
-from glm_dist.checkpoint.snapshot import Snapshot
+from glm_dist.checkpoint.snapshot import Snapshot, bytes_to_reserve, check_host_memory
 from glm_dist.errors import CheckpointError, GlmDistError
 from glm_dist.parallel.errors import RankFailure, Ranks, SaveProgress
 
@@ -164,7 +165,11 @@ class BackgroundWriter:
         Raises:
             CheckpointError: On every rank, if one has too little.
         """
-        with Ranks(None).raise_on_all_ranks("reserve host memory", "checkpoint.background"):
+        ranks = Ranks(None)
+        needs = ranks.gather((socket.gethostname(), bytes_to_reserve(tensors)))
+        with ranks.raise_on_all_ranks("compare host memory", "checkpoint.background"):
+            check_host_memory(needs, available_bytes())
+        with ranks.raise_on_all_ranks("reserve host memory", "checkpoint.background"):
             self._snapshot.reserve(tensors)
         return self._snapshot.num_bytes
 

@@ -5,7 +5,8 @@ one block, and every save reuses it. For a GPU it is pinned, so that the copies 
 """
 
 import logging
-from collections.abc import Mapping
+import socket
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,19 +54,12 @@ class Snapshot:
         if _forms(boxes) == _forms(self._boxes):
             return
         self._release()
-        num_bytes = sum(_aligned(box.nbytes) for views in boxes.values() for box in views)
+        num_bytes = bytes_to_reserve(tensors)
         try:
             # Zeroed now: else the system would find the pages during the first copy.
             self._memory = torch.zeros(num_bytes, dtype=torch.uint8)
         except RuntimeError as error:  # of torch's allocator
-            raise CheckpointError(
-                f"checkpoint.background=true needs {num_bytes / 2**30:.1f} GiB of host memory on"
-                " this rank for a copy of the weights and moments, more than is available.\n"
-                "  Set checkpoint.background=false: training then waits for each save.",
-                key="checkpoint.background",
-                value=True,
-                fix="checkpoint.background=false",
-            ) from error
+            raise _too_little_memory(num_bytes, "this rank", "than there is") from error
         if self._stream is not None:
             _pin(self._memory)
         self._boxes = _divide(self._memory, boxes)
@@ -105,6 +99,42 @@ class Snapshot:
         if self._memory is not None and self._stream is not None:
             _runtime().cudaHostUnregister(self._memory.data_ptr())
         self._boxes, self._memory = {}, None
+
+
+def bytes_to_reserve(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Return the bytes that ``Snapshot.reserve`` takes for these tensors."""
+    boxes = _boxes_to_save(tensors)
+    return sum(_aligned(box.nbytes) for views in boxes.values() for box in views)
+
+
+def check_host_memory(needs: Sequence[tuple[str, int]], available: float) -> None:
+    """Refuse copies that this host has no room for; Linux would kill a rank without a word.
+
+    Args:
+        needs: Host and bytes of every rank.
+        available: Bytes that this host still has.
+
+    Raises:
+        CheckpointError: The ranks of this host need more.
+    """
+    host = socket.gethostname()
+    mine = [num_bytes for name, num_bytes in needs if name == host]
+    if sum(mine) > available:
+        whose = f"the {len(mine)} ranks of {host}" if len(mine) > 1 else host
+        limit = f"than the {available / 2**30:.1f} GiB that are available there"
+        raise _too_little_memory(sum(mine), whose, limit)
+
+
+def _too_little_memory(num_bytes: int, whose: str, limit: str) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint.background=true needs {num_bytes / 2**30:.1f} GiB of host memory on {whose}"
+        f" for a copy of the weights and moments, more {limit}.\n"
+        "  Ask for more memory (--mem), or set checkpoint.background=false: training then waits for"
+        " each save.",
+        key="checkpoint.background",
+        value=True,
+        fix="checkpoint.background=false",
+    )
 
 
 def _boxes_to_save(tensors: Mapping[str, torch.Tensor]) -> dict[str, list[torch.Tensor]]:

@@ -1,13 +1,19 @@
 """A snapshot is a copy: later changes do not reach it, and its memory serves every save."""
 
+import math
+import socket
+from pathlib import Path
+
 import pytest
 import torch
 
 from glm_dist.checkpoint import snapshot as snapshot_module
 from glm_dist.checkpoint.fragments import Fragment
-from glm_dist.checkpoint.snapshot import Snapshot
+from glm_dist.checkpoint.host_memory import available_bytes
+from glm_dist.checkpoint.snapshot import Snapshot, check_host_memory
 from glm_dist.errors import CheckpointError
 from tests.checkpoint.layouts import data, global_tensors, parts
+from tests.messages import Says
 
 CPU = torch.device("cpu")
 
@@ -61,3 +67,42 @@ def test_too_little_memory_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(CheckpointError, match="GiB of host memory") as caught:
         Snapshot(CPU).reserve(tensors)
     assert caught.value.fix == "checkpoint.background=false"
+
+
+def test_ranks_of_one_host_share_its_memory(says: Says) -> None:
+    here = socket.gethostname()
+    needs = [(here, 3 * 2**30), ("another", 100 * 2**30), (here, 3 * 2**30)]
+    check_host_memory(needs, 6.0 * 2**30)
+    with pytest.raises(CheckpointError) as caught:
+        check_host_memory(needs, 5.5 * 2**30)
+    says(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "files", "left"),
+    [
+        ("0::/job/step", "job", {"memory.max": "7000", "memory.current": "5000"}, 2300),
+        ("0::/job/step", "job/step", {"memory.max": "max", "memory.current": "5000"}, 8 * 1024),
+        (
+            "4:cpu,memory:/slurm",
+            "memory/slurm",
+            {"memory.limit_in_bytes": "6000", "memory.usage_in_bytes": "5500"},
+            900,
+        ),
+        ("4:cpu:/slurm", "memory/slurm", {"memory.limit_in_bytes": "1"}, 8 * 1024),
+    ],
+    ids=["above", "no limit", "version 1", "another controller"],
+)
+def test_the_limit_of_a_control_group_counts_without_cached_files(
+    tmp_path: Path, line: str, folder: str, files: dict[str, str], left: int
+) -> None:
+    proc, group = tmp_path / "proc", tmp_path / "cgroups" / folder
+    (proc / "self").mkdir(parents=True)
+    group.mkdir(parents=True)
+    (proc / "meminfo").write_text("MemTotal: 16 kB\nMemAvailable:   8 kB\n")
+    (proc / "self" / "cgroup").write_text(f"{line}\n")
+    for name, content in files.items():
+        (group / name).write_text(f"{content}\n")
+    (group / "memory.stat").write_text("anon 1\nfile 300\ntotal_cache 400\n")
+    assert available_bytes(proc, tmp_path / "cgroups") == left
+    assert available_bytes(tmp_path / "nothing", tmp_path) == math.inf
