@@ -97,17 +97,22 @@ def collect_provenance(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit,
         is_dirty=None if changes is None else bool(changes),
-        versions={
-            "python": platform.python_version(),
-            "glm_dist": glm_dist.__version__,
-            **{name: _version(name) for name in DISTRIBUTIONS},
-        },
+        versions=library_versions(),
         hosts=list(dict.fromkeys(hosts)),
         world_size=world_size,
         layout=dict(layout),
         command=list(command),
         launcher=launcher,
     )
+
+
+def library_versions() -> dict[str, str | None]:
+    """Return the version of each library that affects results; None where it is not installed."""
+    return {
+        "python": platform.python_version(),
+        "glm_dist": glm_dist.__version__,
+        **{name: _version(name) for name in DISTRIBUTIONS},
+    }
 
 
 def open_run_folder(

@@ -58,6 +58,7 @@ from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
 from glm_dist.train.rows import RunRows
+from glm_dist.train.same_everywhere import check_same_everywhere
 from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining
@@ -131,6 +132,7 @@ def _run(
     benchmarks: Benchmarks | None,
 ) -> int:
     """Train in the run's folder; return the exit status."""
+    check_same_everywhere(config)
     layout = Layout.from_config(config, launch.world_size)
     groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
     folder = _open_folder(config, launch, console=console)

@@ -90,14 +90,14 @@ def check_same_config(
     earlier = load_config_file(file)
     name = shown or str(file)
     _check_order(earlier, config, file=name, newest=newest)
-    saved = dict(_values(earlier))
+    saved = dict(values_of(earlier))
     free = FREE_KEYS
     past, present = (each.data.passing_over(skipped) for each in (earlier, config))
     row = past.row_index(rows_read)
     has_same_past = past.read_before(row) == present.read_before(row)
     if config.loss.normalize_by is LossNormalization.global_tokens:
         free = (*free, "batch.micro_batch_size")
-    current = dict(_values(config))
+    current = dict(values_of(config))
     changed = [
         key
         for key in sorted(saved.keys() | current.keys())
@@ -296,7 +296,7 @@ def _is_moved_corpus(key: str, saved: Mapping[str, object], current: Mapping[str
     return is_prefix and key in saved and key in current
 
 
-def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
+def values_of(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
     """Yield the full keys and values of a configuration."""
     if dataclasses.is_dataclass(section):
         items = [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
@@ -306,7 +306,7 @@ def _values(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
         yield prefix.removesuffix("."), section
         return
     for name, value in items:
-        yield from _values(value, f"{prefix}{name}.")
+        yield from values_of(value, f"{prefix}{name}.")
 
 
 def _shown(value: object) -> str:

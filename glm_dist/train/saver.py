@@ -122,10 +122,9 @@ class Saver:
         elif self._begins(done):
             self._save_behind(done, self._writer)
         else:
-            is_final = _is_final(done)
-            outcome = self._writer.wait(self._turn) if is_final else self._writer.poll()
+            outcome = self._writer.poll()
             self._stall += time.monotonic() - started
-            self._take_last(outcome) if is_final else self._take(outcome)
+            self._take(outcome)
 
     def finish(self) -> None:
         """Wait for the save in flight and record it. Collective over all ranks.

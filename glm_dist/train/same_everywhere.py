@@ -1,0 +1,94 @@
+"""Comparison of what every host brings to a job: its libraries and its configuration.
+
+A node with an older environment, another checkout or other variables trains along and changes the
+result, or fails much later in a place that says nothing of the cause.
+"""
+
+import hashlib
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import glm_dist
+from glm_dist.config.schema import RunConfig
+from glm_dist.errors import LaunchError
+from glm_dist.observe.run_folder import library_versions
+from glm_dist.parallel.errors import Ranks
+from glm_dist.train.same_run import values_of
+
+LOCAL_KEYS = ("paths.data", "tokenizer.path")
+"""Keys that may differ: a host may have its own copy of the data, which hashes compare."""
+
+MAX_SHOWN = 8
+
+Facts: TypeAlias = Mapping[str, str]
+
+
+def check_same_everywhere(config: RunConfig) -> None:
+    """Refuse a job whose processes differ; collective over all ranks, before anything is built.
+
+    Args:
+        config: This process's configuration.
+
+    Raises:
+        LaunchError: On every rank, with the values that differ and their hosts.
+    """
+    ranks = Ranks(None)
+    mine = facts_of(config)
+    # Everything from every rank would be megabytes; most jobs are the same everywhere.
+    if len(set(ranks.gather(hash_of(mine)))) == 1:
+        return
+    gathered = ranks.gather((socket.gethostname(), mine))
+    different = sorted(
+        name
+        for name in {name for _, facts in gathered for name in facts}
+        if len({facts.get(name) for _, facts in gathered}) > 1
+    )
+    lines = [_line(name, gathered) for name in different[:MAX_SHOWN]]
+    more = len(different) - MAX_SHOWN
+    lines += [f"  and {more} more"] if more > 0 else []
+    raise LaunchError(
+        "The processes of this job differ:\n"
+        + "\n".join(lines)
+        + "\n  Start all of them from the same environment and checkout, with the same variables.",
+        key=different[0],
+        value=", ".join(different),
+        fix="the same environment on every host",
+    )
+
+
+def facts_of(config: RunConfig) -> Facts:
+    """Return versions and configuration by name, as text."""
+    versions = {f"version of {name}": str(x) for name, x in library_versions().items()}
+    versions["source of glm_dist"] = _source()
+    values = {
+        name: str(value)
+        for name, value in values_of(config)
+        if name not in LOCAL_KEYS and not name.endswith(".prefix")
+    }
+    return versions | values
+
+
+def _source() -> str:
+    """Digest the package's modules: two checkouts may have the same version."""
+    package = Path(glm_dist.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        digest.update(str(file.relative_to(package)).encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def hash_of(facts: Facts) -> str:
+    """Digest facts; equal in every process."""
+    text = "\n".join(f"{name}={value}" for name, value in sorted(facts.items()))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _line(name: str, gathered: list[tuple[str, Facts]]) -> str:
+    """Show the values of one name with their first host."""
+    hosts: dict[str, str] = {}
+    for host, facts in gathered:
+        hosts.setdefault(facts.get(name, "absent"), host)
+    return f"  {name}: " + ", ".join(f"{value} on {host}" for value, host in hosts.items())
