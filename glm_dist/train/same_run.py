@@ -107,20 +107,33 @@ def check_same_config(
         and not (has_same_past and key.startswith(FUTURE_KEYS))
     ]
     if changed:
-        was = [_shown(saved.get(key, ABSENT)) for key in changed]
-        now = [_shown(current.get(key, ABSENT)) for key in changed]
-        lines = [f"  {key}={a}, now {b}\n" for key, a, b in zip(changed, was, now, strict=True)]
-        # A key may follow another one, as decay_steps does run.steps, and was never typed.
-        pairs = zip(changed, was, strict=True)
-        typed = [shlex.quote(f"{key}={a}") for key, a in pairs if a != ABSENT]
-        raise ConfigError(
-            f"The run resumes from {newest}, but {name} has other values:\n"
-            f"{''.join(lines)}"
-            f"  {_way_back(typed, len(changed))}, or start a new run with run.name=<new>.",
-            key=", ".join(changed),
-            value=", ".join(now),
-            fix=" ".join(typed) if len(typed) == len(changed) else "run.name=<new>",
-        )
+        was = {key: saved.get(key, ABSENT) for key in changed}
+        now = {key: current.get(key, ABSENT) for key in changed}
+        raise _other_values(was, now, name=name, newest=newest)
+
+
+def _other_values(
+    was: Mapping[str, object], now: Mapping[str, object], *, name: str, newest: str
+) -> ConfigError:
+    """Explain values that differ from those of the saved configuration.
+
+    Args:
+        was: Saved values of the keys that differ.
+        now: Present values of the same keys.
+        name: Of the saved configuration.
+        newest: Name of the checkpoint to resume from.
+    """
+    lines = [f"  {key}={_shown(was[key])}, now {_shown(now[key])}\n" for key in was]
+    # A key may follow another one, as decay_steps does run.steps, and was never typed.
+    typed = [shlex.quote(f"{key}={_shown(value)}") for key, value in was.items() if value != ABSENT]
+    return ConfigError(
+        f"The run resumes from {newest}, but {name} has other values:\n"
+        f"{''.join(lines)}"
+        f"  {_way_back(typed, len(was))}, or start a new run with run.name=<new>.",
+        key=", ".join(was),
+        value=", ".join(_shown(value) for value in now.values()),
+        fix=" ".join(typed) if len(typed) == len(was) else "run.name=<new>",
+    )
 
 
 def _way_back(typed: Sequence[str], num_changed: int) -> str:
