@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from glm_dist.config import architecture, schema, stability, watchdog
+from glm_dist.config import architecture, schema, stability, task, watchdog
 from glm_dist.config import text as text_sections
 from glm_dist.config.keys import bounds_of, describe_type, field_types
 from glm_dist.config.schema import CorpusConfig, RunConfig
@@ -36,7 +36,7 @@ def config_reference(config_dir: Path) -> str:
         config_dir: The folder conf/.
     """
     meanings: dict[str, str] = {}
-    for module in (schema, architecture, text_sections, watchdog, stability):
+    for module in (schema, architecture, text_sections, task, watchdog, stability):
         meanings |= _meanings(inspect.getsource(module))
     lines = [HEAD, "## Keys"]
     for name, kind in field_types(RunConfig).items():
@@ -59,6 +59,9 @@ def _rows(section: type, prefix: str, meanings: Mapping[str, str]) -> Iterator[s
         key = f"{prefix}.{name}"
         if name == "corpora":
             yield from _rows(CorpusConfig, f"{key}.<name>", meanings)
+            continue
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+            yield from _rows(kind, key, meanings)
             continue
         bounds = bounds_of(key)
         if typing.get_origin(kind) is dict:

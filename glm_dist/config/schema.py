@@ -33,6 +33,10 @@ from glm_dist.config.stability import NonFiniteAction as NonFiniteAction
 from glm_dist.config.stability import SpikeAction as SpikeAction
 from glm_dist.config.stability import StabilityConfig as StabilityConfig
 from glm_dist.config.store_url import check_url
+from glm_dist.config.task import ChoiceLoss as ChoiceLoss
+from glm_dist.config.task import TaskConfig as TaskConfig
+from glm_dist.config.task import TaskDataConfig as TaskDataConfig
+from glm_dist.config.task import TaskKind as TaskKind
 from glm_dist.config.text import CorpusConfig as CorpusConfig
 from glm_dist.config.text import CorruptionConfig as CorruptionConfig
 from glm_dist.config.text import DataConfig as DataConfig
@@ -303,7 +307,7 @@ class PathsConfig(Section):
 
 @dataclass
 class RunConfig:
-    """Everything one pretraining run depends on."""
+    """Everything one run depends on."""
 
     config_version: int = CONFIG_VERSION
     """Version of the keys; a saved configuration of an older one is migrated when it is read."""
@@ -312,6 +316,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = MISSING
     data: DataConfig = MISSING
     corruption: CorruptionConfig = MISSING
+    task: TaskConfig = field(default_factory=TaskConfig)
     batch: BatchConfig = MISSING
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     zero: ZeroConfig = field(default_factory=ZeroConfig)

@@ -32,6 +32,8 @@ class MicroBatch:
     """Objective of each row. [b]"""
     segments: tuple[tuple[Segment, ...], ...] = ()
     """Segments of each row [b], empty for a row that is one; no entries if no row is packed."""
+    labels: torch.Tensor | None = None
+    """Right answer or class of each row's example, int64 [b], -1 for none; None: no row has one."""
 
     @staticmethod
     def stack(rows: Sequence[Row]) -> "MicroBatch":
@@ -50,6 +52,11 @@ class MicroBatch:
             num_real_tokens=torch.tensor([row.num_real_tokens for row in rows]),
             objectives=tuple(row.objective for row in rows),
             segments=tuple(row.segments for row in rows) if any(r.segments for r in rows) else (),
+            labels=(
+                torch.tensor([row.label for row in rows])
+                if any(row.label >= 0 for row in rows)
+                else None
+            ),
         )
 
     def pin_memory(self) -> "MicroBatch":

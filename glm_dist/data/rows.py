@@ -52,3 +52,5 @@ class Row:
     """Name of the corpus the text comes from."""
     segments: tuple[Segment, ...] = ()
     """Of a packed row, from its start, without padding; empty: the row is one segment."""
+    label: int = -1
+    """Index of the right answer or class, equal in all rows of an example; -1: none."""

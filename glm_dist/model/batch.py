@@ -35,6 +35,10 @@ class StageBatch:
     """Segments of packed rows, as in ``MicroBatch``."""
     target_groups: torch.Tensor | None = None
     """Members of each group of targets whose loss is a metric [g, n], bool; None: no groups."""
+    labels: torch.Tensor | None = None
+    """Right answer or class of each row's example, int64 [b], -1 for none; None: no row has one."""
+    num_labelled: int = 0
+    """Rows with a label."""
 
     @cached_property
     def attention(self) -> AttentionPlan:
@@ -79,4 +83,8 @@ class StageBatch:
             target_ids=to_device(ids),
             segments=micro_batch.segments,
             target_groups=to_device(in_group[:, index % loss_mask.size(1)]),
+            labels=None if micro_batch.labels is None else to_device(micro_batch.labels),
+            num_labelled=(
+                0 if micro_batch.labels is None else int((micro_batch.labels >= 0).sum())
+            ),
         )

@@ -258,6 +258,7 @@ COMPUTING = (
 """Sections that say what is computed and where; the others only say how a run goes."""
 
 PLAIN_OPTIONS = {
+    "task": "none",
     "parallel": "dp",
     "zero": "stage0",
     "recompute": "none",
