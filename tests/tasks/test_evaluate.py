@@ -178,7 +178,7 @@ def test_every_rank_has_the_results_of_the_harness(monkeypatch: pytest.MonkeyPat
     model = SimpleNamespace(from_first_rank=lambda own: own or of_first_rank)
     monkeypatch.setitem(sys.modules, "lm_eval.api.model", SimpleNamespace(LM=object))
     for returned in ({"results": {"fact": {"acc,none": 0.5, "alias": "fact"}}}, None):
-        library = Library(SimpleNamespace(simple_evaluate=lambda **_: returned), None)
+        library = Library(Mock(simple_evaluate=Mock(return_value=returned)), None)
         found = harness.evaluate(cast(TrainedModel, model), ["fact"], Settings(), library=library)
         assert found == of_first_rank
 
