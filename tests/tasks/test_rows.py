@@ -1,4 +1,4 @@
-"""Rows of prompts with answers: the layout of pretraining, of generation and of the official code."""
+"""Rows of prompts with answers: equal to pretraining, generation and the official code."""
 
 import json
 from dataclasses import replace
