@@ -30,6 +30,14 @@ class ChoiceLoss(Enum):
     adapet = "adapet"
 
 
+class Pool(Enum):
+    """Token whose hidden state a classification head reads."""
+
+    start = "start"
+    pad = "pad"
+    cls = "cls"
+
+
 @dataclass
 class TaskDataConfig:
     """Files of examples."""
@@ -87,6 +95,9 @@ class TaskConfig(Section):
     """cloze: see ChoiceLoss."""
     length_penalty: float = bounded(0.0, at_least=0, default=0.0)
     """cloze: scores are log-probability / tokens ^ penalty."""
+    pool: Pool = Pool.start
+    """classify: the head reads the first token behind the prompt (start), the prompt's last (pad)
+    or its first (cls)."""
     label_smoothing: float = bounded(0.0, at_least=0, below=1, default=0.0)
     """seq2seq, infill: share of the loss that all tokens have alike. Official: 0.1."""
     max_length: int = bounded(256, at_least=16, default=256)
