@@ -12,6 +12,7 @@ from glm_dist.config.schema import CorruptionConfig, PretrainingTask
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import ConfigError, DataError
+from glm_dist.generate.blank_last import blank_last
 from glm_dist.generate.sampling import Cut
 
 
@@ -128,7 +129,8 @@ def make_prompt(
 ) -> Prompt:
     """Join the parts of a pattern to a context.
 
-    Each part is encoded by itself, as the official code does. Of a context that is too long only
+    Each part is encoded by itself, as the official code does. Runs that read from left to right get
+    the blank at the end; see ``blank_last.py``. Of a context that is too long only
     ``Data`` gives way, the longest part first.
 
     Args:
@@ -141,6 +143,8 @@ def make_prompt(
         DataError: A part is not UTF-8, a mask was never trained, or the context is too long.
     """
     special = tokenizer.special
+    if corruption.task is PretrainingTask.causal_lm:
+        parts = blank_last(parts, tokenizer)
     for part in parts:
         check_utf_8(part)
     encoded = [
@@ -302,6 +306,9 @@ def _check_trained(
     used: set[int], special: SpecialTokens, corruption: CorruptionConfig, *, named: object
 ) -> None:
     """Refuse a mask whose objective had no share of the rows."""
+    if corruption.task is not PretrainingTask.blank_infilling:
+        _check_is_mask(used, special, corruption.task)
+        return
     single = corruption.single_span_share
     shares = {
         "[MASK]": (special.mask, "span", corruption.span_share * (1 - single) + single),
@@ -319,4 +326,17 @@ def _check_trained(
             key="text",
             value=name,
             fix=" or ".join(trained),
+        )
+
+
+def _check_is_mask(used: set[int], special: SpecialTokens, task: PretrainingTask) -> None:
+    """Refuse all masks but [MASK], which stands for the blanks of the other objectives."""
+    if used - {special.mask}:
+        raise DataError(
+            f"The text has [sMASK] or [gMASK], which this run never trained: its blanks, by"
+            f" corruption.task={task.name}, are [MASK].\n"
+            "  Write [MASK] instead.",
+            key="text",
+            value="[sMASK] or [gMASK]",
+            fix="[MASK]",
         )
