@@ -9,17 +9,18 @@ punctuation and spaces right behind the blank. ``"{hypothesis}"? [MASK], "{premi
 import string
 from collections.abc import Sequence
 
+from glm_dist.config.patterns import Mark
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 
 CLOSING = string.whitespace + ".,;:!?)]}…。，；：！？）"
 """Characters right behind a blank that close its sentence or clause."""
 
 
-def blank_last(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
+def blank_last(parts: Sequence[str | Mark], tokenizer: Tokenizer) -> list[str | Mark]:
     """Move what stands behind the only blank of a pattern to its front, and take the blank out.
 
     Args:
-        parts: Literal text, in which masks may be named, and ``prompt.Data``.
+        parts: Literal text, in which masks may be named, ``prompt.Data`` and marks.
         tokenizer: The run's.
 
     Returns:
@@ -35,7 +36,8 @@ def blank_last(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     if len(blanks) != 1:
         return list(parts)
     ((number, found),) = blanks
-    before, behind = parts[number][: found.begin], parts[number][found.end :]
+    literal = str(parts[number])
+    before, behind = literal[: found.begin], literal[found.end :]
     head = [*parts[:number], before.rstrip()]
     tail = [behind.lstrip(CLOSING), *parts[number + 1 :]]
     head, tail = ([part for part in side if part] for side in (head, tail))
@@ -44,9 +46,9 @@ def blank_last(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     return [*tail, *head]
 
 
-def _after_a_space(part: str) -> str:
+def _after_a_space(part: str | Mark) -> str | Mark:
     """Begin a part with a space, as the text of a pattern does between two words."""
-    if part[:1].isspace():
+    if isinstance(part, Mark) or part[:1].isspace():
         return part
     spaced = type(part)(f" {part}")
     if type(part) is not str:
