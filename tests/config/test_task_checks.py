@@ -144,7 +144,7 @@ WRONG: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
     "answers of no pattern": (CLOZE, {"pattern_answers": {"3": {"a": "x", "b": "y"}}}),
     "answers of other labels": (
         CLOZE,
-        {"pattern": "", "patterns": ["{text} [MASK]"], "pattern_answers": {"0": {"b": "x", "a": "y"}}},
+        {"patterns": ["{text} [MASK]"], "pattern_answers": {"0": {"b": "x", "a": "y"}}},
     ),
     "unknown metric": (CLOZE, {"metrics": ["speed"]}),
     "metric of another kind": (CLOZE, {"metrics": ["rouge"]}),
