@@ -6,7 +6,7 @@ What depends on the examples, such as a field that they lack, is checked where t
 from collections.abc import Sequence
 
 from glm_dist.config.patterns import PatternError, Piece, count_blanks, parse_field, parse_pattern
-from glm_dist.config.schema import ModelConfig, PositionEncoding, RunConfig
+from glm_dist.config.schema import ModelConfig, RunConfig
 from glm_dist.config.task import CHOICES_OF, METRICS, TaskConfig, TaskKind
 from glm_dist.errors import ConfigError
 
@@ -225,8 +225,6 @@ def _check_numbers(task: TaskConfig) -> None:
 
 
 def _check_length(task: TaskConfig, model: ModelConfig) -> None:
-    if model.position_encoding is not PositionEncoding.learned:
-        return
     keys = {
         TaskKind.cloze: ("max_length",),
         TaskKind.classify: ("max_length",),
