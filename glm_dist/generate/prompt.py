@@ -47,7 +47,7 @@ Part = str | Mark
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the parts of a prompt."""
+    """Ends of a prompt, and its learned tokens."""
 
     opens: bool = True
     """[CLS] comes first."""
@@ -56,7 +56,8 @@ class Frame:
     continues: bool = True
     """A prompt without a blank gets one at its end."""
     slots: Sequence[int] = ()
-    """Ids of learned tokens, spread over the slots of the pattern; without any they come first."""
+    """Ids of learned tokens (``RunConfig.prompt_slots``), spread in order over the pattern's slots;
+    without slots all of them come first."""
 
 
 PLAIN = Frame()
