@@ -12,7 +12,7 @@ from glm_dist.config.rules import Section, bounded
 
 
 class TaskKind(Enum):
-    """Kinds of finetuning."""
+    """Form of a task."""
 
     none = "none"
     cloze = "cloze"
@@ -69,7 +69,7 @@ class TaskDataConfig:
     label: str = "label"
     """Field with the right answer: its label or, of answers in the examples, its text or index."""
     source: str = ""
-    """Address at which the files are offered, for the message about a missing one."""
+    """Usual place to get the files, for the message about a missing one."""
 
 
 @dataclass

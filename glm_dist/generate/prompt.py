@@ -47,7 +47,7 @@ Part = str | Mark
 
 @dataclass(frozen=True)
 class Frame:
-    """Ends of a prompt, and its learned tokens."""
+    """Special tokens around the parts of a prompt."""
 
     opens: bool = True
     """[CLS] comes first."""

@@ -76,7 +76,11 @@ def test_option_composes(group: str, option: str) -> None:
     if group == "parallel":
         overrides.append("zero=stage1")
     if (group, option) == ("data", "none"):
-        overrides.append("task.kind=cloze")
+        overrides += [
+            "task.kind=cloze",
+            "task.pattern='{text} [MASK]'",
+            "task.answers={a: b, c: d}",
+        ]
     if option == "t5":
         overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
