@@ -1,19 +1,22 @@
 """Tiny finetuning jobs under any layout, and the same losses written out in plain torch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.config.schema import ChoiceLoss, LossNormalization, Pool
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.predict import predict_examples
+from glm_dist.train.state import restore_state, save_state
 from glm_dist.train.step import train_step
 from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, SequenceTask
 from tests.train import plain
@@ -131,8 +134,26 @@ def train_jobs(jobs: Sequence[tuple[Job, Case]], steps: int) -> list[Finetuned]:
 def train_job(job: Job, case: Case, steps: int) -> Finetuned:
     """Train, then predict."""
     engine = job.engine(case)
+    losses, norms, metrics = run_steps(engine, job, case, range(steps))
+    trace = Trace(losses, norms, whole_weights(engine))
+    scores = predict_examples(
+        engine,
+        examples_of_step(job, steps - 1).__getitem__,
+        num_examples=EXAMPLES,
+        micro_batch_size=case.micro_batch,
+        device=rank_device(),
+    )
+    assert scores is not None
+    assert scores.dtype is torch.float32
+    return Finetuned(trace, metrics, scores.numpy())
+
+
+def run_steps(
+    engine: TrainingEngine, job: Job, case: Case, steps: Iterable[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """Train; losses and norms of the steps, and metrics of the last, equal on all ranks."""
     losses, norms = [], []
-    for step in range(steps):
+    for step in steps:
         seed_step(1, step, coordinates=engine.groups.coordinates)
         result = train_step(
             engine,
@@ -145,16 +166,23 @@ def train_job(job: Job, case: Case, steps: int) -> Finetuned:
         dist.all_reduce(sums)
         losses.append(float(sums[0]))
         norms.append(float(result.outcome.norm))
-    trace = Trace(losses, norms, whole_weights(engine))
-    scores = predict_examples(
-        engine,
-        examples_of_step(job, steps - 1).__getitem__,
-        num_examples=EXAMPLES,
-        micro_batch_size=case.micro_batch,
-        device=rank_device(),
-    )
-    assert scores is not None
-    return Finetuned(trace, sums[1:].tolist(), scores.numpy())
+    return losses, norms, sums[1:].tolist()
+
+
+def resume_elsewhere(job: Job, cases: Sequence[Case], folder: Path) -> Trace:
+    """Train a step in each layout, each resumed from the checkpoint of the one before."""
+    losses, norms = [], []
+    for step, case in enumerate(cases):
+        engine = job.engine(case)
+        info = find_checkpoint(folder)
+        assert (info is None) == (step == 0)
+        if info is not None:
+            assert restore_state(engine, info) == step
+        loss, norm, _ = run_steps(engine, job, case, [step])
+        losses += loss
+        norms += norm
+        save_state(engine, folder, step=step + 1, extra={}, keep_last=1)
+    return Trace(losses, norms, whole_weights(engine))
 
 
 def train_alone(
