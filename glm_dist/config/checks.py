@@ -20,6 +20,7 @@ from glm_dist.config.schema import (
     RunConfig,
     TokenizerKind,
 )
+from glm_dist.config.trainable import trainable_names
 from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
@@ -51,6 +52,7 @@ def check_config(
     _check_compile(config)
     _check_intervals(config)
     _check_tasks(config)
+    trainable_names(config)  # checks the patterns
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
     else:
