@@ -2,7 +2,6 @@
 
 from functools import cache
 
-import numpy as np
 import pytest
 
 from glm_dist.config.trainable import trainable_names
@@ -14,7 +13,6 @@ from tests.train.grid import (
     VOCAB_SIZE,
     Case,
     Trace,
-    build_engine,
     initial_weights,
     rows_of_case,
     run_config,
