@@ -65,6 +65,9 @@ class ModelConfig(Section):
     prompt_encoder: PromptEncoder = PromptEncoder.lstm
     """Network that the vectors pass before the model reads them. lstm: two layers, bidirectional,
     then an MLP, as official; mlp: the MLP; none: the vectors themselves."""
+    num_classes: int = bounded(2, at_least=0, default=0)
+    """Outputs of the classification head: one for each class, or 1 for a score of each candidate;
+    0: no head."""
 
     def __post_init__(self) -> None:
         """Check the names as well; see ``Section``.

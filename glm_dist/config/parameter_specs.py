@@ -9,6 +9,7 @@ vocabulary, t tensor ranks.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import NamedTuple, TypeAlias
@@ -56,7 +57,14 @@ class Normal:
     row_groups: int = 1
 
 
-Initial: TypeAlias = Constant | Normal
+@dataclass(frozen=True)
+class Uniform:
+    """Initialisation with a uniform distribution from -bound to bound."""
+
+    bound: float
+
+
+Initial: TypeAlias = Constant | Normal | Uniform
 
 
 @dataclass(frozen=True)
@@ -150,6 +158,8 @@ def parameter_specs(model: ModelConfig, padded_vocab_size: int) -> tuple[Paramet
     for layer in range(model.num_layers):
         specs += layer_specs(model, layer)
     specs += [replace(spec, on_last_stage=True) for spec in _norm("decoder.final_layernorm", h)]
+    if model.num_classes > 0:
+        specs += _classifier(h, model.num_classes)
     return tuple(specs)
 
 
@@ -189,7 +199,7 @@ def layer_specs(model: ModelConfig, layer: int) -> tuple[ParameterSpec, ...]:
 def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
     """List the parameters of the prompt's vectors and of their encoder.
 
-    The MLP and the LSTM have the variance of torch's initial values for layers of their width.
+    The official code leaves torch's default values in MLP and LSTM.
 
     Args:
         model: Architecture.
@@ -213,7 +223,7 @@ def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
         ParameterSpec(
             f"embedding.prompt.{name}",
             shape,
-            _prompt_initial(name, shape, model),
+            _prompt_initial(name, model),
             decays=len(shape) == 2,
             on_first_stage=True,
             is_added=True,
@@ -222,20 +232,19 @@ def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
     )
 
 
-def _prompt_initial(name: str, shape: tuple[int, ...], model: ModelConfig) -> Initial:
-    if len(shape) == 1:
-        return Constant(0.0)
+def _prompt_initial(name: str, model: ModelConfig) -> Initial:
     if name.startswith("table"):
         return Normal(model.init_std)
-    inputs = model.hidden_size if name.startswith("lstm") else shape[1]
-    return Normal(1 / math.sqrt(3 * inputs))
+    is_first_of_two = name.startswith("mlp.0") and model.prompt_encoder is PromptEncoder.lstm
+    inputs = model.hidden_size * (2 if is_first_of_two else 1)
+    return Uniform(1 / math.sqrt(inputs))
 
 
 def _lora(model: ModelConfig, weight: ParameterSpec) -> tuple[ParameterSpec, ...]:
     """Describe the factors of a weight's update, split over tensor ranks as the weight is.
 
-    The update begins as zero: B is zero, and A is drawn (arXiv 2106.09685, section 4.1) with the
-    variance of the authors' code, 1 / (3 inputs).
+    The update begins as zero: B is zero, and A is drawn (arXiv 2106.09685, section 4.1), from the
+    distribution of the authors' code.
 
     Args:
         model: Architecture.
@@ -248,7 +257,7 @@ def _lora(model: ModelConfig, weight: ParameterSpec) -> tuple[ParameterSpec, ...
     a = ParameterSpec(
         f"{module}.lora_a",
         (model.lora_rank, inputs),
-        Normal(1 / math.sqrt(3 * inputs)),
+        Uniform(1 / math.sqrt(inputs)),
         decays=True,
         tensor_dim=1 if weight.tensor_dim == 1 else None,
         is_added=True,
@@ -279,6 +288,21 @@ def _norm(name: str, size: int) -> tuple[ParameterSpec, ...]:
         ParameterSpec(f"{name}.weight", (size,), Constant(1.0), decays=False),
         ParameterSpec(f"{name}.bias", (size,), Constant(0.0), decays=False),
     )
+
+
+def _classifier(hidden_size: int, num_classes: int) -> Iterator[ParameterSpec]:
+    """Describe the classification head; the official code leaves torch's default values in it."""
+    first = Uniform(1 / math.sqrt(hidden_size))
+    for name, rows in (("pool", hidden_size), ("output", num_classes)):
+        for kind, shape in (("weight", (rows, hidden_size)), ("bias", (rows,))):
+            yield ParameterSpec(
+                f"classifier.{name}.{kind}",
+                shape,
+                first,
+                decays=kind == "weight",
+                on_last_stage=True,
+                is_added=True,
+            )
 
 
 def _column_parallel(

@@ -29,6 +29,10 @@ TOP_LEVEL = {
     "transformer.block_position_embeddings.weight": "embedding.block_position_embeddings.weight",
     "transformer.final_layernorm.weight": "decoder.final_layernorm.weight",
     "transformer.final_layernorm.bias": "decoder.final_layernorm.bias",
+    "pool_layer.weight": "classifier.pool.weight",
+    "pool_layer.bias": "classifier.pool.bias",
+    "multichoice_head.weight": "classifier.output.weight",
+    "multichoice_head.bias": "classifier.output.bias",
 }
 IN_LAYER = {
     "input_layernorm": "input_layernorm",
@@ -91,7 +95,7 @@ class OfficialParameter:
 def official_parameters(
     model: ModelConfig, padded_vocab_size: int
 ) -> tuple[OfficialParameter, ...]:
-    """List the parameters of the official model: 5 + 12 L.
+    """List the parameters of the official model: 5 + 12 L, without what finetuning adds.
 
     Args:
         model: Sizes, of the official form (``check_official_form``).
@@ -99,6 +103,8 @@ def official_parameters(
     """
     listed = []
     for spec in parameter_specs(model, padded_vocab_size):
+        if spec.is_added:
+            continue
         name = official_name(spec.name)
         listed.append(
             OfficialParameter(name, replace(spec, row_blocks=3 if QKV in name else spec.row_blocks))

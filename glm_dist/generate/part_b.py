@@ -69,9 +69,14 @@ class PartB:
         return [self.special.gmask]
 
     @property
+    def end(self) -> int:
+        """Token that closes an answer in training."""
+        return self.special.eop
+
+    @property
     def stops(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
-        return tuple(sorted({self.special.eop, self.special.eos}))
+        return tuple(sorted({self.end, self.special.eos}))
 
 
 class LeftToRight(PartB):
@@ -103,9 +108,9 @@ class LeftToRight(PartB):
         return []
 
     @property
-    def stops(self) -> tuple[int, ...]:
+    def end(self) -> int:
         """See ``PartB``."""
-        return (self.special.eos,)
+        return self.special.eos
 
 
 def check_length(context: Sequence[int], part_b: PartB) -> None:
