@@ -207,7 +207,7 @@ def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
     if model.prompt_tokens == 0:
         return ()
     h = model.hidden_size
-    shapes = {"table.weight": (model.prompt_tokens, h)}
+    shapes: dict[str, tuple[int, ...]] = {"table.weight": (model.prompt_tokens, h)}
     width = h
     if model.prompt_encoder is PromptEncoder.lstm:
         width = 2 * h  # of both directions

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
-from glm_dist.checkpoint.manifest import read_manifest
+from glm_dist.checkpoint.manifest import Json, read_manifest
 from glm_dist.checkpoint.save import save_checkpoint
 from glm_dist.config.load import dump_config, load_config_file
 from glm_dist.config.schema import RunConfig
@@ -135,7 +135,7 @@ def _write(
     store_tokenizer(config.tokenizer, folder)
     spill = Spill(folder)
     data = {key: info.manifest.extra[key] for key in ("data",) if key in info.manifest.extra}
-    origin = {"run": str(source.resolve()), "step": info.manifest.step}
+    origin: dict[str, Json] = {"run": str(source.resolve()), "step": info.manifest.step}
     path = save_checkpoint(
         folder / CHECKPOINTS,
         step=info.manifest.step,

@@ -46,9 +46,11 @@ class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
     """
 
     def _forward_impl(self, *, bias: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
-        apart = bias is not None and bias.requires_grad and not self.weight.requires_grad
-        product: torch.Tensor = super()._forward_impl(bias=None if apart else bias, **arguments)
-        return product + bias if apart else product
+        if bias is None or self.weight.requires_grad or not bias.requires_grad:
+            output: torch.Tensor = super()._forward_impl(bias=bias, **arguments)
+            return output
+        product: torch.Tensor = super()._forward_impl(bias=None, **arguments)
+        return product + bias
 
 
 class LoraColumnLinear(ColumnLinear):

@@ -44,7 +44,7 @@ class Prompt(nn.Module):
         self.mlp: nn.Sequential | None = None
         width = h
         if model.prompt_encoder is PromptEncoder.lstm:
-            self.lstm = nn.LSTM(h, h, num_layers=2, bidirectional=True, **kind)  # type: ignore[arg-type]
+            self.lstm = nn.LSTM(h, h, num_layers=2, bidirectional=True, **kind)
             width = 2 * h
         if model.prompt_encoder is not PromptEncoder.none:
             self.mlp = nn.Sequential(

@@ -15,7 +15,14 @@ from glm_dist.config.load import (
     load_config,
     load_config_file,
 )
-from glm_dist.config.schema import Activation, InitWith, PositionEncoding, Residual, RunConfig
+from glm_dist.config.schema import (
+    Activation,
+    InitWith,
+    PositionEncoding,
+    PromptEncoder,
+    Residual,
+    RunConfig,
+)
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
