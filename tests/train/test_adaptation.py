@@ -72,13 +72,17 @@ def test_one_process_trains_what_plain_torch_trains(part: str) -> None:
     losses, norms, weights = plain.train(
         run_ranks(initial_weights, case, world_size=1)[0],
         [rows_of_case(step, case) for step in range(STEPS)],
-        vocab_size=VOCAB_SIZE,
+        loss_of=lambda weights, rows: (
+            plain.loss_sum(
+                weights, rows, vocab_size=VOCAB_SIZE, options=frozenset(case.architecture)
+            )
+            / plain.num_targets(rows)
+        ),
         learning_rate=OPTIMIZER.learning_rate,
         betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
         epsilon=OPTIMIZER.epsilon,
         weight_decay=OPTIMIZER.weight_decay,
         clip=OPTIMIZER.gradient_clipping,
-        options=frozenset(case.architecture),
         trainable=trainable_names(run_config(case)).__contains__,
     )
 
