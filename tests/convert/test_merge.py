@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -76,18 +77,26 @@ def logits_of(model: TrainedModel, vocab_size: int) -> torch.Tensor:
         return stage.logits(batch).view(s, b, -1).transpose(0, 1)
 
 
-def loaded_logits(folders: list[Path]) -> list[torch.Tensor]:
-    """The same of several runs."""
+def loaded(folders: list[Path]) -> list[tuple[np.ndarray, list[str]]]:
+    """Logits of several runs, and a text that each continues with its prompt in two places."""
     enable_cpu()
-    models = [glm_dist.load(folder) for folder in folders]
-    return [logits_of(model, model.config.padded_vocab_size).numpy() for model in models]
+    found = []
+    for folder in folders:
+        model = glm_dist.load(folder)
+        texts = [
+            model.complete(text, max_tokens=6) for text in ("w1 {*} w2 [MASK]", "w1 w2 {*} [MASK]")
+        ]
+        logits = logits_of(model, model.config.padded_vocab_size)
+        found.append((logits.numpy(), texts))
+    return found
 
 
 @pytest.fixture(scope="module")
 def both(run: Path, merged: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of the run and of the merged run."""
-    first, second = map(torch.from_numpy, run_ranks(loaded_logits, [run, merged], world_size=1)[0])
-    return first, second
+    """Logits of the run and of the merged run, which also write the same."""
+    (unmerged, texts), (plain, same_texts) = run_ranks(loaded, [run, merged], world_size=1)[0]
+    assert texts == same_texts
+    return torch.from_numpy(unmerged), torch.from_numpy(plain)
 
 
 def test_a_merged_run_has_the_logits_of_its_updates(
