@@ -13,6 +13,7 @@ from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.trainable import count_trainable
 from glm_dist.parallel.layout import Layout
 from glm_dist.tasks.examples import read_benchmarks
 from glm_dist.train.preflight import Preflight, check_files
@@ -64,6 +65,8 @@ def _describe(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
     layout = Layout.from_config(config, world_size)
     micro_batches = config.num_micro_batches(world_size)
     tokens = batch.global_batch_size * batch.row_length
+    parameters, trained = count_parameters(model, config.padded_vocab_size), count_trainable(config)
+    frozen = [("trained", f"{trained:,} parameters; {parameters - trained:,} are frozen")]
     return [
         ("run", f"{config.run.name}, {config.run.steps:,} steps"),
         (
@@ -75,11 +78,12 @@ def _describe(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
         ),
         (
             "model",
-            f"{count_parameters(model, config.padded_vocab_size):,} parameters: "
+            f"{parameters:,} parameters: "
             f"{model.num_layers} layers, hidden {model.hidden_size}, "
             f"{model.num_attention_heads} heads, vocabulary {config.tokenizer.vocab_size:,} "
             f"padded to {config.padded_vocab_size:,}",
         ),
+        *(frozen if trained < parameters else []),
         (
             "step",
             f"{batch.global_batch_size:,} rows x {batch.row_length} = {tokens:,} tokens; "

@@ -107,6 +107,8 @@ def official_parameters(
     """
     listed = []
     for spec in parameter_specs(model, padded_vocab_size):
+        if spec.is_added:
+            continue
         name = official_name(spec.name)
         listed.append(
             OfficialParameter(name, replace(spec, row_blocks=3 if QKV in name else spec.row_blocks))

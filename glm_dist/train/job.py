@@ -19,10 +19,11 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.trainable import trainable_names
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
-from glm_dist.model.parameters import initialize
+from glm_dist.model.parameters import freeze, initialize
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.black_box import log_crashes
 from glm_dist.observe.fence import FencedSink
@@ -349,6 +350,7 @@ def build_engine(
     """
     model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
     initialize(model.shards(), seed=config.run.seed)
+    freeze(model.shards(), trainable=trainable_names(config))
     if config.compile.enabled:
         compile_layers(model)
     return TrainingEngine(
