@@ -1,0 +1,128 @@
+"""Work of a run with a task: examples to train on, their loss, and what validation measures."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+import torch
+
+from glm_dist.checkpoint.manifest import Json
+from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.generate.load import TrainedModel
+from glm_dist.tasks.items import TaskItems
+from glm_dist.tasks.measure import measure
+from glm_dist.tasks.outcome import Outcome, expanded
+from glm_dist.tasks.readers import Split
+from glm_dist.tasks.task_data import TaskData
+from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, SequenceTask
+from glm_dist.train.workload import Selection
+
+VALID = "valid/"
+"""Prefix of metrics in the records."""
+
+LOSS = "loss"
+"""Metric that every task has."""
+
+
+def loss_of(data: TaskData) -> ScoringTask:
+    """Choose the loss of a task."""
+    task = data.config.task
+    match task.kind:
+        case TaskKind.cloze:
+            return ChoiceTask(
+                data.num_choices,
+                kind=task.loss,
+                length_penalty=task.length_penalty,
+                answer_ids=data.answer_ids,
+            )
+        case TaskKind.classify:
+            return ClassifyTask(task.pool, num_choices=data.rows_per_example, kind=task.loss)
+        case TaskKind.seq2seq | TaskKind.infill:
+            return SequenceTask(task.label_smoothing)
+        case TaskKind.none:
+            raise ValueError("pretraining is not a task")
+        case _:
+            assert_never(task.kind)
+
+
+class TaskWorkload:
+    """Finetuning; see ``train.workload.Workload``."""
+
+    def __init__(self, config: RunConfig, data: TaskData) -> None:
+        """Join examples and loss.
+
+        Args:
+            config: Checked configuration.
+            data: Its examples.
+        """
+        self._config = config
+        self._data = data
+        self.task = loss_of(data)
+        self.rows = TaskItems(data, config.batch.row_length, config.run.seed, config.data)
+        self.rows_per_item = data.rows_per_example
+        self.selection = selection_of(config)
+
+    def fingerprint(self) -> Mapping[str, Json]:
+        """See ``Workload``."""
+        return self._data.fingerprint()
+
+    def validate(
+        self,
+        engine: TrainingEngine,
+        *,
+        step: int,
+        device: torch.device,
+        stops: Callable[[], bool],
+    ) -> dict[str, float] | None:
+        """Measure all examples of validation; see ``Workload``."""
+        found = self.measure(engine, Split.valid, step=step, device=device, stops=stops)
+        if found is None:
+            return None
+        metrics = {name: mean.value for name, mean in found.metrics.items()}
+        metrics = {LOSS: found.loss} | metrics
+        return {VALID + name: value for name, value in metrics.items() if not math.isnan(value)}
+
+    def measure(
+        self,
+        engine: TrainingEngine,
+        split: Split,
+        *,
+        step: int,
+        device: torch.device,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> Outcome | None:
+        """Measure the examples of a split. Collective over all ranks.
+
+        Args:
+            engine: Model of this rank.
+            split: One that has examples.
+            step: Steps done.
+            device: The rank's device.
+            stops: See ``Workload``.
+
+        Returns:
+            The outcome, equal on all ranks; None after a stop.
+        """
+        model = TrainedModel(
+            engine.model.eval(), self._data.tokenizer, self._config, step, engine.groups, self.task
+        )
+        try:
+            return measure(
+                engine,
+                replace(model, task=self.task),
+                self._data,
+                split,
+                device=device,
+                stops=stops,
+            )
+        finally:
+            engine.model.train()
+
+
+def selection_of(config: RunConfig) -> Selection:
+    """Return the metric that chooses the best checkpoint."""
+    task = config.task
+    name = task.select or expanded(task.used_metrics)[0]
+    return Selection(VALID + name, larger_is_better=name != LOSS)
