@@ -69,8 +69,8 @@ def test_experiment_composes_for_its_world_size(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_option_composes(group: str, option: str) -> None:
-    # Layouts need a model they divide, long rows one with as many positions.
-    host = {"parallel": "glm_10b", "batch": "glm_130b"}.get(group, "tiny")
+    # Layouts need a model they divide, long rows and prompts one with as many positions.
+    host = {"parallel": "glm_10b", "batch": "glm_130b", "task": "glm_10b"}.get(group, "tiny")
     overrides = [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
