@@ -49,6 +49,7 @@ COMMANDS = {
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
+    "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),
     "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
@@ -102,7 +103,7 @@ def run_command(
         prog: How the command is called in its help.
         listener: Of ``train``, which a signal does not end; None: begins to listen now.
     """
-    if name == "train":
+    if name in ("train", "finetune"):
         listener = listener or StopListener()
     _open_closed_streams()
     try:

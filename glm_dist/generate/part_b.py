@@ -8,7 +8,7 @@ import numpy as np
 from glm_dist.config.schema import PretrainingTask, RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
-from glm_dist.generate.decoder import Context
+from glm_dist.generate.context import Context
 
 
 @dataclass(frozen=True)

@@ -125,6 +125,21 @@ class TaskData:
         missing = task.source_length - len(prompt.tokens)
         return replace(prompt, tokens=prompt.tokens + [self.tokenizer.special.pad] * missing)
 
+    def shown_answers(self, example: TaskExample) -> list[str]:
+        """Return the answers of an example as the model reads them, the right one marked."""
+        if self.config.task.kind is TaskKind.classify:
+            texts = list(example.choices)
+        else:
+            ends = (self.part_b.end, self.tokenizer.special.eos)
+            texts = [
+                " / ".join(
+                    repr(self.tokenizer.decode([token for token in answer if token not in ends]))
+                    for answer in question.answers
+                )
+                for question in example.questions
+            ]
+        return [f"{text} (right)" if n == example.label else text for n, text in enumerate(texts)]
+
     def longest_row(self) -> int:
         """Measure the longest row of all splits; where there are too many, what the task allows."""
         count = sum(map(len, self.records.values())) * self.rows_per_example

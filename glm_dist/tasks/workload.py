@@ -1,8 +1,8 @@
 """Work of a run with a task: examples to train on, their loss, and what validation measures."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import assert_never
 
 import torch
@@ -18,6 +18,8 @@ from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, SequenceTask
 from glm_dist.train.workload import Selection
+
+log = logging.getLogger(__name__)
 
 VALID = "valid/"
 """Prefix of metrics in the records."""
@@ -59,6 +61,7 @@ class TaskWorkload:
         """
         self._config = config
         self._data = data
+        _announce(config, data)
         self.task = loss_of(data)
         self.rows = TaskItems(data, config.batch.row_length, config.run.seed, config.data)
         self.rows_per_item = data.rows_per_example
@@ -111,7 +114,7 @@ class TaskWorkload:
         try:
             return measure(
                 engine,
-                replace(model, task=self.task),
+                model,
                 self._data,
                 split,
                 device=device,
@@ -119,6 +122,20 @@ class TaskWorkload:
             )
         finally:
             engine.model.train()
+
+
+def _announce(config: RunConfig, data: TaskData) -> None:
+    task = config.task
+    counts = " ".join(f"{split.value}={len(found)}" for split, found in data.records.items())
+    log.info(
+        "task=%s kind=%s examples: %s rows_per_example=%d row_length=%d steps=%d steps_of_epoch=%d",
+        *(task.name, task.kind.name, counts, data.rows_per_example),
+        *(config.batch.row_length, config.run.steps, task.epoch_steps),
+    )
+    log.info("pattern: %s", task.prompt_pattern)
+    example = data.example(data.first)
+    log.info("first prompt: %s", data.tokenizer.decode(example.questions[0].prompt.tokens))
+    log.info("its answers: %s", " | ".join(data.shown_answers(example)))
 
 
 def selection_of(config: RunConfig) -> Selection:
