@@ -102,21 +102,33 @@ def inherit(
         read: Reads the configuration of a run.
 
     Raises:
-        ConfigError: The run's configuration cannot be read.
+        ConfigError: No run is named, or its configuration cannot be read.
     """
     if composed.task.kind is TaskKind.none:
         return
     chosen = dict(option.split("=", 1) for option in options)
     origin = OmegaConf.select(composed, "run.init_from")
-    if origin:
-        folder = run_folder(Path(str(origin)).expanduser())
-        config = read(folder / "config.yaml")
-        _take_sections(composed, config, folder, keeps=chosen)
-        if chosen.get("experiment") == EXPERIMENT and "precision" not in chosen:
-            composed.precision = OmegaConf.structured(config.precision)
+    if not origin:
+        raise _no_origin(str(composed.task.name))
+    folder = run_folder(Path(str(origin)).expanduser())
+    config = read(folder / "config.yaml")
+    _take_sections(composed, config, folder, keeps=chosen)
+    if chosen.get("experiment") == EXPERIMENT and "precision" not in chosen:
+        composed.precision = OmegaConf.structured(config.precision)
     if composed.task.kind is TaskKind.classify:
         answers = composed.task.answers
         composed.model.num_classes = 1 if list(answers) == ["from"] else max(len(answers), 2)
+
+
+def _no_origin(task: str) -> ConfigError:
+    return ConfigError(
+        f"task={task} finetunes the model of a run, and run.init_from names none.\n"
+        "  Set run.init_from=runs/<run>: a run folder, one of its checkpoints, or what glm-dist"
+        " convert has imported. With run.init_with=architecture as well, the weights are drawn.",
+        key="run.init_from",
+        value=None,
+        fix="run.init_from=runs/<run>",
+    )
 
 
 def run_folder(origin: Path) -> Path:

@@ -80,22 +80,12 @@ def complete(
 
 
 def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuse a task without a model to begin with, or without examples.
+    """Refuse a task without examples.
 
     Raises:
         ConfigError: Something is missing, or is given twice.
     """
     task, name = config.task, config.task.name
-    if config.run.init_from is None:
-        raise ConfigError(
-            f"task={name} finetunes the model of a run, and run.init_from names none.\n"
-            "  Set run.init_from=runs/<run>: a run folder, one of its checkpoints, or what"
-            " glm-dist convert has imported. With run.init_with=architecture its weights are drawn"
-            " instead.",
-            key="run.init_from",
-            value=None,
-            fix="run.init_from=runs/<run>",
-        )
     for key, file in (("train", task.data.train), ("valid", task.data.valid)):
         if file is None:
             where = f" The files are usually had from {task.data.source}." if task.data.source else ""

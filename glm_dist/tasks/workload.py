@@ -3,19 +3,27 @@
 import logging
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import assert_never
 
 import torch
+from rich.console import Console
 
+from glm_dist.checkpoint.folders import step_name
+from glm_dist.checkpoint.load import WEIGHTS, load_tensors, read_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.generate.load import TrainedModel
+from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
 from glm_dist.tasks.measure import measure
 from glm_dist.tasks.outcome import Outcome, expanded
 from glm_dist.tasks.readers import Split
+from glm_dist.tasks.results import Measurement, Results, show_results, write_results
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.state import weight_fragments
 from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, SequenceTask
 from glm_dist.train.workload import Selection
 
@@ -136,6 +144,81 @@ def _announce(config: RunConfig, data: TaskData) -> None:
     example = data.example(data.first)
     log.info("first prompt: %s", data.tokenizer.decode(example.questions[0].prompt.tokens))
     log.info("its answers: %s", " | ".join(data.shown_answers(example)))
+
+
+    def finish(
+        self,
+        engine: TrainingEngine,
+        *,
+        step: int,
+        device: torch.device,
+        run_dir: Path,
+        stops: Callable[[], bool],
+    ) -> bool:
+        """Measure the last and the best checkpoint and write the results; see ``Workload``."""
+        last = self._measure_splits(engine, step=step, device=device, stops=stops)
+        ranks = Ranks(None)
+        best_step = ranks.on_first(
+            "read the best step", str(run_dir), lambda: best_step_of(run_dir)
+        )
+        best = last
+        if best_step is not None and best_step != step:
+            load_weights(engine, run_dir / CHECKPOINTS / step_name(best_step))
+            best = self._measure_splits(engine, step=best_step, device=device, stops=stops)
+        if last is None or best is None:
+            log.info("gave up the results for a stop; they are made at the next start")
+            return False
+        task = self._config.task
+        files = {split: str(getattr(task.data, split.value)) for split in Split}
+        results = Results(
+            run=self._config.run.name,
+            task=task.name,
+            seed=self._config.run.seed,
+            select=self.selection.metric.removeprefix(VALID),
+            larger_is_better=self.selection.larger_is_better,
+            files=files,
+            last=last,
+            best=None if best_step is None else best,
+        )
+
+        def write() -> None:
+            write_results(results, run_dir)
+            show_results(results, Console(stderr=True))
+
+        ranks.on_first("write the results", str(run_dir), write)
+        return True
+
+    def _measure_splits(
+        self,
+        engine: TrainingEngine,
+        *,
+        step: int,
+        device: torch.device,
+        stops: Callable[[], bool],
+    ) -> Measurement | None:
+        outcomes: dict[Split, Outcome] = {}
+        for split in (Split.valid, Split.test):
+            if split not in self._data.records:
+                continue
+            found = self.measure(engine, split, step=step, device=device, stops=stops)
+            if found is None:
+                return None
+            outcomes[split] = found
+        return Measurement(step, outcomes)
+
+
+def load_weights(engine: TrainingEngine, checkpoint: Path) -> None:
+    """Replace an engine's weights by those of a checkpoint. Collective over all ranks."""
+    info = read_checkpoint(checkpoint)
+    engine.zero.ensure_moments()
+    shapes = {
+        name.removeprefix(WEIGHTS): record.shape
+        for name, record in info.manifest.tensors.items()
+        if name.startswith(WEIGHTS)
+    }
+    fragments = weight_fragments(engine, shapes)
+    load_tensors(info, fragments, prefixes=[WEIGHTS])
+    engine.zero.publish_weights()
 
 
 def selection_of(config: RunConfig) -> Selection:
