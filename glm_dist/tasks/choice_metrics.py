@@ -34,10 +34,14 @@ class Chosen:
     group: str = ""
     """Name of what the example belongs to, such as a question with several answers."""
 
+    counts_if_right: bool = True
+    """False: it counts where another answer than the right one is chosen."""
+
     @property
     def is_right(self) -> bool:
-        """True for the right answer, or one of them."""
-        return self.prediction == self.label or self.text in self.references
+        """True for the right answer, or one of them, or where these are wrong for another one."""
+        is_among = self.prediction == self.label or self.text in self.references
+        return is_among == self.counts_if_right
 
 
 PER_EXAMPLE: dict[str, Callable[[Chosen], float]] = {

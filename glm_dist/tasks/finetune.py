@@ -14,7 +14,7 @@ from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import ConfigError
 from glm_dist.tasks.metrics import check_libraries
-from glm_dist.tasks.readers import Split
+from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.task_data import TaskData, read_task_data
 from glm_dist.train.preflight import DataFacts, read_corpora
 

@@ -9,7 +9,7 @@ from glm_dist.config.schema import DataConfig
 from glm_dist.data.rows import Row
 from glm_dist.data.sampling.epoch import KeyedPermutation
 from glm_dist.seeds import derive_keys
-from glm_dist.tasks.readers import Split
+from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.task_data import TaskData
 
 

@@ -17,7 +17,7 @@ from glm_dist.model.choice_loss import MISSING_SCORE, choice_loss
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.tasks.evaluate import over_examples
 from glm_dist.tasks.outcome import Outcome, choice_outcome, expanded, text_outcome
-from glm_dist.tasks.readers import Split
+from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.rows import OBJECTIVE
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.tasks.task_prompts import TaskExample
@@ -163,16 +163,19 @@ def _measure_texts(
 
     def work(share: Sequence[Prompt]) -> Iterator[str]:
         for begin in range(0, len(share), size):
-            yield from map(_joined, writer.write(share[begin : begin + size], options))
+            batch = share[begin : begin + size]
+            yield from map(_written, batch, writer.write(batch, options))
 
-    prompts = [held_out.data.padded(example.questions[0].prompt) for example in examples]
-    answers = over_examples(writer, prompts, work)
+    answers = over_examples(writer, [each.questions[0].prompt for each in examples], work)
     return text_outcome([_without_prompts(each) for each in examples], answers, names, loss=loss)
 
 
-def _joined(answers: Sequence[str]) -> str:
-    """Join the texts of all blanks, as the references of infill are."""
-    return " ".join(answers)
+def _written(prompt: Prompt, answers: Sequence[str]) -> str:
+    """Return the answer or, of several blanks, the text that they are in."""
+    if len(answers) == 1:
+        return answers[0]
+    pieces = [part for pair in zip(prompt.pieces, [*answers, ""], strict=True) for part in pair]
+    return " ".join(" ".join(pieces).split())
 
 
 def decoding_options(data: TaskData) -> GenerationOptions:

@@ -1,7 +1,7 @@
 """Metrics and predictions of a model on the examples of a task."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from glm_dist.tasks.choice_metrics import PER_EXAMPLE, Chosen, measure
@@ -56,7 +56,10 @@ def choice_outcome(
         own = list(row[: len(example.choices)]) if example.choices else list(row)
         prediction = max(range(len(own)), key=own.__getitem__)
         text = example.choices[prediction] if example.choices else ""
-        each = Chosen(prediction, example.label, text, example.references, example.group)
+        each = Chosen(
+            *(prediction, example.label, text, example.references, example.group),
+            counts_if_right=example.is_right,
+        )
         values = {name: PER_EXAMPLE[name](each) for name in names if name in PER_EXAMPLE}
         chosen.append(each)
         predictions.append(Prediction(example.label, prediction, own, values))
@@ -77,7 +80,7 @@ def text_outcome(
     names = expanded(names)
     values = [
         {
-            name: max(PER_ANSWER[name](answer, each) for each in example.references)
+            name: _against_all(PER_ANSWER[name], answer, example)
             for name in names
             if name in PER_ANSWER
         }
@@ -94,6 +97,13 @@ def text_outcome(
         for example, answer, of_example in zip(examples, answers, values, strict=True)
     ]
     return Outcome(metrics, predictions, loss)
+
+
+def _against_all(
+    compare: Callable[[str, str], float], answer: str, example: TaskExample
+) -> float:
+    best = max(compare(answer, each) for each in example.references)
+    return best if example.is_right else 1 - best
 
 
 def expanded(names: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.files import write_atomically
 from glm_dist.tasks.choice_metrics import half_width
 from glm_dist.tasks.outcome import Outcome, Prediction
-from glm_dist.tasks.readers import Split
+from glm_dist.tasks.readers.records import Split
 
 RESULTS_FILE = "results.json"
 VERSION = 1

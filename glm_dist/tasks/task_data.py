@@ -7,7 +7,7 @@ before anything else happens. Rows are made when they are asked for, in the load
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from glm_dist.checkpoint.manifest import Json
@@ -16,8 +16,8 @@ from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
 from glm_dist.generate.part_b import PartB
-from glm_dist.generate.prompt import Prompt
-from glm_dist.tasks.readers import Record, Split, read_records
+from glm_dist.tasks.readers import read_records
+from glm_dist.tasks.readers.records import Record, Split
 from glm_dist.tasks.rows import answers_row, context_row, without_answer
 from glm_dist.tasks.task_prompts import TaskExample, TaskPrompts, TaskQuestion
 
@@ -37,24 +37,13 @@ class TaskData:
     prompts: TaskPrompts
     records: Mapping[Split, Sequence[Record]]
     """Splits without a file are left out."""
-    num_choices: int
-    """Answers of an example: the largest number, or classes."""
+    num_questions: int
+    """Prompts with an answer of the example that has most: its rows."""
 
     @cached_property
     def part_b(self) -> PartB:
         """Layout of answers."""
         return PartB.of(self.config, self.tokenizer.special)
-
-    @cached_property
-    def answer_ids(self) -> tuple[int, ...]:
-        """The answers where each is one token and all share their prompt; else empty."""
-        task = self.config.task
-        if task.kind is not TaskKind.cloze or task.choices_field:
-            return ()
-        questions = self.example(self.first).questions
-        has_one_prompt = all(each.prompt.tokens == questions[0].prompt.tokens for each in questions)
-        ids = tuple(token for each in questions for answer in each.answers for token in answer)
-        return ids if has_one_prompt and len(ids) == len(questions) else ()
 
     @property
     def first(self) -> Record:
@@ -64,17 +53,7 @@ class TaskData:
     @property
     def rows_per_example(self) -> int:
         """Rows of one example."""
-        is_chosen = self.config.task.kind in (TaskKind.cloze, TaskKind.classify)
-        if not is_chosen or self.answer_ids or self.num_classes > 1:
-            return 1
-        return self.num_choices
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of the classification head; 0: there is none."""
-        if self.config.task.kind is not TaskKind.classify:
-            return 0
-        return 1 if self.config.task.choices_field else self.num_choices
+        return self.num_questions
 
     def example(self, record: Record, *, draw: int = 0) -> TaskExample:
         """Make prompts and answers of an example.
@@ -98,13 +77,11 @@ class TaskData:
         Returns:
             ``rows_per_example`` rows; those of missing answers score nothing.
         """
-        if self.answer_ids:
-            return [self._row(example.questions[0], example.label, row_length)]
         rows = [self._row(each, example.label, row_length) for each in example.questions]
         return rows + [without_answer(rows[0])] * (self.rows_per_example - len(rows))
 
     def _row(self, question: TaskQuestion, label: int, row_length: int | None) -> Row:
-        context = self.padded(question.prompt).tokens
+        context = question.prompt.tokens
         if self.config.task.kind is TaskKind.classify:
             special = self.tokenizer.special
             return context_row(context, special=special, row_length=row_length, label=label)
@@ -117,19 +94,10 @@ class TaskData:
             label=label,
         )
 
-    def padded(self, prompt: Prompt) -> Prompt:
-        """Fill a prompt up as ``task.pad_prompt`` says."""
-        task = self.config.task
-        if task.kind is not TaskKind.seq2seq or not task.pad_prompt:
-            return prompt
-        missing = task.source_length - len(prompt.tokens)
-        return replace(prompt, tokens=prompt.tokens + [self.tokenizer.special.pad] * missing)
-
     def shown_answers(self, example: TaskExample) -> list[str]:
         """Return the answers of an example as the model reads them, the right one marked."""
-        if self.config.task.kind is TaskKind.classify:
-            texts = list(example.choices)
-        else:
+        texts: Sequence[str] = example.choices
+        if self.config.task.kind is not TaskKind.classify and not self.prompts.answer_ids:
             ends = (self.part_b.end, self.tokenizer.special.eos)
             texts = [
                 " / ".join(
@@ -198,9 +166,9 @@ def read_task_data(
                 value=files[split],
                 fix=f"task.data.{split.value}=<file>",
             )
-    prompts = TaskPrompts(task, tokenizer, config.corruption)
+    prompts = TaskPrompts(config, tokenizer)
     every = [record for found in records.values() for record in found]
-    return TaskData(config, tokenizer, prompts, records, prompts.num_choices(every))
+    return TaskData(config, tokenizer, prompts, records, prompts.num_questions(every))
 
 
 def _hash(records: Sequence[Record]) -> str:

@@ -19,7 +19,7 @@ from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
 from glm_dist.tasks.measure import measure
 from glm_dist.tasks.outcome import Outcome, expanded
-from glm_dist.tasks.readers import Split
+from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.results import Measurement, Results, show_results, write_results
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.engine import TrainingEngine
@@ -41,14 +41,15 @@ def loss_of(data: TaskData) -> ScoringTask:
     task = data.config.task
     match task.kind:
         case TaskKind.cloze:
+            answer_ids = data.prompts.answer_ids
             return ChoiceTask(
-                data.num_choices,
+                len(answer_ids) or data.num_questions,
                 kind=task.loss,
                 length_penalty=task.length_penalty,
-                answer_ids=data.answer_ids,
+                answer_ids=answer_ids,
             )
         case TaskKind.classify:
-            return ClassifyTask(task.pool, num_choices=data.rows_per_example, kind=task.loss)
+            return ClassifyTask(task.pool, num_choices=data.num_questions, kind=task.loss)
         case TaskKind.seq2seq | TaskKind.infill:
             return SequenceTask(task.label_smoothing)
         case TaskKind.none:
