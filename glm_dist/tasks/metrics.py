@@ -44,15 +44,14 @@ class Mean(Interval):
         return Mean(change(self.value), change(self.low), change(self.high))
 
 
-def macro_f1(predicted: Sequence[int], labels: Sequence[int]) -> float:
+def macro_f1(
+    predicted: Sequence[int] | NDArray[np.int64], labels: Sequence[int] | NDArray[np.int64]
+) -> float:
     """Average the F1 of all classes that occur."""
-    classes = sorted({*predicted, *labels})
-    confusion: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
-    for guess, label in zip(predicted, labels, strict=True):
-        confusion[classes.index(guess), classes.index(label)] += 1
-    right = confusion.diagonal()
-    found, wanted = confusion.sum(axis=1), confusion.sum(axis=0)
-    return float((2 * right / (found + wanted)).mean())
+    classes, indices = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
+    found, wanted = np.split(indices, 2)
+    right = np.bincount(wanted[found == wanted], minlength=len(classes))
+    return float((2 * right / np.bincount(indices)).mean())
 
 
 def normalize(text: str) -> str:
