@@ -9,6 +9,7 @@ deepspeed, torchrun or srun.
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +24,7 @@ from glm_dist.config.launch import (
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
+from glm_dist.config.schema import RunConfig
 from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.tasks.examples import read_benchmarks
@@ -42,6 +44,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+
+
+def configure(overrides: Sequence[str], config_dir: Path | None) -> RunConfig:
+    """Compose a configuration and check all that can be checked before a launch.
+
+    Args:
+        overrides: As typed.
+        config_dir: Folder used instead of conf/.
+
+    Raises:
+        GlmDistError: The job would not work.
+    """
+    config = load_config(overrides, config_dir=config_dir)
+    check_files(config)
+    read_benchmarks(config)
+    return config
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -114,8 +132,8 @@ def _workload(data: TaskData | None) -> "OpenWorkload":
 def _multirun() -> ConfigError:
     return ConfigError(
         "--multirun would train several runs in one process, where they share its state.\n"
-        "  Start one job for each, e.g. as a SLURM array.",
+        "  Start one process for each: glm-dist sweep train key=value,value ...",
         key="command line",
         value="--multirun",
-        fix="",
+        fix="glm-dist sweep train key=value,value ...",
     )

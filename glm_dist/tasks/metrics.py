@@ -4,7 +4,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
@@ -13,22 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_dist.errors import ConfigError
-
-RESAMPLES = 1000
-LEVEL = 0.95
+from glm_dist.tasks.intervals import Interval, over_examples
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean over examples with its interval."""
-
-    value: float
-    low: float
-    """Lower end of the 95 % interval."""
-    high: float
+class Mean(Interval):
+    """A mean over examples with its 95 % interval."""
 
     @staticmethod
     def of(values: Sequence[float]) -> "Mean":
@@ -44,25 +35,24 @@ class Mean:
             weights: Each above 0. [n]
         """
         sums, counts = np.array(values, np.float64), np.array(weights, np.float64)
-        chosen = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-        means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Mean(float(sums.sum() / counts.sum()), float(low), float(high))
+        found = over_examples(
+            lambda chosen: sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1), len(sums)
+        )
+        return Mean(found.value, found.low, found.high)
 
     def mapped(self, change: Callable[[float], float]) -> "Mean":
         """Return a rising function of the mean, such as the perplexity of a loss."""
         return Mean(change(self.value), change(self.low), change(self.high))
 
 
-def macro_f1(predicted: Sequence[int], labels: Sequence[int]) -> float:
+def macro_f1(
+    predicted: Sequence[int] | NDArray[np.int64], labels: Sequence[int] | NDArray[np.int64]
+) -> float:
     """Average the F1 of all classes that occur."""
-    classes = sorted({*predicted, *labels})
-    confusion: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
-    for guess, label in zip(predicted, labels, strict=True):
-        confusion[classes.index(guess), classes.index(label)] += 1
-    right = confusion.diagonal()
-    found, wanted = confusion.sum(axis=1), confusion.sum(axis=0)
-    return float((2 * right / (found + wanted)).mean())
+    classes, indices = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
+    found, wanted = np.split(indices, 2)
+    right = np.bincount(wanted[found == wanted], minlength=len(classes))
+    return float((2 * right / np.bincount(indices)).mean())
 
 
 def normalize(text: str) -> str:
