@@ -1,5 +1,6 @@
 """Work of a run with a task: examples to train on, their loss, and what validation measures."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.load import WEIGHTS, load_tensors, read_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.files import is_file
 from glm_dist.generate.load import TrainedModel
 from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.parallel.errors import Ranks
@@ -132,21 +134,6 @@ class TaskWorkload:
         finally:
             engine.model.train()
 
-
-def _announce(config: RunConfig, data: TaskData) -> None:
-    task = config.task
-    counts = " ".join(f"{split.value}={len(found)}" for split, found in data.records.items())
-    log.info(
-        "task=%s kind=%s examples: %s rows_per_example=%d row_length=%d steps=%d steps_of_epoch=%d",
-        *(task.name, task.kind.name, counts, data.rows_per_example),
-        *(config.batch.row_length, config.run.steps, task.epoch_steps),
-    )
-    log.info("pattern: %s", task.prompt_pattern)
-    example = data.example(data.first)
-    log.info("first prompt: %s", data.tokenizer.decode(example.questions[0].prompt.tokens))
-    log.info("its answers: %s", " | ".join(data.shown_answers(example)))
-
-
     def finish(
         self,
         engine: TrainingEngine,
@@ -208,6 +195,20 @@ def _announce(config: RunConfig, data: TaskData) -> None:
         return Measurement(step, outcomes)
 
 
+def _announce(config: RunConfig, data: TaskData) -> None:
+    task = config.task
+    counts = " ".join(f"{split.value}={len(found)}" for split, found in data.records.items())
+    log.info(
+        "task=%s kind=%s examples: %s rows_per_example=%d row_length=%d steps=%d steps_of_epoch=%d",
+        *(task.name, task.kind.name, counts, data.rows_per_example),
+        *(config.batch.row_length, config.run.steps, task.epoch_steps),
+    )
+    log.info("pattern: %s", task.prompt_pattern)
+    example = data.example(data.first)
+    log.info("first prompt: %s", data.tokenizer.decode(example.questions[0].prompt.tokens))
+    log.info("its answers: %s", " | ".join(data.shown_answers(example)))
+
+
 def load_weights(engine: TrainingEngine, checkpoint: Path) -> None:
     """Replace an engine's weights by those of a checkpoint. Collective over all ranks."""
     info = read_checkpoint(checkpoint)
@@ -227,3 +228,9 @@ def selection_of(config: RunConfig) -> Selection:
     task = config.task
     name = task.select or expanded(task.used_metrics)[0]
     return Selection(VALID + name, larger_is_better=name != LOSS)
+
+
+def best_step_of(run_dir: Path) -> int | None:
+    """Return the step of the best checkpoint; None where none is kept."""
+    file = run_dir / "best.json"
+    return int(json.loads(file.read_text())["step"]) if is_file(file) else None
