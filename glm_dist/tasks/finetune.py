@@ -88,7 +88,9 @@ def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
     task, name = config.task, config.task.name
     for key, file in (("train", task.data.train), ("valid", task.data.valid)):
         if file is None:
-            where = f" The files are usually had from {task.data.source}." if task.data.source else ""
+            where = (
+                f" The files are usually had from {task.data.source}." if task.data.source else ""
+            )
             raise ConfigError(
                 f"task.data.{key} is not set, and task={name} needs examples to"
                 f" {'train on' if key == 'train' else 'choose the best checkpoint by'}.\n"

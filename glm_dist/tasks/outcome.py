@@ -99,9 +99,7 @@ def text_outcome(
     return Outcome(metrics, predictions, loss)
 
 
-def _against_all(
-    compare: Callable[[str, str], float], answer: str, example: TaskExample
-) -> float:
+def _against_all(compare: Callable[[str, str], float], answer: str, example: TaskExample) -> float:
     best = max(compare(answer, each) for each in example.references)
     return best if example.is_right else 1 - best
 

@@ -16,6 +16,7 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.files import is_file
 from glm_dist.generate.load import TrainedModel
+from glm_dist.observe.metrics import VALID
 from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
@@ -30,9 +31,6 @@ from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, Se
 from glm_dist.train.workload import Selection
 
 log = logging.getLogger(__name__)
-
-VALID = "valid/"
-"""Prefix of metrics in the records."""
 
 LOSS = "loss"
 """Metric that every task has."""
