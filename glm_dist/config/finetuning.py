@@ -108,19 +108,21 @@ def inherit(
         return
     chosen = dict(option.split("=", 1) for option in options)
     origin = OmegaConf.select(composed, "run.init_from")
-    if not origin:
-        raise _no_origin(str(composed.task.name))
-    folder = run_folder(Path(str(origin)).expanduser())
-    config = read(folder / "config.yaml")
-    _take_sections(composed, config, folder, keeps=chosen)
-    if chosen.get("experiment") == EXPERIMENT and "precision" not in chosen:
-        composed.precision = OmegaConf.structured(config.precision)
+    if not origin and str(chosen.get("experiment")).startswith(EXPERIMENT):
+        raise no_origin(str(composed.task.name))
+    if origin:
+        folder = run_folder(Path(str(origin)).expanduser())
+        config = read(folder / "config.yaml")
+        _take_sections(composed, config, folder, keeps=chosen)
+        if chosen.get("experiment") == EXPERIMENT and "precision" not in chosen:
+            composed.precision = OmegaConf.structured(config.precision)
     if composed.task.kind is TaskKind.classify:
         answers = composed.task.answers
         composed.model.num_classes = 1 if list(answers) == ["from"] else max(len(answers), 2)
 
 
-def _no_origin(task: str) -> ConfigError:
+def no_origin(task: str) -> ConfigError:
+    """Build the error for a task without a run that it begins with."""
     return ConfigError(
         f"task={task} finetunes the model of a run, and run.init_from names none.\n"
         "  Set run.init_from=runs/<run>: a run folder, one of its checkpoints, or what glm-dist"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from glm_dist.config.finetuning import no_origin
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
@@ -80,12 +81,14 @@ def complete(
 
 
 def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Refuse a task without examples.
+    """Refuse a task without a run to begin with, or without examples.
 
     Raises:
         ConfigError: Something is missing, or is given twice.
     """
     task, name = config.task, config.task.name
+    if config.run.init_from is None:
+        raise no_origin(name)
     for key, file in (("train", task.data.train), ("valid", task.data.valid)):
         if file is None:
             where = (
