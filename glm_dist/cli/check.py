@@ -65,9 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(
-    config: RunConfig, world_size: int, data: TaskData | None
-) -> list[tuple[str, str]]:
+def _describe(config: RunConfig, world_size: int, data: TaskData | None) -> list[tuple[str, str]]:
     model, batch = config.model, config.batch
     layout = Layout.from_config(config, world_size)
     micro_batches = config.num_micro_batches(world_size)

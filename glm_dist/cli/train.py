@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -126,7 +125,7 @@ def _workload(data: TaskData | None) -> "OpenWorkload":
         pretraining: OpenWorkload = import_module("glm_dist.train.workload").open_pretraining
         return pretraining
     task: type[TaskWorkload] = import_module("glm_dist.tasks.workload").TaskWorkload
-    return partial(task, data=data)
+    return lambda config: task(config, data)
 
 
 def _multirun() -> ConfigError:

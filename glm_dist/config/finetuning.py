@@ -175,6 +175,7 @@ def _read(file: Path) -> DictConfig:
                 fix="kind: cloze",
             )
         section = OmegaConf.create({"task": OmegaConf.structured(TaskConfig)})
-        return cast(DictConfig, OmegaConf.merge(section, {"task": loaded})["task"])
+        merged = cast(DictConfig, OmegaConf.merge(section, {"task": loaded}))
+        return cast(DictConfig, merged.task)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise explain_composition(error, typed={}, source=str(file)) from error

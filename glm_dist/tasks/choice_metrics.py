@@ -58,14 +58,16 @@ def macro_f1(counts: Counts) -> Counts:
     found, wanted = counts.sum(axis=2), counts.sum(axis=1)
     occurs = (found + wanted) > 0
     f1 = np.divide(2 * right, found + wanted, out=np.zeros_like(right), where=occurs)
-    return f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
+    average: Counts = f1.sum(axis=1) / np.maximum(occurs.sum(axis=1), 1)
+    return average
 
 
 def binary_f1(counts: Counts) -> Counts:
     """Compute the F1 of class 1. [r, c, c] -> [r]"""
     right = counts[:, 1, 1]
     both = counts[:, 1, :].sum(axis=1) + counts[:, :, 1].sum(axis=1)
-    return np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
+    f1: Counts = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
+    return f1
 
 
 def matthews(counts: Counts) -> Counts:
@@ -75,7 +77,9 @@ def matthews(counts: Counts) -> Counts:
     right = counts.diagonal(axis1=1, axis2=2).sum(axis=1)
     above = right * total - (found * wanted).sum(axis=1)
     spread = (total**2 - (found**2).sum(axis=1)) * (total**2 - (wanted**2).sum(axis=1))
-    return np.divide(above, np.sqrt(spread), out=np.zeros_like(above), where=spread > 0)
+    root = np.sqrt(spread)
+    correlation: Counts = np.divide(above, root, out=np.zeros_like(above), where=spread > 0)
+    return correlation
 
 
 OF_COUNTS: dict[str, Callable[[Counts], Counts]] = {

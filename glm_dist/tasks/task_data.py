@@ -14,9 +14,8 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
-from glm_dist.errors import DataError
 from glm_dist.generate.part_b import PartB
-from glm_dist.tasks.readers import read_records
+from glm_dist.tasks.readers.open import read_records
 from glm_dist.tasks.readers.records import Record, Split
 from glm_dist.tasks.rows import answers_row, context_row, without_answer
 from glm_dist.tasks.task_prompts import TaskExample, TaskPrompts, TaskQuestion
@@ -158,14 +157,6 @@ def read_task_data(
         Split.test: task.data.test,
     }
     records = {split: read_records(task, split, tokenizer) for split in splits if files[split]}
-    for split, found in records.items():
-        if not found:
-            raise DataError(
-                f"{files[split]} holds no examples.\n  Check the file, or leave it out.",
-                key=f"task.data.{split.value}",
-                value=files[split],
-                fix=f"task.data.{split.value}=<file>",
-            )
     prompts = TaskPrompts(config, tokenizer)
     every = [record for found in records.values() for record in found]
     return TaskData(config, tokenizer, prompts, records, prompts.num_questions(every))

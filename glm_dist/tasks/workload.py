@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
 
@@ -76,7 +76,7 @@ class TaskWorkload:
         self.rows_per_item = data.rows_per_example
         self.selection = selection_of(config)
 
-    def fingerprint(self) -> Mapping[str, Json]:
+    def fingerprint(self) -> dict[str, Json]:
         """See ``Workload``."""
         return self._data.fingerprint()
 
