@@ -14,6 +14,7 @@ from glm_dist.config.schema import CorruptionConfig, PretrainingTask
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
+from glm_dist.generate.blank_last import blank_last
 from glm_dist.generate.prompt_checks import (
     blanks_too_far_apart,
     check_trained,
@@ -157,8 +158,8 @@ def make_prompt(
     """Join the parts of a pattern to a context.
 
     Each part is encoded by itself, as the official code does. Without task masks in the vocabulary
-    [sMASK] and [gMASK] are [MASK]. Of a context that is too long only ``Data`` gives way; see
-    ``_shorten``.
+    [sMASK] and [gMASK] are [MASK]. Runs that read from left to right get the blank at the end; see
+    ``blank_last.py``. Of a context that is too long only ``Data`` gives way; see ``_shorten``.
 
     Args:
         parts: Literal text, in which masks may be named, ``Data`` and marks.
@@ -173,18 +174,18 @@ def make_prompt(
     """
     special = tokenizer.special
     parts = [_with_known_masks(part, special) for part in parts]
+    is_causal = corruption.task is PretrainingTask.causal_lm
+    if is_causal:
+        parts = blank_last(parts, tokenizer)
     texts = [part for part in parts if not isinstance(part, Mark)]
     for part in texts:
         check_utf_8(part)
     pieces = _pieces(texts, tokenizer)
-    if corruption.task is PretrainingTask.causal_lm:
-        refuse_blanks(len(pieces) > 1)
-        body = [token for part in texts for token in _encoded(part, tokenizer)]
-        return _continued(body, pieces[0], special, room)
-    is_continued = len(pieces) == 1 and frame.continues  # as by ``read_prompt``
-    if is_continued:
+    refuse_blanks(is_causal and len(pieces) > 1)
+    is_continued = len(pieces) == 1 and frame.continues and not is_causal  # as by ``read_prompt``
+    if is_continued or is_causal:
         pieces = [_spaced(pieces[0]), ""]
-    is_open = is_continued or _ends_open(parts, special)
+    is_open = is_continued or is_causal or _ends_open(parts, special)
     begins = [special.cls] if frame.opens else []
     ends = [special.gmask] if is_continued else []
     if frame.closes and not is_open:
@@ -199,6 +200,8 @@ def make_prompt(
     tokens = [*begins, *(token for part in encoded for token in part), *ends]
     slots = [index for index, token in enumerate(tokens) if token == _SLOT]
     tokens = [special.pad if token == _SLOT else token for token in tokens]
+    if is_causal:
+        return Prompt(tokens, [len(tokens) - 1], pieces, slots)
     masks = set(tokens) & special.masks
     check_trained(masks, special, corruption, named=True, learned=learned)
     return _prompt(tokens, pieces, special, corruption, slots=slots)

@@ -98,13 +98,16 @@ def test_experiment_composes_for_its_world_size(experiment: str, pretrained: Pat
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_option_composes(group: str, option: str) -> None:
-    # Layouts need a model they divide, long rows and prompts one with as many positions.
+    # Layouts need a model they divide, long rows and prompts one with as many
+    # positions, T5 sentinels.
     host = {"parallel": "glm_10b", "batch": "glm_130b", "task": "glm_10b"}.get(group, "tiny")
     overrides = [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
     if (group, option) in (("data", "none"), ("evaluation", "task")):
         overrides += TASK
+    if option == "t5":
+        overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
 
 
