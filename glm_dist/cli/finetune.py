@@ -1,7 +1,7 @@
 """Finetune the model of a run on a task: compose the configuration, read the examples, train.
 
 glm-dist finetune task=rte run.init_from=runs/large run.name=rte_1
-glm-dist finetune task=my_task.yaml run.init_from=runs/large run.name=mine optimizer.learning_rate=2e-5
+glm-dist finetune task=my_task.yaml run.init_from=runs/large run.name=mine model.lora_rank=8
 glm-dist finetune experiment=finetune_large task=copa run.init_from=runs/large run.name=copa_1
 
 A task is an option of conf/task or a YAML file of yours (docs/finetuning.md). Model, tokenizer and
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not chosen:
         raise ConfigError(
             "glm-dist finetune needs a task.\n"
-            "  Set task=<option of conf/task> or task=<file>.yaml; docs/finetuning.md explains both.",
+            "  Set task=<option of conf/task> or task=<file>.yaml; see docs/finetuning.md.",
             key="task",
             value=None,
             fix="task=<file>.yaml",

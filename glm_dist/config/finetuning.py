@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from glm_dist import files
 from glm_dist.config.explain import explain_composition
+from glm_dist.config.overrides import checked_overrides, parse_override, value_text
 from glm_dist.config.schema import RunConfig, TaskConfig, TaskKind
 from glm_dist.config.text_values import check_text_in_file
 from glm_dist.errors import ConfigError
@@ -131,6 +132,28 @@ def no_origin(task: str) -> ConfigError:
         value=None,
         fix="run.init_from=runs/<run>",
     )
+
+
+def with_values(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return a configuration with other values, unchecked beyond their ranges.
+
+    Args:
+        config: Complete.
+        overrides: Values, as typed.
+
+    Raises:
+        ConfigError: A key or value cannot be read.
+    """
+    parsed = [parse_override(text) for text in overrides]
+    _, values = checked_overrides(parsed, {})
+    composed = OmegaConf.structured(config)
+    try:
+        for each in values:
+            OmegaConf.update(composed, each.key_or_group, each.value(), merge=True)
+        return cast(RunConfig, OmegaConf.to_object(composed))
+    except (OmegaConfBaseException, ValueError) as error:
+        typed = {each.key_or_group: value_text(each) for each in values}
+        raise explain_composition(error, typed=typed, source="command line") from error
 
 
 def run_folder(origin: Path) -> Path:

@@ -53,7 +53,7 @@ PER_EXAMPLE: dict[str, Callable[[Chosen], float]] = {
 
 
 def macro_f1(counts: Counts) -> Counts:
-    """Average the F1 of all classes that occur. [r, c, c] -> [r]"""
+    """Average the F1 of all classes that occur. Shapes: [r, c, c] to [r]."""
     right = counts.diagonal(axis1=1, axis2=2)
     found, wanted = counts.sum(axis=2), counts.sum(axis=1)
     occurs = (found + wanted) > 0
@@ -63,7 +63,7 @@ def macro_f1(counts: Counts) -> Counts:
 
 
 def binary_f1(counts: Counts) -> Counts:
-    """Compute the F1 of class 1. [r, c, c] -> [r]"""
+    """Compute the F1 of class 1. Shapes: [r, c, c] to [r]."""
     right = counts[:, 1, 1]
     both = counts[:, 1, :].sum(axis=1) + counts[:, :, 1].sum(axis=1)
     f1: Counts = np.divide(2 * right, both, out=np.zeros_like(right), where=both > 0)
@@ -71,7 +71,7 @@ def binary_f1(counts: Counts) -> Counts:
 
 
 def matthews(counts: Counts) -> Counts:
-    """Compute Matthews' correlation; 0 where one class alone is predicted or right. [r]"""
+    """Compute Matthews' correlation; 0 where one class is alone. Shapes: [r, c, c] to [r]."""
     found, wanted = counts.sum(axis=2), counts.sum(axis=1)
     total = counts.sum(axis=(1, 2))
     right = counts.diagonal(axis1=1, axis2=2).sum(axis=1)

@@ -10,15 +10,16 @@ import torch
 from glm_dist.config.schema import TaskKind
 from glm_dist.data.rows import Row
 from glm_dist.generate.load import TrainedModel
+from glm_dist.generate.part_b import ANSWER
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions, Sampling
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.choice_loss import MISSING_SCORE, choice_loss
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.tasks.evaluate import over_examples
+from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.outcome import Outcome, choice_outcome, expanded, text_outcome
 from glm_dist.tasks.readers.records import Split
-from glm_dist.tasks.rows import OBJECTIVE
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.tasks.task_prompts import TaskExample
 from glm_dist.train.evaluate import validation_losses
@@ -73,6 +74,21 @@ def measure(
     return _measure_texts(model, writer, held_out, device=device, stops=stops)
 
 
+def measure_run(model: TrainedModel, data: TaskData, split: Split) -> Outcome:
+    """Measure a run that is not being trained. Collective over all ranks.
+
+    Args:
+        model: The run's.
+        data: Examples.
+        split: One that has examples.
+    """
+    model = replace(model, task=loss_of(data))
+    device = next(model.model.parameters()).device
+    outcome = measure(model, model, data, split, device=device)
+    assert outcome is not None, "nothing stops it"
+    return outcome
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Examples of a split as rows; see ``train.evaluate.EvaluationRows``."""
@@ -80,7 +96,7 @@ class HeldOut:
     data: TaskData
     split: Split
 
-    objectives = (OBJECTIVE,)
+    objectives = (ANSWER,)
 
     def __len__(self) -> int:
         return len(self.data.records[self.split])
@@ -153,21 +169,32 @@ def _measure_texts(
     )
     if losses is None:
         return None
-    loss = losses.get(OBJECTIVE, math.nan)
+    loss = losses.get(ANSWER, math.nan)
     names = expanded(config.task.used_metrics)
     examples = [held_out.example(index) for index in range(len(held_out))]
     if not names:
         return text_outcome([], [], [], loss=loss)
+    answers = write_answers(writer, held_out)
+    return text_outcome([_without_prompts(each) for each in examples], answers, names, loss=loss)
+
+
+def write_answers(model: TrainedModel, held_out: HeldOut) -> list[str]:
+    """Write the answers of all examples of a split. Collective over all ranks.
+
+    Args:
+        model: Writes.
+        held_out: Examples of a task that writes answers.
+    """
     options = decoding_options(held_out.data)
-    size = config.batch.micro_batch_size
+    size = held_out.data.config.batch.micro_batch_size
+    prompts = [held_out.example(n).questions[0].prompt for n in range(len(held_out))]
 
     def work(share: Sequence[Prompt]) -> Iterator[str]:
         for begin in range(0, len(share), size):
             batch = share[begin : begin + size]
-            yield from map(_written, batch, writer.write(batch, options))
+            yield from map(_written, batch, model.write(batch, options))
 
-    answers = over_examples(writer, [each.questions[0].prompt for each in examples], work)
-    return text_outcome([_without_prompts(each) for each in examples], answers, names, loss=loss)
+    return over_examples(model, prompts, work)
 
 
 def _written(prompt: Prompt, answers: Sequence[str]) -> str:

@@ -80,23 +80,14 @@ def show_results(results: Results, console: Console) -> None:
         results: Of the run.
         console: Where it goes.
     """
-    table = Table("task", "examples", "checkpoint", "metric", "value", "± of 95 %")
     measured = {"best": results.best, "last": results.last}
-    for name, each in measured.items():
-        if each is None:
-            continue
-        for split, outcome in each.outcomes.items():
-            for metric, mean in outcome.metrics.items():
-                half = half_width(mean)
-                table.add_row(
-                    escape(f"{results.task} {split.value}"),
-                    f"{len(outcome.predictions):,}",
-                    f"{name}, step {each.step}",
-                    metric,
-                    f"{mean.value:.4f}",
-                    "" if math.isnan(half) else f"{half:.4f}",
-                )
-    console.print(table)
+    rows = [
+        (f"{results.task} {split.value}", f"{name}, step {each.step}", outcome)
+        for name, each in measured.items()
+        if each is not None
+        for split, outcome in each.outcomes.items()
+    ]
+    show_outcomes(rows, console)
     if results.is_optimistic:
         console.print(
             f"The checkpoint was chosen by {results.select} on the same examples, so the best"
@@ -105,24 +96,58 @@ def show_results(results: Results, console: Console) -> None:
         )
 
 
+def show_outcomes(rows: Sequence[tuple[str, str, Outcome]], console: Console) -> None:
+    """Print a table of metrics.
+
+    Args:
+        rows: Name of the examples, name of the checkpoint, and outcome.
+        console: Where it goes.
+    """
+    table = Table("task", "examples", "checkpoint", "metric", "value", "± of 95 %")
+    for task, checkpoint, outcome in rows:
+        for metric, mean in outcome.metrics.items():
+            half = half_width(mean)
+            table.add_row(
+                escape(task),
+                f"{len(outcome.predictions):,}",
+                checkpoint,
+                metric,
+                f"{mean.value:.4f}",
+                "" if math.isnan(half) else f"{half:.4f}",
+            )
+    console.print(table)
+
+
+def outcome_as_json(
+    outcome: Outcome, *, run: str, task: str, step: int, split: Split, file: str
+) -> str:
+    """Write the outcome of one checkpoint on one split, with its predictions, as JSON.
+
+    Args:
+        outcome: The outcome.
+        run: Folder of the run.
+        task: Name of the task.
+        step: Of the checkpoint.
+        split: The split.
+        file: Its file of examples.
+    """
+    content: dict[str, Json] = {
+        "version": VERSION,
+        "run": run,
+        "task": task,
+        "step": step,
+        split.value: _outcome(outcome, file),
+        "predictions": [_prediction(n, each) for n, each in enumerate(outcome.predictions)],
+    }
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+
+
 def _as_json(results: Results) -> dict[str, Json]:
     def split_of(measurement: Measurement, split: Split, *, is_chosen: bool) -> Json:
         outcome = measurement.outcomes.get(split)
         if outcome is None:
             return None
-        found: dict[str, Json] = {
-            "file": results.files[split],
-            "examples": len(outcome.predictions),
-            "loss": _number(outcome.loss),
-            "metrics": {
-                name: {
-                    "value": _number(mean.value),
-                    "low": _number(mean.low),
-                    "high": _number(mean.high),
-                }
-                for name, mean in outcome.metrics.items()
-            },
-        }
+        found = _outcome(outcome, results.files[split])
         return found | ({"predictions": PREDICTIONS[split]} if is_chosen else {})
 
     chosen = results.chosen
@@ -146,17 +171,36 @@ def _as_json(results: Results) -> dict[str, Json]:
     }
 
 
+def _outcome(outcome: Outcome, file: str) -> dict[str, Json]:
+    return {
+        "file": file,
+        "examples": len(outcome.predictions),
+        "loss": _number(outcome.loss),
+        "metrics": {
+            name: {
+                "value": _number(mean.value),
+                "low": _number(mean.low),
+                "high": _number(mean.high),
+            }
+            for name, mean in outcome.metrics.items()
+        },
+    }
+
+
 def _line(index: int, prediction: Prediction) -> str:
-    content: dict[str, Json] = {
+    content = _prediction(index, prediction)
+    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _prediction(index: int, prediction: Prediction) -> dict[str, Json]:
+    label = prediction.label
+    return {
         "index": index,
-        "label": list(prediction.label)
-        if isinstance(prediction.label, Sequence)
-        else prediction.label,
+        "label": list(label) if isinstance(label, list) else label,
         "prediction": prediction.prediction,
         "scores": [_number(score) for score in prediction.scores],
         "values": {name: _number(value) for name, value in prediction.values.items()},
     }
-    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _number(value: float) -> float | None:

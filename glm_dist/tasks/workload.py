@@ -5,7 +5,6 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import assert_never
 
 import torch
 from rich.console import Console
@@ -13,13 +12,14 @@ from rich.console import Console
 from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.load import WEIGHTS, load_tensors, read_checkpoint
 from glm_dist.checkpoint.manifest import Json
-from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.config.schema import RunConfig
 from glm_dist.files import is_file
 from glm_dist.generate.load import TrainedModel
 from glm_dist.observe.metrics import VALID
 from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
+from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.measure import measure
 from glm_dist.tasks.outcome import Outcome, expanded
 from glm_dist.tasks.readers.records import Split
@@ -27,35 +27,12 @@ from glm_dist.tasks.results import Measurement, Results, show_results, write_res
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.state import weight_fragments
-from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, SequenceTask
 from glm_dist.train.workload import Selection
 
 log = logging.getLogger(__name__)
 
 LOSS = "loss"
 """Metric that every task has."""
-
-
-def loss_of(data: TaskData) -> ScoringTask:
-    """Choose the loss of a task."""
-    task = data.config.task
-    match task.kind:
-        case TaskKind.cloze:
-            answer_ids = data.prompts.answer_ids
-            return ChoiceTask(
-                len(answer_ids) or data.num_questions,
-                kind=task.loss,
-                length_penalty=task.length_penalty,
-                answer_ids=answer_ids,
-            )
-        case TaskKind.classify:
-            return ClassifyTask(task.pool, num_choices=data.num_questions, kind=task.loss)
-        case TaskKind.seq2seq | TaskKind.infill:
-            return SequenceTask(task.label_smoothing)
-        case TaskKind.none:
-            raise ValueError("pretraining is not a task")
-        case _:
-            assert_never(task.kind)
 
 
 class TaskWorkload:
