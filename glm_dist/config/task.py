@@ -12,7 +12,7 @@ from glm_dist.config.rules import Section, bounded
 
 
 class TaskKind(Enum):
-    """What is learned from examples."""
+    """Form of a task."""
 
     none = "none"
     cloze = "cloze"
@@ -69,7 +69,7 @@ class TaskDataConfig:
     label: str = "label"
     """Field with the right answer: its label or, of answers in the examples, its text or index."""
     source: str = ""
-    """Where the files are usually had, for the message about a missing one."""
+    """Usual place to get the files, for the message about a missing one."""
 
 
 @dataclass

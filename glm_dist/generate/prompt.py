@@ -47,7 +47,7 @@ Part = str | Mark
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the parts of a prompt."""
+    """Special tokens around the parts of a prompt."""
 
     opens: bool = True
     """[CLS] comes first."""
