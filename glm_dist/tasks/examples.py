@@ -91,6 +91,13 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
     """
     made = None
     if pattern is not None:
+        if not pattern.strip():
+            raise ConfigError(
+                "--pattern is empty.\n  Write for example --pattern '{question} [MASK].'",
+                key="--pattern",
+                value=pattern,
+                fix="--pattern '{question} [MASK].'",
+            )
         parse_checked(pattern, key="--pattern")
         made = Pattern(pattern)
     if not is_file(file):

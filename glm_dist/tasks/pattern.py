@@ -99,7 +99,7 @@ def text_of_field(fields: Mapping[str, object], name: str) -> str:
     value = find_field(fields, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(
-            f"{explain_missing(fields, name)}, and the pattern names it.\n"
+            f"the pattern names {name!r}: {explain_missing(fields, name)}.\n"
             "  Correct the name in the pattern, or the examples.",
             key=name,
             value=value,

@@ -57,13 +57,15 @@ class TaskExample:
 class TaskPrompts:
     """Makes the prompts of one task."""
 
-    def __init__(self, config: RunConfig, tokenizer: Tokenizer, *, prompt_tokens: int = 0) -> None:
+    def __init__(
+        self, config: RunConfig, tokenizer: Tokenizer, *, slots: Sequence[int] = ()
+    ) -> None:
         """Prepare the pattern and the fixed answers.
 
         Args:
             config: Of the run; its section ``task`` is already checked.
             tokenizer: The run's.
-            prompt_tokens: Learned tokens of a prompt.
+            slots: Ids of learned tokens of a prompt.
 
         Raises:
             ConfigError: ``single_token`` is true and an answer has several tokens, or two answers
@@ -79,7 +81,7 @@ class TaskPrompts:
         self._target = Pattern(self.task.target) if self.task.target else None
         self._choices = parse_field(self.task.choices_field) if self.task.choices_field else None
         self._learned = [name for name in MASKS if name in pattern]
-        self._frame = self._framed(prompt_tokens)
+        self._frame = self._framed(slots)
         self.answer_ids: tuple[int, ...] = self._single_tokens()
         """Token of each answer where one token decides; else empty."""
 
@@ -121,14 +123,14 @@ class TaskPrompts:
                 f"{record.where}: {error}", key=record.where, value=error.value, fix=error.fix
             ) from error
 
-    def _framed(self, prompt_tokens: int) -> Frame:
+    def _framed(self, slots: Sequence[int]) -> Frame:
         task = self.task
         ends_in_blank = task.prompt_pattern.endswith(MASKS)
         return Frame(
             opens=task.kind is not TaskKind.infill,
             closes=task.kind is not TaskKind.infill and (ends_in_blank or not task.pad_prompt),
             continues=False,
-            prompt_tokens=prompt_tokens,
+            slots=slots,
         )
 
     def _single_tokens(self) -> tuple[int, ...]:
@@ -220,7 +222,7 @@ class TaskPrompts:
     def _cloze(self, record: Record, choice: str, answer: str) -> TaskQuestion:
         parts = self._parts(record, choice)
         prompt = self._make(parts, None)
-        ids = self._tokenizer.encode_document(prompt.answer(-1, answer))
+        ids = self._tokenizer.encode_document(prompt.answer(len(prompt.mask_indices) - 1, answer))
         if not ids:
             raise no_example(record.where, f"has the answer {choice!r}, which has no tokens")
         ids += [self._part_b.end]

@@ -28,7 +28,6 @@ READERS: dict[str, Reader] = {
     "wsc": superglue.wsc,
     "wsc_plain": superglue.wsc_plain,
     "wsc_spans": superglue.wsc_spans,
-    "wsc_spans": superglue.wsc_spans,
     "multirc": superglue.multirc,
     "record": superglue.record,
     "glue_sentence": tables.sentence,

@@ -123,12 +123,6 @@ def wsc_spans(source: Source) -> Iterator[Record]:
         yield Record(where, _winograd(where, found))
 
 
-def wsc_spans(source: Source) -> Iterator[Record]:
-    """Winograd Schema for a classifier, which sees the true and the false examples of training."""
-    for where, found in json_objects(source.file):
-        yield Record(where, _winograd(where, found))
-
-
 def _winograd(where: str, found: dict[str, Any]) -> dict[str, Any]:
     target, (text,) = need(found, "target", where=where)[0], texts(found, "text", where=where)
     names = ("span1_text", "span2_text", "span2_index")
