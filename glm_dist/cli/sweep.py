@@ -37,7 +37,15 @@ from glm_dist.errors import (
 )
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.sweep import batch
-from glm_dist.sweep.children import OUTPUT_FILE, Ended, Job, command_of, last_error, run_jobs
+from glm_dist.sweep.children import (
+    OUTPUT_FILE,
+    Ended,
+    Job,
+    check_launcher,
+    command_of,
+    last_error,
+    run_jobs,
+)
 from glm_dist.sweep.comparison import Run, check_baseline, compare
 from glm_dist.sweep.outcomes import Outcome, check_validates, is_finished, read_outcome
 from glm_dist.sweep.points import Point, expand, sweep_name
@@ -79,7 +87,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slurm", action="store_true", help="submit the points as a job array, and do not wait"
     )
     parser.add_argument(
-        "--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, with --slurm"
+        "--sbatch",
+        default="",
+        metavar="OPTIONS",
+        help="of --slurm, as in --sbatch='--partition=gpu --time=2:00:00'",
     )
     parser.add_argument(
         "--baseline",
@@ -140,7 +151,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: Options contradict each other.
-        LaunchError: A launcher started this command.
+        LaunchError: A launcher started this command, or the points' launcher starts nothing.
     """
     if arguments.slurm:
         refuse_given(
@@ -148,6 +159,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     else:
         refuse_given(arguments, ["sbatch"], add_arguments, why="needs --slurm")
+    check_launcher(arguments.launcher)
     launch = read_launch_environment(os.environ, trains=False)
     if launch.world_size > 1:
         raise LaunchError(

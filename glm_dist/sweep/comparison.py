@@ -91,12 +91,14 @@ def check_baseline(points: Sequence[Point], baseline: Sequence[str]) -> None:
             continue
         where = f" with {_typed(title)}" if title else ""
         count = f"{len(found)} settings" if found else "no setting"
+        own = [f"{key}={value}" for key, value in members[0].setting if (key, value) not in title]
+        fix = " ".join(f"--baseline {text}" for text in own)
         raise ConfigError(
             f"--baseline {' '.join(baseline)} names {count}{where}, but it must name one.\n"
-            f"  Name one of them, for example --baseline '{_typed(members[0].setting)}'.",
+            f"  {f'Write for example {fix}' if fix else 'Leave it out: only the seed varies'}.",
             key="--baseline",
             value=" ".join(baseline),
-            fix=f"--baseline '{_typed(members[0].setting)}'",
+            fix=fix or "leave --baseline out",
         )
 
 
@@ -257,7 +259,9 @@ def _statistic(measured: Measured, metric: str) -> _Statistic | None:
     if metric in answers.values:
         values: NDArray[np.float64] = np.array(answers.values[metric], np.float64)
         return _Statistic(len(values), lambda chosen: values[chosen].mean(axis=1))
-    if metric != "macro_f1" or not all(isinstance(label, int) for label in answers.labels):
+    if metric != "macro_f1" or not answers.labels:
+        return None
+    if not all(isinstance(label, int) for label in answers.labels):
         return None
     guesses, labels = np.array(answers.predictions), np.array(answers.labels)
     return _Statistic(

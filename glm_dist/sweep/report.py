@@ -95,7 +95,10 @@ def _header(group: Group) -> list[str]:
     found = [group.metric or "metric", "95 % interval"]
     if group.num_test_examples:
         found += ["test", "95 % interval"]
-    return [*names, *found, "seeds", "", "to the baseline", "95 % interval", ""]
+    found.append("seeds")
+    if len(group.rows) == 1:
+        return [*names, *found]
+    return [*names, *found, "", "to the baseline", "95 % interval", ""]
 
 
 def _cells(group: Group, row: Row) -> list[str]:
@@ -105,6 +108,8 @@ def _cells(group: Group, row: Row) -> list[str]:
         cells += _number(row.test)
     done = row.num_finished
     cells.append(f"{done}" if done == len(row.runs) else f"{done} of {len(row.runs)}")
+    if len(group.rows) == 1:
+        return cells
     cells.append("best" if row.is_best else "")
     if row.is_baseline:
         return [*cells, "baseline", "", ""]
