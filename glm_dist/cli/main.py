@@ -49,6 +49,7 @@ COMMANDS = {
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
+    "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),
     "sweep": Entry("glm_dist.cli.sweep", "train or finetune with many settings, and compare"),
     "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
@@ -57,7 +58,7 @@ COMMANDS = {
 }
 
 
-LISTENING = ("train", "sweep")
+LISTENING = ("train", "finetune", "sweep")
 """Commands that end by themselves after a stop request, when they have saved."""
 
 

@@ -4,6 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -74,10 +75,20 @@ def word_f1(answer: str, target: str) -> float:
     return 2 * shared / (len(words) + len(wanted))
 
 
-def rouge_l(answer: str, target: str) -> float:
-    """Compute the F-measure of ROUGE-L with stemming (package rouge-score)."""
-    scorer = _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeL"], True)
-    return float(scorer.score(target, answer)["rougeL"].fmeasure)
+def rouge(answer: str, target: str, *, kind: str) -> float:
+    """Compute the F-measure of a ROUGE with stemming (package rouge-score).
+
+    Args:
+        answer: Text.
+        target: Right text.
+        kind: rouge1, rouge2 or rougeL.
+    """
+    return float(_rouge_scorer(kind).score(target, answer)[kind].fmeasure)
+
+
+@lru_cache(maxsize=3)
+def _rouge_scorer(kind: str) -> Any:
+    return _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer([kind], True)
 
 
 def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
@@ -96,9 +107,27 @@ def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
 PER_ANSWER: dict[str, Callable[[str, str], float]] = {
     "em": exact_match,
     "f1": word_f1,
-    "rouge_l": rouge_l,
+    "rouge_1": partial(rouge, kind="rouge1"),
+    "rouge_2": partial(rouge, kind="rouge2"),
+    "rouge_l": partial(rouge, kind="rougeL"),
 }
 """Metrics of one answer and one target; with several targets the best counts."""
+
+
+def check_libraries(names: Sequence[str]) -> None:
+    """Refuse metrics whose package is not installed.
+
+    Args:
+        names: Metrics.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name in names:
+        if name.startswith("rouge"):
+            _library("rouge_score.rouge_scorer", "rouge-score")
+        if name == "bleu":
+            _library("sacrebleu", "sacrebleu")
 
 
 def _library(module: str, package: str) -> Any:
