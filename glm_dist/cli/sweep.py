@@ -47,9 +47,10 @@ from glm_dist.sweep.children import (
     run_jobs,
 )
 from glm_dist.sweep.comparison import Run, check_baseline, compare
-from glm_dist.sweep.outcomes import Outcome, check_validates, is_finished, read_outcome
+from glm_dist.sweep.outcomes import Outcome, check_validates, has_begun, is_finished, read_outcome
 from glm_dist.sweep.points import Point, expand, sweep_name
 from glm_dist.sweep.report import MARKDOWN_FILE, as_tables, notes, write_report
+from glm_dist.train.same_run import check_same_config
 
 TABLE_WIDTH = 200
 """Columns of the table where nobody looks."""
@@ -132,7 +133,8 @@ def run(arguments: argparse.Namespace) -> int:
         for each in left:
             sys.stdout.write(f"{shlex.join(command_of(each.arguments, arguments.launcher))}\n")
         return EXIT_FINISHED
-    _say(f"{len(points)} points, {len(points) - len(left)} of them finished")
+    finished = sum(each.status == "finished" for each in planned)
+    _say(f"{len(points)} points, {finished} of them finished")
     listener: StopListener | None = arguments.listener
     _run_points(left, arguments, total=len(points))
     _compare(planned, folder, arguments)
@@ -194,6 +196,8 @@ def _planned(points: Sequence[Point], arguments: argparse.Namespace) -> list[_Pl
             )
             if arguments.program == "train":
                 check_validates(config)
+            if has_begun(config):
+                check_same_config(config, newest="its newest checkpoint", rows_read=0)
         except GlmDistError as error:
             raise _in_point(error, point) from error
         each = _Planned(point, config, (arguments.program, *point.overrides, *options))

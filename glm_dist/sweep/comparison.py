@@ -71,6 +71,8 @@ class Group:
     higher_is_better: bool
     num_examples: int
     """Of the validation; 0 if unknown."""
+    half_width: float
+    """Of a single run's interval over those examples, the median; NaN if unknown."""
     num_test_examples: int
     rows: list[Row]
 
@@ -181,6 +183,7 @@ def _group(
         metric=metric,
         higher_is_better=higher,
         num_examples=first.valid.num_examples if first else 0,
+        half_width=_half_width([outcome.valid.metrics[metric] for outcome in outcomes]),
         num_test_examples=first.test.num_examples if first and first.test and has_test else 0,
         rows=rows,
     )
@@ -204,6 +207,11 @@ def _best(values: dict[Setting, Interval | None], *, higher_is_better: bool) -> 
     sign = 1 if higher_is_better else -1
     finished = {s: sign * each.value for s, each in values.items() if each and _is_number(each)}
     return max(finished, key=lambda setting: finished[setting]) if finished else None
+
+
+def _half_width(found: Sequence[Interval]) -> float:
+    widths = [(each.high - each.low) / 2 for each in found if not math.isnan(each.low)]
+    return float(np.median(widths)) if widths else math.nan
 
 
 def _is_number(found: Interval) -> bool:

@@ -112,6 +112,10 @@ def test_all_points_run_once_and_are_compared_over_seeds(
     assert again.stdout == done.stdout
     assert _calls(runs) == dict.fromkeys(NAMES, 1)
 
+    other = run([*sweep, "batch.global_batch_size=8"])
+    assert other.returncode == 2
+    assert "batch.global_batch_size=4, now 8" in other.stderr
+
 
 def test_failed_point_leaves_the_others_alone_and_shows_in_the_status(
     sweep: list[str], tmp_path: Path, run: Callable[..., Done]

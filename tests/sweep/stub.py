@@ -6,7 +6,7 @@ the environment: FAILS, a part of the names of runs that fail; HANGS, of those t
 
 import json
 import os
-import shutil
+import re
 import signal
 import sys
 from pathlib import Path
@@ -18,7 +18,10 @@ def main() -> int:
     values = dict(text.split("=", 1) for text in overrides)
     name, seed = values["run.name"], int(values.get("run.seed", 0))
     folder = Path(values["paths.runs"], name)
-    shutil.copy(config, folder / "config.yaml")
+    rate = float(values["optimizer.learning_rate"])
+    saved = re.sub(r"(?m)^(  seed:) .*", rf"\1 {seed}", Path(config).read_text())
+    saved = re.sub(r"(?m)^(  learning_rate:) .*", rf"\1 {rate}", saved)
+    (folder / "config.yaml").write_text(saved)
     with (folder / "calls").open("a", encoding="utf-8") as calls:
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
         calls.write(f"{gpus} {os.environ.get('OMP_NUM_THREADS')}\n")
@@ -29,7 +32,7 @@ def main() -> int:
         signal.sigwait([signal.SIGTERM])
         (folder / "stopped").write_text(json.dumps({"status": 75}))
         return 1  # as torchrun
-    loss = 5 - 100 * float(values["optimizer.learning_rate"]) + 0.01 * seed
+    loss = 5 - 100 * rate + 0.01 * seed
     if program == "train":
         record = {"step": 2, "attempt": 1, "time": 0.0, "valid/loss_span": loss}
         (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")

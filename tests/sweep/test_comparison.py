@@ -137,7 +137,7 @@ def test_each_task_has_a_table_of_its_own(tmp_path: Path) -> None:
     assert [row.is_baseline for group in groups for row in group.rows] == [True, False] * 2
     write_report(tmp_path / "s.sweep", groups, command="glm-dist sweep")
     text = (tmp_path / "s.sweep/sweep.md").read_text()
-    assert "## task=cb, 4 validation examples" in text
+    assert "## task=cb, 4 validation examples (± 0.4000 for a single run)" in text
     stored = json.loads((tmp_path / "s.sweep/sweep.json").read_text())
     assert stored["groups"][1]["rows"][1]["settings"] == {"optimizer.learning_rate": "2e-5"}
 
