@@ -56,10 +56,12 @@ def evaluate(
         log_samples=False,
         verbosity="ERROR",
     )
-    return {
+    results = {
         task: {name: value for name, value in metrics.items() if isinstance(value, float)}
-        for task, metrics in found["results"].items()
+        # Where the launcher's LOCAL_RANK is not 0, the harness computes and returns nothing.
+        for task, metrics in (found or {"results": {}})["results"].items()
     }
+    return model.from_first_rank(results)
 
 
 def open_library(tasks: Sequence[str], include: Path | None) -> Library:

@@ -304,6 +304,7 @@ def test_what_decides_the_result_has_a_default_in_code_only_where_it_means_off()
         "model.position_encoding": PositionEncoding.learned,
         "model.embedding_gradient_share": 1.0,
         "model.residual": Residual.pre_norm,
+        "model.num_classes": 0,
         "corruption.block_mask_prob": 0.0,
         "corruption.short_share": 0.0,
         "corruption.single_span_share": 0.0,

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from unittest.mock import Mock
 
 import numpy as np
@@ -13,10 +15,13 @@ import glm_dist
 from glm_dist.cli.main import main
 from glm_dist.config.load import load_config
 from glm_dist.errors import ConfigError, DataError
+from glm_dist.generate.load import TrainedModel
 from glm_dist.generate.score import Question
 from glm_dist.observe.metrics_file import METRICS_FILE, read_records
+from glm_dist.tasks import harness
 from glm_dist.tasks.evaluate import Settings, evaluate, text_score
 from glm_dist.tasks.examples import read_benchmarks, read_examples
+from glm_dist.tasks.harness import Library
 from tests.ranks import run_ranks
 from tests.train.jobs import glm_dist_command, make_files, with_python
 
@@ -166,6 +171,16 @@ def test_options_are_checked_before_the_model_is_loaded(
     file = str(folder / "choice.jsonl")
     assert main(["evaluate", str(folder / "runs" / "a"), file, *options]) == 2
     assert options[0] in capsys.readouterr().err
+
+
+def test_every_rank_has_the_results_of_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
+    of_first_rank = {"fact": {"acc,none": 0.5}}
+    model = SimpleNamespace(from_first_rank=lambda own: own or of_first_rank)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", SimpleNamespace(LM=object))
+    for returned in ({"results": {"fact": {"acc,none": 0.5, "alias": "fact"}}}, None):
+        library = Library(Mock(simple_evaluate=Mock(return_value=returned)), None)
+        found = harness.evaluate(cast(TrainedModel, model), ["fact"], Settings(), library=library)
+        assert found == of_first_rank
 
 
 def test_a_missing_harness_is_noticed_before_the_model_is_loaded(
