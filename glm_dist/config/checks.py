@@ -18,6 +18,7 @@ from glm_dist.config.schema import (
     PositionEncoding,
     PretrainingTask,
     RunConfig,
+    TaskKind,
     TokenizerKind,
 )
 from glm_dist.config.task_checks import check_task
@@ -45,7 +46,8 @@ def check_config(
     _check_names(config)
     _check_model(config)
     _check_architecture(config.model, tensor_parallel_size=config.parallel.tensor_parallel_size)
-    check_corpora(config.data)
+    if config.data.corpora or config.task.kind is TaskKind.none:
+        check_corpora(config.data)  # a task has examples instead
     _check_shares(config)
     _check_sentinels(config)
     _check_positions(config)
@@ -323,7 +325,8 @@ def _check_tasks(config: RunConfig) -> None:
 
 def _check_intervals(config: RunConfig) -> None:
     evaluation, checkpoint = config.evaluation, config.checkpoint
-    if evaluation.interval > 0 and evaluation.rows_per_objective == 0:
+    is_pretraining = config.task.kind is TaskKind.none
+    if is_pretraining and evaluation.interval > 0 and evaluation.rows_per_objective == 0:
         raise ConfigError(
             f"evaluation.interval={evaluation.interval} asks for validation, but"
             " evaluation.rows_per_objective=0 gives it no rows.\n"
@@ -332,7 +335,7 @@ def _check_intervals(config: RunConfig) -> None:
             value=0,
             fix="evaluation.rows_per_objective=1024",
         )
-    if evaluation.interval > 0 and config.data.validation_share == 0:
+    if is_pretraining and evaluation.interval > 0 and config.data.validation_share == 0:
         raise ConfigError(
             f"evaluation.interval={evaluation.interval} asks for validation, but"
             " data.validation_share=0"

@@ -1,8 +1,9 @@
 """Rows to micro-batches, ahead of time: what one replica reads in each step.
 
-The rows of step ``t`` are ``t*G … t*G + G - 1`` for a global batch of ``G``; a replica takes its
-contiguous share and cuts it into micro-batches in order. Workers change when a micro-batch is
-built, never what is in it. There is no end of data.
+Rows come in items: one row in pretraining, all rows of an example in finetuning. The items of step
+``t`` are ``t*G … t*G + G - 1`` for a global batch of ``G``; a replica takes its contiguous share
+and cuts it into micro-batches in order, so an item is never split. Workers change when a
+micro-batch is built, never what is in it. There is no end of data.
 """
 
 import atexit
@@ -36,15 +37,15 @@ _SET_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux' prctl
 
 
 class TrainingRows(Protocol):
-    """Source of training rows; ``RowSource`` in a run."""
+    """Source of training rows; ``RowSource`` in pretraining."""
 
-    def row(self, index: int) -> Row:
-        """Build training row ``index``, 0, 1, 2, … without end."""
+    def rows(self, number: int) -> Sequence[Row]:
+        """Build all rows of item ``number``, 0, 1, 2, … without end; equally many for each."""
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """Rows that a replica reads in a step."""
+    """Items that a replica reads in a step."""
 
     global_batch_size: int
     micro_batch_size: int
@@ -57,14 +58,14 @@ class StepRows:
         return self.global_batch_size // self.num_replicas // self.micro_batch_size
 
     def indices(self, micro_batch: int) -> range:
-        """Give the row indices of a micro-batch.
+        """Give the numbers of a micro-batch's items.
 
         Args:
             micro_batch: Number counted from the first step on.
         """
         step, place = divmod(micro_batch, self.micro_batches_per_step)
-        rows_of_replica = self.global_batch_size // self.num_replicas
-        first = step * self.global_batch_size + self.replica * rows_of_replica
+        of_replica = self.global_batch_size // self.num_replicas
+        first = step * self.global_batch_size + self.replica * of_replica
         first += place * self.micro_batch_size
         return range(first, first + self.micro_batch_size)
 
@@ -136,9 +137,9 @@ def training_batches(
     Args:
         source: Builds rows; is copied into the workers.
         start_step: First step to read; the step after the last one done when resuming.
-        global_batch_size: Rows of a step over all replicas; a multiple of replicas times
+        global_batch_size: Items of a step over all replicas; a multiple of replicas times
             ``micro_batch_size``.
-        micro_batch_size: Rows of a micro-batch.
+        micro_batch_size: Items of a micro-batch.
         replica: Number of this replica.
         num_replicas: Replicas that share a step.
         num_workers: Processes that build rows; 0 builds them in ``next``.
@@ -228,7 +229,8 @@ class _MicroBatches(IterableDataset["MicroBatch | _Failure"]):
         )
         while True:
             try:
-                rows = [self._source.row(index) for index in self._plan.indices(number)]
+                items = self._plan.indices(number)
+                rows = [row for item in items for row in self._source.rows(item)]
             except GlmDistError as error:
                 yield _Failure(error)
                 return

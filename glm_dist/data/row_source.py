@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from glm_dist.config.schema import DataConfig, RunConfig
+from glm_dist.config.schema import DataConfig, RunConfig, TaskKind
 from glm_dist.data.corpus.indexed import IndexedTokens
 from glm_dist.data.corpus.open import open_corpus
 from glm_dist.data.corpus.splits import TokenStream, split_documents
@@ -26,6 +26,7 @@ from glm_dist.data.tokenizer.tokenizer import (
     Tokenizer,
     load_tokenizer,
 )
+from glm_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,10 @@ class RowSource:
     def objectives(self) -> tuple[str, ...]:
         """Names of the objectives, as in metrics."""
         return self._corpora[0].mixture.names
+
+    def rows(self, number: int) -> tuple[Row]:
+        """Build the rows of a training item, which is one row; see ``row``."""
+        return (self.row(number),)
 
     def row(self, number: int) -> Row:
         """Build a training row.
@@ -191,8 +196,9 @@ def open_row_source(config: RunConfig, tokenizer: Tokenizer | None = None) -> Ro
 
     Raises:
         DataError: A file is missing, damaged, or made with another tokenizer.
-        ConfigError: Options of the corruption contradict the tokenizer.
+        ConfigError: Options of the corruption contradict the tokenizer, or the run has a task.
     """
+    _refuse_task(config)
     data, seed = config.data, config.run.seed
     tokenizer = tokenizer or load_tokenizer(config.tokenizer)
     vocabulary = vocabulary_of(tokenizer)
@@ -235,6 +241,24 @@ def open_row_source(config: RunConfig, tokenizer: Tokenizer | None = None) -> Ro
             ),
         ),
         opened=opened,
+    )
+
+
+def _refuse_task(config: RunConfig) -> None:
+    """Refuse a run that learns from examples, whose rows come from other files.
+
+    Raises:
+        ConfigError: The configuration has a task.
+    """
+    if config.task.kind is TaskKind.none:
+        return
+    raise ConfigError(
+        f"task.kind={config.task.kind.name} learns from examples, so this run has no rows of"
+        " corpora.\n"
+        "  Name a run of pretraining, or set task=none.",
+        key="task.kind",
+        value=config.task.kind.name,
+        fix="task=none",
     )
 
 

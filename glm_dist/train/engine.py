@@ -10,7 +10,7 @@ loss scales; nothing else divides.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from glm_dist.parallel.sequence import (
     sum_gradients_on_arrival,
 )
 from glm_dist.train.own_time import OwnTime
-from glm_dist.train.task import Task, TaskLoss, run_task
+from glm_dist.train.task import ScoringTask, Task, TaskLoss, run_scores, run_task
 
 
 class TrainingEngine:
@@ -118,6 +118,25 @@ class TrainingEngine:
         self.model.train()
         return losses
 
+    @torch.no_grad()
+    def predict(self, batches: Sequence[StageBatch]) -> list[torch.Tensor]:
+        """Rate the answers of examples without dropout and gradients; needs a ``ScoringTask``.
+
+        Args:
+            batches: Micro-batches of this replica.
+
+        Returns:
+            Scores [e, c] of each micro-batch on the last stage; empty elsewhere.
+        """
+        self.model.eval()
+        if self.zero.reduces_in_backward:
+            scores = [self._loss_module(batch, rates=True) for batch in batches]
+        else:
+            task = cast(ScoringTask, self.task)
+            scores = run_scores(self.model, task, batches, groups=self.groups)
+        self.model.train()
+        return scores
+
     def _sum_shared_gradients(self) -> None:
         """Sum partial gradients within a replica, before they are averaged over replicas."""
         tied = self.model.tied_weight
@@ -147,6 +166,10 @@ class _LossModule(torch.nn.Module):
         self.model = model
         self._task = task
 
-    def forward(self, batch: StageBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(
+        self, batch: StageBatch, *, rates: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         (stage,) = self.model.chunks  # stages and ZeRO 2 and 3 exclude each other
+        if rates:
+            return cast(ScoringTask, self._task).scores(stage, stage(batch), batch)
         return self._task.loss(stage, stage(batch), batch)

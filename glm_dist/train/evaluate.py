@@ -1,9 +1,10 @@
 """Validation loss of each objective, over the same rows in every layout."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Protocol
+from itertools import islice
+from typing import Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,40 +15,45 @@ from glm_dist.model.batch import StageBatch
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.task import Task, TaskLoss
 
+Batch = TypeVar("Batch")
+
 BATCHES_PER_STAGE = 8
 """Micro-batches between two votes on a stop, for each stage: the pipeline's bubble stays below an
 eighth of the time."""
 
 
 def replica_rows(
-    row_of: Callable[[int], Row], num_rows: int, *, micro_batch_size: int, groups: ParallelGroups
-) -> list[MicroBatch]:
-    """Return this replica's share of the validation rows, in whole micro-batches.
+    rows_of: Callable[[int], Sequence[Row]],
+    num_items: int,
+    *,
+    micro_batch_size: int,
+    groups: ParallelGroups,
+) -> Iterator[MicroBatch]:
+    """Yield this replica's share of the validation items, in whole micro-batches.
 
-    Micro-batches are dealt to replicas in turn. Rows without targets fill up the last round, and
-    the rounds that the pipeline's schedule requires, so that every rank runs the same number of
-    forward passes.
+    Micro-batches are dealt to replicas in turn: with ``b`` items each and ``r`` replicas, batch
+    ``i`` of a replica holds items ``(i * r + replica) * b`` and on. Items without targets and label
+    fill up the last round, and the rounds that the pipeline's schedule requires, so that every rank
+    runs the same number of forward passes.
 
     Args:
-        row_of: Validation row by index.
-        num_rows: Rows to evaluate, over all replicas.
-        micro_batch_size: Rows of a forward pass.
+        rows_of: All rows of a validation item, by index.
+        num_items: Items to evaluate, over all replicas.
+        micro_batch_size: Items of a forward pass.
         groups: This rank's process groups.
     """
     replicas, replica = groups.layout.data_parallel_size, groups.coordinates.data
     round_size = micro_batch_size * replicas
     multiple = groups.layout.micro_batch_multiple
-    num_rounds = -(-num_rows // (round_size * multiple)) * multiple
-    batches = []
+    num_rounds = -(-num_items // (round_size * multiple)) * multiple
     for first in range(replica * micro_batch_size, num_rounds * round_size, round_size):
-        rows = []
+        rows: list[Row] = []
         for index in range(first, first + micro_batch_size):
-            row = row_of(index % num_rows)
-            if index >= num_rows:
-                row = replace(row, loss_mask=row.loss_mask & False)
-            rows.append(row)
-        batches.append(MicroBatch.stack(rows))
-    return batches
+            found = rows_of(index % num_items)
+            if index >= num_items:
+                found = [replace(row, loss_mask=row.loss_mask & False, label=-1) for row in found]
+            rows += found
+        yield MicroBatch.stack(rows)
 
 
 class Evaluator(Protocol):
@@ -79,14 +85,21 @@ class EvaluationRows(Protocol):
         """Build a row; the same for the same arguments."""
 
 
-def _groups_of_batches(
-    batches: Sequence[StageBatch], groups: ParallelGroups
-) -> list[Sequence[StageBatch]]:
+def groups_of_batches(
+    batches: Iterable[Batch], groups: ParallelGroups
+) -> Iterator[Sequence[Batch]]:
     """Cut batches into groups, each long enough to keep the pipeline busy."""
     multiple = groups.layout.micro_batch_multiple
     size = BATCHES_PER_STAGE * groups.layout.pipeline_parallel_size
     size = -(-size // multiple) * multiple
-    return [batches[first : first + size] for first in range(0, len(batches), size)]
+    remaining = iter(batches)
+    while group := list(islice(remaining, size)):
+        yield group
+
+
+def _single_row(rows: EvaluationRows, objective: str, corpus: str, index: int) -> tuple[Row]:
+    """Return an item that is one row."""
+    return (rows.row(objective, corpus, index),)
 
 
 def validation_losses(
@@ -119,14 +132,14 @@ def validation_losses(
         batches = [
             task.batch(batch, device)
             for batch in replica_rows(
-                partial(rows.row, objective, corpus),
+                partial(_single_row, rows, objective, corpus),
                 -(-num_rows // len(corpora)),
                 micro_batch_size=micro_batch_size,
                 groups=groups,
             )
         ]
         losses: list[TaskLoss] = []
-        for group in _groups_of_batches(batches, groups):
+        for group in groups_of_batches(batches, groups):
             if stops():
                 return None
             losses += model.evaluate(group)

@@ -1,15 +1,13 @@
-"""One pretraining job on one rank, from a checked configuration to the last checkpoint."""
+"""One training job on one rank, from a checked configuration to the last checkpoint."""
 
 import logging
 import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +19,6 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
@@ -61,17 +58,22 @@ from glm_dist.train.rows import RunRows
 from glm_dist.train.same_everywhere import check_same_everywhere
 from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import Start, facts_of_start, starting_point
-from glm_dist.train.task import Pretraining
+from glm_dist.train.task import Pretraining, Task
 from glm_dist.train.time_limit import TimeLimit, job_end
 from glm_dist.train.uploads import open_run_store, open_uploads
+from glm_dist.train.workload import OpenWorkload, Workload, open_pretraining
 
 log = logging.getLogger(__name__)
+
+PRETRAINING = Pretraining()
+"""Its loss is reported in total only."""
 
 
 def run(
     config: RunConfig,
     launch: LaunchEnvironment,
     *,
+    workload: OpenWorkload = open_pretraining,
     benchmarks: Benchmarks | None = None,
     listener: StopListener | None = None,
 ) -> int:
@@ -80,6 +82,7 @@ def run(
     Args:
         config: Checked against the world size and the files.
         launch: Identity of this process.
+        workload: Opens what is learned; called once on every rank.
         benchmarks: Measures the model at every validation; None: only losses are measured.
         listener: Has listened for stop requests since the process began; None: begins after all
             ranks have joined.
@@ -106,6 +109,7 @@ def run(
                 request,
                 console=console,
                 started=started,
+                workload=workload,
                 benchmarks=benchmarks,
             )
     except RankFailure as failure:
@@ -129,6 +133,7 @@ def _run(
     *,
     console: Console,
     started: float,
+    workload: OpenWorkload,
     benchmarks: Benchmarks | None,
 ) -> int:
     """Train in the run's folder; return the exit status."""
@@ -138,7 +143,9 @@ def _run(
     folder = _open_folder(config, launch, console=console)
     process.watchdog.open_folder(config.run_dir / HEARTBEATS)
     process.board.last_words = partial(fail_attempt, folder)
-    job = _Job(config, launch, process, request, groups, folder, console, started, benchmarks)
+    job = _Job(
+        *(config, launch, process, request, groups, folder, console, started, workload, benchmarks)
+    )
     try:
         _train(job)
     except StoppedBeforeTraining:
@@ -163,6 +170,7 @@ class _Job:
     console: Console
     started: float
     """Reading of ``time.monotonic`` at the start."""
+    workload: OpenWorkload
     benchmarks: Benchmarks | None
 
 
@@ -174,25 +182,25 @@ def _train(job: _Job) -> None:
     """
     config, process, request, folder = job.config, job.process, job.request, job.folder
     request.raise_if_agreed()
-    with Ranks(None).raise_on_all_ranks("open the corpora", "data.corpora"):
-        source = open_row_source(config)
+    with Ranks(None).raise_on_all_ranks("open the data", "data"):
+        workload = job.workload(config)
     engine = build_engine(
         config,
         job.groups,
         device=process.device,
         world_size=job.launch.world_size,
-        objectives=source.objectives,
+        task=workload.task,
     )
     quiet_libraries()
     request.raise_if_agreed()
-    identity = cast(dict[str, Json], {"data": source.fingerprint()})
+    identity: dict[str, Json] = {"data": workload.fingerprint()}
     run_store = open_run_store(config, folder, turn=process.progress.restart)
     start = starting_point(config, engine, identity, run_store=run_store)
     # Not before: a refused start changes nothing.
     _begin_attempt(job)
     _keep_tokenizer(config)
     phases = PhaseClock(listener=process.progress.enter)
-    sink = _open_sinks(job, engine, start, phases)
+    sink = _open_sinks(job, engine, workload, start, phases)
     if folder is not None:
         request.limit(_time_limit(config, job.launch, request.started))
     upkeep = start.upkeep(config, folder)
@@ -200,9 +208,13 @@ def _train(job: _Job) -> None:
         config=config,
         engine=engine,
         rows=RunRows(
-            config, source, job.groups, done=start.step, passed_over=passed_over(start.extra)
+            config,
+            workload.rows,
+            job.groups,
+            done=start.step,
+            passed_over=passed_over(start.extra),
         ),
-        validation=source.validation,
+        workload=workload,
         stop_request=request,
         sink=sink,
         checkpoints=config.run_dir / CHECKPOINTS,
@@ -231,13 +243,14 @@ def _run_loop(context: LoopContext, *, first_step: int) -> None:
 
 
 def _open_sinks(
-    job: _Job, engine: TrainingEngine, start: Start, phases: PhaseClock
+    job: _Job, engine: TrainingEngine, workload: Workload, start: Start, phases: PhaseClock
 ) -> SinkGroup | FencedSink:
     """Open the run's records on rank 0; on the others, nothing is recorded."""
     folder = job.folder
     if folder is None:
         return SinkGroup()
-    _announce(job.config, engine, first_step=start.step, seconds=time.monotonic() - job.started)
+    rows_per_step = job.config.batch.global_batch_size * workload.rows_per_item
+    _announce(job, engine, first_step=start.step, rows_per_step=rows_per_step)
     sinks = open_sinks(
         job.config,
         attempt=folder.attempt,
@@ -323,7 +336,7 @@ def build_engine(
     *,
     device: torch.device,
     world_size: int,
-    objectives: Sequence[str] = (),
+    task: Task = PRETRAINING,
 ) -> TrainingEngine:
     """Build this rank's initialised model and its optimizer. Collective over all ranks.
 
@@ -332,7 +345,7 @@ def build_engine(
         groups: This rank's process groups.
         device: Device of the model.
         world_size: Processes of the whole job.
-        objectives: Objectives whose training losses are reported separately.
+        task: Turns rows into batches and hidden states into a loss.
     """
     model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
     initialize(model.shards(), seed=config.run.seed)
@@ -340,17 +353,15 @@ def build_engine(
         compile_layers(model)
     return TrainingEngine(
         model,
-        Pretraining(tuple(objectives)),
+        task,
         config.optimizer,
         deepspeed_config=deepspeed_config(config, world_size=world_size),
         groups=groups,
     )
 
 
-def _announce(
-    config: RunConfig, engine: TrainingEngine, *, first_step: int, seconds: float
-) -> None:
-    layout = engine.groups.layout
+def _announce(job: _Job, engine: TrainingEngine, *, first_step: int, rows_per_step: int) -> None:
+    config, layout = job.config, engine.groups.layout
     log.info(
         "training run=%s layout=%s zero=%d dtype=%s steps=%d..%d rows_per_step=%d "
         "micro_batches=%d startup_seconds=%.1f",
@@ -360,7 +371,7 @@ def _announce(
         config.precision.dtype.name,
         first_step,
         config.run.steps,
-        config.batch.global_batch_size,
+        rows_per_step,
         config.num_micro_batches(layout.world_size),
-        seconds,
+        time.monotonic() - job.started,
     )

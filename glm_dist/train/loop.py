@@ -24,7 +24,6 @@ from glm_dist.parallel.errors import on_this_rank
 from glm_dist.parallel.progress import Progress
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.evaluate import EvaluationRows
 from glm_dist.train.observers import Benchmarks, Observer, Recorder, StepDone, Validator
 from glm_dist.train.own_time import OwnTime
 from glm_dist.train.preemption import StopRequest
@@ -35,6 +34,7 @@ from glm_dist.train.stability import STABILITY, Guard
 from glm_dist.train.step import StepResult, train_step
 from glm_dist.train.stragglers import StragglerWatch
 from glm_dist.train.uploads import Uploads
+from glm_dist.train.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,8 @@ class LoopContext:
     engine: TrainingEngine
     rows: StepBatches
     """Micro-batches of this replica, one item per step, from the first remaining step."""
-    validation: EvaluationRows
+    workload: Workload
+    """Validates."""
     stop_request: StopRequest
     sink: MetricSink
     """Takes records; does nothing on ranks other than 0."""
@@ -244,7 +245,7 @@ def _observers(
     validator = Validator(
         run.config,
         run.engine,
-        run.validation,
+        run.workload,
         sink=run.sink,
         device=run.device,
         benchmarks=run.benchmarks,

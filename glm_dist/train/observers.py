@@ -25,7 +25,6 @@ from glm_dist.observe.metrics import (
     SKIPPED_STEPS,
     TRAIN,
     TRAIN_LOSS,
-    VALID_LOSS,
     VALID_TASK,
 )
 from glm_dist.observe.phases import RECORD, VALIDATE, PhaseClock
@@ -35,11 +34,11 @@ from glm_dist.parallel.errors import on_this_rank
 from glm_dist.train.divergence import non_finite_loss
 from glm_dist.train.efficiency import Efficiency
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.evaluate import EvaluationRows, validation_losses
 from glm_dist.train.rows import StepBatches
 from glm_dist.train.stability import Guard
 from glm_dist.train.step import StepResult
 from glm_dist.train.step_done import StepDone as StepDone
+from glm_dist.train.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +128,12 @@ class Recorder:
             micro_batches: Its rows on this rank.
             counts: Its loss counts; False for a step that was dropped.
         """
-        batch = self._config.batch
         self._num_steps += 1
         if counts:
             self._results[step] = result
-        self._throughput.step_done(batch.global_batch_size * batch.row_length)
+        # Every replica reads equally many rows of the same length.
+        positions = sum(batch.tokens.numel() for batch in micro_batches)
+        self._throughput.step_done(positions * self._engine.groups.layout.data_parallel_size)
         self._efficiency.step_done(micro_batches)
 
     def due(self, done: StepDone) -> bool:
@@ -223,7 +223,7 @@ Benchmarks = Callable[[TrainingEngine, int], dict[str, float]]
 
 
 class Validator:
-    """Measures each objective's loss on held-out rows."""
+    """Measures the model on held-out data, as the workload does."""
 
     phase = VALIDATE
 
@@ -231,7 +231,7 @@ class Validator:
         self,
         config: RunConfig,
         engine: TrainingEngine,
-        rows: EvaluationRows,
+        workload: Workload,
         *,
         sink: MetricSink,
         device: torch.device,
@@ -243,7 +243,7 @@ class Validator:
         Args:
             config: The run's configuration.
             engine: Model of this rank.
-            rows: Held-out rows.
+            workload: Measures.
             sink: Takes records; does nothing on ranks other than 0.
             device: The rank's device.
             benchmarks: Measure more; None: nothing.
@@ -251,10 +251,9 @@ class Validator:
         """
         self._config = config
         self._engine = engine
-        self._rows = rows
+        self._workload = workload
         self._benchmarks = benchmarks
         self._stops = stops
-        self._without_targets: set[str] = set()
         self._sink = sink
         self._device = device
 
@@ -264,26 +263,15 @@ class Validator:
         return not done.stops and is_due(done.step, interval, at_once=done.is_last)
 
     def act(self, done: StepDone) -> None:
-        """Validate and write the losses, all or none."""
+        """Validate and write the metrics, all or none."""
         with on_this_rank(self._engine.groups.rank):
-            losses = validation_losses(
-                self._engine,
-                self._rows,
-                num_rows=self._config.evaluation.rows_per_objective,
-                micro_batch_size=self._config.batch.micro_batch_size,
-                device=self._device,
-                stops=self._stops,
+            found = self._workload.validate(
+                self._engine, step=done.step, device=self._device, stops=self._stops
             )
-            if losses is None:
+            if found is None:
                 log.info("gave up the validation of step=%d for a stop", done.step)
                 return
             more = self._benchmarks(self._engine, done.step) if self._benchmarks else {}
-        empty = set(self._rows.objectives) - losses.keys() - self._without_targets
-        for objective in sorted(empty):  # warn once, not at every validation
-            log.warning(
-                "validation has no targets for objective=%s; its loss is left out", objective
-            )
-        self._without_targets |= empty
-        metrics = {VALID_LOSS + name: loss for name, loss in losses.items()}
-        metrics |= {VALID_TASK + name: value for name, value in more.items()}
-        self._sink.write(done.step, metrics)
+        self._sink.write(
+            done.step, found | {VALID_TASK + name: value for name, value in more.items()}
+        )

@@ -3,9 +3,10 @@
 The checks read only headers and a few blocks; their time does not depend on the amount of data.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, list_steps, step_name
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, all_damaged, read_manifest
@@ -48,6 +49,22 @@ class CorpusFacts:
 
 
 @dataclass(frozen=True)
+class DataFacts:
+    """Facts about a run's training data."""
+
+    identity: Mapping[str, object]
+    """Fingerprint of the run's workload."""
+    corpora: tuple[CorpusFacts, ...] = ()
+    """Empty for a task."""
+    warnings: tuple[str, ...] = ()
+    """Likely mistakes, in words."""
+
+
+ReadData: TypeAlias = Callable[[RunConfig, Tokenizer], DataFacts]
+"""Reads the facts of a checked configuration with its tokenizer; raises if the data is unusable."""
+
+
+@dataclass(frozen=True)
 class Preflight:
     """Facts about the job read from its files."""
 
@@ -60,13 +77,35 @@ class Preflight:
     """Likely mistakes, in words."""
 
 
-def check_files(config: RunConfig, *, asks_store: bool = True) -> Preflight:
-    """Check tokenizer, corpora, run folder and ``checkpoint.url``.
+def read_corpora(config: RunConfig, tokenizer: Tokenizer) -> DataFacts:
+    """Open the corpora of pretraining; see ``ReadData``."""
+    source = open_row_source(config, tokenizer)
+    epochs = source.epochs_before(config.run.steps * config.batch.global_batch_size)
+    return DataFacts(
+        source.fingerprint(),
+        corpora=tuple(
+            CorpusFacts(
+                each.corpus,
+                documents=each.documents,
+                tokens=each.tokens,
+                epochs=epochs[each.corpus],
+            )
+            for each in source.blend()
+        ),
+        warnings=tuple(_warnings(config, source, tokenizer)),
+    )
+
+
+def check_files(
+    config: RunConfig, *, asks_store: bool = True, read_data: ReadData = read_corpora
+) -> Preflight:
+    """Check tokenizer, data, run folder and ``checkpoint.url``.
 
     Args:
         config: Checked configuration.
         asks_store: Ask the store of ``checkpoint.url``. If not, another rank does, and nothing is
             said about resuming where the store might say something else.
+        read_data: Checks the training data; a task has its own.
 
     Raises:
         DataError: Tokenizer or corpus is missing, damaged or does not fit.
@@ -75,31 +114,22 @@ def check_files(config: RunConfig, *, asks_store: bool = True) -> Preflight:
         ConfigError: The run folder cannot be written or belongs to another configuration.
     """
     tokenizer = _load_tokenizer(config)
-    source = open_row_source(config, tokenizer)
+    data = read_data(config, tokenizer)
     remote = check_store(config) if asks_store else None
     is_open = config.checkpoint.url is not None and not asks_store
     newest_step = check_run_folder(config, remote=remote, is_open=is_open)
     if newest_step is not None:
-        _check_data(config, source.fingerprint(), remote)
-        for corpus in config.data.corpora.values():
-            manifest = read_corpus_manifest(corpus.prefix)
+        _check_data(config, data.identity, remote)
+        for corpus in data.corpora:
+            prefix = config.data.corpora[corpus.name].prefix
+            manifest = read_corpus_manifest(prefix)
             if manifest is not None:
-                spot_check(corpus.prefix, manifest)
-    epochs = source.epochs_before(config.run.steps * config.batch.global_batch_size)
-    facts = tuple(
-        CorpusFacts(
-            each.corpus,
-            documents=each.documents,
-            tokens=each.tokens,
-            epochs=epochs[each.corpus],
-        )
-        for each in source.blend()
-    )
+                spot_check(prefix, manifest)
     return Preflight(
-        facts,
+        data.corpora,
         newest_step,
         fetched_from=None if remote is None else remote.url,
-        warnings=tuple(_warnings(config, source, tokenizer)),
+        warnings=data.warnings,
     )
 
 

@@ -22,7 +22,6 @@ from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, load_tensors, read
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import EXIT_USER_ERROR, CheckpointError, GlmDistError
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.metrics import GRAD_NORM, TRAIN_LOSS
@@ -46,6 +45,7 @@ from glm_dist.train.same_run import (
     stability_memory,
 )
 from glm_dist.train.state import restore_state, training_fragments
+from glm_dist.train.workload import OpenWorkload, Workload, open_pretraining
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ def run_replay(
     step: int | None,
     steps: int,
     report: Callable[[Replay], int],
+    workload: OpenWorkload = open_pretraining,
 ) -> int:
     """Replay steps of a run and report. Collective over all ranks of the job.
 
@@ -114,6 +115,7 @@ def run_replay(
         step: Checkpoint to start from; see ``plan_replay``.
         steps: Most steps to replay.
         report: Called on rank 0 with the result; returns the exit status.
+        workload: Opens what the run learned.
 
     Returns:
         Exit status.
@@ -122,7 +124,9 @@ def run_replay(
     process = start_process(launch, timedelta(minutes=config.parallel.timeout_minutes))
     try:
         with heard_by_all(process.board):
-            result = _replay(run, config, launch, process, step=step, steps=steps)
+            result = _replay(
+                run, config, launch, process, step=step, steps=steps, workload=workload
+            )
             status = Ranks(None).on_first("report", str(run), lambda: report(result))
     except RankFailure as failure:
         report_failure(process.board, failure)
@@ -143,6 +147,7 @@ def _replay(
     *,
     step: int | None,
     steps: int,
+    workload: OpenWorkload,
 ) -> Replay:
     started = time.monotonic()
     ranks = Ranks(None)
@@ -151,23 +156,21 @@ def _replay(
     )
     info = read_checkpoint(_folder_of(run, plan.start))
     check_has_optimizer(info.path, info.manifest)
-    with ranks.raise_on_all_ranks("open the corpora", "data.corpora"):
-        source = open_row_source(config)
-    check_same_rows(
-        config, info.path, extra=info.manifest.extra, current=dict(source.fingerprint())
-    )
+    with ranks.raise_on_all_ranks("open the data", "data"):
+        opened = workload(config)
+    check_same_rows(config, info.path, extra=info.manifest.extra, current=opened.fingerprint())
     layout = Layout.from_config(config, launch.world_size)
     engine = build_engine(
         config,
         build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes)),
         device=process.device,
         world_size=launch.world_size,
-        objectives=source.objectives,
+        task=opened.task,
     )
     quiet_libraries()
     restore_state(engine, info)
     extra = info.manifest.extra
-    steps_done = _train(config, engine, source, plan, extra=extra, device=process.device)
+    steps_done = _train(config, engine, opened, plan, extra=extra, device=process.device)
     compared = tuple(compare(each, steps_done) for each in plan.records)
     weights = None
     if plan.later is not None:
@@ -184,7 +187,7 @@ def _replay(
 def _train(
     config: RunConfig,
     engine: TrainingEngine,
-    source: RowSource,
+    workload: Workload,
     plan: Plan,
     *,
     extra: Mapping[str, Json],
@@ -205,9 +208,13 @@ def _train(
             config=quiet,
             engine=engine,
             rows=RunRows(
-                config, source, engine.groups, done=plan.start, passed_over=passed_over(extra)
+                config,
+                workload.rows,
+                engine.groups,
+                done=plan.start,
+                passed_over=passed_over(extra),
             ),
-            validation=source.validation,
+            workload=workload,
             stop_request=StopRequest(),
             sink=memory,
             checkpoints=quiet.run_dir / CHECKPOINTS,

@@ -1,18 +1,38 @@
 """Training rows of a run on one replica, from any step on, less what the run has passed over.
 
-A rewind passes over the rows of some steps: their range is skipped from then on, as if
+An item is what ``batch`` counts: a row in pretraining, an example with all its rows in finetuning.
+A rewind passes over the items of some steps: their range is skipped from then on, as if
 ``data.skip_rows`` had named it. The ranges are stored in checkpoints, so that a step reads the same
 rows after a restart.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.loader import StepRows, TrainingBatches, training_batches
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.data.row_source import RowSource
+from glm_dist.data.rows import Row
 from glm_dist.parallel.groups import ParallelGroups
+
+
+class ItemSource(Protocol):
+    """Source of a run's training items; copied into the loader's workers."""
+
+    def rows(self, number: int) -> Sequence[Row]:
+        """Build all rows of item ``number``, 0, 1, 2, … without end; equally many for each.
+
+        A function of the configuration, the data and ``number`` alone: not of rank or time.
+        """
+
+    def index(self, number: int) -> int:
+        """Return the index of an item, which counts skipped ones as well."""
+
+    def passing_over(self, rows: Sequence[str]) -> Self:
+        """Return the same items without some ranges of indices, as first-last."""
+
+    def epochs_before(self, number: int) -> Mapping[str, float]:
+        """Return the passes over each part of the data made by the items before a given one."""
 
 
 class StepBatches(Protocol):
@@ -26,16 +46,16 @@ class StepBatches(Protocol):
         """Return this replica's micro-batches of the next step."""
 
     def epochs_before(self, number: int) -> Mapping[str, float]:
-        """Return the passes over each corpus made by the rows before a given row."""
+        """Return the passes over each part of the data made by the items before a given one."""
 
     def indices(self, step: int) -> list[list[int]]:
-        """Return the row indices of each micro-batch that this replica reads in a step."""
+        """Return the item indices of each micro-batch that this replica reads in a step."""
 
     def rows_of(self, first_step: int, last_step: int) -> str:
-        """Return the range of row indices, as first-last, that all replicas read in some steps."""
+        """Return the range of item indices, as first-last, that replicas read in some steps."""
 
     def pass_over(self, rows: str, *, done: int) -> None:
-        """Skip a range of rows, and continue with the step after ``done``."""
+        """Skip a range of items, and continue with the step after ``done``."""
 
     def reopen(self, *, done: int) -> None:
         """Continue with the step after ``done``."""
@@ -47,7 +67,7 @@ class RunRows:
     def __init__(
         self,
         config: RunConfig,
-        source: RowSource,
+        source: ItemSource,
         groups: ParallelGroups,
         *,
         done: int,
@@ -57,7 +77,7 @@ class RunRows:
 
         Args:
             config: Sizes of steps and micro-batches; workers.
-            source: Rows of the configuration.
+            source: Items of the configuration.
             groups: This rank's process groups.
             done: Steps already done.
             passed_over: Ranges that rewinds have passed over.
@@ -87,7 +107,7 @@ class RunRows:
         per_step = self._plan.micro_batches_per_step
         first = (step - 1) * per_step
         return [
-            [self._source.index(row) for row in self._plan.indices(number)]
+            [self._source.index(item) for item in self._plan.indices(number)]
             for number in range(first, first + per_step)
         ]
 

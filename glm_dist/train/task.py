@@ -4,9 +4,9 @@ The model's last stage returns hidden states; a task turns them into a sum of lo
 that the step divides by, and metrics. Schedule, engine and step know nothing else about the loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
@@ -54,6 +54,23 @@ class Task(Protocol):
             hidden: Its final hidden states [s, b, h], or this rank's part of the rows under
                 sequence parallelism.
             batch: Output of ``batch``.
+        """
+
+
+class ScoringTask(Task, Protocol):
+    """Interface of a task that can say how it rates the answers of each example."""
+
+    def scores(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
+        """Rate the answers or classes of each example of a micro-batch.
+
+        Args:
+            stage: As for ``loss``.
+            hidden: As for ``loss``.
+            batch: As for ``loss``; examples that only fill up a batch have no targets.
+
+        Returns:
+            Scores [e, c] in fp32, larger is better, of the batch's examples in order, equal on all
+            tensor-parallel ranks; ``c`` is the same for all batches of the task.
         """
 
 
@@ -119,6 +136,39 @@ def run_task(
         loss = task.loss(stage, hidden, batch)
         return Result(loss.total, TaskLoss(loss.total.detach(), loss.metrics))
 
+    return _run(model, batches, finish, groups=groups, loss_scales=loss_scales)
+
+
+def run_scores(
+    model: GLMShard, task: ScoringTask, batches: Sequence[StageBatch], *, groups: ParallelGroups
+) -> list[torch.Tensor]:
+    """Run micro-batches forward and rate their answers. Collective over a replica.
+
+    Args:
+        model: This rank's part of the model.
+        task: Turns hidden states into scores.
+        batches: Micro-batches of this replica, of one shape.
+        groups: This rank's process groups.
+
+    Returns:
+        Scores [e, c] of each micro-batch on the last stage; empty elsewhere.
+    """
+
+    def finish(stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> Result:
+        return Result(hidden.new_zeros(()), task.scores(stage, hidden, batch))
+
+    return _run(model, batches, finish, groups=groups, loss_scales=None)
+
+
+def _run(
+    model: GLMShard,
+    batches: Sequence[StageBatch],
+    finish: Callable[[GLMStage, torch.Tensor, StageBatch], Result],
+    *,
+    groups: ParallelGroups,
+    loss_scales: Sequence[torch.Tensor] | None,
+) -> list[Any]:
+    """Run the schedule on batches of one shape; None: forward only."""
     rows, length = batches[0].tokens.shape
     one = torch.ones((), device=batches[0].tokens.device)
     return run_schedule(

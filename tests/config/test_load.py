@@ -77,7 +77,14 @@ def test_option_composes(group: str, option: str) -> None:
         overrides.append("zero=stage1")
     if option == "t5":
         overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
+    if (group, option) == ("data", "none"):
+        overrides.append("task.kind=cloze")
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
+
+
+def test_only_a_task_needs_no_corpora() -> None:
+    with pytest.raises(ConfigError, match=r"data\.corpora is empty"):
+        load_config(["experiment=tiny", "data=none"])
 
 
 def test_composed_glm_large_equals_the_golden_file() -> None:

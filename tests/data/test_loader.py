@@ -20,17 +20,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class NumberedRows:
-    """Rows whose only token is their index."""
+    """Rows whose only token is their index; an item has ``each`` of them."""
 
     bad_index: int = -1
     seconds: float = 0.0
+    each: int = 1
 
-    def row(self, index: int) -> Row:
+    def rows(self, index: int) -> list[Row]:
         if index == self.bad_index:
             raise DataError("a row is damaged", key="corpus", value=7, fix="repair it")
         time.sleep(self.seconds)
         one = np.array([index])
-        return Row(one, one, one, one, one > 0, 1, "span", 1)
+        return [Row(one, one, one, one, one > 0, 1, "span", 1)] * self.each
 
 
 def read(source: NumberedRows, **changes: int) -> TrainingBatches:
@@ -50,6 +51,13 @@ def indices(batches: TrainingBatches, steps: int) -> list[list[list[int]]]:
     found = [[m.tokens[:, 0].tolist() for m in next(batches)] for _ in range(steps)]
     batches.close()
     return found
+
+
+def test_a_micro_batch_holds_all_rows_of_its_items() -> None:
+    batches = read(NumberedRows(each=3), global_batch_size=4, replica=1, num_replicas=2)
+
+    # Items 0 and 1 belong to the other replica.
+    assert indices(batches, 2) == [[[2, 2, 2, 3, 3, 3]], [[6, 6, 6, 7, 7, 7]]]
 
 
 def test_a_step_is_cut_into_micro_batches_in_order() -> None:

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.data.row_source import open_row_source
 from glm_dist.errors import TrainingError
 from glm_dist.observe.events import EventsSink, read_events
 from glm_dist.parallel.cpu import enable_cpu
@@ -28,6 +27,7 @@ from glm_dist.train.rows import RunRows
 from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import starting_point
 from glm_dist.train.task import Pretraining, TaskLoss
+from glm_dist.train.workload import open_pretraining
 from tests.train.grid import whole_weights
 from tests.train.jobs import make_files
 from tests.train.test_precision import poison
@@ -116,12 +116,13 @@ def run_job(
     if last is not None:
         config = replace(config, run=replace(config.run, steps=last))
     groups = build_groups(layout_of(config), timedelta(seconds=60))
-    source = open_row_source(config)
+    workload = open_pretraining(config)
     device, world = torch.device("cpu"), dist.get_world_size()
     engine = build_engine(config, groups, device=device, world_size=world)
-    identity: Mapping[str, Any] = {"data": source.fingerprint()}
+    identity: Mapping[str, Any] = {"data": workload.fingerprint()}
     start = starting_point(config, engine, identity)
-    rows = FaultyRows(config, source, groups, done=start.step, passed_over=passed_over(start.extra))
+    skipped = passed_over(start.extra)
+    rows = FaultyRows(config, workload.rows, groups, done=start.step, passed_over=skipped)
     config.run_dir.mkdir(parents=True, exist_ok=True)
     # Every rank writes its events, so that they can be compared.
     file = config.run_dir / f"events_{dist.get_rank()}.jsonl"
@@ -129,7 +130,7 @@ def run_job(
         config=config,
         engine=engine,
         rows=rows.prepare(engine, start.step, fault, at),
-        validation=source.validation,
+        workload=workload,
         stop_request=StopRequest(),
         sink=LossSink(file, attempt=1, first_step=start.step),
         checkpoints=config.run_dir / "checkpoints",

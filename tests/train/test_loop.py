@@ -10,7 +10,6 @@ import torch
 
 from glm_dist.config.load import load_config
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.data.row_source import open_row_source
 from glm_dist.errors import TrainingError
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
@@ -20,6 +19,7 @@ from glm_dist.train.job import build_engine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.rows import RunRows
+from glm_dist.train.workload import open_pretraining
 from tests.ranks import run_ranks
 from tests.train.jobs import make_files
 from tests.train.test_precision import poison
@@ -70,14 +70,14 @@ def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str],
     groups = build_groups(Layout(1, 1, 1), timedelta(seconds=60))
     device = torch.device("cpu")
     engine = build_engine(config, groups, device=device, world_size=1)
-    source = open_row_source(config)
-    rows = PoisonedRows(config, source, groups, done=0)
+    workload = open_pretraining(config)
+    rows = PoisonedRows(config, workload.rows, groups, done=0)
     sink = Records()
     run = LoopContext(
         config=config,
         engine=engine,
         rows=rows.poison(engine, step=step),
-        validation=source.validation,
+        workload=workload,
         stop_request=StopRequest(),
         sink=sink,
         checkpoints=config.run_dir / "checkpoints",

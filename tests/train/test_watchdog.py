@@ -20,12 +20,12 @@ FOREVER = "__import__('time').sleep(1000)"
 
 PATCHES = {
     "start": f"""
-from glm_dist.train import job
-kept = job.open_row_source
+from glm_dist.train import workload
+kept = workload.open_row_source
 def broken(*arguments):
     if rank == 1: {FOREVER}
     return kept(*arguments)
-job.open_row_source = broken
+workload.open_row_source = broken
 """,
     "data": f"""
 from glm_dist.data.loader import TrainingBatches
