@@ -116,7 +116,7 @@ class ChoiceTask:
 class ClassifyTask:
     """Classify a row by the classification head, or choose between rows with one logit each."""
 
-    pool: Pool = Pool.start
+    pool: Pool = Pool.cls
     """Token whose hidden state the head reads."""
     num_choices: int = 1
     """Rows of an example: 1, or its candidates where the head has one output."""

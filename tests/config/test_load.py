@@ -75,10 +75,10 @@ def test_option_composes(group: str, option: str) -> None:
     overrides = [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
-    if option == "t5":
-        overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     if (group, option) == ("data", "none"):
         overrides.append("task.kind=cloze")
+    if option == "t5":
+        overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
 
 

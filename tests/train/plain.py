@@ -4,6 +4,7 @@ The layout grid compares with this, so that an error that all layouts share is a
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,44 +16,63 @@ HEADS = 4
 EPSILON = 1e-5
 
 
-def loss_sum(
-    weights: dict[str, torch.Tensor],
-    rows: list[Row],
-    *,
-    vocab_size: int,
-    options: frozenset[str] = frozenset(),
+Weights = dict[str, torch.Tensor]
+
+
+def final_hidden(
+    weights: Weights, row: Row, *, vocab_size: int, options: frozenset[str] = frozenset()
 ) -> torch.Tensor:
-    """Summed cross entropy of the rows, each computed alone under a dense mask.
+    """Normalised hidden states [s, h] of a row, under a dense mask.
 
     Args:
         weights: Whole parameters by global name.
-        rows: Any number of rows.
+        row: Any row that is not packed.
         vocab_size: Tokens that exist; later rows of the table are padding.
         options: Names of ``grid.ARCHITECTURE``.
     """
     table = weights["embedding.word_embeddings.weight"][:vocab_size]
+    hidden = table[torch.from_numpy(row.tokens)]  # [s, h]
+    if "shrink" in options:
+        hidden = 0.1 * hidden + 0.9 * hidden.detach()
+    position_ids = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
+    if "rotary_2d" not in options:
+        for name, ids in zip(("position", "block_position"), position_ids, strict=True):
+            hidden = hidden + weights[f"embedding.{name}_embeddings.weight"][ids]
+    index = torch.arange(len(row.tokens))
+    visible = (index[None] <= index[:, None]) | (index[None] < row.prefix_length)
+    layer = 0
+    while f"decoder.layers.{layer}.input_layernorm.weight" in weights:
+        hidden = _block(weights, f"decoder.layers.{layer}.", hidden, visible, options, position_ids)
+        layer += 1
+    return _norm(weights, "decoder.final_layernorm", hidden)
+
+
+def loss_sum(
+    weights: Weights,
+    rows: list[Row],
+    *,
+    vocab_size: int,
+    options: frozenset[str] = frozenset(),
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """Summed cross entropy of rows, each computed alone; arguments as ``final_hidden``."""
+    table = weights["embedding.word_embeddings.weight"][:vocab_size]
     total = torch.zeros(())
     for row in rows:
-        hidden = table[torch.from_numpy(row.tokens)]  # [s, h]
-        if "shrink" in options:
-            hidden = 0.1 * hidden + 0.9 * hidden.detach()
-        position_ids = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
-        if "rotary_2d" not in options:
-            for name, ids in zip(("position", "block_position"), position_ids, strict=True):
-                hidden = hidden + weights[f"embedding.{name}_embeddings.weight"][ids]
-        index = torch.arange(len(row.tokens))
-        visible = (index[None] <= index[:, None]) | (index[None] < row.prefix_length)
-        layer = 0
-        while f"decoder.layers.{layer}.input_layernorm.weight" in weights:
-            hidden = _block(
-                weights, f"decoder.layers.{layer}.", hidden, visible, options, position_ids
-            )
-            layer += 1
-        logits = _norm(weights, "decoder.final_layernorm", hidden) @ table.t()
+        logits = final_hidden(weights, row, vocab_size=vocab_size, options=options) @ table.t()
         mask = torch.from_numpy(row.loss_mask)
-        targets = torch.from_numpy(row.targets)
-        total = total + functional.cross_entropy(logits[mask], targets[mask], reduction="sum")
+        total = total + functional.cross_entropy(
+            logits[mask],
+            torch.from_numpy(row.targets)[mask],
+            reduction="sum",
+            label_smoothing=label_smoothing,
+        )
     return total
+
+
+def num_targets(rows: list[Row]) -> int:
+    """Predicted tokens of rows."""
+    return sum(int(row.loss_mask.sum()) for row in rows)
 
 
 def _norm(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -> torch.Tensor:
@@ -115,26 +135,34 @@ def train(
     initial: dict[str, np.ndarray],
     batches: list[list[Row]],
     *,
-    vocab_size: int,
+    loss_of: Callable[[Weights, list[Row]], torch.Tensor],
     learning_rate: float,
     betas: tuple[float, float],
     epsilon: float,
     weight_decay: float,
     clip: float,
-    options: frozenset[str] = frozenset(),
 ) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
     """AdamW written out, one batch a step.
 
+    Args:
+        initial: Whole parameters; everything is computed in their dtype.
+        batches: Rows of each step.
+        loss_of: Computes the mean loss of a batch.
+        learning_rate: Of every step.
+        betas: Decays of the moments.
+        epsilon: Added to the root of the second moment.
+        weight_decay: On matrices.
+        clip: Largest gradient norm.
+
     Returns:
-        Loss per predicted token and gradient norm of each step, and the final weights.
+        Loss and gradient norm of each step, and the final weights.
     """
     weights = {n: torch.from_numpy(w.copy()).requires_grad_() for n, w in initial.items()}
     first = {n: torch.zeros_like(w) for n, w in weights.items()}
     second = {n: torch.zeros_like(w) for n, w in weights.items()}
     losses, norms = [], []
     for step, rows in enumerate(batches, start=1):
-        targets = sum(int(row.loss_mask.sum()) for row in rows)
-        loss = loss_sum(weights, rows, vocab_size=vocab_size, options=options) / targets
+        loss = loss_of(weights, rows)
         gradients = dict(
             zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
         )
@@ -150,6 +178,6 @@ def train(
                 if weight.dim() > 1:
                     weight *= 1 - learning_rate * weight_decay
                 weight -= learning_rate * update
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         norms.append(norm)
     return losses, norms, {n: w.detach().numpy() for n, w in weights.items()}
