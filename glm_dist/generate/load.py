@@ -19,6 +19,7 @@ from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, choose_checkpoint, load_tensors
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config_file
+from glm_dist.config.patterns import MASKS, Mark
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
@@ -35,6 +36,7 @@ from glm_dist.generate.complete import (
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import (
     Data,
+    Part,
     Prompt,
     Room,
     make_prompt,
@@ -115,20 +117,24 @@ class TrainedModel:
         """
         open_prompt(text, self.tokenizer, self.config, cut=truncate)
 
-    def read(self, parts: Sequence[str], *, cut: Cut | None = None) -> Prompt:
+    def read(self, parts: Sequence[Part], *, cut: Cut | None = None) -> Prompt:
         """Make a prompt of the parts of a pattern; see ``prompt.make_prompt``.
 
         Args:
-            parts: Literal text, in which masks may be named, and ``Data``, in which they may not.
+            parts: Literal text, in which masks may be named, ``Data``, in which they may not, and
+                marks.
             cut: End at which data that is too long is shortened; None: it is an error.
 
         Raises:
             DataError: As for ``fill``.
         """
         room = Room(self.config.model.max_position_embeddings + 1, cut)
-        if len(parts) == 1 and not isinstance(parts[0], Data):
+        if len(parts) == 1 and not isinstance(parts[0], Data | Mark):
             return read_prompt(parts[0], self.tokenizer, self.config.corruption, room=room)
-        return make_prompt(parts, self.tokenizer, self.config.corruption, room=room)
+        learned = [name for name in MASKS if name in self.config.task.prompt_pattern]
+        return make_prompt(
+            parts, self.tokenizer, self.config.corruption, room=room, learned=learned
+        )
 
     def write(
         self, prompts: Sequence[Prompt], options: GenerationOptions = DEFAULT_OPTIONS
