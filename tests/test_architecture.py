@@ -37,8 +37,18 @@ LAYERS = (
 )
 
 DOORS = {
-    "hydra": ("config/load.py", "config/overrides.py", "config/explain.py"),
-    "omegaconf": ("config/load.py", "config/explain.py", "config/text_values.py"),
+    "hydra": (
+        "config/load.py",
+        "config/finetuning.py",
+        "config/overrides.py",
+        "config/explain.py",
+    ),
+    "omegaconf": (
+        "config/load.py",
+        "config/finetuning.py",
+        "config/explain.py",
+        "config/text_values.py",
+    ),
     "megatron": ("parallel/*.py", "model/*.py", "model/attention/*.py"),
     "deepspeed": ("optim/deepspeed_engine.py",),
     "safetensors": ("convert/*.py",),

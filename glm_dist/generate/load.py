@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -52,7 +52,14 @@ from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import choose_device, start_process
-from glm_dist.train.task import Pretraining, Task, TaskLoss, run_task
+from glm_dist.train.task import (
+    Pretraining,
+    ScoringTask,
+    Task,
+    TaskLoss,
+    run_scores,
+    run_task,
+)
 
 DEFAULT_OPTIONS = GenerationOptions()
 
@@ -224,6 +231,19 @@ class TrainedModel:
             Loss of each micro-batch on the last stage; empty elsewhere.
         """
         return run_task(self.model, self.task, batches, groups=self.groups)
+
+    @torch.no_grad()
+    def predict(self, batches: Sequence[StageBatch]) -> list[torch.Tensor]:
+        """Rate the answers of examples; needs a ``ScoringTask``. Collective over a replica.
+
+        Args:
+            batches: As for ``evaluate``.
+
+        Returns:
+            Scores [e, c] of each micro-batch on the last stage; empty elsewhere.
+        """
+        task = cast(ScoringTask, self.task)
+        return run_scores(self.model, task, batches, groups=self.groups)
 
 
 def load_trained(

@@ -42,7 +42,7 @@ from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.ending import clear_endings, end_attempt, fail_attempt
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.loop import LoopContext, train
+from glm_dist.train.loop import LoopContext, finish_work, train
 from glm_dist.train.member import Member, as_member
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
@@ -227,7 +227,8 @@ def _run_loop(context: LoopContext, *, first_step: int) -> None:
     try:
         context.stop_request.raise_if_agreed()
         with needs_human(context.engine.groups.rank):
-            train(context, first_step=first_step)
+            if train(context, first_step=first_step):
+                finish_work(context)
         context.progress.enter(FINISH)
     finally:
         context.sink.close()
