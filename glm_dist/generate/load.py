@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -36,11 +36,12 @@ from glm_dist.generate.complete import (
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import (
     Data,
+    Frame,
     Part,
     Prompt,
     Room,
     make_prompt,
-    read_prompt,
+    read_run_prompt,
 )
 from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
@@ -52,7 +53,14 @@ from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import choose_device, start_process
-from glm_dist.train.task import Pretraining, Task, TaskLoss, run_task
+from glm_dist.train.task import (
+    Pretraining,
+    ScoringTask,
+    Task,
+    TaskLoss,
+    run_scores,
+    run_task,
+)
 
 DEFAULT_OPTIONS = GenerationOptions()
 
@@ -130,10 +138,11 @@ class TrainedModel:
         """
         room = Room(self.config.model.max_position_embeddings + 1, cut)
         if len(parts) == 1 and not isinstance(parts[0], Data | Mark):
-            return read_prompt(parts[0], self.tokenizer, self.config.corruption, room=room)
+            return read_run_prompt(parts[0], self.tokenizer, self.config, room=room)
         learned = [name for name in MASKS if name in self.config.task.prompt_pattern]
+        frame = Frame(slots=self.config.prompt_slots)
         return make_prompt(
-            parts, self.tokenizer, self.config.corruption, room=room, learned=learned
+            parts, self.tokenizer, self.config.corruption, room=room, frame=frame, learned=learned
         )
 
     def write(
@@ -224,6 +233,19 @@ class TrainedModel:
             Loss of each micro-batch on the last stage; empty elsewhere.
         """
         return run_task(self.model, self.task, batches, groups=self.groups)
+
+    @torch.no_grad()
+    def predict(self, batches: Sequence[StageBatch]) -> list[torch.Tensor]:
+        """Rate the answers of examples; needs a ``ScoringTask``. Collective over a replica.
+
+        Args:
+            batches: As for ``evaluate``.
+
+        Returns:
+            Scores [e, c] of each micro-batch on the last stage; empty elsewhere.
+        """
+        task = cast(ScoringTask, self.task)
+        return run_scores(self.model, task, batches, groups=self.groups)
 
 
 def load_trained(
