@@ -193,6 +193,12 @@ def test_any_text_of_a_field_is_only_text(words: Tokenizer) -> None:
         assert not {special.sep, special.gmask, special.sop} & set(tokens)
 
 
+def test_learned_tokens_of_the_run_are_in_its_prompts(words: Tokenizer) -> None:
+    config = replace(base(), task=CLOZE, model=replace(base().model, prompt_tokens=2))
+    example = TaskPrompts(config, words).example(Record("x:1", {"text": "w10", "label": "a"}))
+    assert example.questions[0].prompt.tokens[1:4] == [*config.prompt_slots, 10]
+
+
 def test_an_empty_field_leaves_the_rest(words: Tokenizer) -> None:
     (question,) = made(CLOZE, words, text="", label="a").questions
     assert question.prompt.tokens[:3] == [CLS, 6, MASK]
