@@ -270,6 +270,9 @@ SPACED = {
     "record/train/p0": ("Paris is", ". The capital city is", " Paris"),
     "wsc/train/p0/mix": ("Mark told", " The pronoun '*himself*' refers", " Mark"),
     "wic/train/p1": ("Do you", "? A political", " No"),
+    "rte/train/p1": ("Weapons of", "Iraq?[MASK], No Weapons", " No"),
+    "boolq/train/p4": ("Based on the following passage is", "?[MASK]. Persian", " Yes"),
+    "multirc/train/p1": ("Animated", '? Is the correct answer "Michael"?[MASK].', " Yes"),
     "gigaword/train": ("[MASK] Content:", ": the quick", " fox jumps over dog"),
     "customization/train": ("the quick", " today .", " fox jumps over dog"),
 }
