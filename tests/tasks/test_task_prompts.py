@@ -224,6 +224,15 @@ BAD: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
 }
 
 
+def test_fields_and_labels_are_checked_without_prompts(words: Tokenizer) -> None:
+    prompts = TaskPrompts(replace(base(), task=CHOICES), words)
+    prompts.check(Record("x:1", {"text": "x", "choices": ["w7"], "label": 0}))
+    for name in ("unknown label", "other field", "index", "no list", "no target", "no targets"):
+        task, fields = BAD[name]
+        with pytest.raises(DataError, match=r"^x:7"):
+            TaskPrompts(replace(base(), task=task), words).check(Record("x:7", fields))
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_an_example_that_cannot_be_used_is_named(name: str, words: Tokenizer, says: Says) -> None:
     task, fields = BAD[name]
