@@ -130,6 +130,9 @@ def run_jobs(
     is_stopping = False
     try:
         while running or (waiting and not is_stopping):
+            if listener is not None and listener.code and not is_stopping:
+                is_stopping = True
+                _ask_to_stop(running)
             while waiting and not is_stopping and len(running) < slots:
                 slot = min({*range(slots)} - {each.slot for each in running})
                 running.append(_start(waiting.pop(0), slot, slots))
@@ -137,13 +140,10 @@ def run_jobs(
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
                 yield _ended(each, is_stopping=is_stopping)
-            if listener is None:
+            if listener is None or is_stopping:
                 time.sleep(POLL_SECONDS)
-            elif listener.wait(POLL_SECONDS) and not is_stopping:
-                is_stopping = True
-                _ask_to_stop(running)
-            elif is_stopping:
-                time.sleep(POLL_SECONDS)
+            else:
+                listener.wait(POLL_SECONDS)
     finally:
         _ask_to_stop(running)  # nobody is left to wait for them
 

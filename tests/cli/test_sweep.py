@@ -108,7 +108,7 @@ def test_all_points_run_once_and_are_compared_over_seeds(
 
     again = run(sweep)
     assert again.returncode == 0
-    assert again.stderr == "4 points, 4 of them finished\n"
+    assert again.stderr == "checking 4 points\n4 of 4 points are finished\n"
     assert again.stdout == done.stdout
     assert _calls(runs) == dict.fromkeys(NAMES, 1)
 
