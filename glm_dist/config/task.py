@@ -143,7 +143,7 @@ class TaskConfig(Section):
     """Measured at each validation; empty: those that are usual for the kind."""
     select: str | None = None
     """Metric that chooses the best checkpoint; unset: the first of metrics."""
-    epochs: float = bounded(5.0, at_least=0, default=0.0)
+    epochs: float = bounded(5.0, at_least=0, default=5.0)
     """Passes over the training examples, where run.steps is not set."""
     steps: int = bounded(1, at_least=1, default=1)
     """Steps of all epochs; counted from the examples at the start."""
