@@ -36,11 +36,12 @@ from glm_dist.generate.complete import (
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import (
     Data,
+    Frame,
     Part,
     Prompt,
     Room,
     make_prompt,
-    read_prompt,
+    read_run_prompt,
 )
 from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
@@ -137,10 +138,11 @@ class TrainedModel:
         """
         room = Room(self.config.model.max_position_embeddings + 1, cut)
         if len(parts) == 1 and not isinstance(parts[0], Data | Mark):
-            return read_prompt(parts[0], self.tokenizer, self.config.corruption, room=room)
+            return read_run_prompt(parts[0], self.tokenizer, self.config, room=room)
         learned = [name for name in MASKS if name in self.config.task.prompt_pattern]
+        frame = Frame(slots=self.config.prompt_slots)
         return make_prompt(
-            parts, self.tokenizer, self.config.corruption, room=room, learned=learned
+            parts, self.tokenizer, self.config.corruption, room=room, frame=frame, learned=learned
         )
 
     def write(

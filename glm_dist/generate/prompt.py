@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from glm_dist.config.patterns import MASKS, Mark
-from glm_dist.config.schema import CorruptionConfig, PretrainingTask
+from glm_dist.config.schema import CorruptionConfig, PretrainingTask, RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
@@ -56,7 +56,8 @@ class Frame:
     continues: bool = True
     """A prompt without a blank gets one at its end."""
     slots: Sequence[int] = ()
-    """Ids of learned tokens, spread over the slots of the pattern; without any they come first."""
+    """Ids of learned tokens (``RunConfig.prompt_slots``), spread in order over the pattern's slots;
+    without slots all of them come first."""
 
 
 PLAIN = Frame()
@@ -142,6 +143,27 @@ def read_prompt(
     tokens = [special.cls, *body, *ends]
     check_trained(set(tokens) & special.masks, special, corruption, named=named)
     return _prompt(tokens, pieces, special, corruption)
+
+
+def read_run_prompt(text: str, tokenizer: Tokenizer, config: RunConfig, *, room: Room) -> Prompt:
+    """Read a text as ``read_prompt`` does, with the learned tokens of the run, if it has any.
+
+    Args:
+        text: {*} marks their places; without it they come first.
+        tokenizer: The run's.
+        config: The run's.
+        room: Bound of the context.
+
+    Raises:
+        DataError: As for ``read_prompt``.
+    """
+    if not config.prompt_slots:
+        return read_prompt(text, tokenizer, config.corruption, room=room)
+    pieces = text.split(Mark.slot.value)
+    parts: list[Part] = [Mark.slot] * (2 * len(pieces) - 1)
+    parts[::2] = pieces
+    frame = Frame(slots=config.prompt_slots)
+    return make_prompt(parts, tokenizer, config.corruption, room=room, frame=frame)
 
 
 def make_prompt(

@@ -138,7 +138,7 @@ class TaskPrompts:
         if task.kind is not TaskKind.cloze or self._choices is not None:
             return ()
         answers = {text: self._answer(text) for text in task.prompt_answers.values()}
-        _check_distinct(answers, self._tokenizer)
+        _check_distinct(task.prompt_answers, answers, self._tokenizer)
         long = [text for text, ids in answers.items() if len(ids) != 1]
         if long and task.single_token:
             tokens = self._tokenizer.decode(answers[long[0]])
@@ -319,18 +319,21 @@ def _cut(prompt: Prompt, length: int) -> Prompt:
     return Prompt(prompt.tokens[:length], kept, prompt.pieces[: len(kept) + 1])
 
 
-def _check_distinct(answers: Mapping[str, Sequence[int]], tokenizer: Tokenizer) -> None:
+def _check_distinct(
+    texts: Mapping[str, str], answers: Mapping[str, Sequence[int]], tokenizer: Tokenizer
+) -> None:
     seen: dict[tuple[int, ...], str] = {}
-    for text, ids in answers.items():
-        other = seen.setdefault(tuple(ids), text)
-        if other != text or not ids:
-            what = f"as {other!r}" if other != text else "none"
+    for label, text in texts.items():
+        ids = answers[text]
+        other = seen.setdefault(tuple(ids), label)
+        if other != label or not ids:
+            same = f"the same tokens as that of {other!r}: {tokenizer.decode(ids)!r}"
             raise ConfigError(
-                f"task.answers has {text!r}, which has the same tokens {what}:"
-                f" {tokenizer.decode(ids)!r}.\n"
+                f"The answer {text!r} of the label {label!r} has {same if ids else 'no tokens'}.\n"
                 "  Choose answers that this run's tokenizer tells apart.",
-                key="task.answers",
+                key=f"task.answers.{label}",
                 value=text,
+                fix=f"task.answers.{label}=<text>",
             )
 
 

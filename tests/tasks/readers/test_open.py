@@ -94,6 +94,7 @@ def test_wsc_marks_the_pronoun_and_leaves_out_false_training_examples(
     tmp_path: Path, words: Tokenizer
 ) -> None:
     shifted = {**WSC, "target": {**WSC["target"], "span2_index": 5}, "label": False}  # type: ignore[dict-item]
+    shifted["text"] = "Mark told Pete about himself , which he knew."
     text = lines(WSC, shifted)
     train = read(text, "wsc", tmp_path, words, split=Split.train)
     valid = read(text, "wsc", tmp_path, words)
@@ -289,7 +290,7 @@ def test_missing_files_and_readers_are_named(tmp_path: Path, words: Tokenizer, s
 
 
 def test_every_option_names_a_reader() -> None:
-    folder = Path(__file__).parents[2] / "conf" / "task"
+    folder = Path(__file__).parents[3] / "conf" / "task"
     named = {
         line.split(":")[1].strip()
         for file in folder.glob("*.yaml")
