@@ -18,7 +18,7 @@ from glm_dist.config.load import load_config_file
 from glm_dist.data.prepare.output import output_file
 from glm_dist.errors import ConfigError
 from glm_dist.files import exists, is_dir, is_file, write_result
-from glm_dist.generate.prompt import check_writes
+from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
 from glm_dist.tasks.examples import read_examples

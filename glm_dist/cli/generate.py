@@ -28,7 +28,7 @@ from glm_dist.cli.arguments import (
 from glm_dist.cli.lines import Line, batches_of_lines
 from glm_dist.config.load import load_config_file
 from glm_dist.errors import EXIT_USER_ERROR, DataError
-from glm_dist.generate.prompt import check_writes, not_utf_8
+from glm_dist.generate.prompt_checks import check_writes, not_utf_8
 from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
 

@@ -29,7 +29,7 @@ from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_token
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, open_tokenizer
 from glm_dist.data.tokenizer.training import train_sentencepiece
 from glm_dist.errors import DataError
-from glm_dist.generate.prompt import check_utf_8
+from glm_dist.generate.prompt_checks import check_utf_8
 
 LEAST_SHARE = 0.2
 """Least share of the wanted sample that is no surprise; halving its bound leaves about half."""

@@ -46,6 +46,9 @@ class ModelConfig(Section):
     each head is turned by the position, half by the block position, as in ChatGLM-6B."""
     residual: Residual = Residual.pre_norm
     """pre_norm: official; deep_norm: LN(sqrt(2 L) x + f(x)), as in GLM-130B."""
+    num_classes: int = bounded(2, at_least=0, default=0)
+    """Outputs of the classification head: one for each class, or 1 for a score of each candidate;
+    0: no head."""
 
     @property
     def mlp_size(self) -> int:

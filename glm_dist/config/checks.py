@@ -21,6 +21,7 @@ from glm_dist.config.schema import (
     TaskKind,
     TokenizerKind,
 )
+from glm_dist.config.task_checks import check_task
 from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
@@ -53,6 +54,7 @@ def check_config(
     _check_compile(config)
     _check_intervals(config)
     _check_tasks(config)
+    check_task(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
     else:

@@ -285,8 +285,14 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     }
     kept = {name: _absolute(path) for name, path in config.data.validation_corpora.items()}
     paths, tokenizer, origin = config.paths, config.tokenizer, config.run.init_from
+    examples = config.task.data
+    train, valid, test = (
+        None if path is None else _absolute(path)
+        for path in (examples.train, examples.valid, examples.test)
+    )
     return replace(
         config,
+        task=replace(config.task, data=replace(examples, train=train, valid=valid, test=test)),
         run=replace(config.run, init_from=None if origin is None else _absolute(origin)),
         data=replace(config.data, corpora=corpora, validation_corpora=kept),
         paths=replace(paths, data=_absolute(paths.data), runs=_absolute(paths.runs)),

@@ -9,6 +9,7 @@ vocabulary, t tensor ranks.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
@@ -55,7 +56,14 @@ class Normal:
     row_groups: int = 1
 
 
-Initial: TypeAlias = Constant | Normal
+@dataclass(frozen=True)
+class Uniform:
+    """Initialisation with a uniform distribution from -bound to bound."""
+
+    bound: float
+
+
+Initial: TypeAlias = Constant | Normal | Uniform
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,8 @@ def parameter_specs(model: ModelConfig, padded_vocab_size: int) -> tuple[Paramet
     for layer in range(model.num_layers):
         specs += layer_specs(model, layer)
     specs += [replace(spec, on_last_stage=True) for spec in _norm("decoder.final_layernorm", h)]
+    if model.num_classes > 0:
+        specs += _classifier(h, model.num_classes)
     return tuple(specs)
 
 
@@ -194,6 +204,20 @@ def _norm(name: str, size: int) -> tuple[ParameterSpec, ...]:
         ParameterSpec(f"{name}.weight", (size,), Constant(1.0), decays=False),
         ParameterSpec(f"{name}.bias", (size,), Constant(0.0), decays=False),
     )
+
+
+def _classifier(hidden_size: int, num_classes: int) -> Iterator[ParameterSpec]:
+    """Describe the classification head; the official code leaves torch's default values in it."""
+    first = Uniform(1 / math.sqrt(hidden_size))
+    for name, rows in (("pool", hidden_size), ("output", num_classes)):
+        for kind, shape in (("weight", (rows, hidden_size)), ("bias", (rows,))):
+            yield ParameterSpec(
+                f"classifier.{name}.{kind}",
+                shape,
+                first,
+                decays=kind == "weight",
+                on_last_stage=True,
+            )
 
 
 def _column_parallel(

@@ -64,7 +64,7 @@ def _rows(section: type, prefix: str, meanings: Mapping[str, str]) -> Iterator[s
             yield from _rows(kind, key, meanings)
             continue
         bounds = bounds_of(key)
-        if typing.get_origin(kind) is dict:
+        while typing.get_origin(kind) is dict:
             key, kind = f"{key}.<name>", typing.get_args(kind)[1]
         value = str(bounds) if bounds else describe_type(kind)
         meaning = meanings.get(f"{section.__name__}.{name}", "")

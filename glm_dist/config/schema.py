@@ -34,6 +34,8 @@ from glm_dist.config.stability import SpikeAction as SpikeAction
 from glm_dist.config.stability import StabilityConfig as StabilityConfig
 from glm_dist.config.store_url import check_url
 from glm_dist.config.task import ChoiceLoss as ChoiceLoss
+from glm_dist.config.task import DecodeConfig as DecodeConfig
+from glm_dist.config.task import Pool as Pool
 from glm_dist.config.task import TaskConfig as TaskConfig
 from glm_dist.config.task import TaskDataConfig as TaskDataConfig
 from glm_dist.config.task import TaskKind as TaskKind

@@ -29,6 +29,10 @@ TOP_LEVEL = {
     "transformer.block_position_embeddings.weight": "embedding.block_position_embeddings.weight",
     "transformer.final_layernorm.weight": "decoder.final_layernorm.weight",
     "transformer.final_layernorm.bias": "decoder.final_layernorm.bias",
+    "pool_layer.weight": "classifier.pool.weight",
+    "pool_layer.bias": "classifier.pool.bias",
+    "multichoice_head.weight": "classifier.output.weight",
+    "multichoice_head.bias": "classifier.output.bias",
 }
 IN_LAYER = {
     "input_layernorm": "input_layernorm",

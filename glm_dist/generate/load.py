@@ -37,10 +37,10 @@ from glm_dist.generate.prompt import (
     Data,
     Prompt,
     Room,
-    check_writes,
     make_prompt,
     read_prompt,
 )
+from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
 from glm_dist.generate.sampling import Cut, GenerationOptions
 from glm_dist.generate.score import Question, Score, check_question, score_answers

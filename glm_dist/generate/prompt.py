@@ -5,18 +5,60 @@ refused here: a mask without its objective, and objectives that fill no blanks. 
 literal text, which may name masks, and data, in which their names are ordinary words.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Self
 
+from glm_dist.config.patterns import MASKS, Mark
 from glm_dist.config.schema import CorruptionConfig, PretrainingTask
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
-from glm_dist.errors import ConfigError, DataError
+from glm_dist.errors import DataError
+from glm_dist.generate.prompt_checks import (
+    blanks_too_far_apart,
+    check_trained,
+    check_utf_8,
+    refuse_blanks,
+    refuse_task_masks,
+    too_long,
+)
 from glm_dist.generate.sampling import Cut
 
 
 class Data(str):
     """A part of a pattern that comes from data: it holds no blanks, and may be shortened."""
+
+    shortens: bool
+    """False: it never gives way."""
+    keep_end: bool
+    """It is shortened at its beginning."""
+
+    def __new__(cls, text: object, *, shortens: bool = True, keep_end: bool = False) -> Self:
+        """Mark a text, or a number as text."""
+        data = super().__new__(cls, text)
+        data.shortens, data.keep_end = shortens, keep_end
+        return data
+
+
+Part = str | Mark
+"""Literal text, in which masks may be named, ``Data``, or a mark."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What stands around the parts of a prompt."""
+
+    opens: bool = True
+    """[CLS] comes first."""
+    closes: bool = True
+    """The end token comes last, unless the prompt ends in [gMASK]."""
+    continues: bool = True
+    """A prompt without a blank gets one at its end."""
+    prompt_tokens: int = 0
+    """Learned tokens, spread over the slots; without slots all of them come first."""
+
+
+PLAIN = Frame()
 
 
 @dataclass(frozen=True)
@@ -38,6 +80,8 @@ class Prompt:
     """Index of each blank's mask in ``tokens``, in text order. [n]"""
     pieces: list[str]
     """Text before, between and after the blanks. [n + 1]"""
+    slots: list[int] = field(default_factory=list)
+    """Indices of learned tokens in ``tokens``, where [PAD] stands for them."""
 
     def answer(self, blank: int, text: str) -> str:
         """Return a text as it continues the text before a blank, whose last space is the mask's.
@@ -57,28 +101,6 @@ class Prompt:
         """
         blanks = [f"[{answer}]" for answer in answers] + [""]
         return "".join(part for pair in zip(self.pieces, blanks, strict=True) for part in pair)
-
-
-def check_writes(corruption: CorruptionConfig, *, run: str) -> None:
-    """Refuse a run whose objective neither fills blanks nor continues text.
-
-    Args:
-        corruption: Of the run.
-        run: Its name, for the message.
-
-    Raises:
-        ConfigError: It trained another task.
-    """
-    task = corruption.task
-    if task not in (PretrainingTask.blank_infilling, PretrainingTask.causal_lm):
-        raise ConfigError(
-            f"{run} was trained with corruption.task={task.name}, which neither fills blanks nor"
-            " continues text.\n"
-            "  Name a run that was trained with corruption.task=blank_infilling or causal_lm.",
-            key="corruption.task",
-            value=task.name,
-            fix="corruption.task=blank_infilling",
-        )
 
 
 def read_prompt(
@@ -101,7 +123,7 @@ def read_prompt(
     check_utf_8(text)
     special = tokenizer.special
     if not special.has_task_masks:
-        _refuse_task_masks(text)
+        refuse_task_masks(text)
     named = [found for found in tokenizer.named_tokens(text) if found.token in special.masks]
     pieces, begin = [], 0
     for found in named:
@@ -110,7 +132,7 @@ def read_prompt(
     pieces.append(text[begin:])
     body = tokenizer.encode(text)
     if corruption.task is PretrainingTask.causal_lm:
-        _refuse_blanks(bool(named))
+        refuse_blanks(bool(named))
         return _continued(body, text, special, room)
     if not named:
         body.append(special.gmask)
@@ -119,63 +141,148 @@ def read_prompt(
     if room is not None:
         body = _shortened(body, room, special, num_ends=1 + len(ends))
     tokens = [special.cls, *body, *ends]
-    _check_trained(set(tokens) & special.masks, special, corruption, named=named)
+    check_trained(set(tokens) & special.masks, special, corruption, named=named)
     return _prompt(tokens, pieces, special, corruption)
 
 
 def make_prompt(
-    parts: Sequence[str], tokenizer: Tokenizer, corruption: CorruptionConfig, *, room: Room
+    parts: Sequence[Part],
+    tokenizer: Tokenizer,
+    corruption: CorruptionConfig,
+    *,
+    room: Room,
+    frame: Frame = PLAIN,
+    learned: Container[str] = (),
 ) -> Prompt:
     """Join the parts of a pattern to a context.
 
-    Each part is encoded by itself, as the official code does. Of a context that is too long only
-    ``Data`` gives way, the longest part first.
+    Each part is encoded by itself, as the official code does. Without task masks in the vocabulary
+    [sMASK] and [gMASK] are [MASK]. Of a context that is too long only ``Data`` gives way; see
+    ``_shorten``.
 
     Args:
-        parts: Literal text, in which masks may be named, and ``Data``.
+        parts: Literal text, in which masks may be named, ``Data`` and marks.
         tokenizer: The run's.
         corruption: What the run trained.
         room: Bound of the context.
+        frame: What stands around the parts.
+        learned: Names of masks that finetuning trains, besides those of pretraining.
 
     Raises:
         DataError: A part is not UTF-8, a mask was never trained, or the context is too long.
     """
     special = tokenizer.special
-    for part in parts:
+    parts = [_with_known_masks(part, special) for part in parts]
+    texts = [part for part in parts if not isinstance(part, Mark)]
+    for part in texts:
         check_utf_8(part)
-    encoded = [
-        tokenizer.encode_document(part) if isinstance(part, Data) else tokenizer.encode(part)
+    pieces = _pieces(texts, tokenizer)
+    if corruption.task is PretrainingTask.causal_lm:
+        refuse_blanks(len(pieces) > 1)
+        body = [token for part in texts for token in _encoded(part, tokenizer)]
+        return _continued(body, pieces[0], special, room)
+    is_continued = len(pieces) == 1 and frame.continues  # as by ``read_prompt``
+    if is_continued:
+        pieces = [_spaced(pieces[0]), ""]
+    is_open = is_continued or _ends_open(parts, special)
+    begins = [special.cls] if frame.opens else []
+    ends = [special.gmask] if is_continued else []
+    if frame.closes and not is_open:
+        ends.append(special.eos)
+    learns = _spread(parts, frame.prompt_tokens)
+    encoded: list[list[int]] = [
+        [_SLOT] * next(learns) if isinstance(part, Mark) else _encoded(part, tokenizer)
         for part in parts
     ]
-    pieces = _pieces(parts, tokenizer)
-    if corruption.task is PretrainingTask.causal_lm:
-        _refuse_blanks(len(pieces) > 1)
-        body = [token for part in encoded for token in part]
-        return _continued(body, pieces[0], special, room)
-    if len(pieces) == 1:  # no blank: the text is continued, as by ``read_prompt``
-        encoded.append([special.gmask])
-        pieces = [_spaced(pieces[0]), ""]
-    is_open = not isinstance(parts[-1], Data) or len(encoded) > len(parts)
-    ends = [] if is_open and encoded[-1][-1:] == [special.gmask] else [special.eos]
-    excess = sum(map(len, encoded)) + 1 + len(ends) - room.tokens
-    shrinking = [n for n, part in enumerate(parts) if isinstance(part, Data)]
-    if excess > 0 and room.cut is None:
-        raise _too_long(excess + room.tokens, room.tokens)
-    if excess > (spare := sum(len(encoded[n]) for n in shrinking)):
+    begins += [_SLOT] * next(learns)
+    _shorten(parts, encoded, room, num_others=len(begins) + len(ends))
+    tokens = [*begins, *(token for part in encoded for token in part), *ends]
+    slots = [index for index, token in enumerate(tokens) if token == _SLOT]
+    tokens = [special.pad if token == _SLOT else token for token in tokens]
+    masks = set(tokens) & special.masks
+    check_trained(masks, special, corruption, named=True, learned=learned)
+    return _prompt(tokens, pieces, special, corruption, slots=slots)
+
+
+_SLOT = -1
+
+
+def _with_known_masks(part: Part, special: SpecialTokens) -> Part:
+    if special.has_task_masks or isinstance(part, Mark | Data):
+        return part
+    for name in MASKS:
+        part = part.replace(name, "[MASK]")
+    return part
+
+
+def _encoded(part: str, tokenizer: Tokenizer) -> list[int]:
+    return tokenizer.encode_document(part) if isinstance(part, Data) else tokenizer.encode(part)
+
+
+def _ends_open(parts: Sequence[Part], special: SpecialTokens) -> bool:
+    """Tell whether a prompt ends in [gMASK], which its answer continues without an end token."""
+    last = parts[-1]
+    is_literal = not isinstance(last, Data | Mark)
+    return is_literal and special.has_task_masks and str(last).endswith("[gMASK]")
+
+
+def _spread(parts: Sequence[Part], prompt_tokens: int) -> Iterator[int]:
+    """Yield the learned tokens of each mark, then those of the beginning."""
+    marks = [part for part in parts if isinstance(part, Mark)]
+    num_slots = marks.count(Mark.slot)
+    left = prompt_tokens
+    for mark in marks:
+        taken = min(left, -(-prompt_tokens // num_slots)) if mark is Mark.slot else 0
+        left -= taken
+        yield taken
+    yield left
+
+
+def _shorten(
+    parts: Sequence[Part], encoded: Sequence[list[int]], room: Room, *, num_others: int
+) -> None:
+    """Remove tokens that there is no room for, as the official code does.
+
+    One at a time they leave the last part that may give way, on the side of the border that has
+    more such tokens; a prompt without a border has one side.
+
+    Args:
+        parts: Of the prompt.
+        encoded: Ids of each part; shortened in place.
+        room: Bound of the context.
+        num_others: Tokens around the parts.
+
+    Raises:
+        DataError: The rest is too long, or nothing may be cut.
+    """
+    total = sum(map(len, encoded)) + num_others
+    excess = total - room.tokens
+    if excess <= 0:
+        return
+    if room.cut is None:
+        raise too_long(total, room.tokens)
+    border = parts.index(Mark.border) if Mark.border in parts else len(parts)
+    yielding = [n for n, part in enumerate(parts) if isinstance(part, Data) and part.shortens]
+    sides = [[n for n in yielding if n < border], [n for n in yielding if n > border]]
+    spares = [sum(len(encoded[n]) for n in side) for side in sides]
+    if excess > sum(spares):
         raise DataError(
-            f"The pattern without its data has {excess + room.tokens - spare} tokens, more than the"
+            f"The pattern without its data has {total - sum(spares)} tokens, more than the"
             f" {room.tokens} that there is room for.\n"
             "  Shorten the pattern.",
             key="pattern",
-            value=excess + room.tokens - spare,
+            value=total - sum(spares),
             fix="shorten the pattern",
         )
     for _ in range(excess):
-        longest = encoded[max(shrinking, key=lambda n: len(encoded[n]))]
-        longest.pop(0 if room.cut is Cut.left else -1)
-    tokens = [special.cls, *(token for part in encoded for token in part), *ends]
-    _check_trained(set(tokens) & special.masks, special, corruption, named=True)
-    return _prompt(tokens, pieces, special, corruption)
+        side = 0 if spares[0] > spares[1] else 1
+        spares[side] -= 1
+        while not encoded[sides[side][-1]]:
+            sides[side].pop()
+        number = sides[side][-1]
+        part = parts[number]
+        is_left = room.cut is Cut.left or (isinstance(part, Data) and part.keep_end)
+        encoded[number].pop(0 if is_left else -1)
 
 
 def _spaced(text: str) -> str:
@@ -198,35 +305,28 @@ def _pieces(parts: Sequence[str], tokenizer: Tokenizer) -> list[str]:
     return pieces
 
 
-def _refuse_blanks(has_blanks: bool) -> None:
-    if has_blanks:
-        raise DataError(
-            "The text has a blank, but this run was trained with corruption.task=causal_lm, which"
-            " continues text.\n"
-            "  Leave [MASK] out.",
-            key="text",
-            value="[MASK]",
-            fix="leave [MASK] out",
-        )
-
-
 def _continued(body: list[int], text: str, special: SpecialTokens, room: Room | None) -> Prompt:
     """Make a prompt that a causal run continues: its "mask" is its last token."""
     if room is not None and len(body) + 1 > room.tokens:
         if room.cut is None:
-            raise _too_long(len(body) + 1, room.tokens)
+            raise too_long(len(body) + 1, room.tokens)
         body = body[-(room.tokens - 1) :]  # what is continued stays
     return Prompt([special.cls, *body], [len(body)], [_spaced(text), ""])
 
 
 def _prompt(
-    tokens: list[int], pieces: list[str], special: SpecialTokens, corruption: CorruptionConfig
+    tokens: list[int],
+    pieces: list[str],
+    special: SpecialTokens,
+    corruption: CorruptionConfig,
+    *,
+    slots: Sequence[int] = (),
 ) -> Prompt:
     indices = [index for index, token in enumerate(tokens) if token in special.masks]
     if corruption.sentinels:
         for number, index in enumerate(indices[1:]):
             tokens[index] = special.first_sentinel + 2 * min(number, special.sentinel_pairs - 1)
-    return Prompt(tokens, indices, pieces)
+    return Prompt(tokens, indices, pieces, list(slots))
 
 
 def _shortened(body: list[int], room: Room, special: SpecialTokens, *, num_ends: int) -> list[int]:
@@ -238,85 +338,7 @@ def _shortened(body: list[int], room: Room, special: SpecialTokens, *, num_ends:
     begin = 0 if room.cut is Cut.right else len(body) - length
     begin = max(min(begin, masks[0]), masks[-1] + 1 - length)
     if room.cut is None:
-        raise _too_long(len(body) + num_ends, room.tokens)
+        raise too_long(len(body) + num_ends, room.tokens)
     if not 0 <= begin <= masks[0]:
-        raise _blanks_too_far_apart(masks[-1] + 1 - masks[0], length)
+        raise blanks_too_far_apart(masks[-1] + 1 - masks[0], length)
     return body[begin : begin + length]
-
-
-def _too_long(found: int, room: int) -> DataError:
-    return DataError(
-        f"The text has {found} tokens, more than the {room} that there is room for.\n"
-        "  Shorten it, or let it be cut: --truncate left or right. Blanks are never cut.",
-        key="text",
-        value=found,
-        fix="--truncate left",
-    )
-
-
-def _blanks_too_far_apart(found: int, room: int) -> DataError:
-    return DataError(
-        f"The blanks of the text span {found} tokens, more than the {room} that there is room for,"
-        " and blanks are never cut.\n"
-        "  Shorten the text between them.",
-        key="text",
-        value=found,
-        fix="shorten the text between the blanks",
-    )
-
-
-def check_utf_8(text: str) -> None:
-    """Refuse bytes that Python could not decode.
-
-    Raises:
-        DataError: The text has some.
-    """
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise not_utf_8(ascii(text))
-
-
-def not_utf_8(found: str) -> DataError:
-    """Explain that text is not UTF-8."""
-    return DataError(
-        f"The text {found} is not UTF-8.\n  Convert it, for example with iconv -t UTF-8.",
-        key="text",
-        value=found,
-        fix="iconv -t UTF-8",
-    )
-
-
-def _refuse_task_masks(text: str) -> None:
-    for name in ("[gMASK]", "[sMASK]"):
-        if name in text:
-            raise DataError(
-                f"The text has {name}, but [MASK] is the only mask token of this run's"
-                " tokenizer.\n"
-                "  Write [MASK] instead.",
-                key="text",
-                value=name,
-                fix="[MASK]",
-            )
-
-
-def _check_trained(
-    used: set[int], special: SpecialTokens, corruption: CorruptionConfig, *, named: object
-) -> None:
-    """Refuse a mask whose objective had no share of the rows."""
-    single = corruption.single_span_share
-    shares = {
-        "[MASK]": (special.mask, "span", corruption.span_share * (1 - single) + single),
-        "[sMASK]": (special.smask, "sentence", corruption.sentence_share * (1 - single)),
-        "[gMASK]": (special.gmask, "document", corruption.document_share * (1 - single)),
-    }
-    trained = {name: token for name, (token, _, share) in shares.items() if share > 0}
-    for name, (token, objective, _) in shares.items():
-        if token not in used or token in trained.values():
-            continue
-        what = f"The text has {name}" if named else f"Text without a mask is continued by {name}"
-        raise DataError(
-            f"{what}, which this run never trained: corruption.{objective}_share is 0.\n"
-            f"  Write {' or '.join(trained)} where the model shall write.",
-            key="text",
-            value=name,
-            fix=" or ".join(trained),
-        )

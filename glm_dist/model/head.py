@@ -29,6 +29,7 @@ class _HeadLoss(torch.autograd.Function):
         vocab_size: int,
         group: dist.ProcessGroup,
         target_groups: torch.Tensor,
+        label_smoothing: float,
         needs_gradient: bool,
         chunk_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,12 +52,18 @@ class _HeadLoss(torch.autograd.Function):
             here = (local_ids >= 0) & (local_ids < real.size(0))
             column = local_ids.where(here, 0).unsqueeze(1)
             found = log_p.gather(1, column).squeeze(1).where(here, 0.0).double()  # [c]
-            total -= found.sum()
+            total -= (1 - label_smoothing) * found.sum()
+            if label_smoothing > 0.0:
+                total -= (label_smoothing / vocab_size) * log_p.sum(dim=1).double().sum()
             by_group -= target_groups[:, part].double() @ found
             if hidden_gradient is None or weight_gradient is None:
                 continue
+            # Probabilities less the distribution that the loss aims at.
             logit_gradient = log_p.exp_()
-            logit_gradient.scatter_add_(1, column, -here.to(log_p.dtype).unsqueeze(1))
+            aim = here.to(log_p.dtype).mul_(1 - label_smoothing).unsqueeze(1)
+            logit_gradient.scatter_add_(1, column, -aim)
+            if label_smoothing > 0.0:
+                logit_gradient -= label_smoothing / vocab_size
             logit_gradient = logit_gradient.to(hidden.dtype)
             torch.mm(logit_gradient, real, out=hidden_gradient[part])
             add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
@@ -77,7 +84,7 @@ class _HeadLoss(torch.autograd.Function):
         return (
             _scaled(hidden_gradient, scale),
             _scaled(weight_gradient, scale).to(ctx.weight_dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )
 
 
@@ -124,11 +131,14 @@ def head_loss(
     vocab_size: int,
     group: dist.ProcessGroup,
     target_groups: torch.Tensor | None = None,
+    label_smoothing: float = 0.0,
     chunk_elements: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum -log p(target) over targets, in nats, in total and by group of targets.
 
-    Each loss is computed in fp32; their sum is fp64, since a step adds up many thousands.
+    Each loss is computed in fp32; their sum is fp64, since a step adds up many thousands. With
+    smoothing the total is the cross entropy of a distribution that gives ``1 - label_smoothing`` to
+    the target and the rest to all real tokens alike; sums by group are never smoothed.
 
     Args:
         hidden: Final hidden states at the targets [n, h].
@@ -137,6 +147,7 @@ def head_loss(
         vocab_size: Tokens that exist; later rows are padding.
         group: Ranks that share the vocabulary.
         target_groups: Members of each group [g, n], bool; None: no groups.
+        label_smoothing: Share of all tokens alike, from 0 to below 1.
         chunk_elements: Logits held at once; None: ``CHUNK_ELEMENTS`` of the device.
 
     Returns:
@@ -154,6 +165,7 @@ def head_loss(
         vocab_size,
         group,
         target_groups,
+        label_smoothing,
         needs_gradient,
         max(elements // weight.size(0), 1),
     )

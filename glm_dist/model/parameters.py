@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
-from glm_dist.config.parameter_specs import Constant, ParameterSlice, ParameterSpec, RowPiece
+from glm_dist.config.parameter_specs import (
+    Constant,
+    ParameterSlice,
+    ParameterSpec,
+    RowPiece,
+    Uniform,
+)
 from glm_dist.seeds import derive_seed
 
 
@@ -147,6 +153,10 @@ def initialize(shards: Iterable[ParameterShard], *, seed: int) -> None:
         generator = torch.Generator(parameter.device)
         generator.manual_seed(derive_seed("initialize", seed, shard.name))
         whole = torch.empty(shard.global_shape, dtype=torch.float32, device=parameter.device)
+        if isinstance(initial, Uniform):
+            whole.uniform_(-initial.bound, initial.bound, generator=generator)
+            parameter.copy_(local_slice(shard, whole))
+            continue
         whole.normal_(0.0, initial.std, generator=generator)
         grouped = whole.view(initial.row_groups, len(initial.row_factors), -1)
         for index, factor in enumerate(initial.row_factors):

@@ -23,6 +23,7 @@ from glm_dist.config.schema import (
 from glm_dist.model.attention.rotary import plan_rotation
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
+from glm_dist.model.classifier import ClassificationHead
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.head import head_logits
 from glm_dist.model.parameters import ParameterShard, mark_for_norm, match_shards
@@ -87,6 +88,9 @@ class GLMStage(torch.nn.Module):
             post_process=self.is_last,
             pg_collection=groups.collection(),
         )
+        self.classifier: ClassificationHead | None = None
+        if self.is_last and model.num_classes > 0:
+            self.classifier = self._classifier(model.num_classes, device=device)
         self.to(device)
         self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
         mark_for_norm(self._shards)
@@ -116,6 +120,15 @@ class GLMStage(torch.nn.Module):
         # DeepSpeed must count the copy's gradient once in the norm.
         head.weight.ds_pipe_replicated = True
         return head
+
+    def _classifier(self, num_classes: int, *, device: torch.device) -> ClassificationHead:
+        return ClassificationHead(
+            self.config.hidden_size,
+            num_classes,
+            dropout=self.config.hidden_dropout,
+            dtype=self.config.params_dtype,
+            device=device,
+        )
 
     def set_input_tensor(self, tensors: list[torch.Tensor | None]) -> None:
         """Take the previous stage's hidden states [s, b, h]; called by megatron's schedules."""
@@ -180,6 +193,19 @@ class GLMStage(torch.nn.Module):
             vocab_size=self.vocab_size,
             group=self.groups.tensor,
         )
+
+    def class_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return logits of the classification head [n, classes] in fp32; last stage only.
+
+        Args:
+            hidden: Output of ``at_targets`` [n, h].
+        """
+        assert self.classifier is not None, "model.num_classes is 0"
+        logits: torch.Tensor = self.classifier(hidden)
+        if self.head is not None:
+            # The copy of the word table takes no part, but its gradient is summed with the table's.
+            logits = logits + 0.0 * self.head.weight[0, 0]
+        return logits
 
     def shards(self) -> list[ParameterShard]:
         """Return each of this rank's parameters as a shard of the whole model."""

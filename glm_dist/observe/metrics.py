@@ -5,8 +5,9 @@ Names are ``area/what``, with the unit in the name if there is one; dashboards g
 
 TRAIN_LOSS = "train/loss"
 """Nats per predicted token, mean over the steps of the record."""
-TRAIN_LOSS_OF = "train/loss_"
-"""Prefix: the same for the rows of one objective."""
+TRAIN = "train/"
+"""Prefix of a task's metrics: ``loss_<objective>`` is the loss of the rows of one objective; in
+finetuning there is ``accuracy`` or ``cross_entropy``."""
 GRAD_NORM = "train/grad_norm"
 """Global norm before clipping, of the record's last step."""
 LEARNING_RATE = "train/learning_rate"

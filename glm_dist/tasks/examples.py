@@ -27,7 +27,8 @@ from glm_dist.data.prepare.fields import find_field
 from glm_dist.data.prepare.inputs import COMPRESSIONS
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import is_file
-from glm_dist.generate.prompt import Data, check_writes
+from glm_dist.generate.prompt import Data
+from glm_dist.generate.prompt_checks import check_writes
 
 ALIASES = {
     "inputs": ("inputs", "inputs_pretokenized", "input", "text"),

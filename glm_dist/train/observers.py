@@ -23,8 +23,8 @@ from glm_dist.observe.metrics import (
     PEAK_MEMORY,
     SECONDS_PER_STEP,
     SKIPPED_STEPS,
+    TRAIN,
     TRAIN_LOSS,
-    TRAIN_LOSS_OF,
     VALID_TASK,
 )
 from glm_dist.observe.phases import RECORD, VALIDATE, PhaseClock
@@ -194,7 +194,7 @@ class Recorder:
             self._num_observed = len(steps)
             self._guard.observe(new)
         means = {
-            TRAIN_LOSS_OF + name: total / count
+            TRAIN + name: total / count
             for name, (total, count) in zip(names, sums[1:end].view(-1, 2).tolist(), strict=True)
             if count > 0
         }

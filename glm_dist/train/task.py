@@ -84,11 +84,11 @@ class Pretraining:
     @property
     def metric_names(self) -> tuple[str, ...]:
         """See ``Task``."""
-        return tuple(self.objectives)
+        return tuple(f"loss_{name}" for name in self.objectives)
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
         """See ``Task``."""
-        return StageBatch.from_micro_batch(micro_batch, device, groups=self.metric_names)
+        return StageBatch.from_micro_batch(micro_batch, device, groups=self.objectives)
 
     def weight(self, batch: StageBatch) -> int:
         """Return the number of predicted tokens."""

@@ -69,8 +69,8 @@ def test_experiment_composes_for_its_world_size(experiment: str) -> None:
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_option_composes(group: str, option: str) -> None:
-    # Layouts need a model they divide, long rows one with as many positions.
-    host = {"parallel": "glm_10b", "batch": "glm_130b"}.get(group, "tiny")
+    # Layouts need a model they divide, long rows and prompts one with as many positions.
+    host = {"parallel": "glm_10b", "batch": "glm_130b", "task": "glm_10b"}.get(group, "tiny")
     overrides = [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
@@ -308,6 +308,7 @@ def test_what_decides_the_result_has_a_default_in_code_only_where_it_means_off()
         "model.position_encoding": PositionEncoding.learned,
         "model.embedding_gradient_share": 1.0,
         "model.residual": Residual.pre_norm,
+        "model.num_classes": 0,
         "corruption.block_mask_prob": 0.0,
         "corruption.short_share": 0.0,
         "corruption.single_span_share": 0.0,

@@ -23,7 +23,8 @@ from glm_dist.data.tokenizer.tokenizer import (
 from glm_dist.errors import DataError, GlmDistError
 from glm_dist.generate.complete import not_text
 from glm_dist.generate.part_b import PartB
-from glm_dist.generate.prompt import Data, Room, check_writes, make_prompt, read_prompt
+from glm_dist.generate.prompt import Data, Room, make_prompt, read_prompt
+from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.sampling import Cut
 from tests.data.corpora import (
     CLS,

@@ -82,6 +82,7 @@ def official_stage(
         attention_dropout=0.0,
         layernorm_epsilon=1e-5,
         init_std=0.02,
+        num_classes=len(state.get("multichoice_head.bias", ())),
     )
     stage = GLMStage(
         model,
