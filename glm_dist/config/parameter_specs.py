@@ -19,6 +19,9 @@ from glm_dist.config.choices import Activation, PositionEncoding, Residual
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 """Table [V, h] of the tied input and output embedding; a last stage has a copy under this name."""
 
+CLASSIFIER = "classifier."
+"""Prefix of the classification head, which belongs to one task."""
+
 
 class RowPiece(NamedTuple):
     """Consecutive local rows (dim 0) and their position in the whole parameter."""
@@ -85,6 +88,9 @@ class ParameterSpec:
     """Layer it belongs to; None: the ends of the model."""
     on_first_stage: bool = False
     on_last_stage: bool = False
+    is_added: bool = False
+    """True for parameters that finetuning adds to a pretrained model, whose checkpoints lack them;
+    they learn even where the rest of the model is frozen by default."""
 
     @property
     def size(self) -> int:
@@ -212,11 +218,12 @@ def _classifier(hidden_size: int, num_classes: int) -> Iterator[ParameterSpec]:
     for name, rows in (("pool", hidden_size), ("output", num_classes)):
         for kind, shape in (("weight", (rows, hidden_size)), ("bias", (rows,))):
             yield ParameterSpec(
-                f"classifier.{name}.{kind}",
+                f"{CLASSIFIER}{name}.{kind}",
                 shape,
                 first,
                 decays=kind == "weight",
                 on_last_stage=True,
+                is_added=True,
             )
 
 

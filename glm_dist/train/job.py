@@ -262,7 +262,7 @@ def _open_sinks(
     )
     sink = FencedSink(sinks, folder.fence)
     if start.origin is not None:
-        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+        sink.event(start.step, "initialized", start.described())
     return sink
 
 

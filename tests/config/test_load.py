@@ -75,7 +75,11 @@ def test_option_composes(group: str, option: str) -> None:
     if group == "parallel":
         overrides.append("zero=stage1")
     if (group, option) == ("data", "none"):
-        overrides.append("task.kind=cloze")
+        overrides += [
+            "task.kind=cloze",
+            "task.pattern='{text} [MASK]'",
+            "task.answers={good: good, bad: bad}",
+        ]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
 
 

@@ -13,8 +13,8 @@ from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.schedule import Result, run_schedule
-from glm_dist.train.task import run_task
-from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask
+from glm_dist.train.task import ScoringTask, run_task
+from glm_dist.train.task_losses import ChoiceTask, ClassifyTask
 from tests.golden.reference import official_stage, reference_files, tensors_under
 from tests.golden.test_infill_golden import NUM_HEADS
 from tests.ranks import run_ranks

@@ -29,6 +29,7 @@ class ToyChoice:
     """Cross entropy of the right row among the rows of an example."""
 
     metric_names = ()
+    rows_per_example = CHOICES
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
         return StageBatch.from_micro_batch(micro_batch, device)
