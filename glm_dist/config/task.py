@@ -141,6 +141,9 @@ class TaskConfig(Section):
     """Measured at each validation; empty: those that are usual for the kind."""
     select: str | None = None
     """Metric that chooses the best checkpoint; unset: the first of metrics."""
+    patience: int = bounded(0, at_least=0, default=0)
+    """Validations in a row without a better value of select after which the run is finished; 0:
+    off."""
     epochs: float = bounded(5.0, at_least=0, default=0.0)
     """Passes over the training examples, where run.steps is not set."""
     limit: int | None = None

@@ -228,6 +228,7 @@ def _train(job: _Job) -> None:
         alive=sink.alive,
         progress=process.progress,
         saved=stability_memory(start.extra),
+        extra={} if start.own is None else start.extra,
     )
     _run_loop(context, first_step=start.step)
 

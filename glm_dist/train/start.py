@@ -19,9 +19,10 @@ from glm_dist.checkpoint.rewind import REWOUND_TO, set_later_aside
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
-from glm_dist.files import is_file
+from glm_dist.files import is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS, PROVENANCE_FILE, RunFolder
 from glm_dist.parallel.errors import Ranks, needs_human
+from glm_dist.train.best import best_step
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.fit import Fit, fit_checkpoint, saved_shapes
 from glm_dist.train.preflight import no_origin
@@ -125,6 +126,7 @@ def starting_point(
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
         start = Start(restore_state(engine, own), extra=own.manifest.extra, own=own)
         _leave_later_ones(config, own, run_store)
+        _fetch_best(config, own, run_store)
         return start
     if config.run.init_from is None:
         return Start()
@@ -191,6 +193,21 @@ def _leave_later_ones(config: RunConfig, own: CheckpointInfo, run_store: RunStor
     Ranks(None).on_first(
         "set later checkpoints aside", str(folder), lambda: set_later_aside(folder, step)
     )
+
+
+def _fetch_best(config: RunConfig, own: CheckpointInfo, run_store: RunStore | None) -> None:
+    """Fetch the best checkpoint as well, where the run goes on without its local ones. Collective.
+
+    Raises:
+        CheckpointError: On every rank: the store or the disk failed, or it is damaged there.
+    """
+    step = best_step(own.manifest.extra)
+    if not config.checkpoint.keep_best or run_store is None or step is None:
+        return
+    folder = own.path.parent
+    path = folder / step_name(step)
+    if not Ranks(None).on_first("look for the best checkpoint", str(path), lambda: is_dir(path)):
+        run_store.fetch(folder, local=None, step=step)
 
 
 def _load_weights(engine: TrainingEngine, origin: CheckpointInfo, config: RunConfig) -> Fit:

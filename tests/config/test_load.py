@@ -79,6 +79,7 @@ def test_option_composes(group: str, option: str) -> None:
             "task.kind=cloze",
             "task.pattern='{text} [MASK]'",
             "task.answers={good: good, bad: bad}",
+            "task.max_length=64",
         ]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
 
