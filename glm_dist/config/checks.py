@@ -23,6 +23,7 @@ from glm_dist.config.schema import (
     TokenizerKind,
 )
 from glm_dist.config.task_checks import check_task
+from glm_dist.config.trainable import trainable_names
 from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
@@ -55,6 +56,7 @@ def check_config(
     _check_compile(config)
     check_intervals(config)
     _check_tasks(config)
+    trainable_names(config)  # checks the patterns
     check_task(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)

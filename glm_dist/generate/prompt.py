@@ -6,14 +6,15 @@ literal text, which may name masks, and data, in which their names are ordinary 
 """
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from glm_dist.config.patterns import MASKS, Mark
-from glm_dist.config.schema import CorruptionConfig, PretrainingTask
+from glm_dist.config.schema import CorruptionConfig, PretrainingTask, RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
+from glm_dist.generate.blank_last import blank_last
 from glm_dist.generate.prompt_checks import (
     blanks_too_far_apart,
     check_trained,
@@ -46,7 +47,7 @@ Part = str | Mark
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the parts of a prompt."""
+    """Special tokens around the parts of a prompt."""
 
     opens: bool = True
     """[CLS] comes first."""
@@ -54,8 +55,9 @@ class Frame:
     """The end token comes last, unless the prompt ends in [gMASK]."""
     continues: bool = True
     """A prompt without a blank gets one at its end."""
-    prompt_tokens: int = 0
-    """Learned tokens, spread over the slots; without slots all of them come first."""
+    slots: Sequence[int] = ()
+    """Ids of learned tokens (``RunConfig.prompt_slots``), spread in order over the pattern's slots;
+    without slots all of them come first."""
 
 
 PLAIN = Frame()
@@ -80,8 +82,6 @@ class Prompt:
     """Index of each blank's mask in ``tokens``, in text order. [n]"""
     pieces: list[str]
     """Text before, between and after the blanks. [n + 1]"""
-    slots: list[int] = field(default_factory=list)
-    """Indices of learned tokens in ``tokens``, where [PAD] stands for them."""
 
     def answer(self, blank: int, text: str) -> str:
         """Return a text as it continues the text before a blank, whose last space is the mask's.
@@ -145,6 +145,27 @@ def read_prompt(
     return _prompt(tokens, pieces, special, corruption)
 
 
+def read_run_prompt(text: str, tokenizer: Tokenizer, config: RunConfig, *, room: Room) -> Prompt:
+    """Read a text as ``read_prompt`` does, with the learned tokens of the run, if it has any.
+
+    Args:
+        text: {*} marks their places; without it they come first.
+        tokenizer: The run's.
+        config: The run's.
+        room: Bound of the context.
+
+    Raises:
+        DataError: As for ``read_prompt``.
+    """
+    if not config.prompt_slots:
+        return read_prompt(text, tokenizer, config.corruption, room=room)
+    pieces = text.split(Mark.slot.value)
+    parts: list[Part] = [Mark.slot] * (2 * len(pieces) - 1)
+    parts[::2] = pieces
+    frame = Frame(slots=config.prompt_slots)
+    return make_prompt(parts, tokenizer, config.corruption, room=room, frame=frame)
+
+
 def make_prompt(
     parts: Sequence[Part],
     tokenizer: Tokenizer,
@@ -157,8 +178,8 @@ def make_prompt(
     """Join the parts of a pattern to a context.
 
     Each part is encoded by itself, as the official code does. Without task masks in the vocabulary
-    [sMASK] and [gMASK] are [MASK]. Of a context that is too long only ``Data`` gives way; see
-    ``_shorten``.
+    [sMASK] and [gMASK] are [MASK]. Runs that read from left to right get the blank at the end; see
+    ``blank_last.py``. Of a context that is too long only ``Data`` gives way; see ``_shorten``.
 
     Args:
         parts: Literal text, in which masks may be named, ``Data`` and marks.
@@ -173,38 +194,34 @@ def make_prompt(
     """
     special = tokenizer.special
     parts = [_with_known_masks(part, special) for part in parts]
+    is_causal = corruption.task is PretrainingTask.causal_lm
+    if is_causal:
+        parts = blank_last(parts, tokenizer)
     texts = [part for part in parts if not isinstance(part, Mark)]
     for part in texts:
         check_utf_8(part)
     pieces = _pieces(texts, tokenizer)
-    if corruption.task is PretrainingTask.causal_lm:
-        refuse_blanks(len(pieces) > 1)
-        body = [token for part in texts for token in _encoded(part, tokenizer)]
-        return _continued(body, pieces[0], special, room)
-    is_continued = len(pieces) == 1 and frame.continues  # as by ``read_prompt``
-    if is_continued:
+    refuse_blanks(is_causal and len(pieces) > 1)
+    is_continued = len(pieces) == 1 and frame.continues and not is_causal  # as by ``read_prompt``
+    if is_continued or is_causal:
         pieces = [_spaced(pieces[0]), ""]
-    is_open = is_continued or _ends_open(parts, special)
+    is_open = is_continued or is_causal or _ends_open(parts, special)
     begins = [special.cls] if frame.opens else []
     ends = [special.gmask] if is_continued else []
     if frame.closes and not is_open:
         ends.append(special.eos)
-    learns = _spread(parts, frame.prompt_tokens)
-    encoded: list[list[int]] = [
-        [_SLOT] * next(learns) if isinstance(part, Mark) else _encoded(part, tokenizer)
-        for part in parts
+    slots = _spread(parts, frame.slots)
+    encoded = [
+        next(slots) if isinstance(part, Mark) else _encoded(part, tokenizer) for part in parts
     ]
-    begins += [_SLOT] * next(learns)
+    begins += next(slots)
     _shorten(parts, encoded, room, num_others=len(begins) + len(ends))
     tokens = [*begins, *(token for part in encoded for token in part), *ends]
-    slots = [index for index, token in enumerate(tokens) if token == _SLOT]
-    tokens = [special.pad if token == _SLOT else token for token in tokens]
+    if is_causal:
+        return Prompt(tokens, [len(tokens) - 1], pieces)
     masks = set(tokens) & special.masks
     check_trained(masks, special, corruption, named=True, learned=learned)
-    return _prompt(tokens, pieces, special, corruption, slots=slots)
-
-
-_SLOT = -1
+    return _prompt(tokens, pieces, special, corruption)
 
 
 def _with_known_masks(part: Part, special: SpecialTokens) -> Part:
@@ -216,26 +233,31 @@ def _with_known_masks(part: Part, special: SpecialTokens) -> Part:
 
 
 def _encoded(part: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode_document(part) if isinstance(part, Data) else tokenizer.encode(part)
+    if isinstance(part, Data):
+        return tokenizer.encode_document(part)
+    ids: list[int] = []
+    for number, piece in enumerate(part.split("[SEP]")):  # RoBERTa's is named </s>
+        ids += [tokenizer.special.sep] if number else []
+        ids += tokenizer.encode(piece)
+    return ids
 
 
 def _ends_open(parts: Sequence[Part], special: SpecialTokens) -> bool:
     """Tell whether a prompt ends in [gMASK], which its answer continues without an end token."""
     last = parts[-1]
     is_literal = not isinstance(last, Data | Mark)
-    return is_literal and special.has_task_masks and str(last).endswith("[gMASK]")
+    return is_literal and special.has_task_masks and str(last).rstrip().endswith("[gMASK]")
 
 
-def _spread(parts: Sequence[Part], prompt_tokens: int) -> Iterator[int]:
+def _spread(parts: Sequence[Part], slots: Sequence[int]) -> Iterator[list[int]]:
     """Yield the learned tokens of each mark, then those of the beginning."""
     marks = [part for part in parts if isinstance(part, Mark)]
-    num_slots = marks.count(Mark.slot)
-    left = prompt_tokens
+    begin = 0
     for mark in marks:
-        taken = min(left, -(-prompt_tokens // num_slots)) if mark is Mark.slot else 0
-        left -= taken
-        yield taken
-    yield left
+        most = -(-len(slots) // marks.count(Mark.slot)) if mark is Mark.slot else 0
+        yield list(slots[begin : begin + most])
+        begin += most
+    yield list(slots[begin:])
 
 
 def _shorten(
@@ -315,18 +337,13 @@ def _continued(body: list[int], text: str, special: SpecialTokens, room: Room | 
 
 
 def _prompt(
-    tokens: list[int],
-    pieces: list[str],
-    special: SpecialTokens,
-    corruption: CorruptionConfig,
-    *,
-    slots: Sequence[int] = (),
+    tokens: list[int], pieces: list[str], special: SpecialTokens, corruption: CorruptionConfig
 ) -> Prompt:
     indices = [index for index, token in enumerate(tokens) if token in special.masks]
     if corruption.sentinels:
         for number, index in enumerate(indices[1:]):
             tokens[index] = special.first_sentinel + 2 * min(number, special.sentinel_pairs - 1)
-    return Prompt(tokens, indices, pieces, list(slots))
+    return Prompt(tokens, indices, pieces)
 
 
 def _shortened(body: list[int], room: Room, special: SpecialTokens, *, num_ends: int) -> list[int]:

@@ -107,6 +107,10 @@ def check_trained(
     Raises:
         DataError: One was never trained.
     """
+    if corruption.task is not PretrainingTask.blank_infilling:
+        if not learned:
+            _check_is_mask(used, special, corruption.task)
+        return
     single = corruption.single_span_share
     shares = {
         "[MASK]": (special.mask, "span", corruption.span_share * (1 - single) + single),
@@ -124,6 +128,19 @@ def check_trained(
             key="text",
             value=name,
             fix=" or ".join(trained),
+        )
+
+
+def _check_is_mask(used: set[int], special: SpecialTokens, task: PretrainingTask) -> None:
+    """Refuse all masks but [MASK], which stands for the blanks of the other objectives."""
+    if used - {special.mask}:
+        raise DataError(
+            f"The text has [sMASK] or [gMASK], which this run never trained: its blanks, by"
+            f" corruption.task={task.name}, are [MASK].\n"
+            "  Write [MASK] instead.",
+            key="text",
+            value="[sMASK] or [gMASK]",
+            fix="[MASK]",
         )
 
 

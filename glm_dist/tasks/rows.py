@@ -12,11 +12,8 @@ from numpy.typing import NDArray
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
-from glm_dist.generate.part_b import PartB
+from glm_dist.generate.part_b import ANSWER, PartB
 from glm_dist.generate.prompt import Prompt
-
-OBJECTIVE = "task"
-"""Name of these rows in metrics."""
 
 
 def answer_row(
@@ -71,58 +68,50 @@ def answers_row(
         DataError: As for ``answer_row``.
     """
     longest = part_b.longest(context) + 1  # the last token is no input
-    part_a = part_b.begin(context)
-    tokens, targets = list(part_a.tokens), list(part_a.tokens)
-    places = list(zip(part_a.positions, part_a.block_positions, strict=True))
-    begin = len(tokens)
-    for number, (mask_index, answer) in enumerate(zip(blanks, answers, strict=True)):
+    for answer in answers:
         if len(answer) > longest:
             raise _too_long(len(answer), longest)
-        if not answer:
-            continue
-        tokens += [part_b.first(context, number), *answer[:-1]]
-        targets += answer
-        places += [part_b.positions(mask_index, step) for step in range(1, len(answer) + 1)]
-    length = len(tokens) if row_length is None else row_length
-    if begin == len(tokens) or len(tokens) > length:
-        raise _does_not_fit(len(tokens), begin, length)
-    positions, block_positions = np.array(places, np.int64).T
-    loss_mask = np.zeros(length, np.bool_)
-    loss_mask[begin : len(tokens)] = True
+    row = part_b.lay_out(context, blanks, answers)
+    length = row.num_real_tokens if row_length is None else row_length
+    if not row.loss_mask.any() or row.num_real_tokens > length:
+        raise _does_not_fit(row.num_real_tokens, int(row.loss_mask.sum()), length)
     pad = part_b.special.pad
-    return Row(
-        tokens=_padded(tokens, length, pad),
-        positions=_padded(positions, length, 0),
-        block_positions=_padded(block_positions, length, 0),
-        targets=_padded(targets, length, pad),
-        loss_mask=loss_mask,
-        prefix_length=part_a.prefix_length,
-        objective=OBJECTIVE,
-        num_real_tokens=len(tokens),
+    return replace(
+        row,
+        tokens=_padded(row.tokens, length, pad),
+        positions=_padded(row.positions, length, 0),
+        block_positions=_padded(row.block_positions, length, 0),
+        targets=_padded(row.targets, length, pad),
+        loss_mask=np.pad(row.loss_mask, (0, length - row.num_real_tokens)),
         label=label,
     )
 
 
 def context_row(
-    tokens: Sequence[int], *, special: SpecialTokens, row_length: int, label: int
+    tokens: Sequence[int], *, special: SpecialTokens, row_length: int | None, label: int
 ) -> Row:
     """Lay out a context that nothing is written after, for a classification head.
 
     Args:
         tokens: Part A.
         special: Ids of the special tokens.
-        row_length: Length to pad to.
+        row_length: Length to pad to; None: no padding.
         label: The right class.
+
+    Returns:
+        The row. Its first token is marked as scored, since a row that scores nothing is a missing
+        answer; the task decides what the head reads.
     """
     count = len(tokens)
+    length = count if row_length is None else row_length
     return Row(
-        tokens=_padded(tokens, row_length, special.pad),
-        positions=_padded(np.arange(count), row_length, 0),
-        block_positions=np.zeros(row_length, np.int64),
-        targets=_padded(tokens, row_length, special.pad),
-        loss_mask=np.zeros(row_length, np.bool_),
+        tokens=_padded(tokens, length, special.pad),
+        positions=_padded(np.arange(count), length, 0),
+        block_positions=np.zeros(length, np.int64),
+        targets=_padded(tokens, length, special.pad),
+        loss_mask=np.arange(length) == 0,
         prefix_length=count,
-        objective=OBJECTIVE,
+        objective=ANSWER,
         num_real_tokens=count,
         label=label,
     )
@@ -143,7 +132,7 @@ def _padded(
 
 def _too_long(found: int, longest: int) -> DataError:
     return DataError(
-        f"An answer has {found} tokens, more than the {longest} that the model has block positions"
+        f"An answer has {found} tokens, more than the {longest} that the model has positions"
         " for.\n"
         "  Shorten it, or set task.target_length.",
         key="answer",
@@ -152,8 +141,8 @@ def _too_long(found: int, longest: int) -> DataError:
     )
 
 
-def _does_not_fit(found: int, in_prompt: int, length: int) -> DataError:
-    if found == in_prompt:
+def _does_not_fit(found: int, in_answer: int, length: int) -> DataError:
+    if in_answer == 0:
         return DataError(
             "An answer has no tokens.\n  Give each answer a text, or leave the example out.",
             key="answer",
@@ -161,7 +150,7 @@ def _does_not_fit(found: int, in_prompt: int, length: int) -> DataError:
             fix="leave the example out",
         )
     return DataError(
-        f"A prompt of {in_prompt} tokens and its answer of {found - in_prompt} do not fit a row of"
+        f"A prompt of {found - in_answer} tokens and its answer of {in_answer} do not fit a row of"
         f" {length}.\n"
         "  Raise task.max_length, or shorten the prompt.",
         key="task.max_length",

@@ -44,7 +44,7 @@ class ChoiceTask:
 
     @property
     def rows_per_example(self) -> int:
-        """See ``ScoringTask``."""
+        """Consecutive rows of an example."""
         return 1 if self.answer_ids else self.num_choices
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
@@ -95,7 +95,7 @@ class ChoiceTask:
 class ClassifyTask:
     """Classify a row by the classification head, or choose between rows with one logit each."""
 
-    pool: Pool = Pool.start
+    pool: Pool = Pool.cls
     """Token whose hidden state the head reads."""
     num_choices: int = 1
     """Rows of an example: 1, or its candidates where the head has one output."""
@@ -108,7 +108,7 @@ class ClassifyTask:
 
     @property
     def rows_per_example(self) -> int:
-        """See ``ScoringTask``."""
+        """Consecutive rows of an example."""
         return self.num_choices
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
@@ -167,7 +167,7 @@ class SequenceTask:
 
     @property
     def rows_per_example(self) -> int:
-        """See ``ScoringTask``."""
+        """Consecutive rows of an example."""
         return 1
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:

@@ -15,7 +15,14 @@ from glm_dist.config.load import (
     load_config,
     load_config_file,
 )
-from glm_dist.config.schema import Activation, InitWith, PositionEncoding, Residual, RunConfig
+from glm_dist.config.schema import (
+    Activation,
+    InitWith,
+    PositionEncoding,
+    PromptEncoder,
+    Residual,
+    RunConfig,
+)
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
@@ -46,8 +53,20 @@ WORLD_SIZES = {
     "glm_10b": 256,
     "glm_10b_chinese": 256,
     "glm_130b": 768,
+    "finetune": 1,
+    "finetune_base": 1,
+    "finetune_large": 1,
+    "finetune_10b": 8,
 }
 """Processes each experiment is made for."""
+
+TASK = [
+    "task.kind=cloze",
+    "task.pattern='{text} [MASK]'",
+    "task.answers={a: b, c: d}",
+    "task.max_length=64",
+]
+"""A task without files."""
 
 
 @pytest.fixture(autouse=True)
@@ -56,31 +75,46 @@ def fixed_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLM_RUNS", "/runs")
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder without checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "pretrained"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(load_config(["experiment=glm_10b"])))
+    return folder
+
+
+def overrides_of(experiment: str, pretrained: Path) -> list[str]:
+    """Overrides that compose an experiment; of finetuning, with what users have to give."""
+    if not experiment.startswith("finetune"):
+        return [f"experiment={experiment}"]
+    given = [f"run.init_from={pretrained}", f"run.name={experiment}"]
+    return [f"experiment={experiment}", *given, *TASK]
+
+
 def test_every_experiment_has_an_intended_world_size() -> None:
     assert sorted(WORLD_SIZES) == GROUPS["experiment"]
 
 
 @pytest.mark.parametrize("experiment", WORLD_SIZES)
-def test_experiment_composes_for_its_world_size(experiment: str) -> None:
-    config = load_config([f"experiment={experiment}"])
+def test_experiment_composes_for_its_world_size(experiment: str, pretrained: Path) -> None:
+    config = load_config(overrides_of(experiment, pretrained))
     check_config(config, world_size=WORLD_SIZES[experiment])
     assert config.run.name == experiment
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS, ids=[f"{g}={o}" for g, o in OPTIONS])
 def test_option_composes(group: str, option: str) -> None:
-    # Layouts need a model they divide, long rows and prompts one with as many positions.
+    # Layouts need a model they divide, long rows and prompts one with as many
+    # positions, T5 sentinels.
     host = {"parallel": "glm_10b", "batch": "glm_130b", "task": "glm_10b"}.get(group, "tiny")
     overrides = [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
-    if (group, option) == ("data", "none"):
-        overrides += [
-            "task.kind=cloze",
-            "task.pattern='{text} [MASK]'",
-            "task.answers={good: good, bad: bad}",
-            "task.max_length=64",
-        ]
+    if (group, option) in (("data", "none"), ("evaluation", "task")):
+        overrides += TASK
+    if option == "t5":
+        overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
 
 
@@ -105,8 +139,10 @@ IN_EVERY_RUN = ("quickstart", "glm_roberta", "glm_130b")
         for name in WORLD_SIZES
     ],
 )
-def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path) -> None:
-    config = load_config([f"experiment={experiment}"])
+def test_dumped_configuration_is_read_back_equal(
+    experiment: str, pretrained: Path, tmp_path: Path
+) -> None:
+    config = load_config(overrides_of(experiment, pretrained))
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config_file(tmp_path / "config.yaml") == config
 
@@ -314,6 +350,11 @@ def test_what_decides_the_result_has_a_default_in_code_only_where_it_means_off()
         "model.embedding_gradient_share": 1.0,
         "model.residual": Residual.pre_norm,
         "model.num_classes": 0,
+        "model.lora_rank": 0,
+        "model.lora_alpha": 16.0,  # without meaning, as are the next two, while there is no update
+        "model.lora_dropout": 0.0,
+        "model.prompt_tokens": 0,
+        "model.prompt_encoder": PromptEncoder.lstm,  # and this one while there is no prompt
         "corruption.block_mask_prob": 0.0,
         "corruption.short_share": 0.0,
         "corruption.single_span_share": 0.0,

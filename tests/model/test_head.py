@@ -65,6 +65,49 @@ def test_chunks_do_not_change_the_loss() -> None:
     run_ranks(check_head, 5 * PADDED // 2, world_size=2)
 
 
+def check_smoothing(chunk_elements: int, vocab_size: int) -> tuple[float, float]:
+    """Relative differences of the smoothed and of the plain loss to torch's in fp64."""
+    hidden, weight, ids = inputs()
+    ids = ids % vocab_size
+    exact_hidden, exact_weight = (x.double().requires_grad_() for x in (hidden, weight))
+    logits = exact_hidden @ exact_weight[:vocab_size].t()
+    expected = torch.nn.functional.cross_entropy(logits, ids, reduction="sum", label_smoothing=0.3)
+    (expected * 0.25).backward()
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    rows = slice(rank * PADDED // ranks, (rank + 1) * PADDED // ranks)
+    hidden, shard = hidden.requires_grad_(), weight[rows].clone().requires_grad_()
+
+    found, by_group = head_loss(
+        hidden,
+        shard,
+        ids,
+        vocab_size=vocab_size,
+        group=dist.group.WORLD,
+        target_groups=torch.ones(1, TARGETS, dtype=torch.bool),
+        label_smoothing=0.3,
+        chunk_elements=chunk_elements,
+    )
+    (found * 0.25).backward()
+
+    torch.testing.assert_close(hidden.grad.double(), exact_hidden.grad, rtol=0, atol=1e-5)
+    torch.testing.assert_close(shard.grad.double(), exact_weight.grad[rows], rtol=0, atol=1e-5)
+    dist.all_reduce(by_group)
+    plain = torch.nn.functional.cross_entropy(logits, ids, reduction="sum")
+    return float(found.detach() / expected.detach()) - 1, float(by_group / plain.detach()) - 1
+
+
+@pytest.mark.parametrize(
+    ("world_size", "chunk_elements", "vocab_size"),
+    [(1, 1 << 24, VOCAB), (2, 5 * PADDED // 2, VOCAB), (2, 1 << 24, 100)],
+    ids=["whole", "two ranks, chunks", "a rank of padding"],
+)
+def test_smoothing_shares_the_loss_among_real_tokens_alone(
+    world_size: int, chunk_elements: int, vocab_size: int
+) -> None:
+    for found in run_ranks(check_smoothing, chunk_elements, vocab_size, world_size=world_size):
+        assert found == pytest.approx((0.0, 0.0), abs=1e-6)
+
+
 def check_no_targets() -> float:
     """Loss without a single target, backward included."""
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)

@@ -1,6 +1,7 @@
 """The best checkpoint is kept and named, also after kills; a run that no longer improves ends."""
 
 import json
+import random
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,14 @@ from glm_dist.observe.sinks import SinkGroup
 from glm_dist.train.best import BEST, BestTracker
 from glm_dist.train.workload import Selection
 from tests.ranks import run_programs
-from tests.train.jobs import clean_environment, make_files, rank_environments
+from tests.tasks.test_finetune import CHOICES, record, typed, write_task
+from tests.train.jobs import (
+    clean_environment,
+    make_files,
+    rank_environments,
+    with_python,
+    with_ranks,
+)
 from tests.train.kill_points import Point
 from tests.train.kills import STEPS, Campaign, check_end, kill_at, kill_until_done
 from tests.train.toy_task import PEAK, STOP_IN, toy_program
@@ -188,6 +196,29 @@ def steps_of(run: Path) -> list[int]:
     return [number for number, _ in list_steps(run / "checkpoints")]
 
 
+@pytest.fixture(scope="module")
+def finetuning(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides of a finetuning that soon learns its few examples by heart: the loss rises."""
+    folder = tmp_path_factory.mktemp("finetuning")
+    rng = random.Random(0)
+    for split, count in (("train", 6), ("valid", 9), ("test", 3)):
+        lines = [json.dumps(record(rng)) + "\n" for _ in range(count)]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    write_task(folder, "choices", CHOICES)
+    done = with_python([*make_files(folder), "run.name=a", "parallel=single", "run.steps=1"])
+    assert done.returncode == 0, done.stderr
+    return [
+        *typed(folder, "choices", "unnamed", *VALIDATED),
+        f"run.steps={STEPS}",
+        "parallel=dp2",
+        "task.select=loss",
+        "model.hidden_dropout=0.1",
+        "optimizer.learning_rate=1e-2",
+        "observe.log_interval=1",
+        "checkpoint.background=true",
+    ]
+
+
 @pytest.mark.parametrize(
     "point",
     [
@@ -200,23 +231,26 @@ def steps_of(run: Path) -> list[int]:
 )
 @pytest.mark.timeout(300)
 def test_a_killed_finetune_ends_with_the_same_weights_and_the_same_best(
-    point: Point, tmp_path: Path
+    point: Point, finetuning: list[str], tmp_path: Path
 ) -> None:
-    overrides = overrides_of(tmp_path, "parallel=dp2", "zero=stage1", "model.hidden_dropout=0.1")
-    whole, run = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
-    train([*overrides, "run.name=whole"], ranks=2)
+    overrides = [*finetuning, f"paths.runs={tmp_path}"]
+    whole, run = tmp_path / "whole", tmp_path / "killed"
+    for done in with_ranks([*overrides, "run.name=whole"], 2):
+        assert done.returncode == 0, done.stderr
 
     campaign = Campaign()
-    campaign.problems += kill_at(
-        point, 0, [*overrides, "run.name=killed"], run, with_others=True, program=toy_program
-    )
+    campaign.problems += kill_at(point, 0, [*overrides, "run.name=killed"], run, with_others=True)
 
     check_end(run, whole, campaign)
     assert not campaign.problems, "\n".join(campaign.problems)
-    # Two newest always stay: 12 and 14.
-    assert steps_of(run) == steps_of(whole) == [14, 12, PEAK]
-    assert read_best(run / "checkpoints") == Best(PEAK, METRIC, 0.0)
-    assert choose_checkpoint(run / "checkpoints", "best").manifest.step == PEAK
+    best = read_best(run / "checkpoints")
+    assert best == read_best(whole / "checkpoints")
+    # Not a multiple of checkpoint.interval, and older than the two newest, which always stay.
+    assert best.step == 5
+    assert steps_of(run) == steps_of(whole) == [14, 12, 5]
+    results = [json.loads((each / "results.json").read_text()) for each in (run, whole)]
+    assert results[0]["valid"] == results[1]["valid"]
+    assert (results[0]["step"], results[0]["chosen_by"]) == (5, "best")
 
 
 def test_a_validation_that_a_stop_cut_short_is_made_up_for(tmp_path: Path) -> None:

@@ -125,13 +125,15 @@ def test_one_process_trains_the_model_of_plain_torch(architecture: tuple[str, ..
     losses, norms, weights = plain.train(
         run_ranks(initial_weights, Case(architecture=architecture), world_size=1)[0],
         [rows_of_step(step) for step in range(STEPS)],
-        vocab_size=VOCAB_SIZE,
+        loss_of=lambda weights, rows: (
+            plain.loss_sum(weights, rows, vocab_size=VOCAB_SIZE, options=frozenset(architecture))
+            / plain.num_targets(rows)
+        ),
         learning_rate=OPTIMIZER.learning_rate,
         betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
         epsilon=OPTIMIZER.epsilon,
         weight_decay=OPTIMIZER.weight_decay,
         clip=OPTIMIZER.gradient_clipping,
-        options=frozenset(architecture),
     )
 
     found = differences(one_process(architecture=architecture), Trace(losses, norms, weights))

@@ -4,12 +4,11 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 
 import torch
 
 from glm_dist.checkpoint.manifest import Json
-from glm_dist.cli import train
 from glm_dist.cli.main import main_train
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
@@ -17,7 +16,8 @@ from glm_dist.data.rows import Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.scores import head_scores
 from glm_dist.model.stage import GLMStage
-from glm_dist.train import job, preflight
+from glm_dist.tasks import finetune
+from glm_dist.train import workload
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.predict import predict_examples
 from glm_dist.train.preflight import DataFacts
@@ -130,10 +130,12 @@ class ToyWorkload:
         accuracy = float((scores.argmax(1) == labels).float().mean())
         return {"valid/task/accuracy": accuracy, "valid/task/score": -abs(step - PEAK)}
 
+    def finish(self, engine: TrainingEngine, **options: Any) -> bool:
+        return True
+
 
 def toy_program() -> int:
     """``train.py`` on the toy task in place of the corpora."""
-    read_data = lambda config, tokenizer: DataFacts(IDENTITY)  # noqa: E731
-    train.check_files = partial(preflight.check_files, read_data=read_data)
-    job.run = partial(job.run, workload=ToyWorkload)
+    finetune.read_corpora = lambda config, tokenizer: DataFacts(IDENTITY)
+    workload.open_pretraining = ToyWorkload
     return main_train()

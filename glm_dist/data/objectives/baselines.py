@@ -13,7 +13,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from glm_dist.data.objectives.base import Objective, Window
+from glm_dist.data.objectives.base import Blanks, Objective, Window
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
@@ -36,7 +36,9 @@ class CausalLM:
         """Make a row; what follows a document's end is not trained."""
         inputs, targets = window.tokens[:-1], window.tokens[1:]
         return _padded(
-            self,
+            self.special,
+            self.name,
+            self.row_length,
             inputs=inputs,
             targets=targets,
             positions=np.arange(len(inputs)),
@@ -78,19 +80,21 @@ class MaskedLM:
         within = np.arange(int(blanks.lengths.sum())) - offsets.repeat(blanks.lengths)
         masked = np.zeros(len(tokens), np.bool_)
         masked[blanks.starts.repeat(blanks.lengths) + within] = True
+        if self.sight is Sight.both:
+            return mask_in_place(tokens, masked, self.special, self.name, self.row_length)
         inputs = np.where(masked, self.special.mask, tokens)
         positions = np.arange(len(tokens))
         prefix_length = 0
-        if self.sight is Sight.both:
-            prefix_length = len(tokens)
-        elif self.sight is Sight.source:
+        if self.sight is Sight.source:
             # The text up to a random place in its middle half is the source.
             prefix_length = int(len(tokens) * (0.25 + 0.5 * rng.random()))
         elif self.sight is Sight.right:
             inputs, tokens, masked = inputs[::-1], tokens[::-1], masked[::-1]
             positions = positions[::-1]
         return _padded(
-            self,
+            self.special,
+            self.name,
+            self.row_length,
             inputs=inputs,
             targets=tokens,
             positions=positions,
@@ -116,32 +120,83 @@ class SpanCorruption:
     def build(self, window: Window, rng: Generator) -> Row:
         """Make a row; see ``Objective``."""
         blanks = self.spans.choose(window, rng).blanks
-        order = blanks.starts.argsort()
-        source: list[NDArray[np.int64]] = []
-        answer: list[NDArray[np.int64]] = []
-        done = 0
-        sentinels = self.special.sentinel_mask(np.arange(len(order)))
-        for number, start, length in zip(
-            range(len(order)),
-            blanks.starts[order].tolist(),
-            blanks.lengths[order].tolist(),
-            strict=True,
-        ):
-            sentinel = sentinels[number : number + 1]
-            source += [window.tokens[done:start], sentinel]
-            answer += [sentinel, window.tokens[start : start + length]]
-            done = start + length
-        prefix = np.concatenate([*source, window.tokens[done:]])
-        targets = np.concatenate([*answer, [self.special.eop]])
-        inputs = np.concatenate([prefix, [self.special.sop], targets[:-1]])
-        return _padded(
-            self,
-            inputs=inputs,
-            targets=np.concatenate([prefix, targets]),
-            positions=np.arange(len(inputs)),
-            predicted=np.arange(len(inputs)) >= len(prefix),
-            prefix_length=len(prefix),
+        return write_after_sentinels(
+            window.tokens, blanks, self.special, self.name, self.row_length
         )
+
+
+def mask_in_place(
+    tokens: NDArray[np.int64],
+    masked: NDArray[np.bool_],
+    special: SpecialTokens,
+    objective: str,
+    row_length: int | None = None,
+) -> Row:
+    """Hide tokens by [MASK], one for each, in a text that is seen from both sides (BERT).
+
+    Args:
+        tokens: Text. [w]
+        masked: True for hidden tokens. [w]
+        special: Ids of the special tokens.
+        objective: Name noted in the row.
+        row_length: Length to pad to; None: no padding.
+    """
+    return _padded(
+        special,
+        objective,
+        row_length,
+        inputs=np.where(masked, special.mask, tokens),
+        targets=tokens,
+        positions=np.arange(len(tokens)),
+        predicted=masked,
+        prefix_length=len(tokens),
+    )
+
+
+def write_after_sentinels(
+    tokens: NDArray[np.int64],
+    blanks: Blanks,
+    special: SpecialTokens,
+    objective: str,
+    row_length: int | None = None,
+) -> Row:
+    """Put a sentinel in the place of each span, and write sentinels and spans after the text (T5).
+
+    Args:
+        tokens: Text. [w]
+        blanks: Spans to hide; they do not overlap.
+        special: Ids of the special tokens.
+        objective: Name noted in the row.
+        row_length: Length to pad to; None: no padding.
+    """
+    order = blanks.starts.argsort()
+    source: list[NDArray[np.int64]] = []
+    answer: list[NDArray[np.int64]] = []
+    done = 0
+    sentinels = special.sentinel_mask(np.arange(len(order)))
+    for number, start, length in zip(
+        range(len(order)),
+        blanks.starts[order].tolist(),
+        blanks.lengths[order].tolist(),
+        strict=True,
+    ):
+        sentinel = sentinels[number : number + 1]
+        source += [tokens[done:start], sentinel]
+        answer += [sentinel, tokens[start : start + length]]
+        done = start + length
+    prefix = np.concatenate([*source, tokens[done:]])
+    targets = np.concatenate([*answer, [special.eop]])
+    inputs = np.concatenate([prefix, [special.sop], targets[:-1]])
+    return _padded(
+        special,
+        objective,
+        row_length,
+        inputs=inputs,
+        targets=np.concatenate([prefix, targets]),
+        positions=np.arange(len(inputs)),
+        predicted=np.arange(len(inputs)) >= len(prefix),
+        prefix_length=len(prefix),
+    )
 
 
 def unilm_mixture(
@@ -167,7 +222,9 @@ def unilm_mixture(
 
 
 def _padded(
-    objective: CausalLM | MaskedLM | SpanCorruption,
+    special: SpecialTokens,
+    objective: str,
+    row_length: int | None,
     *,
     inputs: NDArray[np.int64],
     targets: NDArray[np.int64],
@@ -176,14 +233,15 @@ def _padded(
     prefix_length: int,
 ) -> Row:
     """Pad arrays of one length to a row."""
-    room, pad = (0, objective.row_length - len(inputs)), objective.special.pad
+    length = len(inputs) if row_length is None else row_length
+    room, pad = (0, length - len(inputs)), special.pad
     return Row(
         tokens=np.pad(inputs, room, constant_values=pad),
         positions=np.pad(positions, room),
-        block_positions=np.zeros(objective.row_length, np.int64),
+        block_positions=np.zeros(length, np.int64),
         targets=np.pad(targets, room, constant_values=pad),
         loss_mask=np.pad(predicted, room),
         prefix_length=prefix_length,
-        objective=objective.name,
+        objective=objective,
         num_real_tokens=len(inputs),
     )
