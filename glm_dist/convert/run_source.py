@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
 from glm_dist.checkpoint.reader import TensorReader
 from glm_dist.config.load import load_config_file
@@ -23,7 +24,7 @@ from glm_dist.errors import CheckpointError
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 
 
-def read_run(folder: Path, *, step: int | None) -> Source:
+def read_run(folder: Path, *, step: StepChoice) -> Source:
     """Open a checkpoint of a run; every file's hash is compared.
 
     Args:
