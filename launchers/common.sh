@@ -2,6 +2,7 @@
 # Common part of the batch scripts: environment of the job, then one srun task per GPU.
 #
 #   launch EXPERIMENT [key=value ...]
+#   launch_program SCRIPT|-m MODULE [ARGUMENT ...]     any other program of this repository
 #
 # Settings, from the environment of sbatch:
 #   PYTHON            interpreter; .venv/bin/python if there is one, else python
@@ -44,8 +45,13 @@ set_environment() {
 }
 
 launch() {
-  local experiment=$1 python=${PYTHON:-}
+  local experiment=$1
   shift
+  launch_program train.py "experiment=$experiment" "$@"
+}
+
+launch_program() {
+  local python=${PYTHON:-}
   [[ -f train.py ]] || die "no train.py in $PWD: submit from the repository root"
 
   # Without --kill-on-bad-exit the other ranks wait for a dead one until their timeout.
@@ -64,7 +70,7 @@ launch() {
     [[ ! -x .venv/bin/python ]] || python=.venv/bin/python
     command -v "$python" >/dev/null || die "no python here: run make setup, or set PYTHON"
   fi
-  command+=("$python" train.py "experiment=$experiment" "$@")
+  command+=("$python" "$@")
 
   if [[ ${DRY_RUN:-0} == 1 ]]; then
     printf '%q ' "${command[@]}" | sed 's/ $/\n/'

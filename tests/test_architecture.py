@@ -33,12 +33,23 @@ LAYERS = (
     ("train",),
     ("generate", "convert"),
     ("tasks",),
+    ("sweep",),
     ("cli",),
 )
 
 DOORS = {
-    "hydra": ("config/load.py", "config/overrides.py", "config/explain.py"),
-    "omegaconf": ("config/load.py", "config/explain.py", "config/text_values.py"),
+    "hydra": (
+        "config/load.py",
+        "config/finetuning.py",
+        "config/overrides.py",
+        "config/explain.py",
+    ),
+    "omegaconf": (
+        "config/load.py",
+        "config/finetuning.py",
+        "config/explain.py",
+        "config/text_values.py",
+    ),
     "megatron": ("parallel/*.py", "model/*.py", "model/attention/*.py"),
     "deepspeed": ("optim/deepspeed_engine.py",),
     "safetensors": ("convert/*.py",),

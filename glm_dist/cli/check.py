@@ -16,6 +16,8 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.config.trainable import count_trainable
 from glm_dist.parallel.layout import Layout
 from glm_dist.tasks.examples import read_benchmarks
+from glm_dist.tasks.finetune import complete
+from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.preflight import Preflight, check_files
 
 PROCESSES_PER_NODE = 8
@@ -48,10 +50,14 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.overrides, config_dir=arguments.config_dir)
     world_size = arguments.processes or Layout.from_config(config).world_size
     check_config(config, world_size=world_size)
-    files = None if arguments.no_files else check_files(config)
-    if files is not None:
+    files = data = None
+    if not arguments.no_files:
+        prepared = complete(config, arguments.overrides, config_dir=arguments.config_dir)
+        config, data = prepared.config, prepared.data
+        check_config(config, world_size=world_size)
+        files = check_files(config, read_data=prepared.facts)
         read_benchmarks(config)
-    lines = [*_describe(config, world_size), *_describe_files(config, files)]
+    lines = [*_describe(config, world_size, data), *_describe_files(config, files)]
     typed = list(arguments.overrides)
     if arguments.config_dir is not None:
         typed += ["--config-dir", str(arguments.config_dir)]
@@ -60,14 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _describe(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
+def _describe(config: RunConfig, world_size: int, data: TaskData | None) -> list[tuple[str, str]]:
     model, batch = config.model, config.batch
     layout = Layout.from_config(config, world_size)
     micro_batches = config.num_micro_batches(world_size)
-    tokens = batch.global_batch_size * batch.row_length
     parameters, trained = count_parameters(model, config.padded_vocab_size), count_trainable(config)
     frozen = [("trained", f"{trained:,} parameters; {parameters - trained:,} are frozen")]
+    rows_per_item = 1 if data is None else data.rows_per_example
+    rows = batch.global_batch_size * rows_per_item
+    tokens = rows * batch.row_length
     return [
+        *([] if data is None else _describe_task(data)),
         ("run", f"{config.run.name}, {config.run.steps:,} steps"),
         (
             "processes",
@@ -86,10 +95,22 @@ def _describe(config: RunConfig, world_size: int) -> list[tuple[str, str]]:
         *(frozen if trained < parameters else []),
         (
             "step",
-            f"{batch.global_batch_size:,} rows x {batch.row_length} = {tokens:,} tokens; "
-            f"{micro_batches} micro-batches of {batch.micro_batch_size} rows on each replica",
+            f"{rows:,} rows x {batch.row_length} = {tokens:,} tokens; {micro_batches} micro-batches"
+            f" of {batch.micro_batch_size * rows_per_item} rows on each replica",
         ),
         ("tokens", f"{tokens * config.run.steps:,} in all steps"),
+    ]
+
+
+def _describe_task(data: TaskData) -> list[tuple[str, str]]:
+    task = data.config.task
+    example = data.example(data.first)
+    counts = ", ".join(f"{len(found):,} {split.value}" for split, found in data.records.items())
+    return [
+        ("task", f"{task.name}: {task.kind.name}, examples: {counts}"),
+        ("pattern", task.prompt_pattern),
+        ("prompt", data.tokenizer.decode(example.questions[0].prompt.tokens)),
+        ("answers", " | ".join(data.shown_answers(example))),
     ]
 
 

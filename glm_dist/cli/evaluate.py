@@ -5,6 +5,8 @@ glm-dist evaluate runs/large_1 --split test           on those that nothing has 
 glm-dist evaluate runs/large_1 --corpus news=data/news
 glm-dist evaluate runs/large_1 copa.jsonl --pattern "{premise} because [MASK]."
 glm-dist evaluate runs/large_1 lambada.jsonl wiki.jsonl --json results.json
+glm-dist evaluate runs/rte_1                          the task that it was finetuned on
+glm-dist evaluate runs/large_1 --task rte             any task, without training
 """
 
 import argparse
@@ -14,7 +16,7 @@ from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-from glm_dist.cli import benchmarks
+from glm_dist.cli import benchmarks, task_evaluation
 from glm_dist.cli.arguments import add_layout_arguments, load_for, refuse_given, whole_number
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
@@ -23,13 +25,23 @@ from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.errors import ConfigError
 from glm_dist.files import is_dir
 from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.tasks.trained_run import has_own_task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-command's arguments."""
     parser.add_argument("run", type=Path, help="folder of a run, such as runs/quickstart")
     parser.add_argument(
-        "tasks", nargs="*", type=Path, help="files of examples (JSON lines); none: losses"
+        "tasks",
+        nargs="*",
+        type=Path,
+        help="files of examples (JSON lines), or values of a task (task.<key>=<value>); none: the"
+        " task of a finetuned run, otherwise losses",
+    )
+    parser.add_argument(
+        "--task",
+        metavar="TASK",
+        help="option of conf/task or YAML file; its examples are measured without training",
     )
     add_layout_arguments(parser)
     losses = parser.add_argument_group("losses")
@@ -64,6 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run, its checkpoint or a corpus cannot be used.
     """
+    if arguments.task or _asks_for_own_task(arguments):
+        return task_evaluation.run(arguments, declare=add_arguments)
     measures_tasks = bool(arguments.tasks) or arguments.harness is not None
     useless = OF_LOSSES if measures_tasks else OF_BENCHMARKS
     kind = "losses" if measures_tasks else "benchmarks, of which none is named"
@@ -92,6 +106,13 @@ def run(arguments: argparse.Namespace) -> int:
             line = f"{name:<{width}}  {loss:.4f} nats  perplexity {math.exp(loss):,.1f}\n"
             sys.stdout.write(line)
     return 0
+
+
+def _asks_for_own_task(arguments: argparse.Namespace) -> bool:
+    """Return True if a finetuned run is named and nothing else to measure."""
+    others = [each for each in arguments.tasks if not task_evaluation.is_override(str(each))]
+    is_elsewhere = others or arguments.harness is not None or arguments.corpus
+    return not is_elsewhere and has_own_task(arguments.run)
 
 
 OF_LOSSES = ("split", "corpus", "rows")

@@ -49,11 +49,17 @@ COMMANDS = {
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
+    "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),
+    "sweep": Entry("glm_dist.cli.sweep", "train or finetune with many settings, and compare"),
     "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
     "convert": Entry("glm_dist.cli.convert", "import or export weights of other programs"),
 }
+
+
+LISTENING = ("train", "finetune", "sweep")
+"""Commands that end by themselves after a stop request, when they have saved."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,9 +106,9 @@ def run_command(
         name: Key of ``COMMANDS``.
         arguments: What follows the name; a launcher may have put ``--local_rank=N`` first.
         prog: How the command is called in its help.
-        listener: Of ``train``, which a signal does not end; None: begins to listen now.
+        listener: Of commands that a signal does not end; None: begins to listen now.
     """
-    if name == "train":
+    if name in LISTENING:
         listener = listener or StopListener()
     _open_closed_streams()
     try:
@@ -160,7 +166,7 @@ def _open_closed_streams() -> None:
 
 def _module(name: str) -> Command:
     # Optional here as well; which norm and attention a run got is in its log.
-    missing = "Transformer Engine and Apex are not installed"
+    missing = "(Transformer Engine and )?Apex (is|are) not installed"
     warnings.filterwarnings("ignore", message=missing, category=UserWarning)
     return cast(Command, importlib.import_module(name))
 

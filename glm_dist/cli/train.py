@@ -1,4 +1,4 @@
-"""Pretrain a GLM: compose the configuration, check it, train.
+"""Train a GLM, or finetune one on a task: compose the configuration, check it, train.
 
 Values are set as key=value, options of a group as group=option:
   train.py experiment=glm_large parallel=tp2 optimizer.learning_rate=1e-4
@@ -7,10 +7,12 @@ deepspeed, torchrun or srun.
 """
 
 import argparse
-import importlib
 import os
 import sys
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glm_dist.cli.arguments import options_of_groups
 from glm_dist.cli.once import print_once
@@ -21,10 +23,17 @@ from glm_dist.config.launch import (
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
+from glm_dist.config.schema import RunConfig
 from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.tasks.examples import read_benchmarks
+from glm_dist.tasks.finetune import complete
+from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.preflight import check_files
+
+if TYPE_CHECKING:
+    from glm_dist.tasks.workload import TaskWorkload
+    from glm_dist.train.workload import OpenWorkload
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
     parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
+
+
+def configure(overrides: Sequence[str], config_dir: Path | None) -> RunConfig:
+    """Compose a configuration and check all that can be checked before a launch.
+
+    Args:
+        overrides: As typed.
+        config_dir: Folder used instead of conf/.
+
+    Raises:
+        GlmDistError: The job would not work.
+    """
+    config = load_config(overrides, config_dir=config_dir)
+    check_files(config)
+    read_benchmarks(config)
+    return config
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -59,12 +84,14 @@ def run(arguments: argparse.Namespace) -> int:
         )
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=True)
-    if arguments.cfg:
-        if launch.rank == 0:
-            sys.stdout.write(dump_config(config))
-        return 0
     try:
-        found = check_files(config, asks_store=launch.rank == 0)
+        prepared = complete(config, arguments.overrides, config_dir=arguments.config_dir)
+        config = prepared.config
+        if arguments.cfg:
+            if launch.rank == 0:
+                sys.stdout.write(dump_config(config))
+            return 0
+        found = check_files(config, asks_store=launch.rank == 0, read_data=prepared.facts)
         examples = read_benchmarks(config)
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=False)
@@ -77,20 +104,35 @@ def run(arguments: argparse.Namespace) -> int:
         return EXIT_STOPPED
     # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    job = importlib.import_module("glm_dist.train.job")
+    job = import_module("glm_dist.train.job")
     benchmarks = None
     if examples:
-        tool = importlib.import_module("glm_dist.tasks.training")
+        tool = import_module("glm_dist.tasks.training")
         benchmarks = tool.TrainingBenchmarks(config, examples)
-    status: int = job.run(config, launch, benchmarks=benchmarks, listener=listener)
+    status: int = job.run(
+        config,
+        launch,
+        workload=_workload(prepared.data),
+        benchmarks=benchmarks,
+        listener=listener,
+    )
     return status
+
+
+def _workload(data: TaskData | None) -> "OpenWorkload":
+    """Choose what is learned; loads torch."""
+    if data is None:
+        pretraining: OpenWorkload = import_module("glm_dist.train.workload").open_pretraining
+        return pretraining
+    task: type[TaskWorkload] = import_module("glm_dist.tasks.workload").TaskWorkload
+    return lambda config: task(config, data)
 
 
 def _multirun() -> ConfigError:
     return ConfigError(
         "--multirun would train several runs in one process, where they share its state.\n"
-        "  Start one job for each, e.g. as a SLURM array.",
+        "  Start one process for each: glm-dist sweep train key=value,value ...",
         key="command line",
         value="--multirun",
-        fix="",
+        fix="glm-dist sweep train key=value,value ...",
     )

@@ -107,6 +107,7 @@ class InitWith(Enum):
 
     weights = "weights"
     weights_and_optimizer = "weights_and_optimizer"
+    architecture = "architecture"
 
 
 class WandbMode(Enum):

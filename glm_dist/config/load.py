@@ -29,6 +29,7 @@ from glm_dist.config.explain import (
     unknown_degree,
     wrong_type,
 )
+from glm_dist.config.finetuning import add_task, inherit, take_task_file, with_experiment
 from glm_dist.config.migrations import upgrade
 from glm_dist.config.overrides import checked_overrides, is_corpus, parse_override, value_text
 from glm_dist.config.schema import RunConfig
@@ -71,15 +72,18 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
             fix="cp -r conf <folder>",
         )
     groups = config_groups(folder)
-    parsed = [parse_override(text) for text in overrides]
+    parsed, task_file = take_task_file([parse_override(text) for text in overrides])
     try:
         options, values = checked_overrides(parsed, groups)
     except ConfigError as error:
         raise _with_degrees(error, overrides, config_dir) from None
+    options = with_experiment(options, parsed, task_file)
     try:
         composed = copy.deepcopy(_composed(folder.resolve(), options, _stamp(folder)))
-        for each in values:
-            OmegaConf.update(composed, each.key_or_group, each.value(), merge=True, force_add=True)
+        add_task(composed, options, task_file)
+        _set_values(composed, values)
+        inherit(composed, options=options, read=load_config_file)
+        _set_values(composed, values)  # over those of the run that was read
         _remove_corpora(composed, parsed)
         composed = cast(DictConfig, OmegaConf.merge(composed, _corpus_values(parsed)))
         config = _typed(composed)
@@ -87,6 +91,11 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
         typed = {each.key_or_group: value_text(each) for each in parsed}
         raise explain_composition(error, typed=typed, source=str(folder)) from error
     return _checked(_with_absolute_paths(config))
+
+
+def _set_values(composed: DictConfig, values: Sequence[Override]) -> None:
+    for each in values:
+        OmegaConf.update(composed, each.key_or_group, each.value(), merge=True, force_add=True)
 
 
 def load_config_file(path: Path) -> RunConfig:

@@ -1,10 +1,11 @@
 """Overrides as typed: parsed by Hydra's grammar, refused where they have no meaning here."""
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 
 from glm_dist.config.explain import (
@@ -42,6 +43,45 @@ def parse_override(text: str) -> Override:
         raise _unreadable(text) from error
     except ValueError as error:  # Python reads no number of more than 4300 digits
         raise too_large(text.partition("=")[0]) from error
+
+
+def expand_override(text: str, groups: Groups) -> list[str]:
+    """Write an override with several values as one override for each; others stay as they are.
+
+    Lists, ``choice()``, ``range()`` and, of groups, ``glob()`` have several values.
+
+    Args:
+        text: As typed.
+        groups: Options there are.
+
+    Raises:
+        ConfigError: It does not follow the grammar, or its values cannot be listed.
+    """
+    override = parse_override(text)
+    if not override.is_sweep_override():
+        return [text]
+    key = override.key_or_group
+    value: object = override.value()
+    if isinstance(value, Glob):
+        values = value.filter(list(groups.get(key, ())))
+        problem = f"names no option of {key}" if key in groups else "is for groups of options"
+    elif override.is_choice_sweep() or override.is_range_sweep():
+        values = _plain_choices(text) or list(map(str, override.sweep_string_iterator()))
+        problem = "has no value"
+    else:
+        values, problem = [], "has no list of values"
+    if not values:
+        raise invalid_override(text, problem, advice=f"Write {key}=<value>,<value>")
+    return [f"{text.partition('=')[0]}={each}" for each in values]
+
+
+def _plain_choices(text: str) -> list[str]:
+    """Elements of a list as typed, so that 1e-5 stays 1e-5; none if the grammar has to read it."""
+    plain = re.fullmatch(r"[^=]*=\s*(?:choice\((?P<inner>.*)\)|(?P<outer>.*))", text, re.DOTALL)
+    listed = (plain["inner"] or plain["outer"] or "") if plain else ""
+    if re.search(r"[\[\](){}'\"\\]", listed):
+        return []
+    return [each.strip() for each in listed.split(",")]
 
 
 def _unreadable(text: str) -> ConfigError:
@@ -107,7 +147,7 @@ def _check_form(override: Override) -> None:
         raise invalid_override(
             text,
             "has several values, and a job trains with one",
-            advice="Start one job for each, e.g. as a SLURM array; quote a text with commas",
+            advice="Try all of them with glm-dist sweep; quote a text with commas",
         )
     if override.package is not None:
         raise invalid_override(

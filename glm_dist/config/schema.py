@@ -81,7 +81,8 @@ class RunSection(Section):
     unset: they are drawn. A run that has checkpoints itself continues from those."""
     init_with: InitWith = InitWith.weights
     """weights: begin at step 0 with a new optimizer, on any data; weights_and_optimizer: go on
-    where that run stood, in step, learning rate and rows."""
+    where that run stood, in step, learning rate and rows; architecture: a task takes that run's
+    model and draws its weights."""
 
 
 @dataclass

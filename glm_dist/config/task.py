@@ -92,6 +92,8 @@ class TaskConfig(Section):
 
     key: ClassVar[str] = "task"
 
+    name: str = ""
+    """Name in results; unset: that of the option or file."""
     kind: TaskKind = TaskKind.none
     """none: pretraining. cloze: choose the answer of a blank; classify: a new head on the hidden
     state; seq2seq: write the answer; infill: write what random blanks hide."""
@@ -143,6 +145,12 @@ class TaskConfig(Section):
     """Metric that chooses the best checkpoint; unset: the first of metrics."""
     epochs: float = bounded(5.0, at_least=0, default=0.0)
     """Passes over the training examples, where run.steps is not set."""
+    steps: int = bounded(1, at_least=1, default=1)
+    """Steps of all epochs; counted from the examples at the start."""
+    epoch_steps: int = bounded(1, at_least=1, default=1)
+    """Steps of an epoch; counted as well. Validations and checkpoints follow it."""
+    row_tokens: int = bounded(16, at_least=16, default=16)
+    """Tokens of the longest prompt with its answer; measured as well."""
     limit: int | None = None
     """Training examples that are used, drawn with a fixed seed; unset: all."""
 

@@ -6,7 +6,7 @@ What depends on the examples, such as a field that they lack, is checked where t
 from collections.abc import Sequence
 
 from glm_dist.config.patterns import PatternError, Piece, count_blanks, parse_field, parse_pattern
-from glm_dist.config.schema import ModelConfig, PositionEncoding, RunConfig
+from glm_dist.config.schema import ModelConfig, RunConfig
 from glm_dist.config.task import CHOICES_OF, METRICS, TaskConfig, TaskKind
 from glm_dist.errors import ConfigError
 
@@ -39,7 +39,7 @@ def _checked_pattern(task: TaskConfig) -> list[Piece]:
     if not task.pattern and task.patterns and task.pattern_id >= len(task.patterns):
         last = len(task.patterns) - 1
         raise ConfigError(
-            f"task.pattern_id={task.pattern_id}, but task.patterns has 0 to {last}.\n"
+            f"task.pattern_id={task.pattern_id}, but the last of task.patterns is {last}.\n"
             f"  Set task.pattern_id={last} or less.",
             key="task.pattern_id",
             value=task.pattern_id,
@@ -87,7 +87,7 @@ def _check_blanks(task: TaskConfig, pieces: Sequence[Piece]) -> None:
     needed = {TaskKind.cloze: 1, TaskKind.seq2seq: 1, TaskKind.infill: 0}.get(task.kind, found)
     if found == needed:
         return
-    has = "no blank" if not found else f"{found} blanks"
+    has = {0: "no blank", 1: "a blank"}.get(found, f"{found} blanks")
     needs, advice = "exactly one", "Write [MASK] once, where the answer stands."
     if task.kind is TaskKind.infill:
         needs, advice = "none: blanks come from the words of the examples", "Leave [MASK] out."
@@ -115,8 +115,8 @@ def _check_answers(task: TaskConfig) -> None:
     answers = task.prompt_answers
     if len(answers) < 2:
         raise ConfigError(
-            f"task.answers has {len(answers)} labels, and task.kind={task.kind.name} chooses from"
-            " at least 2.\n"
+            f"task.answers has {len(answers) or 'no'} label{'s' * (len(answers) != 1)}, and"
+            f" task.kind={task.kind.name} chooses from at least 2.\n"
             "  Write answers: {positive: good, negative: bad}, or {from: choices} for answers in"
             " the examples.",
             key="task.answers",
@@ -225,8 +225,6 @@ def _check_numbers(task: TaskConfig) -> None:
 
 
 def _check_length(task: TaskConfig, model: ModelConfig) -> None:
-    if model.position_encoding is not PositionEncoding.learned:
-        return
     keys = {
         TaskKind.cloze: ("max_length",),
         TaskKind.classify: ("max_length",),

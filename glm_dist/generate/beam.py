@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from glm_dist.generate.decoder import Context, Inputs, decoding
+from glm_dist.generate.context import Context
+from glm_dist.generate.decoder import Inputs, decoding
 from glm_dist.generate.infill import Rules
 from glm_dist.generate.part_b import PartB, check_length
 from glm_dist.generate.prompt import Prompt

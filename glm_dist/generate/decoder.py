@@ -11,37 +11,10 @@ import torch
 import torch.distributed as dist
 
 from glm_dist.generate.cache import KeyValueCache, VisibleKeys, cached_attention
+from glm_dist.generate.context import Context
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.scores import Scores, head_scores
 from glm_dist.model.stage import GLMStage
-
-
-@dataclass(frozen=True)
-class Context:
-    """Beginning of a row: Part A, and Part B as far as it is known."""
-
-    tokens: list[int]
-    positions: list[int]
-    block_positions: list[int]
-    prefix_length: int
-    """Tokens of Part A."""
-
-    @staticmethod
-    def of_part_a(tokens: Sequence[int]) -> "Context":
-        """Begin a row with Part A alone."""
-        length = len(tokens)
-        return Context(list(tokens), list(range(length)), [0] * length, length)
-
-    def extended(
-        self, tokens: Sequence[int], positions: Sequence[int], block_positions: Sequence[int]
-    ) -> "Context":
-        """Add tokens of Part B."""
-        return Context(
-            [*self.tokens, *tokens],
-            [*self.positions, *positions],
-            [*self.block_positions, *block_positions],
-            self.prefix_length,
-        )
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, choose_checkpoint, load_tensors
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config_file
+from glm_dist.config.patterns import MASKS, Mark
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
@@ -36,6 +37,7 @@ from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import (
     Data,
     Frame,
+    Part,
     Prompt,
     Room,
     make_prompt,
@@ -51,7 +53,14 @@ from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import choose_device, start_process
-from glm_dist.train.task import Pretraining, Task, TaskLoss, run_task
+from glm_dist.train.task import (
+    Pretraining,
+    ScoringTask,
+    Task,
+    TaskLoss,
+    run_scores,
+    run_task,
+)
 
 DEFAULT_OPTIONS = GenerationOptions()
 
@@ -116,21 +125,25 @@ class TrainedModel:
         """
         open_prompt(text, self.tokenizer, self.config, cut=truncate)
 
-    def read(self, parts: Sequence[str], *, cut: Cut | None = None) -> Prompt:
+    def read(self, parts: Sequence[Part], *, cut: Cut | None = None) -> Prompt:
         """Make a prompt of the parts of a pattern; see ``prompt.make_prompt``.
 
         Args:
-            parts: Literal text, in which masks may be named, and ``Data``, in which they may not.
+            parts: Literal text, in which masks may be named, ``Data``, in which they may not, and
+                marks.
             cut: End at which data that is too long is shortened; None: it is an error.
 
         Raises:
             DataError: As for ``fill``.
         """
         room = Room(self.config.model.max_position_embeddings + 1, cut)
-        if len(parts) == 1 and not isinstance(parts[0], Data):
+        if len(parts) == 1 and not isinstance(parts[0], Data | Mark):
             return read_run_prompt(parts[0], self.tokenizer, self.config, room=room)
+        learned = [name for name in MASKS if name in self.config.task.prompt_pattern]
         frame = Frame(slots=self.config.prompt_slots)
-        return make_prompt(parts, self.tokenizer, self.config.corruption, room=room, frame=frame)
+        return make_prompt(
+            parts, self.tokenizer, self.config.corruption, room=room, frame=frame, learned=learned
+        )
 
     def write(
         self, prompts: Sequence[Prompt], options: GenerationOptions = DEFAULT_OPTIONS
@@ -220,6 +233,19 @@ class TrainedModel:
             Loss of each micro-batch on the last stage; empty elsewhere.
         """
         return run_task(self.model, self.task, batches, groups=self.groups)
+
+    @torch.no_grad()
+    def predict(self, batches: Sequence[StageBatch]) -> list[torch.Tensor]:
+        """Rate the answers of examples; needs a ``ScoringTask``. Collective over a replica.
+
+        Args:
+            batches: As for ``evaluate``.
+
+        Returns:
+            Scores [e, c] of each micro-batch on the last stage; empty elsewhere.
+        """
+        task = cast(ScoringTask, self.task)
+        return run_scores(self.model, task, batches, groups=self.groups)
 
 
 def load_trained(

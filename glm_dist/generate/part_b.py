@@ -12,7 +12,7 @@ from glm_dist.data.objectives.baselines import mask_in_place, write_after_sentin
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
-from glm_dist.generate.decoder import Context
+from glm_dist.generate.context import Context
 
 ANSWER = "task"
 """Name of rows with answers in metrics."""

@@ -6,7 +6,7 @@ literal text, which may name masks, and data, in which their names are ordinary 
 """
 
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from glm_dist.config.patterns import MASKS, Mark
@@ -82,8 +82,6 @@ class Prompt:
     """Index of each blank's mask in ``tokens``, in text order. [n]"""
     pieces: list[str]
     """Text before, between and after the blanks. [n + 1]"""
-    slots: list[int] = field(default_factory=list)
-    """Indices of learned tokens in ``tokens``."""
 
     def answer(self, blank: int, text: str) -> str:
         """Return a text as it continues the text before a blank, whose last space is the mask's.
@@ -212,25 +210,18 @@ def make_prompt(
     ends = [special.gmask] if is_continued else []
     if frame.closes and not is_open:
         ends.append(special.eos)
-    learns = _spread(parts, len(frame.slots))
-    encoded: list[list[int]] = [
-        [_SLOT] * next(learns) if isinstance(part, Mark) else _encoded(part, tokenizer)
-        for part in parts
+    slots = _spread(parts, frame.slots)
+    encoded = [
+        next(slots) if isinstance(part, Mark) else _encoded(part, tokenizer) for part in parts
     ]
-    begins += [_SLOT] * next(learns)
+    begins += next(slots)
     _shorten(parts, encoded, room, num_others=len(begins) + len(ends))
     tokens = [*begins, *(token for part in encoded for token in part), *ends]
-    slots = [index for index, token in enumerate(tokens) if token == _SLOT]
-    learned_ids = iter(frame.slots)
-    tokens = [next(learned_ids) if token == _SLOT else token for token in tokens]
     if is_causal:
-        return Prompt(tokens, [len(tokens) - 1], pieces, slots)
+        return Prompt(tokens, [len(tokens) - 1], pieces)
     masks = set(tokens) & special.masks
     check_trained(masks, special, corruption, named=True, learned=learned)
-    return _prompt(tokens, pieces, special, corruption, slots=slots)
-
-
-_SLOT = -1
+    return _prompt(tokens, pieces, special, corruption)
 
 
 def _with_known_masks(part: Part, special: SpecialTokens) -> Part:
@@ -242,26 +233,31 @@ def _with_known_masks(part: Part, special: SpecialTokens) -> Part:
 
 
 def _encoded(part: str, tokenizer: Tokenizer) -> list[int]:
-    return tokenizer.encode_document(part) if isinstance(part, Data) else tokenizer.encode(part)
+    if isinstance(part, Data):
+        return tokenizer.encode_document(part)
+    ids: list[int] = []
+    for number, piece in enumerate(part.split("[SEP]")):  # RoBERTa's is named </s>
+        ids += [tokenizer.special.sep] if number else []
+        ids += tokenizer.encode(piece)
+    return ids
 
 
 def _ends_open(parts: Sequence[Part], special: SpecialTokens) -> bool:
     """Tell whether a prompt ends in [gMASK], which its answer continues without an end token."""
     last = parts[-1]
     is_literal = not isinstance(last, Data | Mark)
-    return is_literal and special.has_task_masks and str(last).endswith("[gMASK]")
+    return is_literal and special.has_task_masks and str(last).rstrip().endswith("[gMASK]")
 
 
-def _spread(parts: Sequence[Part], prompt_tokens: int) -> Iterator[int]:
+def _spread(parts: Sequence[Part], slots: Sequence[int]) -> Iterator[list[int]]:
     """Yield the learned tokens of each mark, then those of the beginning."""
     marks = [part for part in parts if isinstance(part, Mark)]
-    num_slots = marks.count(Mark.slot)
-    left = prompt_tokens
+    begin = 0
     for mark in marks:
-        taken = min(left, -(-prompt_tokens // num_slots)) if mark is Mark.slot else 0
-        left -= taken
-        yield taken
-    yield left
+        most = -(-len(slots) // marks.count(Mark.slot)) if mark is Mark.slot else 0
+        yield list(slots[begin : begin + most])
+        begin += most
+    yield list(slots[begin:])
 
 
 def _shorten(
@@ -341,18 +337,13 @@ def _continued(body: list[int], text: str, special: SpecialTokens, room: Room | 
 
 
 def _prompt(
-    tokens: list[int],
-    pieces: list[str],
-    special: SpecialTokens,
-    corruption: CorruptionConfig,
-    *,
-    slots: Sequence[int] = (),
+    tokens: list[int], pieces: list[str], special: SpecialTokens, corruption: CorruptionConfig
 ) -> Prompt:
     indices = [index for index, token in enumerate(tokens) if token in special.masks]
     if corruption.sentinels:
         for number, index in enumerate(indices[1:]):
             tokens[index] = special.first_sentinel + 2 * min(number, special.sentinel_pairs - 1)
-    return Prompt(tokens, indices, pieces, list(slots))
+    return Prompt(tokens, indices, pieces)
 
 
 def _shortened(body: list[int], room: Room, special: SpecialTokens, *, num_ends: int) -> list[int]:

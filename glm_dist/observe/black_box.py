@@ -47,3 +47,8 @@ def dump_on_fatal_signals(handler: logging.FileHandler) -> None:
     """
     assert handler.stream is not None  # opened at once
     faulthandler.enable(file=handler.stream, all_threads=True)
+
+
+def forget_fatal_signals() -> None:
+    """Write no stacks at fatal signals until the next ``dump_on_fatal_signals``."""
+    faulthandler.disable()

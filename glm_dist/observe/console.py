@@ -20,7 +20,9 @@ from glm_dist.observe.metrics import (
     TOKENS_PER_SECOND,
     TRAIN_LOSS,
     USEFUL_TFLOPS,
+    VALID,
     VALID_LOSS,
+    VALID_TASK,
 )
 
 log = logging.getLogger(__name__)
@@ -83,6 +85,9 @@ class ConsoleSink:
                 if name.partition("/")[2] == corpus
             )
             self._line(step, f"validation  {shown}{f'  ({corpus})' if corpus else ''}")
+        if of_task := _metrics_of_task(values):
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in of_task.items())
+            self._line(step, f"validation  {shown}")
         summary = summarize(values)
         if not summary:
             return
@@ -105,6 +110,14 @@ class ConsoleSink:
 
     def _line(self, step: int, text: str) -> None:
         log.info("step %*d/%d  %s", self._width, step, self._last_step, text)
+
+
+def _metrics_of_task(values: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name.removeprefix(VALID): value
+        for name, value in values.items()
+        if name.startswith(VALID) and not name.startswith((VALID_LOSS, VALID_TASK))
+    }
 
 
 def summarize(values: Mapping[str, float]) -> str:

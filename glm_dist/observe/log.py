@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from glm_dist.errors import ConfigError
-from glm_dist.observe.black_box import dump_on_fatal_signals
+from glm_dist.observe.black_box import dump_on_fatal_signals, forget_fatal_signals
 
 CONSOLE_HANDLER = "glm_dist.console"
 FILE_HANDLER = "glm_dist.file"
@@ -57,6 +57,8 @@ def setup_logging(
     for handler in list(root.handlers):
         if _is_replaced(handler):
             root.removeHandler(handler)
+            if handler.name == FILE_HANDLER:
+                forget_fatal_signals()  # its descriptor will be another file's
             handler.close()
     root.setLevel(logging.INFO)
     root.addHandler(_console_handler(rank, console or Console(stderr=True)))

@@ -210,6 +210,7 @@ def open_sinks(
     environ: Mapping[str, str],
     phases: PhaseClock,
     may_write: Callable[[], bool] = lambda: True,
+    process_started: float | None = None,
 ) -> SinkGroup:
     """Open the configured sinks; on rank 0, after the run folder was opened.
 
@@ -221,9 +222,14 @@ def open_sinks(
         environ: Environment of the process.
         phases: Clock of the loop, which begins next.
         may_write: Returns False once the folder belongs to another job.
+        process_started: See ``GoodputMeter``.
     """
     goodput = GoodputMeter(
-        config.run_dir, first_step=first_step, phases=phases, may_write=may_write
+        config.run_dir,
+        first_step=first_step,
+        phases=phases,
+        may_write=may_write,
+        process_started=process_started,
     )
     sinks: list[MetricSink] = [
         JsonlSink(

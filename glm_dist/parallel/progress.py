@@ -63,6 +63,12 @@ class Progress:
         self._durations.setdefault(left, deque(maxlen=HISTORY)).append(now - since)
         self.entry = (phase or BETWEEN, now)
 
+    def begin_run(self) -> None:
+        """Forget the run before: phases of another model take other times."""
+        self._durations.clear()
+        self.step = 0
+        self.entry = (START, self._clock())
+
     def restart(self) -> None:
         """Start the time of the current phase again: it goes on, or the process was stopped."""
         self.entry = (self.entry[0], self._clock())

@@ -11,10 +11,10 @@ from glm_dist.generate.load import TrainedModel
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.replicas import Item, Outcome
-from glm_dist.generate.sampling import Cut, GenerationOptions, check_length_penalty
+from glm_dist.generate.sampling import GenerationOptions, check_length_penalty
 from glm_dist.generate.score import Question, Score
 from glm_dist.generate.windows import perplexity_windows
-from glm_dist.tasks.examples import Example, Examples, Kind
+from glm_dist.tasks.examples import Example, Examples, Kind, text_of
 from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu, macro_f1
 
 EXAMPLES_AT_A_TIME = 64
@@ -96,7 +96,7 @@ def _choices(
     questions = []
     for example in examples:
         with _naming(example):
-            prompt = model.read(example.parts, cut=Cut.left)
+            prompt = model.read(example.parts, cut=example.cut)
             questions.append(choice_question(prompt, model, example.choices))
             model.check_question(questions[-1])
 
@@ -125,7 +125,7 @@ def _answers(
     prompts = []
     for example in examples:
         with _naming(example):
-            prompts.append(model.read(example.parts, cut=Cut.left))
+            prompts.append(model.read(example.parts, cut=example.cut))
 
     def work(share: Sequence[Prompt]) -> Iterator[str]:
         for begin in range(0, len(share), settings.batch_size):
@@ -154,7 +154,7 @@ def _texts(
     model.check("")  # a text is continued: refuses runs that never trained it
 
     def work(share: Sequence[Example]) -> list[tuple[float, int]]:
-        return [text_score(model, example.parts[0], settings) for example in share]
+        return [text_score(model, text_of(example), settings) for example in share]
 
     scores = over_examples(model, examples, work)
     kept = [n for n, (_, count) in enumerate(scores) if count > 0]
@@ -165,7 +165,7 @@ def _texts(
             key="text",
         )
     losses = [-scores[n][0] for n in kept]
-    texts = [examples[n].parts[0] for n in kept]
+    texts = [text_of(examples[n]) for n in kept]
     tokens = Mean.of_ratio(losses, [float(scores[n][1]) for n in kept])
     words = Mean.of_ratio(losses, [float(len(_SPACE.split(text))) for text in texts])
     sizes = Mean.of_ratio(losses, [float(len(text.encode())) for text in texts])

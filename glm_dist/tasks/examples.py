@@ -12,9 +12,7 @@ answer continues it. With a pattern the prompt is made of other fields, in whose
 ordinary characters.
 """
 
-import json
 import random
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -22,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from glm_dist.config.schema import RunConfig
-from glm_dist.data.prepare.encoding import LOOKED_AT, check_encoding
-from glm_dist.data.prepare.fields import find_field
-from glm_dist.data.prepare.inputs import COMPRESSIONS
+from glm_dist.config.task_checks import parse_checked
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import is_file
-from glm_dist.generate.prompt import Data
+from glm_dist.generate.prompt import Data, Part
 from glm_dist.generate.prompt_checks import check_writes
+from glm_dist.generate.sampling import Cut
+from glm_dist.tasks.pattern import Pattern
+from glm_dist.tasks.readers.lines import json_objects
 
 ALIASES = {
     "inputs": ("inputs", "inputs_pretokenized", "input", "text"),
@@ -38,8 +37,6 @@ ALIASES = {
     "text": ("text",),
 }
 """Names of each field, the first that is there counts."""
-
-_FIELD = re.compile(r"\{([^{}]*)\}")
 
 
 class Kind(Enum):
@@ -56,13 +53,19 @@ class Example:
 
     where: str
     """File and line."""
-    parts: tuple[str, ...]
+    parts: tuple[Part, ...]
     """Prompt: literal text and ``Data``; of a text the text itself."""
     choices: tuple[str, ...] = ()
     label: int = 0
     """Index of the right choice."""
     targets: tuple[str, ...] = ()
     """Right answers."""
+
+    @property
+    def cut(self) -> Cut:
+        """End at which a long prompt is shortened: with a pattern as in training."""
+        is_text = len(self.parts) == 1 and not isinstance(self.parts[0], Data)
+        return Cut.left if is_text else Cut.right
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,17 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
     Raises:
         DataError: The file is missing, a line is no example, or lines are of different kinds.
     """
+    made = None
     if pattern is not None:
-        _check_pattern(pattern)
+        if not pattern.strip():
+            raise ConfigError(
+                "--pattern is empty.\n  Write for example --pattern '{question} [MASK].'",
+                key="--pattern",
+                value=pattern,
+                fix="--pattern '{question} [MASK].'",
+            )
+        parse_checked(pattern, key="--pattern")
+        made = Pattern(pattern)
     if not is_file(file):
         raise DataError(
             f"{file} is no file of examples.\n"
@@ -95,8 +107,7 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
             " targets, or text.",
             key=str(file),
         )
-    _check_content(file)
-    found = [(kind, example) for kind, example in _examples(file, pattern)]
+    found = [(kind, example) for kind, example in _examples(file, made)]
     kinds = {kind for kind, _ in found}
     if len(kinds) != 1:
         problem = "holds no examples.\n  Check the file."
@@ -111,57 +122,12 @@ def read_examples(file: Path, *, pattern: str | None = None, limit: int | None =
     return Examples(str(file.with_suffix("")), kinds.pop(), examples)
 
 
-def _check_content(file: Path) -> None:
-    """Refuse compressed files and other encodings by what they are, not as lines without JSON."""
-    with file.open("rb") as stream:
-        first = stream.read(LOOKED_AT)
-    if file.suffix.lower() in COMPRESSIONS or first.startswith(b"\x1f\x8b"):
-        raise DataError(
-            f"{file} is compressed; examples are read from plain JSON lines.\n"
-            "  Decompress it first.",
-            key=str(file),
-            value=file.suffix,
-        )
-    check_encoding(file, first, is_json=True)
+def _examples(file: Path, pattern: Pattern | None) -> Iterator[tuple[Kind, Example]]:
+    for where, record in json_objects(file):
+        yield _example(record, where, pattern)
 
 
-def _check_pattern(pattern: str) -> None:
-    """Refuse a pattern that would give another prompt than it looks like."""
-    rest = _FIELD.sub("", pattern)
-    if not pattern.strip() or "{" in rest or "}" in rest or "{}" in pattern:
-        raise ConfigError(
-            f"--pattern {pattern!r} is no prompt: a text with the names of fields in braces, which"
-            " are not nested.\n"
-            "  Write for example --pattern '{question} [MASK].'",
-            key="--pattern",
-            value=pattern,
-            fix="--pattern '{question} [MASK].'",
-        )
-
-
-def _examples(file: Path, pattern: str | None) -> Iterator[tuple[Kind, Example]]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            if line.strip():
-                where = f"{file}:{number}"
-                yield _example(_record(line, where), where, pattern)
-
-
-def _record(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise _no_example(where, f"is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise _no_example(where, "is no object with fields")
-    try:
-        json.dumps(record, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise _no_example(where, "holds half of a surrogate pair, which is no character") from error
-    return record
-
-
-def _example(record: dict[str, Any], where: str, pattern: str | None) -> tuple[Kind, Example]:
+def _example(record: dict[str, Any], where: str, pattern: Pattern | None) -> tuple[Kind, Example]:
     choices, targets = _field(record, "choices"), _field(record, "targets")
     if choices is None and targets is None:
         text = _field(record, "text")
@@ -191,22 +157,21 @@ def _example(record: dict[str, Any], where: str, pattern: str | None) -> tuple[K
     return Kind.choice, Example(where, parts, choices=tuple(choices), label=label)
 
 
-def _parts(record: dict[str, Any], where: str, pattern: str | None) -> tuple[str, ...]:
+def _parts(record: dict[str, Any], where: str, pattern: Pattern | None) -> tuple[Part, ...]:
     if pattern is None:
         inputs = _field(record, "inputs")
         if not isinstance(inputs, str):
             raise _no_example(where, "has no inputs")
         return (inputs,)
-    parts: list[str] = []
-    for number, piece in enumerate(_FIELD.split(pattern)):
-        if number % 2 == 0:
-            parts += [piece] if piece else []
-            continue
-        value = find_field(record, piece)
-        if value is None or not isinstance(value, str | int | float):
-            raise _no_example(where, f"has no text or number in {piece!r}, which the pattern names")
-        parts.append(Data(value))
-    return tuple(parts)
+    try:
+        return tuple(pattern.parts(record))
+    except DataError as error:
+        raise DataError(f"{where}: {error}", key=where, value=error.value) from error
+
+
+def text_of(example: Example) -> str:
+    """Return the text of an example whose perplexity is measured."""
+    return "".join(part for part in example.parts if isinstance(part, str))
 
 
 def _field(record: dict[str, Any], name: str) -> Any:

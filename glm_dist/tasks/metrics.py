@@ -4,7 +4,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -12,22 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from glm_dist.errors import ConfigError
-
-RESAMPLES = 1000
-LEVEL = 0.95
+from glm_dist.tasks.intervals import Interval, over_examples
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A mean over examples with its interval."""
-
-    value: float
-    low: float
-    """Lower end of the 95 % interval."""
-    high: float
+class Mean(Interval):
+    """A mean over examples with its 95 % interval."""
 
     @staticmethod
     def of(values: Sequence[float]) -> "Mean":
@@ -43,25 +35,24 @@ class Mean:
             weights: Each above 0. [n]
         """
         sums, counts = np.array(values, np.float64), np.array(weights, np.float64)
-        chosen = np.random.default_rng(0).integers(0, len(sums), (RESAMPLES, len(sums)))
-        means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
-        low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Mean(float(sums.sum() / counts.sum()), float(low), float(high))
+        found = over_examples(
+            lambda chosen: sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1), len(sums)
+        )
+        return Mean(found.value, found.low, found.high)
 
     def mapped(self, change: Callable[[float], float]) -> "Mean":
         """Return a rising function of the mean, such as the perplexity of a loss."""
         return Mean(change(self.value), change(self.low), change(self.high))
 
 
-def macro_f1(predicted: Sequence[int], labels: Sequence[int]) -> float:
+def macro_f1(
+    predicted: Sequence[int] | NDArray[np.int64], labels: Sequence[int] | NDArray[np.int64]
+) -> float:
     """Average the F1 of all classes that occur."""
-    classes = sorted({*predicted, *labels})
-    confusion: NDArray[np.int64] = np.zeros((len(classes), len(classes)), np.int64)
-    for guess, label in zip(predicted, labels, strict=True):
-        confusion[classes.index(guess), classes.index(label)] += 1
-    right = confusion.diagonal()
-    found, wanted = confusion.sum(axis=1), confusion.sum(axis=0)
-    return float((2 * right / (found + wanted)).mean())
+    classes, indices = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
+    found, wanted = np.split(indices, 2)
+    right = np.bincount(wanted[found == wanted], minlength=len(classes))
+    return float((2 * right / np.bincount(indices)).mean())
 
 
 def normalize(text: str) -> str:
@@ -84,10 +75,20 @@ def word_f1(answer: str, target: str) -> float:
     return 2 * shared / (len(words) + len(wanted))
 
 
-def rouge_l(answer: str, target: str) -> float:
-    """Compute the F-measure of ROUGE-L with stemming (package rouge-score)."""
-    scorer = _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeL"], True)
-    return float(scorer.score(target, answer)["rougeL"].fmeasure)
+def rouge(answer: str, target: str, *, kind: str) -> float:
+    """Compute the F-measure of a ROUGE with stemming (package rouge-score).
+
+    Args:
+        answer: Text.
+        target: Right text.
+        kind: rouge1, rouge2 or rougeL.
+    """
+    return float(_rouge_scorer(kind).score(target, answer)[kind].fmeasure)
+
+
+@lru_cache(maxsize=3)
+def _rouge_scorer(kind: str) -> Any:
+    return _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer([kind], True)
 
 
 def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
@@ -106,9 +107,27 @@ def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
 PER_ANSWER: dict[str, Callable[[str, str], float]] = {
     "em": exact_match,
     "f1": word_f1,
-    "rouge_l": rouge_l,
+    "rouge_1": partial(rouge, kind="rouge1"),
+    "rouge_2": partial(rouge, kind="rouge2"),
+    "rouge_l": partial(rouge, kind="rougeL"),
 }
 """Metrics of one answer and one target; with several targets the best counts."""
+
+
+def check_libraries(names: Sequence[str]) -> None:
+    """Refuse metrics whose package is not installed.
+
+    Args:
+        names: Metrics.
+
+    Raises:
+        ConfigError: One is not.
+    """
+    for name in names:
+        if name.startswith("rouge"):
+            _library("rouge_score.rouge_scorer", "rouge-score")
+        if name == "bleu":
+            _library("sacrebleu", "sacrebleu")
 
 
 def _library(module: str, package: str) -> Any:

@@ -47,6 +47,23 @@ class Pattern:
         """
         return "".join(part for part in self.parts(fields) if not isinstance(part, Mark))
 
+    def texts(self, fields: Mapping[str, object]) -> list[str]:
+        """Return the text with all fields in it, several where the only field is a list.
+
+        Args:
+            fields: Of the example.
+
+        Raises:
+            DataError: As for ``parts``.
+        """
+        only = self._pieces[0]
+        if len(self._pieces) > 1 or not isinstance(only, Field):
+            return [self.filled(fields)]
+        value = find_field(fields, only.name)
+        if not isinstance(value, list):
+            return [self.filled(fields)]
+        return [only.filtered(text_of_field({only.name: each}, only.name)) for each in value]
+
     def _part(self, piece: Piece, fields: Mapping[str, object]) -> Part:
         if isinstance(piece, str | Mark):
             return piece
@@ -82,7 +99,7 @@ def text_of_field(fields: Mapping[str, object], name: str) -> str:
     value = find_field(fields, name)
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(
-            f"{explain_missing(fields, name)}, and the pattern names it.\n"
+            f"the pattern names {name!r}: {explain_missing(fields, name)}.\n"
             "  Correct the name in the pattern, or the examples.",
             key=name,
             value=value,

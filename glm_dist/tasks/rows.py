@@ -88,23 +88,28 @@ def answers_row(
 
 
 def context_row(
-    tokens: Sequence[int], *, special: SpecialTokens, row_length: int, label: int
+    tokens: Sequence[int], *, special: SpecialTokens, row_length: int | None, label: int
 ) -> Row:
     """Lay out a context that nothing is written after, for a classification head.
 
     Args:
         tokens: Part A.
         special: Ids of the special tokens.
-        row_length: Length to pad to.
+        row_length: Length to pad to; None: no padding.
         label: The right class.
+
+    Returns:
+        The row. Its first token is marked as scored, since a row that scores nothing is a missing
+        answer; the task decides what the head reads.
     """
     count = len(tokens)
+    length = count if row_length is None else row_length
     return Row(
-        tokens=_padded(tokens, row_length, special.pad),
-        positions=_padded(np.arange(count), row_length, 0),
-        block_positions=np.zeros(row_length, np.int64),
-        targets=_padded(tokens, row_length, special.pad),
-        loss_mask=np.zeros(row_length, np.bool_),
+        tokens=_padded(tokens, length, special.pad),
+        positions=_padded(np.arange(count), length, 0),
+        block_positions=np.zeros(length, np.int64),
+        targets=_padded(tokens, length, special.pad),
+        loss_mask=np.arange(length) == 0,
         prefix_length=count,
         objective=ANSWER,
         num_real_tokens=count,

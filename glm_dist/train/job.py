@@ -5,13 +5,12 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 import torch
-import torch.distributed as dist
-from rich.console import Console
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.checkpoint.save import check_shared
@@ -25,7 +24,6 @@ from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.parameters import freeze, initialize
 from glm_dist.model.stage import build_shard
-from glm_dist.observe.black_box import log_crashes
 from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.phases import PhaseClock
@@ -39,20 +37,14 @@ from glm_dist.observe.run_folder import (
 )
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
-from glm_dist.parallel.failures import (
-    heard_by_all,
-    report_failure,
-    report_mistake,
-)
-from glm_dist.parallel.groups import ParallelGroups, build_groups
-from glm_dist.parallel.layout import Layout
-from glm_dist.parallel.process import JobProcess, start_process
+from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.progress import FINISH
 from glm_dist.stop_signals import StopListener
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.ending import clear_endings, end_attempt, fail_attempt
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.loop import LoopContext, train
+from glm_dist.train.loop import LoopContext, finish_work, train
+from glm_dist.train.member import Member, as_member
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
 from glm_dist.train.rows import RunRows
@@ -93,59 +85,55 @@ def run(
         training, 130 stopped on request without a checkpoint, 2 a user error before training, 76
         one in training, 1 a bug.
     """
-    started = time.monotonic()
-    console = Console(stderr=True)
-    setup_logging(launch.rank, console=console)
-    log_crashes()
-    timeout = timedelta(minutes=config.parallel.timeout_minutes)
-    process = start_process(launch, timeout, watchdog=config.watchdog, listener=listener)
-    request = StopRequest(listener)
-    board = process.board
-    try:
-        with heard_by_all(board, explain=process.watchdog.explain):
-            status = _run(
-                config,
-                launch,
-                process,
-                request,
-                console=console,
-                started=started,
-                workload=workload,
-                benchmarks=benchmarks,
-            )
-    except RankFailure as failure:
-        report_failure(board, failure)
-        return failure.status
-    except GlmDistError as error:
-        report_mistake(board, error)
-        return error.status
-    request.end()
-    dist.barrier()
-    process.watchdog.close()
-    dist.destroy_process_group()
-    return status
+    return as_member(
+        partial(train_run, config, workload=workload, benchmarks=benchmarks),
+        launch,
+        timeout=timedelta(minutes=config.parallel.timeout_minutes),
+        watchdog=config.watchdog,
+        listener=listener,
+    )
 
 
-def _run(
+def train_run(
     config: RunConfig,
-    launch: LaunchEnvironment,
-    process: JobProcess,
-    request: StopRequest,
+    member: Member,
     *,
-    console: Console,
-    started: float,
-    workload: OpenWorkload,
-    benchmarks: Benchmarks | None,
+    workload: OpenWorkload = open_pretraining,
+    benchmarks: Benchmarks | None = None,
+    command: Sequence[str] = (),
 ) -> int:
-    """Train in the run's folder; return the exit status."""
+    """Train one run of a job. Collective over all ranks of the job.
+
+    Args:
+        config: As for ``run``.
+        member: This process.
+        workload: As for ``run``.
+        benchmarks: As for ``run``.
+        command: Command line that starts this run by itself, with the program's name; empty: the
+            process's own.
+
+    Returns:
+        As ``run``.
+
+    Raises:
+        GlmDistError: A user error; the job is over.
+        RankFailure: Another rank failed.
+    """
+    request = member.begin_run()
     check_same_everywhere(config)
-    layout = Layout.from_config(config, launch.world_size)
-    groups = build_groups(layout, timedelta(minutes=config.parallel.timeout_minutes))
-    folder = _open_folder(config, launch, console=console)
-    process.watchdog.open_folder(config.run_dir / HEARTBEATS)
-    process.board.last_words = partial(fail_attempt, folder)
+    groups = member.groups(config)
+    folder = _open_folder(config, member)
+    member.process.watchdog.open_folder(config.run_dir / HEARTBEATS)
+    member.process.board.last_words = partial(fail_attempt, folder)
     job = _Job(
-        *(config, launch, process, request, groups, folder, console, started, workload, benchmarks)
+        config=config,
+        member=member,
+        request=request,
+        groups=groups,
+        folder=folder,
+        workload=workload,
+        benchmarks=benchmarks,
+        command=command or sys.argv,
     )
     try:
         _train(job)
@@ -154,25 +142,27 @@ def _run(
     except (GlmDistError, RankFailure) as error:
         fail_attempt(folder, error)
         raise
-    return end_attempt(folder, config, request)
+    status = end_attempt(folder, config, request)
+    if folder is not None and folder.lock is not None:
+        folder.lock.close()
+    member.end_run(config)
+    return status
 
 
 @dataclass(frozen=True)
 class _Job:
-    """Parts of this process's job once the run folder is open."""
+    """Parts of a run on this process once its folder is open."""
 
     config: RunConfig
-    launch: LaunchEnvironment
-    process: JobProcess
+    member: Member
     request: StopRequest
     groups: ParallelGroups
     folder: RunFolder | None
     """On rank 0; None elsewhere."""
-    console: Console
-    started: float
-    """Reading of ``time.monotonic`` at the start."""
     workload: OpenWorkload
     benchmarks: Benchmarks | None
+    command: Sequence[str]
+    """Command line that starts this run."""
 
 
 def _train(job: _Job) -> None:
@@ -181,7 +171,7 @@ def _train(job: _Job) -> None:
     Raises:
         StoppedBeforeTraining: A stop was requested meanwhile.
     """
-    config, process, request, folder = job.config, job.process, job.request, job.folder
+    config, process, request, folder = job.config, job.member.process, job.request, job.folder
     request.raise_if_agreed()
     with Ranks(None).raise_on_all_ranks("open the data", "data"):
         workload = job.workload(config)
@@ -189,7 +179,7 @@ def _train(job: _Job) -> None:
         config,
         job.groups,
         device=process.device,
-        world_size=job.launch.world_size,
+        world_size=job.member.launch.world_size,
         task=workload.task,
     )
     quiet_libraries()
@@ -203,18 +193,15 @@ def _train(job: _Job) -> None:
     phases = PhaseClock(listener=process.progress.enter)
     sink = _open_sinks(job, engine, workload, start, phases)
     if folder is not None:
-        request.limit(_time_limit(config, job.launch, request.started))
+        request.limit(_time_limit(config, job.member.launch, request.started))
     upkeep = start.upkeep(config, folder)
+    rows = RunRows(
+        config, workload.rows, job.groups, done=start.step, passed_over=passed_over(start.extra)
+    )
     context = LoopContext(
         config=config,
         engine=engine,
-        rows=RunRows(
-            config,
-            workload.rows,
-            job.groups,
-            done=start.step,
-            passed_over=passed_over(start.extra),
-        ),
+        rows=rows,
         workload=workload,
         stop_request=request,
         sink=sink,
@@ -230,14 +217,19 @@ def _train(job: _Job) -> None:
         progress=process.progress,
         saved=stability_memory(start.extra),
     )
-    _run_loop(context, first_step=start.step)
+    try:
+        _run_loop(context, first_step=start.step)
+    finally:
+        rows.close()
+    engine.close()
 
 
 def _run_loop(context: LoopContext, *, first_step: int) -> None:
     try:
         context.stop_request.raise_if_agreed()
         with needs_human(context.engine.groups.rank):
-            train(context, first_step=first_step)
+            if train(context, first_step=first_step):
+                finish_work(context)
         context.progress.enter(FINISH)
     finally:
         context.sink.close()
@@ -256,10 +248,11 @@ def _open_sinks(
         job.config,
         attempt=folder.attempt,
         first_step=start.step,
-        console=job.console,
+        console=job.member.console,
         environ=os.environ,
         phases=phases,
         may_write=folder.fence.holds,
+        process_started=job.request.process_started,
     )
     sink = FencedSink(sinks, folder.fence)
     if start.origin is not None:
@@ -285,9 +278,7 @@ def _keep_tokenizer(config: RunConfig) -> None:
     )
 
 
-def _open_folder(
-    config: RunConfig, launch: LaunchEnvironment, *, console: Console
-) -> RunFolder | None:
+def _open_folder(config: RunConfig, member: Member) -> RunFolder | None:
     """Create or reopen the run folder on rank 0; return None on the others.
 
     Afterwards every rank logs into it, and has checked that it can save there.
@@ -300,7 +291,7 @@ def _open_folder(
         lambda: opened.append(lock_run_folder(config.run_dir)),
     )
     with ranks.raise_on_all_ranks("open a log file", str(config.run_dir)):
-        setup_logging(launch.rank, config.run_dir, console=console)
+        setup_logging(member.launch.rank, config.run_dir, console=member.console)
     if config.checkpoint.interval > 0:
         check_shared(config.run_dir)
     return opened[0] if opened else None
@@ -317,13 +308,13 @@ def _begin_attempt(job: _Job) -> None:
         begin_attempt(
             folder,
             config=dump_config(config),
-            overrides=sys.argv[1:],
+            overrides=job.command[1:],
             provenance=collect_provenance(
                 hosts=hosts,
-                world_size=job.launch.world_size,
+                world_size=job.member.launch.world_size,
                 layout=job.groups.layout.sizes(),
-                command=sys.argv,
-                launcher=job.launch.launcher,
+                command=job.command,
+                launcher=job.member.launch.launcher,
             ),
         )
         clear_endings(folder, config, os.environ)
@@ -375,5 +366,5 @@ def _announce(job: _Job, engine: TrainingEngine, *, first_step: int, rows_per_st
         config.run.steps,
         rows_per_step,
         config.num_micro_batches(layout.world_size),
-        time.monotonic() - job.started,
+        time.monotonic() - job.member.run_started,
     )

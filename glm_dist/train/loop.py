@@ -17,7 +17,7 @@ from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.errors import GlmDistError
-from glm_dist.observe.phases import DATA, SAVE, STEP, VOTE, PhaseClock
+from glm_dist.observe.phases import DATA, SAVE, STEP, VALIDATE, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.parallel.errors import on_this_rank
@@ -267,6 +267,21 @@ def _observers(
     )
     replicas = ReplicaCheck(run.config, run.engine, sink=run.sink)
     return recorder, replicas, validator, saver
+
+
+def finish_work(run: LoopContext) -> None:
+    """Conclude a run whose steps are all done; see ``Workload``. Collective over all ranks."""
+    step = run.config.run.steps
+    run.progress.enter(VALIDATE)
+    is_done = run.workload.finish(
+        run.engine,
+        step=step,
+        device=run.device,
+        run_dir=run.config.run_dir,
+        stops=partial(_vote_between_batches, run),
+    )
+    if not is_done:
+        run.stop_request.stop(step)
 
 
 def _vote_between_batches(run: LoopContext) -> bool:

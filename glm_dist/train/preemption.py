@@ -29,14 +29,19 @@ class StoppedBeforeTraining(Exception):  # noqa: N818
 class StopRequest:
     """Stop request of this process, shared with the other ranks by a vote."""
 
-    def __init__(self, listener: StopListener | None = None) -> None:
+    def __init__(
+        self, listener: StopListener | None = None, *, started: float | None = None
+    ) -> None:
         """Take over the requests of this process; call it after libraries that install handlers.
 
         Args:
             listener: Has listened since the process began; None: begins now.
+            started: Start of a run that is not the first one of this process, seconds since 1970.
         """
         self._listener = listener or StopListener()
         self._listener.arm()
+        self.process_started = started
+        """Start of the process as this run counts it; None: the process's own."""
         self._limit: TimeLimit | None = None
         self._agreed = 0
         self._is_announced = False
@@ -54,8 +59,8 @@ class StopRequest:
 
     @property
     def started(self) -> float:
-        """Start of this process, seconds since 1970."""
-        return self._listener.started
+        """Start of this process, or of a later run of it, seconds since 1970."""
+        return self.process_started or self._listener.started
 
     @property
     def reason(self) -> str:
@@ -128,10 +133,6 @@ class StopRequest:
         if self._limit is not None:
             self._limit.save_done(seconds, waited=waited)
             self._limit.warn_of_grace()
-
-    def end(self) -> None:
-        """Let later requests change nothing; the last call of a job."""
-        self._listener.ignore()
 
     def _announce(self, code: int) -> None:
         if code == OUT_OF_TIME and self._limit is not None:

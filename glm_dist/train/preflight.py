@@ -248,6 +248,8 @@ def _check_origin(path: Path, init_with: InitWith) -> None:
     Raises:
         CheckpointError: There is no checkpoint.
     """
+    if init_with is InitWith.architecture:
+        return  # its configuration has been read
     if not is_file(path / MANIFEST_NAME) and not list_steps(path / CHECKPOINTS):
         raise no_origin(path)
     if init_with is InitWith.weights_and_optimizer:

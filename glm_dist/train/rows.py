@@ -129,6 +129,10 @@ class RunRows:
         self._batches.close()
         self._batches = self._open(done)
 
+    def close(self) -> None:
+        """End the processes that build rows."""
+        self._batches.close()
+
     def _open(self, done: int) -> TrainingBatches:
         batch, data = self._config.batch, self._config.data
         return training_batches(

@@ -112,7 +112,7 @@ def starting_point(
         start = Start(restore_state(engine, own), extra=own.manifest.extra, own=own)
         _leave_later_ones(config, own, run_store)
         return start
-    if config.run.init_from is None:
+    if config.run.init_from is None or config.run.init_with is InitWith.architecture:
         return Start()
     origin = find_origin(Path(config.run.init_from))
     if config.run.init_with is InitWith.weights:

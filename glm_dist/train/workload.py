@@ -7,6 +7,7 @@ finetuning on a task is one of ``tasks``, which stands above and passes it to ``
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, TypeAlias, cast
 
 import torch
@@ -81,6 +82,28 @@ class Workload(Protocol):
             Full metric name -> value, equal on all ranks; None after a stop.
         """
 
+    def finish(
+        self,
+        engine: TrainingEngine,
+        *,
+        step: int,
+        device: torch.device,
+        run_dir: Path,
+        stops: Callable[[], bool],
+    ) -> bool:
+        """Conclude a run whose steps are all done. Collective over all ranks.
+
+        Args:
+            engine: Model of this rank; not trained any more, so its weights may be changed.
+            step: Last step.
+            device: The rank's device.
+            run_dir: The run's folder.
+            stops: As for ``validate``.
+
+        Returns:
+            False after a stop; then this is called again at the next start.
+        """
+
 
 OpenWorkload: TypeAlias = Callable[[RunConfig], Workload]
 """Opens the data of a checked configuration on one rank, and raises if it cannot be used."""
@@ -134,6 +157,18 @@ class PretrainingWorkload:
             )
         self._without_targets |= empty
         return {VALID_LOSS + name: loss for name, loss in losses.items()}
+
+    def finish(
+        self,
+        engine: TrainingEngine,
+        *,
+        step: int,
+        device: torch.device,
+        run_dir: Path,
+        stops: Callable[[], bool],
+    ) -> bool:
+        """Do nothing; see ``Workload``."""
+        return True
 
 
 def open_pretraining(config: RunConfig) -> PretrainingWorkload:

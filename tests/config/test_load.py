@@ -53,8 +53,20 @@ WORLD_SIZES = {
     "glm_10b": 256,
     "glm_10b_chinese": 256,
     "glm_130b": 768,
+    "finetune": 1,
+    "finetune_base": 1,
+    "finetune_large": 1,
+    "finetune_10b": 8,
 }
 """Processes each experiment is made for."""
+
+TASK = [
+    "task.kind=cloze",
+    "task.pattern='{text} [MASK]'",
+    "task.answers={a: b, c: d}",
+    "task.max_length=64",
+]
+"""A task without files."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,13 +75,30 @@ def fixed_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLM_RUNS", "/runs")
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder without checkpoints."""
+    folder = tmp_path_factory.mktemp("runs") / "pretrained"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(load_config(["experiment=glm_10b"])))
+    return folder
+
+
+def overrides_of(experiment: str, pretrained: Path) -> list[str]:
+    """Overrides that compose an experiment; of finetuning, with what users have to give."""
+    if not experiment.startswith("finetune"):
+        return [f"experiment={experiment}"]
+    given = [f"run.init_from={pretrained}", f"run.name={experiment}"]
+    return [f"experiment={experiment}", *given, *TASK]
+
+
 def test_every_experiment_has_an_intended_world_size() -> None:
     assert sorted(WORLD_SIZES) == GROUPS["experiment"]
 
 
 @pytest.mark.parametrize("experiment", WORLD_SIZES)
-def test_experiment_composes_for_its_world_size(experiment: str) -> None:
-    config = load_config([f"experiment={experiment}"])
+def test_experiment_composes_for_its_world_size(experiment: str, pretrained: Path) -> None:
+    config = load_config(overrides_of(experiment, pretrained))
     check_config(config, world_size=WORLD_SIZES[experiment])
     assert config.run.name == experiment
 
@@ -82,12 +111,8 @@ def test_option_composes(group: str, option: str) -> None:
     overrides = [f"experiment={host}"]
     if group == "parallel":
         overrides.append("zero=stage1")
-    if (group, option) == ("data", "none"):
-        overrides += [
-            "task.kind=cloze",
-            "task.pattern='{text} [MASK]'",
-            "task.answers={a: b, c: d}",
-        ]
+    if (group, option) in (("data", "none"), ("evaluation", "task")):
+        overrides += TASK
     if option == "t5":
         overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)
@@ -114,8 +139,10 @@ IN_EVERY_RUN = ("quickstart", "glm_roberta", "glm_130b")
         for name in WORLD_SIZES
     ],
 )
-def test_dumped_configuration_is_read_back_equal(experiment: str, tmp_path: Path) -> None:
-    config = load_config([f"experiment={experiment}"])
+def test_dumped_configuration_is_read_back_equal(
+    experiment: str, pretrained: Path, tmp_path: Path
+) -> None:
+    config = load_config(overrides_of(experiment, pretrained))
     (tmp_path / "config.yaml").write_text(dump_config(config))
     assert load_config_file(tmp_path / "config.yaml") == config
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from glm_dist.generate.decoder import Context, Inputs, decoding
+from glm_dist.generate.context import Context
+from glm_dist.generate.decoder import Inputs, decoding
 from glm_dist.model.scores import Scores
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.layout import Layout

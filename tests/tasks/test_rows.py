@@ -68,7 +68,7 @@ def test_a_context_for_a_head_has_no_part_b() -> None:
     row = context_row([BERT.cls, 2001, BERT.eos], special=BERT, row_length=5, label=2)
     assert row.tokens.tolist() == [BERT.cls, 2001, BERT.eos, BERT.pad, BERT.pad]
     assert (row.prefix_length, row.num_real_tokens, row.label) == (3, 3, 2)
-    assert not row.loss_mask.any()
+    assert row.loss_mask.tolist() == [True, False, False, False, False]
 
 
 @pytest.mark.parametrize(

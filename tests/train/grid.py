@@ -36,6 +36,7 @@ from glm_dist.parallel.rng import seed_step
 from glm_dist.train import job
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
+from glm_dist.train.task import Task
 
 STEPS = 3
 FEW_STEPS = 2
@@ -253,18 +254,22 @@ def rank_device() -> torch.device:
     return torch.device("cpu")
 
 
-def build_engine(case: Case) -> TrainingEngine:
+def build_engine(
+    case: Case, *, task: Task = job.PRETRAINING, num_classes: int = 0
+) -> TrainingEngine:
     """The engine of this rank as a job makes it, with the initial weights of seed 1."""
     if case.dtype == "fp16":
         # DeepSpeed denies fp16 on CPUs because it is slow there; torch computes it all the same.
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
+    config = run_config(case)
     return job.build_engine(
-        run_config(case),
+        replace(config, model=replace(config.model, num_classes=num_classes)),
         groups_of(case.layout),
         device=rank_device(),
         world_size=case.layout.world_size,
+        task=task,
     )
 
 

@@ -16,6 +16,7 @@ from glm_dist.data.row_source import RowSource, open_row_source
 from glm_dist.errors import DataError, LaunchError
 from glm_dist.observe.metrics_file import final_records, read_records
 from glm_dist.train import job as training_job
+from glm_dist.train import member as training_member
 from tests.train.jobs import make_files, with_deepspeed, with_python, with_srun, with_torchrun
 
 PROCESSES = 2
@@ -86,7 +87,7 @@ def test_processes_wait_as_long_as_the_configuration_says(monkeypatch: pytest.Mo
         asked.append(timeout)
         raise LaunchError("no process starts here", key="none")
 
-    monkeypatch.setattr(training_job, "start_process", start)
+    monkeypatch.setattr(training_member, "start_process", start)
     for overrides in ([], ["parallel.timeout_minutes=90"]):
         config = load_config(["experiment=tiny", *overrides])
         with pytest.raises(LaunchError):

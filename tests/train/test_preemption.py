@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from glm_dist.cli.main import main_train
+from glm_dist.stop_signals import StopListener
 from glm_dist.train.preemption import StopRequest
 from tests.ranks import run_programs, run_ranks
 from tests.train import stop_program
@@ -63,11 +64,12 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def _ask_and_agree() -> tuple[bool, bool, bool]:
-    request = StopRequest()
+    listener = StopListener()
+    request = StopRequest(listener)
     before = request.agreed()
     os.kill(os.getpid(), signal.SIGUSR1)
     agreed = request.agreed()
-    request.end()
+    listener.ignore()
     return before, agreed, signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 

@@ -1,0 +1,226 @@
+"""Results that finished runs left in their folders.
+
+Finetuning writes ``results.json`` and the answer to every example in ``predictions.jsonl``.
+Pretraining leaves its last validation in ``metrics.jsonl``.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_dist.checkpoint.folders import list_steps
+from glm_dist.config.load import load_config_file
+from glm_dist.config.schema import RunConfig
+from glm_dist.errors import ConfigError, DataError
+from glm_dist.files import exists
+from glm_dist.observe.endings import FINISHED_FILE, STOPPED_FILE
+from glm_dist.observe.metrics import VALID_LOSS, VALID_TASK
+from glm_dist.observe.metrics_file import METRICS_FILE, final_records, read_records
+from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
+from glm_dist.tasks.intervals import Interval
+
+RESULTS_FILE = "results.json"
+
+LOSS = "validation loss"
+"""Metric of pretraining: the mean over its objectives, in nats per predicted token."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers to all examples of one file, in its order."""
+
+    labels: list[Any]
+    predictions: list[Any]
+    values: dict[str, list[float]]
+    """Numbers of the examples, by metrics that are means of them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Metrics of one run on one file."""
+
+    metrics: dict[str, Interval]
+    """By name; the ends are NaN where the run measured no interval."""
+    num_examples: int = 0
+    answers: Path | None = None
+    """File of predictions."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Results of one finished run."""
+
+    select: str
+    """Metric that chose its checkpoint."""
+    higher_is_better: bool
+    valid: Measured
+    test: Measured | None = None
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Return True if there is something that was trained with a run's saved configuration."""
+    folder = config.run_dir
+    return exists(folder / FINISHED_FILE) or bool(list_steps(folder / CHECKPOINTS))
+
+
+def is_finished(config: RunConfig, *, needs_results: bool) -> bool:
+    """Return True if a run has reached its last step, or stopped early by its own rule.
+
+    Args:
+        config: The run as it would be started now.
+        needs_results: A run without ``results.json`` is not finished.
+
+    Raises:
+        ConfigError: The saved configuration cannot be read.
+    """
+    folder = config.run_dir
+    if not exists(folder / FINISHED_FILE) or not exists(folder / CONFIG_FILE):
+        return False
+    if needs_results and not exists(folder / RESULTS_FILE):
+        return False
+    return load_config_file(folder / CONFIG_FILE).run.steps >= config.run.steps
+
+
+def stopped_status(folder: Path) -> int | None:
+    """Return the exit status that a stopped run noted, which launchers hide; None if it did not."""
+    try:
+        return int(json.loads((folder / STOPPED_FILE).read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def read_outcome(folder: Path, *, has_results: bool) -> Outcome:
+    """Read the results of a finished run.
+
+    Args:
+        folder: The run folder.
+        has_results: Read ``results.json``; else the last validation in ``metrics.jsonl``.
+
+    Raises:
+        DataError: They are missing or damaged.
+    """
+    file = folder / (RESULTS_FILE if has_results else METRICS_FILE)
+    try:
+        return _finetuned(file) if has_results else _pretrained(file)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(file, error) from error
+
+
+def read_answers(file: Path) -> Answers:
+    """Read ``predictions.jsonl``.
+
+    Raises:
+        DataError: It is missing or damaged.
+    """
+    try:
+        with file.open(encoding="utf-8") as stream:
+            records = [json.loads(line) for line in stream]
+        names = records[0].get("values", {}) if records else {}
+        return Answers(
+            labels=[record["label"] for record in records],
+            predictions=[record["prediction"] for record in records],
+            values={name: [float(each["values"][name]) for each in records] for name in names},
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damaged(file, error) from error
+
+
+def _finetuned(file: Path) -> Outcome:
+    content = json.loads(file.read_text(encoding="utf-8"))
+    test = content.get("test")
+    return Outcome(
+        select=str(content["select"]),
+        higher_is_better=bool(content["higher_is_better"]),
+        valid=_measured(content["valid"], file.parent),
+        test=_measured(test, file.parent) if test else None,
+    )
+
+
+def _measured(content: Mapping[str, Any], folder: Path) -> Measured:
+    metrics = {
+        str(name): Interval(*(_number(each.get(end)) for end in ("value", "low", "high")))
+        for name, each in content["metrics"].items()
+    }
+    predictions = content.get("predictions")
+    return Measured(
+        metrics=metrics,
+        num_examples=int(content["examples"]),
+        answers=folder / predictions if predictions else None,
+    )
+
+
+def _number(value: object) -> float:
+    return math.nan if value is None else float(str(value))
+
+
+def _pretrained(file: Path) -> Outcome:
+    last = _last_validation(file)
+    losses = [
+        value
+        for name, value in last.items()
+        if name.startswith(VALID_LOSS) and "/" not in name.removeprefix(VALID_LOSS)
+    ]
+    found = {LOSS: sum(losses) / len(losses), **last}
+    metrics = {name: Interval(value, math.nan, math.nan) for name, value in found.items()}
+    return Outcome(select=LOSS, higher_is_better=False, valid=Measured(metrics))
+
+
+def _last_validation(file: Path) -> dict[str, float]:
+    """Metrics of the last validation.
+
+    Raises:
+        ValueError: There is none.
+    """
+    for record in reversed(final_records(read_records(file))):
+        found = {n: float(x) for n, x in record.items() if n.startswith((VALID_LOSS, VALID_TASK))}
+        if any(name.startswith(VALID_LOSS) for name in found):
+            return found
+    raise ValueError("no validation")
+
+
+def _damaged(file: Path, error: Exception) -> DataError:
+    reason = "is missing" if isinstance(error, FileNotFoundError) else f"is damaged ({error!r})"
+    return DataError(
+        f"{file} {reason}, so the sweep cannot count this run.\n"
+        f"  Remove {file.parent / FINISHED_FILE}, and the same sweep goes on with the run.",
+        key=str(file),
+        value=str(error),
+        fix=f"rm {file.parent / FINISHED_FILE}",
+    )
+
+
+def check_metric(name: str, outcome: Outcome) -> None:
+    """Refuse a metric that a run did not measure.
+
+    Raises:
+        ConfigError: It did not.
+    """
+    if name not in outcome.valid.metrics:
+        raise ConfigError(
+            f"--metric {name} was not measured; there are {', '.join(outcome.valid.metrics)}.\n"
+            "  Name one of them.",
+            key="--metric",
+            value=name,
+            fix=f"--metric {outcome.select}",
+        )
+
+
+def check_validates(config: RunConfig) -> None:
+    """Refuse a pretraining run that would leave nothing to compare.
+
+    Raises:
+        ConfigError: It does not validate.
+    """
+    if config.evaluation.interval == 0 or config.evaluation.rows_per_objective == 0:
+        interval = config.evaluation.interval
+        key = "evaluation.rows_per_objective" if interval else "evaluation.interval"
+        raise ConfigError(
+            f"{key}=0 turns validation off, but a sweep compares the losses of the last one.\n"
+            f"  Set {key} above 0.",
+            key=key,
+            value=0,
+            fix=f"{key}=<n>",
+        )

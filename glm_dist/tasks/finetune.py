@@ -1,0 +1,113 @@
+"""Configuration of a finetuning: what is typed, and what the examples decide.
+
+The examples decide how many steps the epochs have and how long the rows are. So a configuration is
+composed twice: first to find the examples, then with their numbers.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from glm_dist.config.finetuning import no_origin
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
+from glm_dist.errors import ConfigError
+from glm_dist.tasks.metrics import check_libraries
+from glm_dist.tasks.readers.records import Split
+from glm_dist.tasks.task_data import TaskData, read_task_data
+from glm_dist.train.preflight import DataFacts, read_corpora
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """A complete configuration with the examples of its task."""
+
+    config: RunConfig
+    data: TaskData | None
+    """None in pretraining."""
+
+    def facts(self, config: RunConfig, tokenizer: Tokenizer) -> DataFacts:
+        """Return what the files of training data say; see ``preflight.ReadData``."""
+        if self.data is None:
+            return read_corpora(config, tokenizer)
+        return DataFacts(self.data.fingerprint())
+
+
+def configure(overrides: Sequence[str], *, config_dir: Path | None = None) -> Finetuning:
+    """Compose a configuration, with the numbers of its examples if it has a task.
+
+    Args:
+        overrides: As typed.
+        config_dir: Folder of the groups; conf/ of the source tree if None.
+
+    Raises:
+        ConfigError: See ``load_config``; or the task lacks files of examples.
+        DataError: The tokenizer or an example cannot be used.
+    """
+    return complete(load_config(overrides, config_dir=config_dir), overrides, config_dir=config_dir)
+
+
+def complete(
+    config: RunConfig, overrides: Sequence[str], *, config_dir: Path | None = None
+) -> Finetuning:
+    """Add the numbers of its examples to a configuration that has a task.
+
+    Args:
+        config: As composed from the overrides.
+        overrides: As for ``configure``.
+        config_dir: As for ``configure``.
+
+    Raises:
+        ConfigError: As for ``configure``.
+        DataError: As for ``configure``.
+    """
+    if config.task.kind is TaskKind.none:
+        return Finetuning(config, None)
+    _check_needs(config, overrides)
+    check_libraries(config.task.used_metrics)
+    data = read_task_data(config, load_tokenizer(config.tokenizer))
+    per_epoch = len(data.records[Split.train]) / config.batch.global_batch_size
+    counted = {
+        "task.epoch_steps": math.ceil(per_epoch),
+        "task.steps": max(1, math.ceil(config.task.epochs * per_epoch)),
+        "task.row_tokens": data.longest_row(),
+    }
+    # In front: what is typed overrules what is counted.
+    numbers = [f"{key}={value}" for key, value in counted.items()]
+    config = load_config([*numbers, *overrides], config_dir=config_dir)
+    return Finetuning(config, replace(data, config=config))
+
+
+def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Refuse a task without a run to begin with, or without examples.
+
+    Raises:
+        ConfigError: Something is missing, or is given twice.
+    """
+    task, name = config.task, config.task.name
+    if config.run.init_from is None:
+        raise no_origin(name)
+    for key, file in (("train", task.data.train), ("valid", task.data.valid)):
+        if file is None:
+            where = (
+                f" The files are usually had from {task.data.source}." if task.data.source else ""
+            )
+            raise ConfigError(
+                f"task.data.{key} is not set, and task={name} needs examples to"
+                f" {'train on' if key == 'train' else 'choose the best checkpoint by'}.\n"
+                f"  Set task.data.{key}=<file>.{where}",
+                key=f"task.data.{key}",
+                value=None,
+                fix=f"task.data.{key}=<file>",
+            )
+    typed = {text.partition("=")[0] for text in overrides}
+    if {"run.steps", "task.epochs"} <= typed:
+        raise ConfigError(
+            "run.steps and task.epochs are both set, and each decides how long the run is.\n"
+            "  Leave one of them out.",
+            key="task.epochs",
+            value=task.epochs,
+            fix="leave run.steps out",
+        )
