@@ -57,15 +57,12 @@ class TaskExample:
 class TaskPrompts:
     """Makes the prompts of one task."""
 
-    def __init__(
-        self, config: RunConfig, tokenizer: Tokenizer, *, slots: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         """Prepare the pattern and the fixed answers.
 
         Args:
             config: Of the run; its section ``task`` is already checked.
             tokenizer: The run's.
-            slots: Ids of learned tokens of a prompt.
 
         Raises:
             ConfigError: ``single_token`` is true and an answer has several tokens, or two answers
@@ -81,7 +78,7 @@ class TaskPrompts:
         self._target = Pattern(self.task.target) if self.task.target else None
         self._choices = parse_field(self.task.choices_field) if self.task.choices_field else None
         self._learned = [name for name in MASKS if name in pattern]
-        self._frame = self._framed(slots)
+        self._frame = self._framed(config.prompt_slots)
         self.answer_ids: tuple[int, ...] = self._single_tokens()
         """Token of each answer where one token decides; else empty."""
 
