@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, choose_checkpoint, load_tensors
 from glm_dist.config.launch import read_launch_environment
@@ -252,7 +253,7 @@ class TrainedModel:
 def load_trained(
     run: str | Path,
     *,
-    step: int | None = None,
+    step: StepChoice = None,
     tokenizer: str | Path | None = None,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
@@ -264,7 +265,7 @@ def load_trained(
 
     Args:
         run: The run's folder.
-        step: Which checkpoint; the newest complete one if None.
+        step: Which checkpoint; "best" is the one that checkpoint.keep_best kept, None the newest.
         tokenizer: Its tokenizer's files, if they are neither in the run's folder nor where they
             were during training.
         tensor_parallel_size: Ranks that share each layer.
