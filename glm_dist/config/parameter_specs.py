@@ -20,6 +20,9 @@ from glm_dist.config.choices import Activation, PositionEncoding, PromptEncoder,
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 """Table [V, h] of the tied input and output embedding; a last stage has a copy under this name."""
 
+CLASSIFIER = "classifier."
+"""Prefix of the classification head, which belongs to one task."""
+
 
 class RowPiece(NamedTuple):
     """Consecutive local rows (dim 0) and their position in the whole parameter."""
@@ -296,7 +299,7 @@ def _classifier(hidden_size: int, num_classes: int) -> Iterator[ParameterSpec]:
     for name, rows in (("pool", hidden_size), ("output", num_classes)):
         for kind, shape in (("weight", (rows, hidden_size)), ("bias", (rows,))):
             yield ParameterSpec(
-                f"classifier.{name}.{kind}",
+                f"{CLASSIFIER}{name}.{kind}",
                 shape,
                 first,
                 decays=kind == "weight",
