@@ -1,18 +1,20 @@
 """The files and commands of docs/finetuning.md, written and run as the page has them."""
 
+import io
 import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from glm_dist.cli.main import main
 from glm_dist.config.load import config_groups, default_config_dir
+from tests.ranks import run_programs
 from tests.tasks.letters import write_letters
-from tests.train.jobs import make_files, with_python
+from tests.train.jobs import clean_environment, make_files, with_python
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "finetuning.md").read_text(encoding="utf-8")
@@ -43,22 +45,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def in_folder() -> int:
+    """Run ``glm-dist`` in the folder of the page with the text that is piped into it."""
+    os.chdir(os.environ["PAGE_FOLDER"])
+    sys.stdin = io.TextIOWrapper(io.BytesIO(os.environ["PAGE_INPUT"].encode()))
+    return main()
+
+
 def test_own_task_works_as_the_page_says(folder: Path) -> None:
     output = []
     for command in commands():
         text, _, piped = command.rpartition(" | ")
         words = shlex.split(piped)
         assert words[0] == "glm-dist"
-        done = subprocess.run(
-            [sys.executable, "-m", "glm_dist", *words[1:]],
-            input=f"{shlex.split(text)[1]}\n" if text else "",
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        piped_in = f"{shlex.split(text)[1]}\n" if text else ""
+        environment = clean_environment(PAGE_FOLDER=str(folder), PAGE_INPUT=piped_in)
+        (done,) = run_programs(in_folder, words, [environment])
         assert done.returncode == 0, f"{command}: {done.stderr}"
         output.append(done.stdout)
     checked, _, own, zero_shot, answered = output
