@@ -165,6 +165,12 @@ def test_evaluation_of_the_run_repeats_its_results(folder: Path, finetuned: str)
     ]
 
 
+def test_replay_of_the_run_repeats_its_steps(folder: Path, finetuned: str) -> None:
+    done = glm_dist_command("resume-check", str(folder / "runs" / "single"))
+    assert done.returncode == 0, done.stderr
+    assert "the run resumes as the same run" in done.stdout
+
+
 def test_answers_are_written_and_compared(folder: Path) -> None:
     done = glm_dist_command("finetune", *typed(folder, "written", "written", "parallel=single"))
     assert done.returncode == 0, done.stderr
@@ -186,6 +192,10 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["task=nothing.yaml"], id="no file"),
         pytest.param(["task.max_length=1000"], id="positions"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
+        pytest.param(
+            ["task.kind=seq2seq", "task.target='{answer}'", "task.metrics=[em]", "zero=stage3"],
+            id="writing",
+        ),
     ],
 )
 def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says: Says) -> None:
