@@ -80,6 +80,17 @@ def complete(
     return Finetuning(config, replace(data, config=config))
 
 
+def own_data(config: RunConfig) -> TaskData | None:
+    """Read the examples of a run's saved configuration; None if it was pretrained.
+
+    Raises:
+        DataError: The tokenizer or an example cannot be used.
+    """
+    if config.task.kind is TaskKind.none:
+        return None
+    return read_task_data(config, load_tokenizer(config.tokenizer))
+
+
 def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
     """Refuse a task without a run to begin with, or without examples.
 
