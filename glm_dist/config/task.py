@@ -148,7 +148,7 @@ class TaskConfig(Section):
     patience: int = bounded(0, at_least=0, default=0)
     """Validations in a row without a better value of select after which the run is finished; 0:
     off."""
-    epochs: float = bounded(5.0, at_least=0, default=0.0)
+    epochs: float = bounded(5.0, at_least=0, default=5.0)
     """Passes over the training examples, where run.steps is not set."""
     steps: int = bounded(1, at_least=1, default=1)
     """Steps of all epochs; counted from the examples at the start."""

@@ -211,6 +211,14 @@ def _check_numbers(task: TaskConfig) -> None:
             value=task.limit,
             fix="task.limit=null",
         )
+    if task.epochs == 0:
+        raise ConfigError(
+            "task.epochs=0 trains nothing.\n"
+            "  Set task.epochs=5; glm-dist evaluate measures a run without training.",
+            key="task.epochs",
+            value=0,
+            fix="task.epochs=5",
+        )
     decode = task.decode
     for name, smallest in (("beams", 1), ("no_repeat_ngram", 0), ("min_tokens", 0)):
         value = getattr(decode, name)

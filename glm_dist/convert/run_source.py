@@ -15,6 +15,7 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.convert.merge import merged_weights
 from glm_dist.convert.official import (
     check_official_form,
+    has_official_name,
     official_name,
     official_rows,
 )
@@ -45,7 +46,8 @@ def read_run(folder: Path, *, step: StepChoice) -> Source:
         scale, rank = config.model.lora_scale, config.model.lora_rank
         notes = (f"weights are W + {scale:g} B A, of rank {rank}",)
     heads = model.num_attention_heads
-    kept = [s.name for s in parameter_specs(model, config.padded_vocab_size) if not s.is_added]
+    specs = parameter_specs(model, config.padded_vocab_size)
+    kept = [spec.name for spec in specs if has_official_name(spec)]
     back = {official_name(name): name for name in kept}
 
     def read(name: str) -> torch.Tensor:

@@ -20,7 +20,7 @@ from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, choose_checkpoint, load_tensors
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config_file
-from glm_dist.config.patterns import MASKS, Mark
+from glm_dist.config.patterns import Mark
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
@@ -41,6 +41,7 @@ from glm_dist.generate.prompt import (
     Part,
     Prompt,
     Room,
+    learned_masks,
     make_prompt,
     read_run_prompt,
 )
@@ -140,7 +141,7 @@ class TrainedModel:
         room = Room(self.config.model.max_position_embeddings + 1, cut)
         if len(parts) == 1 and not isinstance(parts[0], Data | Mark):
             return read_run_prompt(parts[0], self.tokenizer, self.config, room=room)
-        learned = [name for name in MASKS if name in self.config.task.prompt_pattern]
+        learned = learned_masks(self.config)
         frame = Frame(slots=self.config.prompt_slots)
         return make_prompt(
             parts, self.tokenizer, self.config.corruption, room=room, frame=frame, learned=learned

@@ -74,8 +74,7 @@ class LoraColumnLinear(ColumnLinear):
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the updated product, [s, b, outputs/t], and a bias that is not added yet."""
         output, bias = super().forward(input_)
-        # Under sequence parallelism ranks hold different rows, else the same ones.
-        dropped = _dropped(input_, self, differs=self.sequence_parallel)
+        dropped = functional.dropout(input_, self.update.dropout, self.training)
         narrow = functional.linear(dropped, self.lora_a)  # [s, b, r], or [s/t, b, r]
         if self.sequence_parallel:
             narrow = gather_from_sequence_parallel_region(narrow, group=self.tp_group)
@@ -99,7 +98,11 @@ class LoraRowLinear(RowParallelLinear):  # type: ignore[misc]
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Return the updated product, [s, b, outputs] or [s/t, b, outputs], and the bias."""
         output, bias = super().forward(input_)
-        dropped = _dropped(input_, self, differs=True)  # ranks hold different features
+        # Ranks hold different features and need different masks. Under sequence parallelism
+        # megatron-core runs all layers with the stream that differs.
+        forks = not self.sequence_parallel and self.training and self.update.dropout > 0.0
+        with get_cuda_rng_tracker().fork() if forks else nullcontext():
+            dropped = functional.dropout(input_, self.update.dropout, self.training)
         narrow = functional.linear(dropped, self.lora_a)  # this rank's part of a sum [s, b, r]
         if self.sequence_parallel:
             narrow = reduce_scatter_to_sequence_parallel_region(narrow, group=self.tp_group)
@@ -137,14 +140,3 @@ def _update(name: str, model: ModelConfig) -> Update | None:
 
 def _factor(weight: torch.Tensor, rows: int, columns: int) -> torch.nn.Parameter:
     return torch.nn.Parameter(weight.new_empty(rows, columns))
-
-
-def _dropped(
-    input_: torch.Tensor, layer: LoraColumnLinear | LoraRowLinear, *, differs: bool
-) -> torch.Tensor:
-    """Apply dropout to the update's input, with another mask on each tensor rank if they differ."""
-    if layer.update.dropout == 0.0 or not layer.training:
-        return input_
-    forks = differs and layer.tp_group.size() > 1
-    with get_cuda_rng_tracker().fork() if forks else nullcontext():
-        return functional.dropout(input_, layer.update.dropout)

@@ -129,6 +129,7 @@ class Case:
             num_layers=self.layers,
             hidden_dropout=self.dropout,
             attention_dropout=self.dropout,
+            lora_dropout=self.dropout,
             **changes,
         )
 

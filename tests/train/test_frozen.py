@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch.distributed as dist
 
 from glm_dist.checkpoint.load import find_checkpoint
+from glm_dist.config.trainable import trainable_names
 from glm_dist.train.state import restore_state, save_state
 from tests.optim.test_zero import living_tensors
 from tests.ranks import run_ranks
-from tests.train.grid import Case, Trace, build_engine, run_steps, whole_weights
+from tests.train.grid import Case, Trace, build_engine, run_config, run_steps, whole_weights
 from tests.train.test_resume import assert_equal_bits
 
 PROMPT = {"architecture": ("prompt_mlp",), "trainable": ("*.prompt.*",)}
@@ -38,8 +38,6 @@ class Result:
     """A case's run with a restart in the middle."""
 
     before: dict[str, np.ndarray]
-    trained: set[str]
-    """Names, of all ranks."""
     updated: tuple[int, int]
     """Elements of this rank's parameters that learn, and of its shards of master weights."""
     trace: Trace
@@ -54,9 +52,8 @@ def stop_and_resume(cases: list[Case], folder: Path) -> list[Result]:
     for case in cases:
         engine = build_engine(case)
         before = whole_weights(engine)
-        names: list = [None] * dist.get_world_size()
-        dist.all_gather_object(names, {s.name for s in engine.shards if s.is_trained})
-        shapes = [math.prod(s.local_shape) for s in engine.shards if s.is_trained]
+        learns = trainable_names(run_config(case))
+        shapes = [math.prod(s.local_shape) for s in engine.shards if s.name in learns]
         run_steps(engine, case, range(STOP))
         own = folder / str(case).replace(" ", "_")
         save_state(engine, own, step=STOP, extra={}, keep_last=1)
@@ -69,7 +66,7 @@ def stop_and_resume(cases: list[Case], folder: Path) -> list[Result]:
         assert restore_state(again, info) == STOP
         resumed = Trace(*run_steps(again, case, range(STOP, END)), whole_weights(again))
         saved = {name: record.dtype for name, record in info.manifest.tensors.items()}
-        results.append(Result(before, set().union(*names), updated, trace, resumed, saved))
+        results.append(Result(before, updated, trace, resumed, saved))
     return results
 
 
@@ -90,7 +87,7 @@ def test_frozen_parameters_keep_every_bit(results: list[Result], number: int) ->
         if not np.array_equal(weights, result.before[name])
     }
 
-    assert changed == result.trained
+    assert changed == trainable_names(run_config(CASES[number]))
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=lambda number: str(CASES[number]))
@@ -106,12 +103,13 @@ def test_only_what_learns_has_optimizer_state(results: list[Result], number: int
     elements, masters = result.updated
     replicas = 1 if case.zero == 0 else case.dp
     moments = {n.partition(".")[2] for n in result.saved if not n.startswith("model.")}
+    learns = trainable_names(run_config(case))
     own = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[case.dtype]
 
     assert elements / replicas <= masters <= elements / replicas + PADDING
-    assert moments == result.trained
+    assert moments == learns
     for name in result.before:
-        dtype = "float32" if name in result.trained else own
+        dtype = "float32" if name in learns else own
         assert result.saved[f"model.{name}"].endswith(dtype), name
 
 
