@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from glm_dist.config.parameter_specs import ParameterSpec, parameter_specs
+from glm_dist.config.parameter_specs import PROMPT, ParameterSpec, parameter_specs
 from glm_dist.config.schema import Activation, ModelConfig, PositionEncoding, Residual
 from glm_dist.errors import ConfigError
 
@@ -101,13 +101,15 @@ def official_parameters(
 ) -> tuple[OfficialParameter, ...]:
     """List the parameters of the official model: 5 + 12 L, and 4 of a classification head.
 
+    A prompt's are left out: the official code has them for each task.
+
     Args:
         model: Sizes, of the official form (``check_official_form``).
         padded_vocab_size: Rows of the word table, V.
     """
     listed = []
     for spec in parameter_specs(model, padded_vocab_size):
-        if spec.is_added:
+        if spec.name.startswith(PROMPT):
             continue
         name = official_name(spec.name)
         listed.append(

@@ -9,7 +9,7 @@ import torch
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
 from glm_dist.checkpoint.reader import TensorReader
 from glm_dist.config.load import load_config_file
-from glm_dist.config.parameter_specs import parameter_specs
+from glm_dist.config.parameter_specs import PROMPT, parameter_specs
 from glm_dist.config.schema import RunConfig
 from glm_dist.convert.merge import merged_weights
 from glm_dist.convert.official import (
@@ -44,7 +44,7 @@ def read_run(folder: Path, *, step: int | None) -> Source:
         scale, rank = config.model.lora_scale, config.model.lora_rank
         notes = (f"weights are W + {scale:g} B A, of rank {rank}",)
     heads = model.num_attention_heads
-    kept = [s.name for s in parameter_specs(model, config.padded_vocab_size) if not s.is_added]
+    kept = [name for name in ours if not name.startswith(PROMPT)]
     back = {official_name(name): name for name in kept}
 
     def read(name: str) -> torch.Tensor:
