@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import checkpoint_step, whole_number
 from glm_dist.config.schema import Dtype
 from glm_dist.convert.kinds import Kind, kind_of
 from glm_dist.errors import ConfigError
@@ -55,8 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--step",
-        type=whole_number(at_least=0),
-        help="checkpoint of a run to export (default: the newest)",
+        type=checkpoint_step,
+        metavar="{N,best}",
+        help="checkpoint of a run to export: its step, or best (default: the newest)",
     )
     parser.add_argument(
         "--model-parallel-size",

@@ -124,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides, config_groups(arguments.config_dir or default_config_dir())
     )
     check_baseline(points, arguments.baseline)
+    _say(f"checking {len(points)} points")
     planned = _planned(points, arguments)
     folder = Path(planned[0].config.paths.runs) / f"{sweep_name(arguments.overrides)}.sweep"
     left = [] if arguments.table else [each for each in planned if each.status != "finished"]
@@ -134,7 +135,7 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stdout.write(f"{shlex.join(command_of(each.arguments, arguments.launcher))}\n")
         return EXIT_FINISHED
     finished = sum(each.status == "finished" for each in planned)
-    _say(f"{len(points)} points, {finished} of them finished")
+    _say(f"{finished} of {len(points)} points are finished")
     listener: StopListener | None = arguments.listener
     _run_points(left, arguments, total=len(points))
     _compare(planned, folder, arguments)

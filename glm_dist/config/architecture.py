@@ -60,7 +60,7 @@ class ModelConfig(Section):
     lora_targets: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj"])
     """Linear layers with an update: linear_qkv, linear_proj, linear_fc1, linear_fc2."""
     prompt_tokens: int = bounded(3, at_least=0, default=0)
-    """Trained vectors that take the places of [prompt] in a pattern, in order (P-tuning, arXiv
+    """Trained vectors that take the places of {*} in a pattern, in order (P-tuning, arXiv
     2103.10385). 0: none."""
     prompt_encoder: PromptEncoder = PromptEncoder.lstm
     """Network that the vectors pass before the model reads them. lstm: two layers, bidirectional,

@@ -20,9 +20,8 @@ from glm_dist.config.choices import Activation, PositionEncoding, PromptEncoder,
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 """Table [V, h] of the tied input and output embedding; a last stage has a copy under this name."""
 
-
-PROMPT = "embedding.prompt."
-"""Beginning of the names of a prompt's parameters."""
+CLASSIFIER = "classifier."
+"""Prefix of the classification head, which belongs to one task."""
 
 
 class RowPiece(NamedTuple):
@@ -225,7 +224,7 @@ def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
         shapes |= {"mlp.2.weight": (h, h), "mlp.2.bias": (h,)}
     return tuple(
         ParameterSpec(
-            PROMPT + name,
+            f"embedding.prompt.{name}",
             shape,
             _prompt_initial(name, model),
             decays=len(shape) == 2,
@@ -300,7 +299,7 @@ def _classifier(hidden_size: int, num_classes: int) -> Iterator[ParameterSpec]:
     for name, rows in (("pool", hidden_size), ("output", num_classes)):
         for kind, shape in (("weight", (rows, hidden_size)), ("bias", (rows,))):
             yield ParameterSpec(
-                f"classifier.{name}.{kind}",
+                f"{CLASSIFIER}{name}.{kind}",
                 shape,
                 first,
                 decays=kind == "weight",

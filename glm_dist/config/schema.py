@@ -225,6 +225,9 @@ class CheckpointConfig(Section):
     """Newest verified checkpoints kept, and always two; older ones are removed."""
     keep_every: int = bounded(10000, at_least=0, default=0)
     """Checkpoints at multiples of this step are never removed; 0: off."""
+    keep_best: bool = False
+    """The checkpoint of the best validation (task.select; in pretraining, the first objective's
+    loss) stays as well, and checkpoints/best.json names it. A best step is saved at once."""
     resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
     background: bool = False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.configuration import complete_configuration, heads_of
 from glm_dist.convert.dtypes import NAMES, TORCH_DTYPES
@@ -49,7 +50,7 @@ class Request:
     target_kind: Kind
     overrides: tuple[str, ...] = ()
     config_dir: Path | None = None
-    step: int | None = None
+    step: StepChoice = None
     """Checkpoint of a run; the newest if None."""
     parts: int = 1
     """Model-parallel ranks of an official target."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from glm_dist.config.parameter_specs import PROMPT, ParameterSpec, parameter_specs
+from glm_dist.config.parameter_specs import ParameterSpec, parameter_specs
 from glm_dist.config.schema import Activation, ModelConfig, PositionEncoding, Residual
 from glm_dist.errors import ConfigError
 
@@ -109,7 +109,7 @@ def official_parameters(
     """
     listed = []
     for spec in parameter_specs(model, padded_vocab_size):
-        if spec.name.startswith(PROMPT):
+        if not has_official_name(spec):
             continue
         name = official_name(spec.name)
         listed.append(
@@ -175,6 +175,11 @@ def check_official_form(model: ModelConfig, *, any_epsilon: bool = False) -> Non
             key=f"model.{name}",
             value=found,
         )
+
+
+def has_official_name(spec: ParameterSpec) -> bool:
+    """Return False for what finetuning adds to a model, except the classification head."""
+    return not spec.is_added or spec.name in _TOP_LEVEL_BACK
 
 
 def our_name(official_name: str) -> str:

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
 from glm_dist.checkpoint.reader import TensorReader
 from glm_dist.config.load import load_config_file
-from glm_dist.config.parameter_specs import PROMPT, parameter_specs
+from glm_dist.config.parameter_specs import parameter_specs
 from glm_dist.config.schema import RunConfig
 from glm_dist.convert.merge import merged_weights
 from glm_dist.convert.official import (
     check_official_form,
+    has_official_name,
     official_name,
     official_rows,
 )
@@ -22,7 +24,7 @@ from glm_dist.errors import CheckpointError
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 
 
-def read_run(folder: Path, *, step: int | None) -> Source:
+def read_run(folder: Path, *, step: StepChoice) -> Source:
     """Open a checkpoint of a run; every file's hash is compared.
 
     Args:
@@ -44,7 +46,8 @@ def read_run(folder: Path, *, step: int | None) -> Source:
         scale, rank = config.model.lora_scale, config.model.lora_rank
         notes = (f"weights are W + {scale:g} B A, of rank {rank}",)
     heads = model.num_attention_heads
-    kept = [name for name in ours if not name.startswith(PROMPT)]
+    specs = parameter_specs(model, config.padded_vocab_size)
+    kept = [spec.name for spec in specs if has_official_name(spec)]
     back = {official_name(name): name for name in kept}
 
     def read(name: str) -> torch.Tensor:

@@ -104,7 +104,12 @@ class Prompt:
 
 
 def read_prompt(
-    text: str, tokenizer: Tokenizer, corruption: CorruptionConfig, *, room: Room | None = None
+    text: str,
+    tokenizer: Tokenizer,
+    corruption: CorruptionConfig,
+    *,
+    room: Room | None = None,
+    learned: Container[str] = (),
 ) -> Prompt:
     """Find the blanks of a text and encode it.
 
@@ -116,6 +121,7 @@ def read_prompt(
         tokenizer: The run's.
         corruption: What the run trained.
         room: Bound of the context; None: none.
+        learned: As for ``make_prompt``.
 
     Raises:
         DataError: The text is not UTF-8, has a mask that the run never trained, or is too long.
@@ -141,7 +147,8 @@ def read_prompt(
     if room is not None:
         body = _shortened(body, room, special, num_ends=1 + len(ends))
     tokens = [special.cls, *body, *ends]
-    check_trained(set(tokens) & special.masks, special, corruption, named=named)
+    masks = set(tokens) & special.masks
+    check_trained(masks, special, corruption, named=named, learned=learned)
     return _prompt(tokens, pieces, special, corruption)
 
 
@@ -157,13 +164,19 @@ def read_run_prompt(text: str, tokenizer: Tokenizer, config: RunConfig, *, room:
     Raises:
         DataError: As for ``read_prompt``.
     """
+    learned = learned_masks(config)
     if not config.prompt_slots:
-        return read_prompt(text, tokenizer, config.corruption, room=room)
+        return read_prompt(text, tokenizer, config.corruption, room=room, learned=learned)
     pieces = text.split(Mark.slot.value)
     parts: list[Part] = [Mark.slot] * (2 * len(pieces) - 1)
     parts[::2] = pieces
     frame = Frame(slots=config.prompt_slots)
-    return make_prompt(parts, tokenizer, config.corruption, room=room, frame=frame)
+    return make_prompt(parts, tokenizer, config.corruption, room=room, frame=frame, learned=learned)
+
+
+def learned_masks(config: RunConfig) -> list[str]:
+    """List the masks in the pattern of a finetuned run, which knows them whatever it pretrained."""
+    return [name for name in MASKS if name in config.task.prompt_pattern]
 
 
 def make_prompt(

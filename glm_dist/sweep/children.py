@@ -130,20 +130,20 @@ def run_jobs(
     is_stopping = False
     try:
         while running or (waiting and not is_stopping):
+            if listener is not None and listener.code and not is_stopping:
+                is_stopping = True
+                _ask_to_stop(running)
             while waiting and not is_stopping and len(running) < slots:
                 slot = min({*range(slots)} - {each.slot for each in running})
                 running.append(_start(waiting.pop(0), slot, slots))
                 started(running[-1].job)
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
-                yield _ended(each)
-            if listener is None:
+                yield _ended(each, is_stopping=is_stopping)
+            if listener is None or is_stopping:
                 time.sleep(POLL_SECONDS)
-            elif listener.wait(POLL_SECONDS) and not is_stopping:
-                is_stopping = True
-                _ask_to_stop(running)
-            elif is_stopping:
-                time.sleep(POLL_SECONDS)
+            else:
+                listener.wait(POLL_SECONDS)
     finally:
         _ask_to_stop(running)  # nobody is left to wait for them
 
@@ -164,8 +164,10 @@ def _start(job: Job, slot: int, slots: int) -> _Running:
     return _Running(job, slot, process, time.monotonic())
 
 
-def _ended(running: _Running) -> Ended:
+def _ended(running: _Running, *, is_stopping: bool) -> Ended:
     status = running.process.returncode
+    if is_stopping and status == -signal.SIGTERM:
+        status = EXIT_STOPPED  # before it listened: it had not begun
     if status not in (0, EXIT_STOPPED, EXIT_UNSAVED):  # torchrun turns every status into 1
         noted = stopped_status(running.job.folder)
         status = noted if noted in (EXIT_STOPPED, EXIT_UNSAVED) else status

@@ -216,6 +216,7 @@ def _train(job: _Job) -> None:
         alive=sink.alive,
         progress=process.progress,
         saved=stability_memory(start.extra),
+        extra={} if start.own is None else start.extra,
     )
     try:
         _run_loop(context, first_step=start.step)
@@ -256,7 +257,7 @@ def _open_sinks(
     )
     sink = FencedSink(sinks, folder.fence)
     if start.origin is not None:
-        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+        sink.event(start.step, "initialized", start.described())
     return sink
 
 

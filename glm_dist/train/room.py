@@ -34,9 +34,10 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
     while not place.exists():
         place = place.parent
     one = bytes_of_checkpoint(config)
-    kept = max(config.checkpoint.keep_last, FEWEST_KEPT)
+    kept = max(config.checkpoint.keep_last, FEWEST_KEPT) + config.checkpoint.keep_best
     uploads = config.checkpoint.url is not None
-    count = min(kept + 1 + uploads, -(-config.run.steps // config.checkpoint.interval))
+    saves = -(-config.run.steps // config.checkpoint.interval) + config.checkpoint.keep_best
+    count = min(kept + 1 + uploads, saves)
     held = sum(_num_bytes(path) for _, path in list_steps(folder))
     needed = max(count * one - held, 0)
     available = shutil.disk_usage(place).free if free is None else free

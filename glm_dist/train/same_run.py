@@ -41,6 +41,7 @@ FREE_KEYS: tuple[str, ...] = (
     "stability.",
     "watchdog.",
     "observe.",
+    "task.patience",
     "paths.",
     "tokenizer.path",
 )

@@ -13,7 +13,7 @@ TRAIN = [
     ("fine, fine", 1),
     ("a dull film", 0),
     ("a film", 0),
-    ("dull", 0),
+    ("dull " * 21, 0),
 ]
 
 
@@ -28,15 +28,14 @@ def _write(file: Path, examples: list[tuple[str, int]]) -> None:
 def test_answer_is_the_likeliest_of_the_examples_own_choices(tmp_path: Path) -> None:
     _write(tmp_path / "train.jsonl", TRAIN)
     model = NaiveBayes(read(tmp_path / "train.jsonl", []))
-    # Words: a fine film , dull: 5. good has 6 words, bad has 6; priors are 2/5 and 3/5.
-    # "film": good 2/5 * 2/11 < bad 3/5 * 3/11. "fine": good 2/5 * 4/11 > bad 3/5 * 1/11.
-    assert model.answer(["film"], CHOICES) == "bad"
-    assert model.answer(["fine"], CHOICES) == "good"
-    # "a fine film": good 2/5 * 2 * 4 * 2 = 6.4 > bad 3/5 * 3 * 1 * 3 = 5.4, over 11^3.
-    assert model.answer(["a", "fine", "film"], CHOICES) == "good"
-    # ",": good 2/5 * 2 > bad 3/5 * 1; words that are new leave it at that, and the prior alone.
-    assert model.answer([",", "new"], CHOICES) == "good"
+    # Words: a fine film , dull: 5. good has 6 words, bad has 26; priors are 2/5 and 3/5.
+    # "film": good 2/5 * 2/11 = 0.073 > bad 3/5 * 3/31 = 0.058, though more bad ones have it.
+    assert model.answer(["film"], CHOICES) == "good"
+    # "dull": good 2/5 * 1/11 < bad 3/5 * 23/31.
+    assert model.answer(["dull"], CHOICES) == "bad"
+    # Words that are new leave it at the priors.
     assert model.answer(["new"], CHOICES) == "bad"
+    assert model.answer([",", "new"], CHOICES) == "good"
     assert model.answer(["dull"], ["good", "never seen"]) == "good"
     assert model.majority(CHOICES) == "bad"
 
@@ -55,5 +54,5 @@ def test_a_line_shows_majority_and_accuracy(
     _write(tmp_path / "valid.jsonl", [("fine", 1), ("dull", 0), ("film", 1), ("fine dull", 1)])
     main([str(tmp_path)])
     line = capsys.readouterr().out.splitlines()[-1]
-    # Right: fine, dull, and "fine dull": good 2/5 * 4 * 1 > bad 3/5 * 1 * 3 is false, so two of 4.
-    assert line.startswith(f"| {tmp_path.name} | 5 | 4 | 0.250 | 0.500 | 0.000 to 1.000 |")
+    # Wrong: "fine dull", good 2/5 * 4 * 1 / 11^2 = 0.0132 < bad 3/5 * 1 * 23 / 31^2 = 0.0144.
+    assert line == f"| {tmp_path.name} | 5 | 4 | 0.250 | 0.750 | 0.250 to 1.000 |"

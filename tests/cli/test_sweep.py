@@ -108,7 +108,7 @@ def test_all_points_run_once_and_are_compared_over_seeds(
 
     again = run(sweep)
     assert again.returncode == 0
-    assert again.stderr == "4 points, 4 of them finished\n"
+    assert again.stderr == "checking 4 points\n4 of 4 points are finished\n"
     assert again.stdout == done.stdout
     assert _calls(runs) == dict.fromkeys(NAMES, 1)
 
@@ -153,6 +153,7 @@ def test_stop_request_reaches_the_points_and_says_how_to_go_on(
     assert _calls(runs) == dict.fromkeys(NAMES[:2], 1)
     assert done.stderr.endswith("stopped by SIGTERM; the same command goes on\n")
     assert done.stderr.count("asked to stop") == 2
+    assert done.stderr.count("started") == 2
 
 
 @pytest.mark.parametrize(

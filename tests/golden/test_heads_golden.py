@@ -144,7 +144,7 @@ def differences(file: Path, layout: Layout) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("file", reference_files("finetune/heads.npz"))
+@pytest.mark.parametrize("file", reference_files("finetune/*.npz"))
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_losses_of_finetuning_equal_the_official_ones(file: Path, layout: str) -> None:
     chosen = LAYOUTS[layout]

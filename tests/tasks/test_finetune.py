@@ -193,3 +193,22 @@ def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says
         configure(typed(folder, "choices", "refused", *more), None)
     assert isinstance(caught.value, ConfigError | DataError)
     says(caught.value)
+
+
+@pytest.mark.slow
+def test_sweep_compares_losses_on_the_test_examples(folder: Path) -> None:
+    overrides = typed(folder, "choices", "tries", "task.loss=mix,cross_entropy", "run.seed=1,2")
+    done = glm_dist_command("sweep", "--jobs", "2", "finetune", *overrides)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "runs/tries.sweep/sweep.json").read_text())
+    (group,) = report["groups"]
+    assert (group["metric"], group["examples"], group["test_examples"]) == ("accuracy", 9, 5)
+    first, second = group["rows"]
+    runs = [results_of(folder, f"tries-loss_mix-seed_{seed}") for seed in (1, 2)]
+    assert first["test"]["value"] == pytest.approx(
+        sum(run["test"]["metrics"]["accuracy"]["value"] for run in runs) / 2
+    )
+    assert second["pairs"] == 2
+    assert second["difference"]["value"] == pytest.approx(
+        second["test"]["value"] - first["test"]["value"]
+    )

@@ -6,7 +6,7 @@ from glm_dist.config.patterns import FILTERS, Mark
 from glm_dist.config.schema import CorruptionConfig, PretrainingTask
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
-from glm_dist.generate.prompt import PLAIN, Data, Frame, Part, Room, make_prompt
+from glm_dist.generate.prompt import PLAIN, Data, Frame, Part, Room, make_prompt, read_prompt
 from glm_dist.generate.sampling import Cut
 from glm_dist.tasks.pattern import Pattern
 from tests.data.corpora import CLS, EOS, GMASK, MASK, SMASK
@@ -150,3 +150,5 @@ def test_a_mask_that_finetuning_trains_is_no_mistake(words: Tokenizer) -> None:
         make_prompt(parts, words, spans, room=Room(9))
     made = make_prompt(parts, words, spans, room=Room(9), learned=["[sMASK]"])
     assert made.tokens == [CLS, 10, SMASK, EOS]
+    typed = read_prompt("w10 [sMASK]", words, spans, learned=["[sMASK]"])
+    assert typed.tokens == made.tokens

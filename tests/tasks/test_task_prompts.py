@@ -193,6 +193,12 @@ def test_any_text_of_a_field_is_only_text(words: Tokenizer) -> None:
         assert not {special.sep, special.gmask, special.sop} & set(tokens)
 
 
+def test_learned_tokens_of_the_run_are_in_its_prompts(words: Tokenizer) -> None:
+    config = replace(base(), task=CLOZE, model=replace(base().model, prompt_tokens=2))
+    example = TaskPrompts(config, words).example(Record("x:1", {"text": "w10", "label": "a"}))
+    assert example.questions[0].prompt.tokens[1:4] == [*config.prompt_slots, 10]
+
+
 def test_an_empty_field_leaves_the_rest(words: Tokenizer) -> None:
     (question,) = made(CLOZE, words, text="", label="a").questions
     assert question.prompt.tokens[:3] == [CLS, 6, MASK]
@@ -216,6 +222,15 @@ BAD: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
     "no target": (WRITTEN, {"text": "x"}),
     "no targets": (WRITTEN, {"text": "x", "summary": []}),
 }
+
+
+def test_fields_and_labels_are_checked_without_prompts(words: Tokenizer) -> None:
+    prompts = TaskPrompts(replace(base(), task=CHOICES), words)
+    prompts.check(Record("x:1", {"text": "x", "choices": ["w7"], "label": 0}))
+    for name in ("unknown label", "other field", "index", "no list", "no target", "no targets"):
+        task, fields = BAD[name]
+        with pytest.raises(DataError, match=r"^x:7"):
+            TaskPrompts(replace(base(), task=task), words).check(Record("x:7", fields))
 
 
 @pytest.mark.parametrize("name", BAD)
