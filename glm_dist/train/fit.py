@@ -107,11 +107,14 @@ def _is_head(name: str) -> bool:
 
 
 def _does_not_fit(origin: Path, problems: Sequence[str]) -> CheckpointError:
+    has_updates = any(".lora_a: saved, but" in problem for problem in problems)
+    merge = "Merge its updates first: glm-dist convert <run> <merged> --to ours"
+    same = "Use the model.* and tokenizer.vocab_size of that run (see its config.yaml)."
     return CheckpointError(
         f"run.init_from={origin} has other weights than the model:\n"
         + "".join(f"  {problem}\n" for problem in problems)
-        + "Use the model.* and tokenizer.vocab_size of that run (see its config.yaml).",
+        + (merge if has_updates else same),
         key="run.init_from",
         value=str(origin),
-        fix="model=<that run's>",
+        fix="glm-dist convert <run> <merged> --to ours" if has_updates else "model=<that run's>",
     )
