@@ -28,6 +28,7 @@ from glm_dist.config.choices import Residual as Residual
 from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
+from glm_dist.config.compare import CompareConfig as CompareConfig
 from glm_dist.config.rules import LARGEST_WHOLE_NUMBER, MISSING, Section, bounded
 from glm_dist.config.stability import NonFiniteAction as NonFiniteAction
 from glm_dist.config.stability import SpikeAction as SpikeAction
@@ -335,6 +336,7 @@ class RunConfig:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     paths: PathsConfig = MISSING
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
     @property
     def padded_vocab_size(self) -> int:

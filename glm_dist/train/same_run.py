@@ -41,6 +41,7 @@ FREE_KEYS: tuple[str, ...] = (
     "stability.",
     "watchdog.",
     "observe.",
+    "compare.",
     "paths.",
     "tokenizer.path",
 )
