@@ -27,7 +27,6 @@ from benchmarks.problems import (
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.data.sampling.held_out import HeldOutRows
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
 from glm_dist.model.head import CHUNK_ELEMENTS
@@ -42,6 +41,7 @@ from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.task import Pretraining
+from glm_dist.train.workload import Selection
 
 CLIP = 1.0
 
@@ -163,6 +163,12 @@ class Turns:
         return products, timed(lambda: self._bare(self._micro_batches))
 
 
+class NoValidation:
+    """Workload of a loop that neither opens rows nor validates."""
+
+    selection = Selection("none", larger_is_better=True)
+
+
 class TurnRows:
     """The turns in the place of a run's rows."""
 
@@ -218,7 +224,7 @@ def measure(
             config=config,
             engine=engine,
             rows=TurnRows(turns),
-            validation=HeldOutRows([]),
+            workload=NoValidation(),
             stop_request=StopRequest(),
             sink=JsonlSink(Path(folder) / "metrics.jsonl", attempt=1, first_step=0),
             checkpoints=Path(folder),

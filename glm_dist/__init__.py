@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from glm_dist.checkpoint.best import StepChoice
     from glm_dist.generate.load import TrainedModel
 
 __all__ = ["load"]
@@ -16,7 +17,7 @@ __version__ = "0.1.0"
 def load(
     run: str | Path,
     *,
-    step: int | None = None,
+    step: "StepChoice" = None,
     tokenizer: str | Path | None = None,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,

@@ -33,6 +33,7 @@ LAYERS = (
     ("train",),
     ("generate", "convert"),
     ("tasks",),
+    ("sweep",),
     ("cli",),
 )
 

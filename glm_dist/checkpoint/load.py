@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.best import StepChoice, read_best
 from glm_dist.checkpoint.finite import check_after_load
 from glm_dist.checkpoint.folders import BAD, damaged_names, list_steps, set_aside, step_name
 from glm_dist.checkpoint.fragments import as_fragment
@@ -121,16 +122,17 @@ def read_checkpoint(
     return _read_checked(path, Ranks(group), read_content=verify)
 
 
-def choose_checkpoint(directory: Path, step: int | None) -> CheckpointInfo:
+def choose_checkpoint(directory: Path, choice: StepChoice) -> CheckpointInfo:
     """Find the checkpoint that a user of a run asks for; collective over all ranks.
 
     Args:
         directory: The run's checkpoints folder.
-        step: Which one; the newest complete one if None.
+        choice: Which one; the newest complete one if None.
 
     Raises:
         CheckpointError: There is no such checkpoint, or it is damaged.
     """
+    step = _best_step(directory) if isinstance(choice, str) else choice
     if step is not None:
         path = directory / step_name(step)
         if not exists(path):
@@ -154,6 +156,11 @@ def choose_checkpoint(directory: Path, step: int | None) -> CheckpointInfo:
             fix="checkpoint.interval=1000",
         )
     return info
+
+
+def _best_step(directory: Path) -> int:
+    best = Ranks(None).on_first("read", str(directory), lambda: read_best(directory))
+    return best.step
 
 
 def load_tensors(

@@ -46,6 +46,8 @@ class Upkeep:
     """Names of folders whose hashes this job has compared; the same on every rank."""
     unusable: set[str] = field(default_factory=set)
     """Names of folders that can be neither verified nor set aside: not counted, not removed."""
+    best: set[int] = field(default_factory=set)
+    """Steps of the best checkpoint, and of a better one until it is complete; they stay."""
     uploading: set[str] = field(default_factory=set)
     """Names of folders that are being uploaded and so are not removed yet; on rank 0."""
     fence: Fence | None = None
@@ -95,7 +97,7 @@ class Upkeep:
 
     def stays(self, step: int) -> bool:
         """Return True if a checkpoint stays whatever its age."""
-        return self.keep_every > 0 and step % self.keep_every == 0
+        return step in self.best or (self.keep_every > 0 and step % self.keep_every == 0)
 
 
 def retire(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import glm_dist
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.config.load import config_groups, default_config_dir
 from glm_dist.errors import ConfigError
 from glm_dist.generate.sampling import BeamSearch, Cut, GenerationOptions, Sampling
@@ -94,10 +95,18 @@ def refuse_given(
             )
 
 
+def checkpoint_step(text: str) -> StepChoice:
+    """Read a step, or ``best``; a ``type`` for argparse."""
+    return "best" if text == "best" else whole_number(at_least=0)(text)
+
+
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which checkpoint of a run is loaded, and over how many processes."""
     parser.add_argument(
-        "--step", type=whole_number(at_least=0), help="checkpoint to use (default: the newest)"
+        "--step",
+        type=checkpoint_step,
+        metavar="{N,best}",
+        help="checkpoint to use: its step, or the best of a finetuned run (default: the newest)",
     )
     parser.add_argument(
         "--tokenizer",

@@ -13,6 +13,7 @@ from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.trainable import count_trainable
 from glm_dist.parallel.layout import Layout
 from glm_dist.tasks.examples import read_benchmarks
 from glm_dist.tasks.finetune import complete
@@ -69,6 +70,8 @@ def _describe(config: RunConfig, world_size: int, data: TaskData | None) -> list
     model, batch = config.model, config.batch
     layout = Layout.from_config(config, world_size)
     micro_batches = config.num_micro_batches(world_size)
+    parameters, trained = count_parameters(model, config.padded_vocab_size), count_trainable(config)
+    frozen = [("trained", f"{trained:,} parameters; {parameters - trained:,} are frozen")]
     rows_per_item = 1 if data is None else data.rows_per_example
     rows = batch.global_batch_size * rows_per_item
     tokens = rows * batch.row_length
@@ -84,11 +87,12 @@ def _describe(config: RunConfig, world_size: int, data: TaskData | None) -> list
         ),
         (
             "model",
-            f"{count_parameters(model, config.padded_vocab_size):,} parameters: "
+            f"{parameters:,} parameters: "
             f"{model.num_layers} layers, hidden {model.hidden_size}, "
             f"{model.num_attention_heads} heads, vocabulary {config.tokenizer.vocab_size:,} "
             f"padded to {config.padded_vocab_size:,}",
         ),
+        *(frozen if trained < parameters else []),
         (
             "step",
             f"{rows:,} rows x {batch.row_length} = {tokens:,} tokens; {micro_batches} micro-batches"

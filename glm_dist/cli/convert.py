@@ -3,6 +3,7 @@
 glm-dist convert glm-large/ runs/large tokenizer=bert tokenizer.path=vocab.txt
 glm-dist convert runs/large_1 large_official --to official --model-parallel-size 2
 glm-dist convert runs/large_1 large_hub --to huggingface
+glm-dist convert runs/rte_lora runs/rte_merged --to ours
 
 TARGET appears when it is complete and computes the logits of SOURCE. No file can run code here.
 """
@@ -11,12 +12,20 @@ import argparse
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Protocol
 
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import checkpoint_step, whole_number
 from glm_dist.config.schema import Dtype
 from glm_dist.convert.kinds import Kind, kind_of
 from glm_dist.errors import ConfigError
 from glm_dist.files import check_absent
+
+
+class Account(Protocol):
+    """Result of a conversion or a merge."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return titles and texts, for people."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,12 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         choices=[kind.value for kind in Kind],
-        help="kind of TARGET (default: ours, unless SOURCE is a run)",
+        help="kind of TARGET (default: ours, unless SOURCE is a run); a run with model.lora_rank"
+        " becomes one with merged weights by --to ours",
     )
     parser.add_argument(
         "--step",
-        type=whole_number(at_least=0),
-        help="checkpoint of a run to export (default: the newest)",
+        type=checkpoint_step,
+        metavar="{N,best}",
+        help="checkpoint of a run to export: its step, or best (default: the newest)",
     )
     parser.add_argument(
         "--model-parallel-size",
@@ -75,6 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
     source_kind = kind_of(arguments.source)
     target_kind = _target_kind(arguments, source_kind)
     _check_together(arguments, source_kind, target_kind)
+    if source_kind is Kind.ours and target_kind is Kind.ours:
+        merge = import_module("glm_dist.convert.merged_run")
+        _print(merge.merge_run(arguments.source, arguments.target, step=arguments.step))
+        return 0
     # Loads torch, which neither help nor a mistake above needs.
     conversion = import_module("glm_dist.convert.convert")
     account = conversion.convert(
@@ -90,8 +105,12 @@ def run(arguments: argparse.Namespace) -> int:
             dtype=Dtype(arguments.dtype or Dtype.fp16),
         )
     )
-    sys.stdout.write("".join(f"{title:<12}{text}\n" for title, text in account.lines()))
+    _print(account)
     return 0
+
+
+def _print(account: Account) -> None:
+    sys.stdout.write("".join(f"{title:<12}{text}\n" for title, text in account.lines()))
 
 
 def _target_kind(arguments: argparse.Namespace, source_kind: Kind) -> Kind:
@@ -108,16 +127,7 @@ def _target_kind(arguments: argparse.Namespace, source_kind: Kind) -> Kind:
             value=None,
             fix="--to official",
         )
-    kind = Kind.ours if arguments.to is None else Kind(arguments.to)
-    if kind is Kind.ours and source_kind is Kind.ours:
-        raise ConfigError(
-            f"{arguments.source} is a run already, which every command reads.\n"
-            "  Copy the folder, or add --to official or --to huggingface.",
-            key="--to",
-            value="ours",
-            fix="--to official",
-        )
-    return kind
+    return Kind.ours if arguments.to is None else Kind(arguments.to)
 
 
 def _check_together(arguments: argparse.Namespace, source_kind: Kind, target_kind: Kind) -> None:

@@ -5,6 +5,7 @@ processes runs under torchrun; the first process reads and writes.
 
   glm-dist generate runs/x "My [MASK], I wish you good night."
   torchrun --no-python --nproc-per-node 2 glm-dist generate runs/x --tensor-parallel-size 2 < texts
+  glm-dist generate runs/rte_1 --task own < examples.jsonl
 """
 
 import argparse
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from glm_dist.cli import task_answers
 from glm_dist.cli.arguments import (
     add_generation_arguments,
     add_layout_arguments,
@@ -52,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='lines are objects {"text": ...}; "filled" and "answers" are added to each',
     )
     parser.add_argument(
+        "--task",
+        metavar="TASK",
+        help="lines are examples of this task (option of conf/task, YAML file, or own: the one the"
+        ' run was finetuned on); "answer" is added to each',
+    )
+    parser.add_argument(
         "--batch-size",
         type=whole_number(at_least=1),
         default=16,
@@ -78,6 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The run or its checkpoint cannot be used.
     """
+    if arguments.task is not None:
+        refuse_given(arguments, OF_TEXTS, add_arguments, why="does not go with --task")
+        return task_answers.run(arguments)
     _check_together(arguments)
     options = generation_options(arguments)
     config = load_config_file(arguments.run / CONFIG_FILE)
@@ -92,6 +103,13 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"{writer.left_out} texts were left out\n")
     return EXIT_USER_ERROR if writer.left_out else 0
 
+
+OF_TEXTS = (
+    *("candidates", "stream", "jsonl", "greedy", "temperature", "top_k", "top_p", "seed", "stop"),
+    *("repetition_penalty", "beams", "length_penalty", "no_repeat_ngram", "max_tokens"),
+    *("min_tokens", "truncate"),
+)
+"""Options that have no effect on a task, which says itself how it is answered."""
 
 DRAWING = ("greedy", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 OF_BEAMS = ("length_penalty", "no_repeat_ngram")

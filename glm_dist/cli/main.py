@@ -167,7 +167,7 @@ def _open_closed_streams() -> None:
 
 def _module(name: str) -> Command:
     # Optional here as well; which norm and attention a run got is in its log.
-    missing = "Transformer Engine and Apex are not installed"
+    missing = "(Transformer Engine and )?Apex (is|are) not installed"
     warnings.filterwarnings("ignore", message=missing, category=UserWarning)
     return cast(Command, importlib.import_module(name))
 

@@ -37,11 +37,20 @@ from glm_dist.errors import (
 )
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.sweep import batch
-from glm_dist.sweep.children import OUTPUT_FILE, Ended, Job, command_of, last_error, run_jobs
+from glm_dist.sweep.children import (
+    OUTPUT_FILE,
+    Ended,
+    Job,
+    check_launcher,
+    command_of,
+    last_error,
+    run_jobs,
+)
 from glm_dist.sweep.comparison import Run, check_baseline, compare
-from glm_dist.sweep.outcomes import Outcome, check_validates, is_finished, read_outcome
+from glm_dist.sweep.outcomes import Outcome, check_validates, has_begun, is_finished, read_outcome
 from glm_dist.sweep.points import Point, expand, sweep_name
 from glm_dist.sweep.report import MARKDOWN_FILE, as_tables, notes, write_report
+from glm_dist.train.same_run import check_same_config
 
 TABLE_WIDTH = 200
 """Columns of the table where nobody looks."""
@@ -79,7 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slurm", action="store_true", help="submit the points as a job array, and do not wait"
     )
     parser.add_argument(
-        "--sbatch", default="", metavar="OPTIONS", help="more options of sbatch, with --slurm"
+        "--sbatch",
+        default="",
+        metavar="OPTIONS",
+        help="of --slurm, as in --sbatch='--partition=gpu --time=2:00:00'",
     )
     parser.add_argument(
         "--baseline",
@@ -112,6 +124,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.overrides, config_groups(arguments.config_dir or default_config_dir())
     )
     check_baseline(points, arguments.baseline)
+    _say(f"checking {len(points)} points")
     planned = _planned(points, arguments)
     folder = Path(planned[0].config.paths.runs) / f"{sweep_name(arguments.overrides)}.sweep"
     left = [] if arguments.table else [each for each in planned if each.status != "finished"]
@@ -121,7 +134,8 @@ def run(arguments: argparse.Namespace) -> int:
         for each in left:
             sys.stdout.write(f"{shlex.join(command_of(each.arguments, arguments.launcher))}\n")
         return EXIT_FINISHED
-    _say(f"{len(points)} points, {len(points) - len(left)} of them finished")
+    finished = sum(each.status == "finished" for each in planned)
+    _say(f"{finished} of {len(points)} points are finished")
     listener: StopListener | None = arguments.listener
     _run_points(left, arguments, total=len(points))
     _compare(planned, folder, arguments)
@@ -140,7 +154,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
     Raises:
         ConfigError: Options contradict each other.
-        LaunchError: A launcher started this command.
+        LaunchError: A launcher started this command, or the points' launcher starts nothing.
     """
     if arguments.slurm:
         refuse_given(
@@ -148,6 +162,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
         )
     else:
         refuse_given(arguments, ["sbatch"], add_arguments, why="needs --slurm")
+    check_launcher(arguments.launcher)
     launch = read_launch_environment(os.environ, trains=False)
     if launch.world_size > 1:
         raise LaunchError(
@@ -182,6 +197,8 @@ def _planned(points: Sequence[Point], arguments: argparse.Namespace) -> list[_Pl
             )
             if arguments.program == "train":
                 check_validates(config)
+            if has_begun(config):
+                check_same_config(config, newest="its newest checkpoint", rows_read=0)
         except GlmDistError as error:
             raise _in_point(error, point) from error
         each = _Planned(point, config, (arguments.program, *point.overrides, *options))

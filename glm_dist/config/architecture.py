@@ -3,11 +3,15 @@
 An option without a value in ``conf/model`` is off; what may not be combined is in ``checks.py``.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-from glm_dist.config.choices import Activation, PositionEncoding, Residual
+from glm_dist.config.choices import Activation, PositionEncoding, PromptEncoder, Residual
 from glm_dist.config.rules import Section, bounded
+from glm_dist.errors import ConfigError
+
+LORA_TARGETS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+"""Linear layers of a Transformer layer: query, key and value; attention output; MLP in; MLP out."""
 
 
 @dataclass
@@ -46,14 +50,57 @@ class ModelConfig(Section):
     each head is turned by the position, half by the block position, as in ChatGLM-6B."""
     residual: Residual = Residual.pre_norm
     """pre_norm: official; deep_norm: LN(sqrt(2 L) x + f(x)), as in GLM-130B."""
+    lora_rank: int = bounded(8, at_least=0, default=0)
+    """r: rank of a trained update W + lora_alpha / r x B A of the lora_targets, with the model
+    itself frozen (LoRA, arXiv 2106.09685). 0: none."""
+    lora_alpha: float = bounded(16.0, above=0, default=16.0)
+    """Factor of the update, divided by the rank, so that another rank needs no other rate."""
+    lora_dropout: float = bounded(0.0, at_least=0, below=1, default=0.0)
+    """On the input of the update."""
+    lora_targets: list[str] = field(default_factory=lambda: ["linear_qkv", "linear_proj"])
+    """Linear layers with an update: linear_qkv, linear_proj, linear_fc1, linear_fc2."""
+    prompt_tokens: int = bounded(3, at_least=0, default=0)
+    """Trained vectors that take the places of {*} in a pattern, in order (P-tuning, arXiv
+    2103.10385). 0: none."""
+    prompt_encoder: PromptEncoder = PromptEncoder.lstm
+    """Network that the vectors pass before the model reads them. lstm: two layers, bidirectional,
+    then an MLP, as official; mlp: the MLP; none: the vectors themselves."""
     num_classes: int = bounded(2, at_least=0, default=0)
     """Outputs of the classification head: one for each class, or 1 for a score of each candidate;
     0: no head."""
+
+    def __post_init__(self) -> None:
+        """Check the names as well; see ``Section``.
+
+        Raises:
+            ConfigError: A layer of ``lora_targets`` does not exist, or there is none.
+        """
+        super().__post_init__()
+        unknown = [name for name in self.lora_targets if name not in LORA_TARGETS]
+        if unknown or (self.lora_rank > 0 and not self.lora_targets):
+            found = ", ".join(unknown) or "nothing"
+            raise ConfigError(
+                f"model.lora_targets names {found}, but the linear layers are"
+                f" {', '.join(LORA_TARGETS)}.\n  Set model.lora_targets=[linear_qkv,linear_proj].",
+                key="model.lora_targets",
+                value=found,
+                fix="model.lora_targets=[linear_qkv,linear_proj]",
+            )
 
     @property
     def mlp_size(self) -> int:
         """Width of the MLP, f."""
         return 4 * self.hidden_size if self.ffn_hidden_size is None else self.ffn_hidden_size
+
+    @property
+    def without_lora(self) -> "ModelConfig":
+        """The same architecture once the updates are merged into the weights."""
+        return replace(self, lora_rank=0)
+
+    @property
+    def lora_scale(self) -> float:
+        """Factor of the product B A."""
+        return self.lora_alpha / self.lora_rank
 
     @property
     def head_size(self) -> int:

@@ -7,6 +7,7 @@ import math
 from bisect import bisect_right
 
 from glm_dist.config.blend import check_corpora
+from glm_dist.config.interval_checks import check_intervals
 from glm_dist.config.parallel_checks import check_parallel
 from glm_dist.config.rules import name_problem
 from glm_dist.config.schema import (
@@ -22,6 +23,7 @@ from glm_dist.config.schema import (
     TokenizerKind,
 )
 from glm_dist.config.task_checks import check_task
+from glm_dist.config.trainable import trainable_names
 from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
@@ -52,8 +54,9 @@ def check_config(
     _check_sentinels(config)
     _check_positions(config)
     _check_compile(config)
-    _check_intervals(config)
+    check_intervals(config)
     _check_tasks(config)
+    trainable_names(config)  # checks the patterns
     check_task(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)
@@ -321,57 +324,6 @@ def _check_tasks(config: RunConfig) -> None:
                 value=config.evaluation.tasks,
                 fix=fix,
             )
-
-
-def _check_intervals(config: RunConfig) -> None:
-    evaluation, checkpoint = config.evaluation, config.checkpoint
-    is_pretraining = config.task.kind is TaskKind.none
-    if is_pretraining and evaluation.interval > 0 and evaluation.rows_per_objective == 0:
-        raise ConfigError(
-            f"evaluation.interval={evaluation.interval} asks for validation, but"
-            " evaluation.rows_per_objective=0 gives it no rows.\n"
-            "  Set evaluation.rows_per_objective=1024, or evaluation.interval=0.",
-            key="evaluation.rows_per_objective",
-            value=0,
-            fix="evaluation.rows_per_objective=1024",
-        )
-    if is_pretraining and evaluation.interval > 0 and config.data.validation_share == 0:
-        raise ConfigError(
-            f"evaluation.interval={evaluation.interval} asks for validation, but"
-            " data.validation_share=0"
-            " holds no documents out.\n"
-            "  Set data.validation_share=0.05, or evaluation.interval=0.",
-            key="data.validation_share",
-            value=0,
-            fix="data.validation_share=0.05",
-        )
-    if checkpoint.step is not None and checkpoint.step < 1:
-        raise ConfigError(
-            f"checkpoint.step={checkpoint.step}, but it must be the step of a checkpoint, or null"
-            " for the newest.\n"
-            "  Set checkpoint.step=null.",
-            key="checkpoint.step",
-            value=checkpoint.step,
-            fix="checkpoint.step=null",
-        )
-    if checkpoint.interval > 0 and checkpoint.keep_last == 0:
-        raise ConfigError(
-            f"checkpoint.interval={checkpoint.interval} asks for checkpoints, but"
-            " checkpoint.keep_last=0"
-            " would delete each at once.\n"
-            "  Set checkpoint.keep_last=3, or checkpoint.interval=0.",
-            key="checkpoint.keep_last",
-            value=0,
-            fix="checkpoint.keep_last=3",
-        )
-    if config.stability.rewinds and checkpoint.interval == 0:
-        raise ConfigError(
-            "stability=rewind goes back to checkpoints, but checkpoint.interval=0 saves none.\n"
-            "  Set checkpoint.interval=1000, or stability=default.",
-            key="checkpoint.interval",
-            value=0,
-            fix="stability=default",
-        )
 
 
 def _check_batch(batch: BatchConfig, *, replicas: int | None) -> None:

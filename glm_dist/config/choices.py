@@ -71,6 +71,14 @@ class Residual(Enum):
     deep_norm = "deep_norm"
 
 
+class PromptEncoder(Enum):
+    """Network between the table of prompt tokens and the rows that the model reads."""
+
+    none = "none"
+    mlp = "mlp"
+    lstm = "lstm"
+
+
 class LRScheduleKind(Enum):
     """Shape of the learning rate after warm-up."""
 

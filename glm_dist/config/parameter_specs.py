@@ -11,13 +11,17 @@ vocabulary, t tensor ranks.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import NamedTuple, TypeAlias
 
 from glm_dist.config.architecture import ModelConfig
-from glm_dist.config.choices import Activation, PositionEncoding, Residual
+from glm_dist.config.choices import Activation, PositionEncoding, PromptEncoder, Residual
 
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 """Table [V, h] of the tied input and output embedding; a last stage has a copy under this name."""
+
+CLASSIFIER = "classifier."
+"""Prefix of the classification head, which belongs to one task."""
 
 
 class RowPiece(NamedTuple):
@@ -85,6 +89,9 @@ class ParameterSpec:
     """Layer it belongs to; None: the ends of the model."""
     on_first_stage: bool = False
     on_last_stage: bool = False
+    is_added: bool = False
+    """True for parameters that finetuning adds to a pretrained model, whose checkpoints lack them;
+    they learn even where the rest of the model is frozen by default."""
 
     @property
     def size(self) -> int:
@@ -150,6 +157,7 @@ def parameter_specs(model: ModelConfig, padded_vocab_size: int) -> tuple[Paramet
             ParameterSpec(f"embedding.{name}.weight", shape, table, True, on_first_stage=True)
             for name in ("position_embeddings", "block_position_embeddings")
         ]
+    specs += prompt_specs(model)
     for layer in range(model.num_layers):
         specs += layer_specs(model, layer)
     specs += [replace(spec, on_last_stage=True) for spec in _norm("decoder.final_layernorm", h)]
@@ -185,8 +193,87 @@ def layer_specs(model: ModelConfig, layer: int) -> tuple[ParameterSpec, ...]:
         *_column_parallel("mlp.linear_fc1", (blocks * f, h), fc1, row_blocks=blocks),
         *_row_parallel("mlp.linear_fc2", (h, f), reduced),
     )
+    if model.lora_rank > 0:
+        specs += tuple(spec for weight in specs for spec in _lora(model, weight))
     prefix = f"decoder.layers.{layer}."
     return tuple(replace(spec, name=prefix + spec.name, layer=layer) for spec in specs)
+
+
+def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
+    """List the parameters of the prompt's vectors and of their encoder.
+
+    The official code leaves torch's default values in MLP and LSTM.
+
+    Args:
+        model: Architecture.
+    """
+    if model.prompt_tokens == 0:
+        return ()
+    h = model.hidden_size
+    shapes: dict[str, tuple[int, ...]] = {"table.weight": (model.prompt_tokens, h)}
+    width = h
+    if model.prompt_encoder is PromptEncoder.lstm:
+        width = 2 * h  # of both directions
+        for layer, direction in product(range(2), ("", "_reverse")):
+            end = f"l{layer}{direction}"
+            shapes[f"lstm.weight_ih_{end}"] = (4 * h, h if layer == 0 else width)
+            shapes[f"lstm.weight_hh_{end}"] = (4 * h, h)
+            shapes |= {f"lstm.bias_{kind}_{end}": (4 * h,) for kind in ("ih", "hh")}
+    if model.prompt_encoder is not PromptEncoder.none:
+        shapes |= {"mlp.0.weight": (h, width), "mlp.0.bias": (h,)}
+        shapes |= {"mlp.2.weight": (h, h), "mlp.2.bias": (h,)}
+    return tuple(
+        ParameterSpec(
+            f"embedding.prompt.{name}",
+            shape,
+            _prompt_initial(name, model),
+            decays=len(shape) == 2,
+            on_first_stage=True,
+            is_added=True,
+        )
+        for name, shape in shapes.items()
+    )
+
+
+def _prompt_initial(name: str, model: ModelConfig) -> Initial:
+    if name.startswith("table"):
+        return Normal(model.init_std)
+    is_first_of_two = name.startswith("mlp.0") and model.prompt_encoder is PromptEncoder.lstm
+    inputs = model.hidden_size * (2 if is_first_of_two else 1)
+    return Uniform(1 / math.sqrt(inputs))
+
+
+def _lora(model: ModelConfig, weight: ParameterSpec) -> tuple[ParameterSpec, ...]:
+    """Describe the factors of a weight's update, split over tensor ranks as the weight is.
+
+    The update begins as zero: B is zero, and A is drawn (arXiv 2106.09685, section 4.1), from the
+    distribution of the authors' code.
+
+    Args:
+        model: Architecture.
+        weight: Any parameter of a layer.
+    """
+    module, _, kind = weight.name.rpartition(".")
+    if kind != "weight" or module.rpartition(".")[2] not in model.lora_targets:
+        return ()
+    outputs, inputs = weight.shape
+    a = ParameterSpec(
+        f"{module}.lora_a",
+        (model.lora_rank, inputs),
+        Uniform(1 / math.sqrt(inputs)),
+        decays=True,
+        tensor_dim=1 if weight.tensor_dim == 1 else None,
+        is_added=True,
+    )
+    b = replace(
+        a,
+        name=f"{module}.lora_b",
+        shape=(outputs, model.lora_rank),
+        initial=Constant(0.0),
+        tensor_dim=0 if weight.tensor_dim == 0 else None,
+        row_blocks=weight.row_blocks,
+    )
+    return a, b
 
 
 def count_parameters(model: ModelConfig, padded_vocab_size: int) -> int:
@@ -212,11 +299,12 @@ def _classifier(hidden_size: int, num_classes: int) -> Iterator[ParameterSpec]:
     for name, rows in (("pool", hidden_size), ("output", num_classes)):
         for kind, shape in (("weight", (rows, hidden_size)), ("bias", (rows,))):
             yield ParameterSpec(
-                f"classifier.{name}.{kind}",
+                f"{CLASSIFIER}{name}.{kind}",
                 shape,
                 first,
                 decays=kind == "weight",
                 on_last_stage=True,
+                is_added=True,
             )
 
 

@@ -6,8 +6,8 @@ version 1, so that a configuration saved before it existed still says what it sa
 a value is ``MISSING``, which the loader reports with the full key when nobody sets it.
 Ranges stand beside the fields and are checked when a section is built; rules that involve several
 fields are in ``checks.py``, the named alternatives in ``choices.py``, the sections about the
-model in ``architecture.py``, those about text in ``text.py``, about instability in
-``stability.py``.
+model in ``architecture.py``, about the optimizer in ``optimization.py``, about text in
+``text.py``, about instability in ``stability.py``.
 """
 
 from dataclasses import dataclass, field
@@ -23,12 +23,15 @@ from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
 from glm_dist.config.choices import Offload as Offload
 from glm_dist.config.choices import PositionEncoding as PositionEncoding
 from glm_dist.config.choices import PretrainingTask as PretrainingTask
+from glm_dist.config.choices import PromptEncoder as PromptEncoder
 from glm_dist.config.choices import RecomputeMode as RecomputeMode
 from glm_dist.config.choices import Residual as Residual
 from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
 from glm_dist.config.compare import CompareConfig as CompareConfig
+from glm_dist.config.optimization import LRScheduleConfig as LRScheduleConfig
+from glm_dist.config.optimization import OptimizerConfig as OptimizerConfig
 from glm_dist.config.rules import LARGEST_WHOLE_NUMBER, MISSING, Section, bounded
 from glm_dist.config.stability import NonFiniteAction as NonFiniteAction
 from glm_dist.config.stability import SpikeAction as SpikeAction
@@ -186,42 +189,6 @@ class CompileConfig(Section):
 
 
 @dataclass
-class OptimizerConfig(Section):
-    """AdamW with decoupled weight decay (conf/optimizer)."""
-
-    key: ClassVar[str] = "optimizer"
-
-    learning_rate: float = bounded(1e-4, above=0)
-    """Peak learning rate."""
-    beta1: float = bounded(0.9, at_least=0, below=1)
-    """Decay of the first moment. GLM: 0.9."""
-    beta2: float = bounded(0.98, at_least=0, below=1)
-    """Decay of the second moment. GLM: 0.98, 10B 0.95."""
-    epsilon: float = bounded(1e-6, above=0)
-    """Added to the root of the second moment. GLM: 1e-6, 10B 1e-8."""
-    weight_decay: float = bounded(0.1, at_least=0)
-    """On every weight but LayerNorm parameters and biases."""
-    gradient_clipping: float = bounded(1.0, at_least=0)
-    """Largest global gradient norm; 0 turns clipping off. GLM: 1.0."""
-
-
-@dataclass
-class LRScheduleConfig(Section):
-    """Learning rate over steps (conf/lr_schedule)."""
-
-    key: ClassVar[str] = "lr_schedule"
-
-    kind: LRScheduleKind = MISSING
-    """Shape after warm-up: cosine, linear or constant."""
-    warmup_share: float = bounded(0.05, at_least=0, below=1)
-    """Share of decay_steps spent in linear warm-up, 0 to 1."""
-    decay_steps: int = bounded(160_000, at_least=1)
-    """Applied updates after which the rate stays at its floor; skipped ones do not count."""
-    decay_to_ratio: float = bounded(0.05, at_least=0, at_most=1)
-    """Floor as a share of the peak, 0 to 1."""
-
-
-@dataclass
 class LossConfig(Section):
     """Normalisation of the loss (conf/loss)."""
 
@@ -259,6 +226,9 @@ class CheckpointConfig(Section):
     """Newest verified checkpoints kept, and always two; older ones are removed."""
     keep_every: int = bounded(10000, at_least=0, default=0)
     """Checkpoints at multiples of this step are never removed; 0: off."""
+    keep_best: bool = False
+    """The checkpoint of the best validation (task.select; in pretraining, the first objective's
+    loss) stays as well, and checkpoints/best.json names it. A best step is saved at once."""
     resume: Resume = Resume.never
     """auto: continue if there is a checkpoint; must: refuse to begin; never: refuse to continue."""
     background: bool = False
@@ -345,6 +315,12 @@ class RunConfig:
         [dBLOCK], an input that is never a target, takes the first row behind the vocabulary.
         """
         return pad_vocabulary(self.tokenizer.vocab_size + self.corruption.hides_inputs)
+
+    @property
+    def prompt_slots(self) -> range:
+        """Token ids that stand for the vectors of the prompt: those behind the word table."""
+        rows = self.padded_vocab_size
+        return range(rows, rows + self.model.prompt_tokens)
 
     @property
     def run_dir(self) -> Path:

@@ -12,7 +12,7 @@ from glm_dist.config.rules import Section, bounded
 
 
 class TaskKind(Enum):
-    """What is learned from examples."""
+    """Form of a task."""
 
     none = "none"
     cloze = "cloze"
@@ -39,6 +39,8 @@ class Pool(Enum):
     pad = "pad"
 
 
+LOSS = "loss"
+"""Metric that every task has; the smallest value is the best."""
 CHOICE_METRICS = ("accuracy", "macro_f1", "binary_f1", "matthews", "question_em", "em", "f1")
 TEXT_METRICS = ("em", "f1", "rouge", "rouge_1", "rouge_2", "rouge_l", "bleu")
 METRICS = {
@@ -69,7 +71,7 @@ class TaskDataConfig:
     label: str = "label"
     """Field with the right answer: its label or, of answers in the examples, its text or index."""
     source: str = ""
-    """Where the files are usually had, for the message about a missing one."""
+    """Usual place to get the files, for the message about a missing one."""
 
 
 @dataclass
@@ -142,8 +144,11 @@ class TaskConfig(Section):
     metrics: list[str] = field(default_factory=list)
     """Measured at each validation; empty: those that are usual for the kind."""
     select: str | None = None
-    """Metric that chooses the best checkpoint; unset: the first of metrics."""
-    epochs: float = bounded(5.0, at_least=0, default=0.0)
+    """Metric that chooses the best checkpoint, also loss; unset: the first of metrics."""
+    patience: int = bounded(0, at_least=0, default=0)
+    """Validations in a row without a better value of select after which the run is finished; 0:
+    off."""
+    epochs: float = bounded(5.0, at_least=0, default=5.0)
     """Passes over the training examples, where run.steps is not set."""
     steps: int = bounded(1, at_least=1, default=1)
     """Steps of all epochs; counted from the examples at the start."""

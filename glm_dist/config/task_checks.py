@@ -6,8 +6,8 @@ What depends on the examples, such as a field that they lack, is checked where t
 from collections.abc import Sequence
 
 from glm_dist.config.patterns import PatternError, Piece, count_blanks, parse_field, parse_pattern
-from glm_dist.config.schema import ModelConfig, PositionEncoding, RunConfig
-from glm_dist.config.task import CHOICES_OF, METRICS, TaskConfig, TaskKind
+from glm_dist.config.schema import ModelConfig, RunConfig
+from glm_dist.config.task import CHOICES_OF, LOSS, METRICS, TaskConfig, TaskKind
 from glm_dist.errors import ConfigError
 
 CHOICE = "choice"
@@ -192,7 +192,7 @@ def _check_metrics(task: TaskConfig) -> None:
     measured = list(task.used_metrics)
     if "rouge" in measured:
         measured += ["rouge_1", "rouge_2", "rouge_l"]
-    if task.select is not None and task.select not in measured:
+    if task.select is not None and task.select not in (*measured, LOSS):
         raise ConfigError(
             f"task.select={task.select} is not among task.metrics={task.used_metrics}.\n"
             f"  Set task.select={measured[0]}, or add {task.select} to task.metrics.",
@@ -211,6 +211,14 @@ def _check_numbers(task: TaskConfig) -> None:
             value=task.limit,
             fix="task.limit=null",
         )
+    if task.epochs == 0:
+        raise ConfigError(
+            "task.epochs=0 trains nothing.\n"
+            "  Set task.epochs=5; glm-dist evaluate measures a run without training.",
+            key="task.epochs",
+            value=0,
+            fix="task.epochs=5",
+        )
     decode = task.decode
     for name, smallest in (("beams", 1), ("no_repeat_ngram", 0), ("min_tokens", 0)):
         value = getattr(decode, name)
@@ -225,8 +233,6 @@ def _check_numbers(task: TaskConfig) -> None:
 
 
 def _check_length(task: TaskConfig, model: ModelConfig) -> None:
-    if model.position_encoding is not PositionEncoding.learned:
-        return
     keys = {
         TaskKind.cloze: ("max_length",),
         TaskKind.classify: ("max_length",),

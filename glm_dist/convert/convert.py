@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.config.schema import Dtype, ModelConfig
 from glm_dist.convert.configuration import complete_configuration, heads_of
 from glm_dist.convert.dtypes import NAMES, TORCH_DTYPES
@@ -17,7 +18,13 @@ from glm_dist.convert.huggingface_source import (
     with_own_mask_row,
 )
 from glm_dist.convert.kinds import Kind
-from glm_dist.convert.official import QKV, check_official_form, official_parameters, our_name
+from glm_dist.convert.official import (
+    CLASSIFIER,
+    QKV,
+    check_official_form,
+    official_parameters,
+    our_name,
+)
 from glm_dist.convert.official_reader import read_official
 from glm_dist.convert.official_writer import check_parts, write_official
 from glm_dist.convert.plain_model import plain_logits, random_rows
@@ -43,7 +50,7 @@ class Request:
     target_kind: Kind
     overrides: tuple[str, ...] = ()
     config_dir: Path | None = None
-    step: int | None = None
+    step: StepChoice = None
     """Checkpoint of a run; the newest if None."""
     parts: int = 1
     """Model-parallel ranks of an official target."""
@@ -79,7 +86,8 @@ class Account:
                 "model",
                 f"{model.num_layers} layers, hidden {model.hidden_size},"
                 f" {model.num_attention_heads} heads, positions to"
-                f" {model.max_position_embeddings}, {source.padded_vocab_size} rows of words",
+                f" {model.max_position_embeddings}, {source.padded_vocab_size} rows of words"
+                + (f", head of {model.num_classes} classes" if model.num_classes else ""),
             ),
             ("copied", f"{self.copied} tensors"),
             ("permuted", f"{self.permuted} tensors ({QKV})"),
@@ -275,7 +283,10 @@ def _compare(source: Source, result: _Result) -> tuple[float, float]:
 
     expected = logits(stored, by_head=False)
     found = logits(result.read, by_head=result.by_head)
-    return float((found - expected).abs().max()), float(expected.abs().max())
+    differences = [found - expected]
+    if model.num_classes > 0:
+        differences += [result.read(name).float() - stored(name).float() for name in CLASSIFIER]
+    return max(float(each.abs().max()) for each in differences), float(expected.abs().max())
 
 
 def _check_space(request: Request, source: Source) -> None:

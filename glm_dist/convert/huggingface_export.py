@@ -107,6 +107,19 @@ def _check_rows(num_rows: int) -> None:
         )
 
 
+def _check_no_head(model: ModelConfig) -> None:
+    """Refuse a classification head, which the folder's code does not have."""
+    if model.num_classes > 0:
+        raise ConfigError(
+            f"The model has a classification head (model.num_classes={model.num_classes}), which"
+            " the exported code for transformers cannot run.\n"
+            "  Convert it with --to official, which keeps the head.",
+            key="model.num_classes",
+            value=model.num_classes,
+            fix="--to official",
+        )
+
+
 @dataclass
 class _Source:
     """Weights to export."""
@@ -121,6 +134,7 @@ class _Source:
         """Compare names with the architecture."""
         self.num_rows = self.tensors[WORD_TABLE].shape[0] if WORD_TABLE in self.tensors else 0
         check_official_form(self.model, any_epsilon=True)
+        _check_no_head(self.model)
         _check_rows(self.num_rows)
         self.shapes = official_shapes(self.model, self.num_rows)
         missing = [name for name in self.shapes if name not in self.tensors]

@@ -17,7 +17,13 @@ from glm_dist.data.tokenizer.tokenizer import TokenizerSpec, open_tokenizer
 from glm_dist.errors import ConfigError
 from glm_dist.files import is_dir
 
-SIZES = ("num_layers", "hidden_size", "max_position_embeddings", "num_attention_heads")
+SIZES = (
+    "num_layers",
+    "hidden_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_classes",
+)
 VALUES = ("hidden_dropout", "attention_dropout", "layernorm_epsilon", "init_std")
 
 

@@ -29,11 +29,15 @@ TOP_LEVEL = {
     "transformer.block_position_embeddings.weight": "embedding.block_position_embeddings.weight",
     "transformer.final_layernorm.weight": "decoder.final_layernorm.weight",
     "transformer.final_layernorm.bias": "decoder.final_layernorm.bias",
+}
+CLASSIFIER = {
     "pool_layer.weight": "classifier.pool.weight",
     "pool_layer.bias": "classifier.pool.bias",
     "multichoice_head.weight": "classifier.output.weight",
     "multichoice_head.bias": "classifier.output.bias",
 }
+"""The classification head, whose presence puts ``CLASSIFIER_PREFIX`` before all other names."""
+CLASSIFIER_PREFIX = "model."
 IN_LAYER = {
     "input_layernorm": "input_layernorm",
     "attention.query_key_value": "self_attention.linear_qkv",
@@ -42,7 +46,7 @@ IN_LAYER = {
     "mlp.dense_h_to_4h": "mlp.linear_fc1",
     "mlp.dense_4h_to_h": "mlp.linear_fc2",
 }
-_TOP_LEVEL_BACK = {ours: official for official, ours in TOP_LEVEL.items()}
+_TOP_LEVEL_BACK = {ours: official for official, ours in (TOP_LEVEL | CLASSIFIER).items()}
 _IN_LAYER_BACK = {ours: official for official, ours in IN_LAYER.items()}
 
 
@@ -95,7 +99,7 @@ class OfficialParameter:
 def official_parameters(
     model: ModelConfig, padded_vocab_size: int
 ) -> tuple[OfficialParameter, ...]:
-    """List the parameters of the official model: 5 + 12 L.
+    """List the parameters of the official model: 5 + 12 L, and 4 of a classification head.
 
     Args:
         model: Sizes, of the official form (``check_official_form``).
@@ -103,6 +107,8 @@ def official_parameters(
     """
     listed = []
     for spec in parameter_specs(model, padded_vocab_size):
+        if not has_official_name(spec):
+            continue
         name = official_name(spec.name)
         listed.append(
             OfficialParameter(name, replace(spec, row_blocks=3 if QKV in name else spec.row_blocks))
@@ -116,7 +122,12 @@ def official_shapes(model: ModelConfig, padded_vocab_size: int) -> dict[str, tup
 
 
 def official_model(
-    *, num_layers: int, hidden_size: int, max_position_embeddings: int, num_attention_heads: int = 1
+    *,
+    num_layers: int,
+    hidden_size: int,
+    max_position_embeddings: int,
+    num_attention_heads: int = 1,
+    num_classes: int = 0,
 ) -> ModelConfig:
     """Return an architecture of the official form; heads change no shape."""
     return ModelConfig(
@@ -128,6 +139,7 @@ def official_model(
         attention_dropout=0.1,
         layernorm_epsilon=EPSILON,
         init_std=0.02,
+        num_classes=num_classes,
     )
 
 
@@ -163,14 +175,20 @@ def check_official_form(model: ModelConfig, *, any_epsilon: bool = False) -> Non
         )
 
 
+def has_official_name(spec: ParameterSpec) -> bool:
+    """Return False for what finetuning adds to a model, except the classification head."""
+    return not spec.is_added or spec.name in _TOP_LEVEL_BACK
+
+
 def our_name(official_name: str) -> str:
     """Return our global parameter name for an official name.
 
     Raises:
         KeyError: The official model has no such parameter.
     """
-    if official_name in TOP_LEVEL:
-        return TOP_LEVEL[official_name]
+    for names in (TOP_LEVEL, CLASSIFIER):
+        if official_name in names:
+            return names[official_name]
     _, _, layer, rest = official_name.split(".", 3)
     module, kind = rest.rsplit(".", 1)
     return f"decoder.layers.{layer}.{IN_LAYER[module]}.{kind}"

@@ -15,6 +15,8 @@ import torch
 from glm_dist.config.schema import ModelConfig
 from glm_dist.convert.dtypes import NAMES
 from glm_dist.convert.official import (
+    CLASSIFIER,
+    CLASSIFIER_PREFIX,
     POSITION_TABLES,
     WORD_TABLE,
     OfficialParameter,
@@ -27,11 +29,10 @@ from glm_dist.convert.source import Source, Tensors
 from glm_dist.errors import CheckpointError
 
 MODULE = "module"
-CLASSIFIER_PREFIX = "model."
-"""Begins the names of the language model in a classifier's checkpoint."""
 LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 BEST = "best"
 """Tag under which the official finetuning saves the weights that it trained."""
+HEAD_BIAS = "multichoice_head.bias"
 FUSED = "transformer.layers.0.attention.query_key_value.weight"
 _MAX_LISTED = 5
 
@@ -57,10 +58,15 @@ class _Part:
         self._sort(content[MODULE])
 
     def _sort(self, module: Mapping[Any, Any]) -> None:
-        """Take the language model's tensors out of the module, under their plain names."""
+        """Take the model's tensors out of the module, under their plain names.
+
+        A classification head is taken if all of it is there.
+        """
+        has_head = CLASSIFIER.keys() <= module.keys()
         for stored, value in module.items():
             name = str(stored).removeprefix(CLASSIFIER_PREFIX)
-            if not (name == WORD_TABLE or name.startswith("transformer.")):
+            is_head = has_head and stored in CLASSIFIER
+            if not (name == WORD_TABLE or name.startswith("transformer.") or is_head):
                 self.ignored.append(f"{MODULE}.{stored}")
                 continue
             if name in self.tensors:
@@ -97,7 +103,7 @@ def read_official(source: Path) -> Source:
     layers = sorted({name for part in parts for name in part.tensors.keys() - used.keys()})
     ignored = [*dict.fromkeys(name for part in parts for name in part.ignored), *layers]
     count = len(parts)
-    sizes = ("num_layers", "hidden_size", "max_position_embeddings")
+    sizes = ("num_layers", "hidden_size", "max_position_embeddings", "num_classes")
     return Source(
         title=f"official checkpoint {files.folder}, {count} part{'s' * (count > 1)}, step {step}",
         model=whole.model,
@@ -128,6 +134,7 @@ def _model(parts: Sequence[_Part]) -> _Whole:
         num_layers=len({match[1] for name in tensors if (match := LAYER.match(name))}),
         hidden_size=h,
         max_position_embeddings=tensors[POSITION_TABLES[0]].shape[0] - 1,
+        num_classes=tensors[HEAD_BIAS].numel() if HEAD_BIAS in tensors else 0,
     )
     return _Whole(model, rows * len(parts))
 

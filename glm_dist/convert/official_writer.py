@@ -8,7 +8,12 @@ import torch
 from glm_dist.config.schema import ModelConfig
 from glm_dist.config.wording import divisors, either
 from glm_dist.convert.dtypes import cast
-from glm_dist.convert.official import OfficialParameter, official_parameters
+from glm_dist.convert.official import (
+    CLASSIFIER,
+    CLASSIFIER_PREFIX,
+    OfficialParameter,
+    official_parameters,
+)
 from glm_dist.convert.official_folder import TRACKERS, part_name
 from glm_dist.convert.spill import Spill
 from glm_dist.errors import CheckpointError, ConfigError
@@ -65,13 +70,20 @@ def write_official(
     parameters = official_parameters(model, padded_vocab_size)
     for rank in range(parts):
         module = {
-            each.name: spill.keep(_stored(each, tensors[each.name], rank, parts, dtype))
+            _stored_name(each.name, model): spill.keep(
+                _stored(each, tensors[each.name], rank, parts, dtype)
+            )
             for each in parameters
         }
         _save(tag / part_name(rank), module, step=step, parts=parts)
     for name in TRACKERS:
         (folder / name).write_text(str(step), encoding="utf-8")
     return tag
+
+
+def _stored_name(name: str, model: ModelConfig) -> str:
+    is_inner = model.num_classes > 0 and name not in CLASSIFIER
+    return CLASSIFIER_PREFIX + name if is_inner else name
 
 
 def _stored(

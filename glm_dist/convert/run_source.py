@@ -1,17 +1,21 @@
 """Checkpoints of our runs, read tensor by tensor in official names and row order."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
 from glm_dist.checkpoint.reader import TensorReader
 from glm_dist.config.load import load_config_file
 from glm_dist.config.parameter_specs import parameter_specs
 from glm_dist.config.schema import RunConfig
+from glm_dist.convert.merge import merged_weights
 from glm_dist.convert.official import (
     check_official_form,
+    has_official_name,
     official_name,
     official_rows,
 )
@@ -20,7 +24,7 @@ from glm_dist.errors import CheckpointError
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 
 
-def read_run(folder: Path, *, step: int | None) -> Source:
+def read_run(folder: Path, *, step: StepChoice) -> Source:
     """Open a checkpoint of a run; every file's hash is compared.
 
     Args:
@@ -35,26 +39,35 @@ def read_run(folder: Path, *, step: int | None) -> Source:
     check_official_form(config.model, any_epsilon=True)
     info = choose_checkpoint(folder / CHECKPOINTS, step)
     ours = weights_of(info, config)
-    heads = config.model.num_attention_heads
-    back = {official_name(name): name for name in ours}
+    used = {WEIGHTS + name for name in ours}
+    model, notes = config.model, tuple[str, ...]()
+    if model.lora_rank > 0:
+        ours, model = merged_weights(ours, model), model.without_lora
+        scale, rank = config.model.lora_scale, config.model.lora_rank
+        notes = (f"weights are W + {scale:g} B A, of rank {rank}",)
+    heads = model.num_attention_heads
+    specs = parameter_specs(model, config.padded_vocab_size)
+    kept = [spec.name for spec in specs if has_official_name(spec)]
+    back = {official_name(name): name for name in kept}
 
     def read(name: str) -> torch.Tensor:
         return official_rows(name, ours[back[name]], num_attention_heads=heads)
 
-    used = {WEIGHTS + name for name in ours}
     rest = [name for name in info.manifest.tensors if name not in used]
+    added = [name for name in ours if name not in kept]
     dtypes = {info.manifest.tensors[name].dtype for name in used}
     return Source(
         title=f"run {folder}, checkpoint of step {info.manifest.step}",
-        model=config.model,
+        model=model,
         sizes={},
         padded_vocab_size=config.padded_vocab_size,
         tensors=Tensors(back, read),
         dtype=getattr(torch, dtypes.pop()) if len(dtypes) == 1 else torch.float32,
         step=info.manifest.step,
-        ignored=tuple(sorted({f"{name.partition('.')[0]}.*" for name in rest})),
+        ignored=tuple(sorted({f"{name.partition('.')[0]}.*" for name in rest} | set(added))),
+        notes=notes,
         origin={"run": str(folder.resolve()), "step": info.manifest.step},
-        config=config,
+        config=replace(config, model=model),
     )
 
 

@@ -10,7 +10,7 @@ from glm_dist.generate.beam import beam_search
 from glm_dist.generate.candidates import find_candidates
 from glm_dist.generate.infill import Rules, fill_blanks, write_answers
 from glm_dist.generate.part_b import PartB
-from glm_dist.generate.prompt import Prompt, Room, read_prompt
+from glm_dist.generate.prompt import Prompt, Room, read_run_prompt
 from glm_dist.generate.sampling import Cut, GenerationOptions
 from glm_dist.model.stage import GLMStage
 
@@ -149,13 +149,13 @@ def _certain(text: str, stops: Sequence[str]) -> str:
 def open_prompt(
     text: str, tokenizer: Tokenizer, config: RunConfig, *, cut: Cut | None = None
 ) -> Prompt:
-    """Read a text with blanks as a run's model takes it; see ``read_prompt``.
+    """Read a text with blanks as a run's model takes it; see ``read_run_prompt``.
 
     Raises:
         DataError: The text names a mask that the run never trained, is too long or is not UTF-8.
     """
     room = Room(config.model.max_position_embeddings + 1, cut)
-    return read_prompt(text, tokenizer, config.corruption, room=room)
+    return read_run_prompt(text, tokenizer, config, room=room)
 
 
 def _rules(tokenizer: Tokenizer, config: RunConfig, options: GenerationOptions) -> Rules:

@@ -15,11 +15,12 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.checkpoint.fragments import Fragment
 from glm_dist.checkpoint.load import WEIGHTS, choose_checkpoint, load_tensors
 from glm_dist.config.launch import read_launch_environment
 from glm_dist.config.load import load_config_file
-from glm_dist.config.patterns import MASKS, Mark
+from glm_dist.config.patterns import Mark
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.stored import load_stored_tokenizer
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
@@ -36,11 +37,13 @@ from glm_dist.generate.complete import (
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import (
     Data,
+    Frame,
     Part,
     Prompt,
     Room,
+    learned_masks,
     make_prompt,
-    read_prompt,
+    read_run_prompt,
 )
 from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.replicas import Item, Outcome, from_first_rank, over_replicas
@@ -137,10 +140,11 @@ class TrainedModel:
         """
         room = Room(self.config.model.max_position_embeddings + 1, cut)
         if len(parts) == 1 and not isinstance(parts[0], Data | Mark):
-            return read_prompt(parts[0], self.tokenizer, self.config.corruption, room=room)
-        learned = [name for name in MASKS if name in self.config.task.prompt_pattern]
+            return read_run_prompt(parts[0], self.tokenizer, self.config, room=room)
+        learned = learned_masks(self.config)
+        frame = Frame(slots=self.config.prompt_slots)
         return make_prompt(
-            parts, self.tokenizer, self.config.corruption, room=room, learned=learned
+            parts, self.tokenizer, self.config.corruption, room=room, frame=frame, learned=learned
         )
 
     def write(
@@ -249,7 +253,7 @@ class TrainedModel:
 def load_trained(
     run: str | Path,
     *,
-    step: int | None = None,
+    step: StepChoice = None,
     tokenizer: str | Path | None = None,
     tensor_parallel_size: int = 1,
     pipeline_parallel_size: int = 1,
@@ -261,7 +265,7 @@ def load_trained(
 
     Args:
         run: The run's folder.
-        step: Which checkpoint; the newest complete one if None.
+        step: Which checkpoint; "best" is the one that checkpoint.keep_best kept, None the newest.
         tokenizer: Its tokenizer's files, if they are neither in the run's folder nor where they
             were during training.
         tensor_parallel_size: Ranks that share each layer.

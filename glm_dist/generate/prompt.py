@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from glm_dist.config.patterns import MASKS, Mark
-from glm_dist.config.schema import CorruptionConfig, PretrainingTask
+from glm_dist.config.schema import CorruptionConfig, PretrainingTask, RunConfig
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import DataError
@@ -47,7 +47,7 @@ Part = str | Mark
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around the parts of a prompt."""
+    """Special tokens around the parts of a prompt."""
 
     opens: bool = True
     """[CLS] comes first."""
@@ -56,7 +56,8 @@ class Frame:
     continues: bool = True
     """A prompt without a blank gets one at its end."""
     slots: Sequence[int] = ()
-    """Ids of learned tokens, spread over the slots of the pattern; without any they come first."""
+    """Ids of learned tokens (``RunConfig.prompt_slots``), spread in order over the pattern's slots;
+    without slots all of them come first."""
 
 
 PLAIN = Frame()
@@ -103,7 +104,12 @@ class Prompt:
 
 
 def read_prompt(
-    text: str, tokenizer: Tokenizer, corruption: CorruptionConfig, *, room: Room | None = None
+    text: str,
+    tokenizer: Tokenizer,
+    corruption: CorruptionConfig,
+    *,
+    room: Room | None = None,
+    learned: Container[str] = (),
 ) -> Prompt:
     """Find the blanks of a text and encode it.
 
@@ -115,6 +121,7 @@ def read_prompt(
         tokenizer: The run's.
         corruption: What the run trained.
         room: Bound of the context; None: none.
+        learned: As for ``make_prompt``.
 
     Raises:
         DataError: The text is not UTF-8, has a mask that the run never trained, or is too long.
@@ -140,8 +147,36 @@ def read_prompt(
     if room is not None:
         body = _shortened(body, room, special, num_ends=1 + len(ends))
     tokens = [special.cls, *body, *ends]
-    check_trained(set(tokens) & special.masks, special, corruption, named=named)
+    masks = set(tokens) & special.masks
+    check_trained(masks, special, corruption, named=named, learned=learned)
     return _prompt(tokens, pieces, special, corruption)
+
+
+def read_run_prompt(text: str, tokenizer: Tokenizer, config: RunConfig, *, room: Room) -> Prompt:
+    """Read a text as ``read_prompt`` does, with the learned tokens of the run, if it has any.
+
+    Args:
+        text: {*} marks their places; without it they come first.
+        tokenizer: The run's.
+        config: The run's.
+        room: Bound of the context.
+
+    Raises:
+        DataError: As for ``read_prompt``.
+    """
+    learned = learned_masks(config)
+    if not config.prompt_slots:
+        return read_prompt(text, tokenizer, config.corruption, room=room, learned=learned)
+    pieces = text.split(Mark.slot.value)
+    parts: list[Part] = [Mark.slot] * (2 * len(pieces) - 1)
+    parts[::2] = pieces
+    frame = Frame(slots=config.prompt_slots)
+    return make_prompt(parts, tokenizer, config.corruption, room=room, frame=frame, learned=learned)
+
+
+def learned_masks(config: RunConfig) -> list[str]:
+    """List the masks in the pattern of a finetuned run, which knows them whatever it pretrained."""
+    return [name for name in MASKS if name in config.task.prompt_pattern]
 
 
 def make_prompt(

@@ -1,8 +1,8 @@
 """GLM's Transformer block as a megatron-core configuration and module spec.
 
 Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1),
-or GLM-130B's options instead. Only core attention, the DeepNorm layer and, without fused kernels,
-the norm are our own modules.
+or GLM-130B's options instead. Our own modules are core attention, the DeepNorm layer, linear layers
+with updates of low rank and, without fused kernels, the norm.
 """
 
 from functools import partial
@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
@@ -29,6 +28,7 @@ from glm_dist.config.schema import (
 )
 from glm_dist.model.attention.dispatch import PrefixAttention
 from glm_dist.model.deep_norm import DeepNormLayer
+from glm_dist.model.lora import column_linear, row_linear
 from glm_dist.model.norm import layer_norm_class
 from glm_dist.parallel.layout import Layout
 
@@ -121,27 +121,27 @@ def _recompute_settings(recompute: RecomputeConfig) -> dict[str, Any]:
 
 
 def block_spec(
-    num_layers: int, residual: Residual, *, device: torch.device
+    num_layers: int, model: ModelConfig, *, device: torch.device
 ) -> TransformerBlockSubmodules:
     """Build the spec of one pipeline stage's layers.
 
     Args:
         num_layers: Layers on this stage.
-        residual: Kind of layer.
+        model: Architecture.
         device: Chooses the norm's implementation.
     """
     norm = layer_norm_class(device)
     layer = ModuleSpec(
-        module=DeepNormLayer if residual is Residual.deep_norm else TransformerLayer,
+        module=DeepNormLayer if model.residual is Residual.deep_norm else TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
+                    linear_qkv=column_linear("linear_qkv", model),
                     core_attention=PrefixAttention,
-                    linear_proj=RowParallelLinear,
+                    linear_proj=row_linear("linear_proj", model),
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
@@ -149,7 +149,8 @@ def block_spec(
             mlp=ModuleSpec(
                 module=MLP,
                 submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
+                    linear_fc1=column_linear("linear_fc1", model),
+                    linear_fc2=row_linear("linear_fc2", model),
                 ),
             ),
             mlp_bda=get_bias_dropout_add,

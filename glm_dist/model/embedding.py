@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import distributed as dist
 
+from glm_dist.model.prompt import Prompt
 from glm_dist.parallel.rng import get_cuda_rng_tracker
 from glm_dist.parallel.sequence import local_rows, mark_partial
 
@@ -58,6 +59,7 @@ class GLMEmbedding(torch.nn.Module):
         gradient_share: float,
         tensor_group: dist.ProcessGroup,
         device: torch.device,
+        prompt: Prompt | None = None,
     ) -> None:
         """Create the tables.
 
@@ -69,6 +71,7 @@ class GLMEmbedding(torch.nn.Module):
             gradient_share: Share of this gradient that reaches the word table.
             tensor_group: Ranks that share the word table.
             device: Device of the tables.
+            prompt: Vectors in the places of prompt slots.
         """
         super().__init__()
         hidden = config.hidden_size
@@ -90,6 +93,7 @@ class GLMEmbedding(torch.nn.Module):
             )
             if config.sequence_parallel:
                 mark_partial(self.position_embeddings.weight, self.block_position_embeddings.weight)
+        self.prompt = prompt
         self.gradient_share = gradient_share
         self.dropout = torch.nn.Dropout(config.hidden_dropout)
         self.sequence_parallel = config.sequence_parallel
@@ -109,14 +113,24 @@ class GLMEmbedding(torch.nn.Module):
         """
         if self.sequence_parallel:
             return self._embed_part(tokens, positions, block_positions)
-        embedded = self._sum(tokens, positions, block_positions)
+        embedded = self._add_positions(self._words(tokens), positions, block_positions)
         hidden: torch.Tensor = self.dropout(embedded.transpose(0, 1).contiguous())  # [s, b, h]
         return hidden
 
-    def _sum(
-        self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
+    def _words(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Embed token ids [b, s]; under sequence parallelism this rank's part [s/t, b, h]."""
+        words = tokens if self.prompt is None else self.prompt.words(tokens)
+        embedded = shrink_gradient(self.word_embeddings(words), self.gradient_share)
+        if self.prompt is None:
+            return embedded
+        if self.sequence_parallel:
+            tokens = local_rows(tokens.t(), self.word_embeddings.tp_group)
+        prompted: torch.Tensor = self.prompt(tokens, embedded)
+        return prompted
+
+    def _add_positions(
+        self, embedded: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
     ) -> torch.Tensor:
-        embedded = shrink_gradient(self.word_embeddings(tokens), self.gradient_share)
         if self.position_embeddings is None or self.block_position_embeddings is None:
             return embedded
         embedded = embedded + self.position_embeddings(positions)
@@ -130,7 +144,7 @@ class GLMEmbedding(torch.nn.Module):
             local_rows(ids.t(), self.word_embeddings.tp_group)  # [b, s] -> [s/t, b]
             for ids in (positions, block_positions)
         )
-        embedded = self._sum(tokens, positions, block_positions)
+        embedded = self._add_positions(self._words(tokens), positions, block_positions)
         # Ranks hold different positions, so their masks differ.
         with get_cuda_rng_tracker().fork() if self.dropout.p > 0.0 else nullcontext():
             hidden: torch.Tensor = self.dropout(embedded)

@@ -40,9 +40,10 @@ class _HeadLoss(torch.autograd.Function):
         hidden_gradient = weight_gradient = None
         if needs_gradient:
             hidden_gradient = torch.zeros_like(hidden)
-            weight_gradient = torch.zeros(
-                weight.shape, dtype=sum_dtype(weight.dtype), device=weight.device
-            )
+            if ctx.needs_input_grad[1]:  # else the table is frozen
+                weight_gradient = torch.zeros(
+                    weight.shape, dtype=sum_dtype(weight.dtype), device=weight.device
+                )
         for start in range(0, hidden.size(0), chunk_size):
             part = slice(start, start + chunk_size)
             local_ids = target_ids[part] - first_row
@@ -56,7 +57,7 @@ class _HeadLoss(torch.autograd.Function):
             if label_smoothing > 0.0:
                 total -= (label_smoothing / vocab_size) * log_p.sum(dim=1).double().sum()
             by_group -= target_groups[:, part].double() @ found
-            if hidden_gradient is None or weight_gradient is None:
+            if hidden_gradient is None:
                 continue
             # Probabilities less the distribution that the loss aims at.
             logit_gradient = log_p.exp_()
@@ -66,7 +67,8 @@ class _HeadLoss(torch.autograd.Function):
                 logit_gradient -= label_smoothing / vocab_size
             logit_gradient = logit_gradient.to(hidden.dtype)
             torch.mm(logit_gradient, real, out=hidden_gradient[part])
-            add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
+            if weight_gradient is not None:
+                add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
         if group.size() > 1:
             dist.all_reduce(total, group=group)
             if hidden_gradient is not None:
@@ -81,11 +83,9 @@ class _HeadLoss(torch.autograd.Function):
         # Scaled in place without a copy: the table's gradient is the largest tensor of a step.
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients
-        return (
-            _scaled(hidden_gradient, scale),
-            _scaled(weight_gradient, scale).to(ctx.weight_dtype),
-            *(None,) * 7,
-        )
+        if weight_gradient is not None:
+            weight_gradient = _scaled(weight_gradient, scale).to(ctx.weight_dtype)
+        return _scaled(hidden_gradient, scale), weight_gradient, *(None,) * 7
 
 
 def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

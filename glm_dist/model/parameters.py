@@ -5,7 +5,7 @@ of a stage's modules. Initialisation, weight decay, checkpoints and conversion r
 nothing else knows how the model is sharded.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,11 @@ class ParameterShard:
         return bool(getattr(self.parameter, "ds_pipe_replicated", False))
 
     @property
+    def is_trained(self) -> bool:
+        """True if the optimizer updates it; False if it is frozen."""
+        return self.parameter.requires_grad
+
+    @property
     def decays(self) -> bool:
         """True if weight decay applies."""
         return self.spec.decays
@@ -114,6 +119,17 @@ def mark_for_norm(shards: Iterable[ParameterShard]) -> None:
     """Mark sharded gradients for DeepSpeed, which counts replicated ones only on tensor rank 0."""
     for shard in shards:
         shard.parameter.model_parallel = shard.tensor_dim is not None  # type: ignore[attr-defined]
+
+
+def freeze(shards: Iterable[ParameterShard], *, trainable: Container[str]) -> None:
+    """Freeze all parameters but some, before an optimizer is made for them.
+
+    Args:
+        shards: Parameters of this rank.
+        trainable: Names of those that learn.
+    """
+    for shard in shards:
+        shard.parameter.requires_grad_(shard.name in trainable)
 
 
 def local_slice(shard: ParameterShard, whole: torch.Tensor) -> torch.Tensor:

@@ -89,9 +89,11 @@ class _HeadScores(torch.autograd.Function):
         first_row = group.rank() * weight.size(0)
         real = weight[: max(vocab_size - first_row, 0)]
         hidden_gradient = torch.zeros_like(hidden)
-        weight_gradient = torch.zeros(
-            weight.shape, dtype=sum_dtype(weight.dtype), device=weight.device
-        )
+        weight_gradient: torch.Tensor | None = None
+        if ctx.needs_input_grad[1]:  # else the table is frozen
+            weight_gradient = torch.zeros(
+                weight.shape, dtype=sum_dtype(weight.dtype), device=weight.device
+            )
         for start in range(0, hidden.size(0), chunk_size):
             part = slice(start, start + chunk_size)
             log_p = log_probabilities(hidden[part], real, group=group)
@@ -103,10 +105,13 @@ class _HeadScores(torch.autograd.Function):
             gradient.scatter_add_(1, column, here.to(gradient.dtype).unsqueeze(1))
             gradient = (gradient * factors[part].unsqueeze(1)).to(hidden.dtype)
             torch.mm(gradient, real, out=hidden_gradient[part])
-            add_product(weight_gradient[: real.size(0)], gradient.t(), hidden[part])
+            if weight_gradient is not None:
+                add_product(weight_gradient[: real.size(0)], gradient.t(), hidden[part])
         if group.size() > 1:
             dist.all_reduce(hidden_gradient, group=group)
-        return hidden_gradient, weight_gradient.to(weight.dtype), *(None,) * 4
+        if weight_gradient is not None:
+            weight_gradient = weight_gradient.to(weight.dtype)
+        return hidden_gradient, weight_gradient, *(None,) * 4
 
 
 def _columns(

@@ -27,6 +27,7 @@ from glm_dist.model.classifier import ClassificationHead
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.head import head_logits
 from glm_dist.model.parameters import ParameterShard, mark_for_norm, match_shards
+from glm_dist.model.prompt import Prompt
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import gather_targets, prepare_process
 
@@ -83,7 +84,7 @@ class GLMStage(torch.nn.Module):
             self.head = self._tied_copy(padded_vocab_size)
         self.decoder = TransformerBlock(
             self.config,
-            block_spec(len(layers), model.residual, device=device),
+            block_spec(len(layers), model, device=device),
             pre_process=self.is_first,
             post_process=self.is_last,
             pg_collection=groups.collection(),
@@ -95,10 +96,25 @@ class GLMStage(torch.nn.Module):
         self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
         mark_for_norm(self._shards)
 
+    @property
+    def _keeps_only_inputs(self) -> bool:
+        """True if layers that learn are recomputed in backward as a whole."""
+        learns = any(parameter.requires_grad for parameter in self.decoder.parameters())
+        return learns and self.config.recompute_granularity == "full"
+
     def _first_tables(
         self, model: ModelConfig, padded_vocab_size: int, *, device: torch.device
     ) -> GLMEmbedding:
         is_learned = model.position_encoding is PositionEncoding.learned
+        prompt: Prompt | None = None
+        if model.prompt_tokens > 0:
+            prompt = Prompt(
+                model,
+                padded_vocab_size,
+                dtype=self.config.params_dtype,
+                device=device,
+                sequence_parallel=self.config.sequence_parallel,
+            )
         return GLMEmbedding(
             self.config,
             padded_vocab_size=padded_vocab_size,
@@ -106,6 +122,7 @@ class GLMStage(torch.nn.Module):
             gradient_share=model.embedding_gradient_share,
             tensor_group=self.groups.tensor,
             device=device,
+            prompt=prompt,
         )
 
     def _tied_copy(self, padded_vocab_size: int) -> VocabParallelEmbedding:
@@ -150,6 +167,10 @@ class GLMStage(torch.nn.Module):
         embedded = None
         if self.embedding is not None:
             embedded = self.embedding(batch.tokens, batch.positions, batch.block_positions)
+            if self._keeps_only_inputs and torch.is_grad_enabled():
+                # Backward recomputes only segments of which an input has a gradient, even if all
+                # of the embedding is frozen.
+                embedded.requires_grad_()
         plan = batch.attention
         if self.head_size_to_rotate is not None:
             rotation = plan_rotation(

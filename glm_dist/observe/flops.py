@@ -21,7 +21,9 @@ from dataclasses import astuple, dataclass
 
 from glm_dist.config.architecture import ModelConfig
 from glm_dist.config.choices import RecomputeMode
-from glm_dist.config.parameter_specs import layer_specs
+from glm_dist.config.parameter_specs import WORD_EMBEDDINGS, layer_specs, parameter_specs
+from glm_dist.config.schema import RunConfig
+from glm_dist.config.trainable import trainable_names
 
 TRAINING_PASSES = 3
 """Forward, backward for inputs and backward for weights; each costs the same."""
@@ -99,36 +101,80 @@ def row_work(
     )
 
 
+@dataclass(frozen=True)
+class Frozen:
+    """Matrices without a gradient, which saves one of their three products."""
+
+    layers: int = 0
+    """Elements of such matrices in all layers."""
+    table: bool = False
+    """True for the vocabulary table."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Frozen":
+        """Find what ``optimizer.trainable`` leaves out."""
+        learns = trainable_names(config)
+        specs = parameter_specs(config.model, config.padded_vocab_size)
+        frozen = [spec for spec in specs if spec.name not in learns]
+        in_layers = (spec for spec in frozen if spec.layer is not None and len(spec.shape) == 2)
+        return cls(
+            sum(spec.size for spec in in_layers),
+            any(spec.name == WORD_EMBEDDINGS for spec in frozen),
+        )
+
+    def saved(self, tokens: int, head: int) -> int:
+        """Count the operations that training saves.
+
+        Args:
+            tokens: Positions that pass the layers.
+            head: Multiplications of the head in forward.
+        """
+        return 2 * (self.layers * tokens + head * self.table)
+
+
+ALL_LEARNS = Frozen()
+
+
 def weights_per_layer(model: ModelConfig) -> int:
     """Count the elements of a layer's matrices: query, key, value, output, and the MLP's."""
     return sum(spec.size for spec in layer_specs(model, 0) if len(spec.shape) == 2)
 
 
-def useful_operations(model: ModelConfig, work: Work, *, vocab_size: int) -> int:
+def useful_operations(
+    model: ModelConfig, work: Work, *, vocab_size: int, frozen: Frozen = ALL_LEARNS
+) -> int:
     """Count the operations of training that the objective needs.
 
     Args:
         model: Architecture.
         work: Rows.
         vocab_size: Tokens that exist; padded rows of the table are left out of the products.
+        frozen: Matrices without a gradient.
     """
     products = model.num_layers * weights_per_layer(model) * work.real_tokens
     attention = 2 * model.num_layers * model.hidden_size * work.useful_pairs
     head = model.hidden_size * vocab_size * work.targets
-    return TRAINING_PASSES * 2 * (products + attention + head)
+    saved = frozen.saved(work.real_tokens, head)
+    return TRAINING_PASSES * 2 * (products + attention + head) - saved
 
 
-def convention_operations(model: ModelConfig, work: Work, *, vocab_size: int) -> int:
+def convention_operations(
+    model: ModelConfig, work: Work, *, vocab_size: int, frozen: Frozen = ALL_LEARNS
+) -> int:
     """Count the operations of training by the published formula, 6 N + 12 l h s per token.
+
+    Frozen matrices count 4 N.
 
     Args:
         model: Architecture.
         work: Rows.
         vocab_size: Tokens that exist.
+        frozen: Matrices without a gradient.
     """
     weights = model.num_layers * weights_per_layer(model) + model.hidden_size * vocab_size
     attention = 12 * model.num_layers * model.hidden_size * work.dense_pairs
-    return 6 * weights * work.positions + attention
+    head = model.hidden_size * vocab_size * work.positions
+    return 6 * weights * work.positions + attention - frozen.saved(work.positions, head)
 
 
 def executed_operations(
@@ -139,6 +185,7 @@ def executed_operations(
     recompute: RecomputeMode = RecomputeMode.none,
     recomputed_share: float = 1.0,
     fused_attention: bool = True,
+    frozen: Frozen = ALL_LEARNS,
 ) -> int:
     """Count the operations of training that kernels run.
 
@@ -151,6 +198,7 @@ def executed_operations(
         recomputed_share: Share of the layers that it applies to, 0 to 1.
         fused_attention: True if attention's backward recomputes the scores instead of storing
             them, as flash kernels do: five products instead of four.
+        frozen: Matrices without a gradient.
     """
     products = 2 * model.num_layers * weights_per_layer(model) * work.positions
     scores = 2 * model.num_layers * model.hidden_size * work.executed_pairs  # one product of pairs
@@ -161,7 +209,9 @@ def executed_operations(
         again += products
     head = 2 * model.hidden_size * vocab_size * work.targets
     passes = 2 + (5 if fused_attention else 4)
-    return TRAINING_PASSES * (products + head) + passes * scores + round(recomputed_share * again)
+    saved = frozen.saved(work.positions, head // 2)
+    extra = passes * scores + round(recomputed_share * again)
+    return TRAINING_PASSES * (products + head) + extra - saved
 
 
 PEAKS_16_BIT = (

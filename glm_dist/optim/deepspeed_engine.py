@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.parameters import ParameterShard
-from glm_dist.optim.param_groups import param_groups
+from glm_dist.optim.param_groups import param_groups as decay_groups
 from glm_dist.optim.sharded import FlatBF16, FlatPartitionedShards, FlatShards, ParameterShards
 from glm_dist.optim.zero import PlainAdamW, ZeroOptimizer
 from glm_dist.parallel.groups import ParallelGroups
@@ -60,8 +60,14 @@ def open_zero_optimizer(
         settings["gradient_clipping"] = 0.0  # PlainAdamW clips
     if stage == 3 and tied_weight is not None:
         deepspeed.zero.register_external_parameter(module, tied_weight)
+    param_groups = _without_empty(
+        decay_groups(shards, weight_decay=config.weight_decay),
+        module,
+        like=shards[0].parameter,
+        stage=stage,
+    )
     optimizer = torch.optim.AdamW(
-        param_groups(shards, weight_decay=config.weight_decay),
+        param_groups,
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         eps=config.epsilon,
@@ -84,6 +90,31 @@ def open_zero_optimizer(
     weakref.finalize(engine, _LOCAL_RANK.release)
     adapter = FlatBF16 if isinstance(engine.optimizer, BF16_Optimizer) else ADAPTERS[stage]
     return adapter(engine, shards, groups=groups, clip=config.gradient_clipping)
+
+
+def _without_empty(
+    groups: Sequence[dict[str, Any]], module: torch.nn.Module, *, like: torch.Tensor, stage: int
+) -> list[dict[str, Any]]:
+    """Return parameter groups of which none is empty, as DeepSpeed (0.19) requires.
+
+    A pipeline stage may have nothing to train, and yet ZeRO sums the norms of all stages group by
+    group; so every rank needs every group, if only with one number that no gradient reaches.
+    Stages 2 and 3 exclude pipelines: all ranks have the same empty groups, and leave them out.
+
+    Args:
+        groups: Parameters that learn.
+        module: Gets the number, since DeepSpeed looks for the name of everything it updates.
+        like: A parameter of the model, for dtype and device.
+        stage: ZeRO stage.
+    """
+    if stage >= 2:
+        return [group for group in groups if group["params"]]
+    for index, group in enumerate(groups):
+        if not group["params"]:
+            number = torch.nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+            module.register_parameter(f"nothing_to_train_{index}", number)
+            group["params"] = [number]
+    return list(groups)
 
 
 class _LocalRank:

@@ -7,7 +7,7 @@ import torch
 
 
 class Decayable(Protocol):
-    """A parameter that knows whether it decays."""
+    """A parameter that knows whether it decays and learns."""
 
     @property
     def parameter(self) -> torch.nn.Parameter:
@@ -17,9 +17,13 @@ class Decayable(Protocol):
     def decays(self) -> bool:
         """True if weight decay applies."""
 
+    @property
+    def is_trained(self) -> bool:
+        """False if it is frozen."""
+
 
 def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters by weight decay.
+    """Split the parameters that learn by weight decay.
 
     Args:
         shards: This rank's parameters.
@@ -28,9 +32,14 @@ def param_groups(shards: Sequence[Decayable], *, weight_decay: float) -> list[di
     Returns:
         The decayed group, then the other; both always present, as ZeRO numbers its shards by group.
     """
-    decayed = [shard.parameter for shard in shards if shard.decays]
-    others = [shard.parameter for shard in shards if not shard.decays]
+    trained = [shard for shard in shards if shard.is_trained]
     return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": [shard.parameter for shard in trained if shard.decays],
+            "weight_decay": weight_decay,
+        },
+        {
+            "params": [shard.parameter for shard in trained if not shard.decays],
+            "weight_decay": 0.0,
+        },
     ]

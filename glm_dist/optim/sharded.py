@@ -48,12 +48,14 @@ class ShardedOptimizer(ZeroOptimizer):
                 norms = inner.norm_for_param_grads
                 for p in parameters:
                     norm = norms.get(inner.get_param_id(p))
-                    yield names[id(p)], None if norm is None else torch.as_tensor(norm)
+                    if id(p) in names:
+                        yield names[id(p)], None if norm is None else torch.as_tensor(norm)
                 continue
             for p, gradient in zip(
                 parameters, inner.averaged_gradients.get(group) or (), strict=False
             ):
-                yield names[id(p)], gradient
+                if id(p) in names:  # else the number in place of an empty group
+                    yield names[id(p)], gradient
 
 
 class FlatShards(ShardedOptimizer):
@@ -63,6 +65,16 @@ class FlatShards(ShardedOptimizer):
         """See ``ZeroOptimizer``; stage 1 only, as stage 2 has reduced its gradients already."""
         gradient: torch.Tensor = self._inner.get_gradient_for_reduction(parameter)
         return gradient
+
+    def reduce_gradients(self) -> None:
+        """See ``ZeroOptimizer``."""
+        if not any(shard.is_trained for shard in self.shards):
+            self._prepare_for_no_gradients()
+        super().reduce_gradients()
+
+    def _prepare_for_no_gradients(self) -> None:
+        # DeepSpeed (0.19) makes these buffers when the first gradient arrives.
+        self._inner.setup_buckets()
 
     def _watch_update(self) -> None:
         inner = self._inner
@@ -88,7 +100,7 @@ class FlatShards(ShardedOptimizer):
         # DeepSpeed 0.19 does so only if the optimizer is not offloaded.
         self._inner.averaged_gradients.update(dict.fromkeys(self._inner.averaged_gradients))
 
-    def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
+    def _trained_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
         """See ``ZeroOptimizer``."""
         parameter: Any = shard.parameter
         mapping = parameter._hp_mapping
@@ -125,12 +137,18 @@ class FlatBF16(FlatShards):
         gradient: torch.Tensor = held._hp_grad
         return gradient
 
+    def _prepare_for_no_gradients(self) -> None:
+        """Do nothing: there are no such buffers."""
+
     def _watch_update(self) -> None:
         inner = self._inner
         gradients_of, clear = inner.get_grads_for_norm, inner.clear_hp_grads
 
         def judged_gradients(*arguments: Any, **options: Any) -> Any:
             gradients = gradients_of(*arguments, **options)
+            if not options.get("for_clipping") and not gradients[0]:
+                # A rank with nothing to count; DeepSpeed (0.19) fails to add up no norms.
+                gradients = [self.shards[0].parameter.new_zeros(1, dtype=torch.float32)], {}
             if not options.get("for_clipping") and self._accepts is not None:
                 norm = self._norm_of(gradients[0])
                 if torch.isfinite(norm) and not self._is_accepted(norm):
@@ -139,7 +157,8 @@ class FlatBF16(FlatShards):
 
         def noting_clear() -> None:
             if inner.overflow:
-                self._note_non_finite((s.name, self.gradient(s.parameter)) for s in self.shards)
+                trained = (shard for shard in self.shards if shard.is_trained)
+                self._note_non_finite((s.name, self.gradient(s.parameter)) for s in trained)
             clear()
 
         self._replace("get_grads_for_norm", judged_gradients)
@@ -190,7 +209,7 @@ class ParameterShards(ShardedOptimizer):
             )
         )
 
-    def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
+    def _trained_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
         """See ``ZeroOptimizer``."""
         parameter: Any = shard.parameter
         start = self._groups.coordinates.data * parameter.ds_tensor.ds_numel
@@ -209,6 +228,13 @@ class ParameterShards(ShardedOptimizer):
     def _masters(self) -> Sequence[torch.Tensor]:
         masters: Sequence[torch.Tensor] = self._inner.fp32_partitioned_groups_flat
         return masters
+
+    def _frozen_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
+        """See ``ZeroOptimizer``."""
+        parameter: Any = shard.parameter
+        start = self._groups.coordinates.data * parameter.ds_tensor.ds_numel
+        if start < parameter.ds_numel:
+            yield StateSlice("model", parameter.ds_tensor.data.view(-1), start)
 
     def publish_weights(self) -> None:
         """See ``ZeroOptimizer``."""

@@ -66,6 +66,7 @@ class ZeroOptimizer(ABC):
         self._refused_norm: torch.Tensor | None = None
         self._non_finite: tuple[str, ...] = ()
         self._replaced: list[str] = []
+        self._updates = 0
         self._watch_update()
         if self.has_loss_scale:
             # step() reports it instead.
@@ -134,6 +135,7 @@ class ZeroOptimizer(ABC):
         self._accepts, self._refused_norm, self._non_finite = accept, None, ()
         scaler = self._scaler_state()
         norm, is_applied = self._update()
+        self._updates += is_applied
         if not is_applied:
             self._discard_gradients()
         refused = self._refused()
@@ -204,12 +206,21 @@ class ZeroOptimizer(ABC):
 
     # --- state ---
 
-    @abstractmethod
     def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
         """Yield the parts of a parameter that this rank updates; none if other replicas do.
 
+        A frozen parameter is its own state: it has no moments, and the dtype of the model.
         Needs moments: call ``ensure_moments`` or ``prepare_for_load`` before.
         """
+        return self._trained_slices(shard) if shard.is_trained else self._frozen_slices(shard)
+
+    @abstractmethod
+    def _trained_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
+        """Yield the parts of master weight and moments that this rank updates."""
+
+    def _frozen_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
+        """Yield the parts of a frozen parameter that this rank holds."""
+        yield StateSlice("model", shard.parameter.data.view(-1), 0)
 
     @abstractmethod
     def _masters(self) -> Sequence[torch.Tensor]:
@@ -234,6 +245,7 @@ class ZeroOptimizer(ABC):
         Args:
             updates: Optimizer updates made before the checkpoint.
         """
+        self._updates = updates
         for master in self._masters():
             self._adamw.state[master] = {
                 "step": torch.tensor(float(updates), device=master.device),
@@ -246,9 +258,8 @@ class ZeroOptimizer(ABC):
 
     def counters(self) -> OptimizerCounters:
         """Return the counters that a resumed run restores."""
-        updates = [int(self._adamw.state[m]["step"]) for m in self._masters() if self._adamw.state]
         return OptimizerCounters(
-            updates=updates[0] if updates else 0,
+            updates=self._updates,
             skipped_steps=self.skipped_steps,
             loss_scaler=self._scaler_state(),
         )
@@ -316,7 +327,8 @@ class PlainAdamW(ZeroOptimizer):
         if self._clip > 0.0:
             factor = (self._clip / (norm + 1e-6)).clamp(max=1.0)
             gradients = [s.parameter.grad for s in self.shards if s.parameter.grad is not None]
-            torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+            if gradients:
+                torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
         self._engine.step()
         return norm, True
 
@@ -339,7 +351,7 @@ class PlainAdamW(ZeroOptimizer):
         dist.all_reduce(square, group=self._groups.model)
         return square.sqrt()
 
-    def state_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
+    def _trained_slices(self, shard: ParameterShard) -> Iterator[StateSlice]:
         """See ``ZeroOptimizer``."""
         yield StateSlice("model", shard.parameter.data.view(-1), 0)
         for kind in MOMENTS:

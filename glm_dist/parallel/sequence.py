@@ -109,5 +109,5 @@ def sum_gradients_on_arrival(
         return total.to(gradient.dtype)
 
     for parameter in parameters:
-        if has_partial_gradient(parameter):
+        if has_partial_gradient(parameter) and parameter.requires_grad:
             parameter.register_hook(whole)  # type: ignore[no-untyped-call]

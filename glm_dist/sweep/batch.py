@@ -46,10 +46,10 @@ def array_command(
     except ValueError as error:
         raise ConfigError(
             f"--sbatch {options!r} is no list of options ({error}).\n"
-            "  Write for example --sbatch '--partition=gpu --time=2:00:00'.",
+            "  Write for example --sbatch='--partition=gpu --time=2:00:00'.",
             key="--sbatch",
             value=options,
-            fix="--sbatch '--partition=gpu --time=2:00:00'",
+            fix="--sbatch='--partition=gpu --time=2:00:00'",
         ) from error
     array = f"--array={_ranges(numbers)}{'' if jobs is None else f'%{jobs}'}"
     return ["sbatch", array, *words, str(SCRIPT), str(folder)]
@@ -78,10 +78,10 @@ def submit(command: Sequence[str], folder: Path, arguments: Sequence[Sequence[st
         reason = done.stderr.strip() or f"status {done.returncode}"
         raise LaunchError(
             f"sbatch refused the array: {reason}\n"
-            f"  Change its options with --sbatch, or see the command: {shlex.join(command)}",
+            f"  Change its options with --sbatch='<options>'; it was: {shlex.join(command)}",
             key="--sbatch",
             value=reason,
-            fix="--sbatch '<options>'",
+            fix="--sbatch='<options>'",
         )
     return done.stdout.strip()
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How the processes of a point ended."""
+    """The end of a point's processes."""
 
     job: Job
     status: int
@@ -66,26 +67,38 @@ class _Running:
     began: float
 
 
+def check_launcher(launcher: str) -> None:
+    """Refuse a launcher that cannot start anything.
+
+    Args:
+        launcher: Command line; empty: none.
+
+    Raises:
+        LaunchError: It is no command line, or there is no such program.
+    """
+    try:
+        words = shlex.split(launcher)
+        problem = "" if not words or shutil.which(words[0]) else "there is no such program here"
+    except ValueError as error:
+        problem = str(error)
+    if problem:
+        raise LaunchError(
+            f"--launcher {launcher!r} starts nothing: {problem}.\n"
+            "  Write for example --launcher 'torchrun --nproc-per-node 2'.",
+            key="--launcher",
+            value=launcher,
+            fix="--launcher 'torchrun --nproc-per-node 2'",
+        )
+
+
 def command_of(arguments: Sequence[str], launcher: str) -> tuple[str, ...]:
     """Write the command line of a point.
 
     Args:
         arguments: Of ``glm-dist``: a command and its overrides.
         launcher: Program that starts the ranks, with its options; empty: one process.
-
-    Raises:
-        LaunchError: The launcher is no command line.
     """
-    try:
-        words = shlex.split(launcher)
-    except ValueError as error:
-        raise LaunchError(
-            f"--launcher {launcher!r} is no command line ({error}).\n"
-            "  Write for example --launcher 'torchrun --nproc-per-node 2'.",
-            key="--launcher",
-            value=launcher,
-            fix="--launcher 'torchrun --nproc-per-node 2'",
-        ) from error
+    words = shlex.split(launcher)
     match program_of(words):
         case "torchrun" | "torch.distributed.run":
             start = [*words, "-m", "glm_dist"]
@@ -117,31 +130,31 @@ def run_jobs(
     is_stopping = False
     try:
         while running or (waiting and not is_stopping):
+            if listener is not None and listener.code and not is_stopping:
+                is_stopping = True
+                _ask_to_stop(running)
             while waiting and not is_stopping and len(running) < slots:
                 slot = min({*range(slots)} - {each.slot for each in running})
                 running.append(_start(waiting.pop(0), slot, slots))
                 started(running[-1].job)
             for each in [each for each in running if each.process.poll() is not None]:
                 running.remove(each)
-                yield _ended(each)
-            if listener is None:
+                yield _ended(each, is_stopping=is_stopping)
+            if listener is None or is_stopping:
                 time.sleep(POLL_SECONDS)
-            elif listener.wait(POLL_SECONDS) and not is_stopping:
-                is_stopping = True
-                _ask_to_stop(running)
-            elif is_stopping:
-                time.sleep(POLL_SECONDS)
+            else:
+                listener.wait(POLL_SECONDS)
     finally:
         _ask_to_stop(running)  # nobody is left to wait for them
 
 
 def _start(job: Job, slot: int, slots: int) -> _Running:
     job.folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | _environment(os.environ, slot, slots)
+    environment = os.environ | environment_of(os.environ, slot, slots)
     with (job.folder / OUTPUT_FILE).open("ab") as output:
         # A session of its own: Ctrl-C reaches it through us, once and not twice.
         process = subprocess.Popen(
-            _with_port(job.command, FIRST_PORT + slot),
+            with_port(job.command, FIRST_PORT + slot),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -151,8 +164,10 @@ def _start(job: Job, slot: int, slots: int) -> _Running:
     return _Running(job, slot, process, time.monotonic())
 
 
-def _ended(running: _Running) -> Ended:
+def _ended(running: _Running, *, is_stopping: bool) -> Ended:
     status = running.process.returncode
+    if is_stopping and status == -signal.SIGTERM:
+        status = EXIT_STOPPED  # before it listened: it had not begun
     if status not in (0, EXIT_STOPPED, EXIT_UNSAVED):  # torchrun turns every status into 1
         noted = stopped_status(running.job.folder)
         status = noted if noted in (EXIT_STOPPED, EXIT_UNSAVED) else status
@@ -165,8 +180,13 @@ def _ask_to_stop(running: Sequence[_Running]) -> None:
             os.killpg(each.process.pid, signal.SIGTERM)
 
 
-def _with_port(command: Sequence[str], port: int) -> list[str]:
-    """Give jobs side by side different ports where their launcher would take the same."""
+def with_port(command: Sequence[str], port: int) -> list[str]:
+    """Give jobs side by side different ports where their launcher would take the same.
+
+    Args:
+        command: Of ``command_of``.
+        port: Free port; not used if the launcher's own options say how its ranks meet.
+    """
     program, words = program_of(command), " ".join(command)
     if re.search(r"--(master[_-]port|rdzv|standalone|hostfile)", words):
         return list(command)
@@ -179,8 +199,17 @@ def _with_port(command: Sequence[str], port: int) -> list[str]:
     return [*command[:place], f"--master_port={port}", *command[place:]]
 
 
-def _environment(environ: Mapping[str, str], slot: int, slots: int) -> dict[str, str]:
-    """Share GPUs and cores among jobs side by side."""
+def environment_of(environ: Mapping[str, str], slot: int, slots: int) -> dict[str, str]:
+    """Share GPUs and cores among jobs side by side.
+
+    Args:
+        environ: Environment of this process.
+        slot: Number of the job among those.
+        slots: Jobs at a time.
+
+    Returns:
+        Variables to set.
+    """
     if slots == 1:
         return {}
     changed = {}

@@ -71,6 +71,8 @@ class Group:
     higher_is_better: bool
     num_examples: int
     """Of the validation; 0 if unknown."""
+    half_width: float
+    """Of a single run's interval over those examples, the median; NaN if unknown."""
     num_test_examples: int
     rows: list[Row]
 
@@ -91,12 +93,14 @@ def check_baseline(points: Sequence[Point], baseline: Sequence[str]) -> None:
             continue
         where = f" with {_typed(title)}" if title else ""
         count = f"{len(found)} settings" if found else "no setting"
+        own = [f"{key}={value}" for key, value in members[0].setting if (key, value) not in title]
+        fix = " ".join(f"--baseline {text}" for text in own)
         raise ConfigError(
             f"--baseline {' '.join(baseline)} names {count}{where}, but it must name one.\n"
-            f"  Name one of them, for example --baseline '{_typed(members[0].setting)}'.",
+            f"  {f'Write for example {fix}' if fix else 'Leave it out: only the seed varies'}.",
             key="--baseline",
             value=" ".join(baseline),
-            fix=f"--baseline '{_typed(members[0].setting)}'",
+            fix=fix or "leave --baseline out",
         )
 
 
@@ -179,6 +183,7 @@ def _group(
         metric=metric,
         higher_is_better=higher,
         num_examples=first.valid.num_examples if first else 0,
+        half_width=_half_width([outcome.valid.metrics[metric] for outcome in outcomes]),
         num_test_examples=first.test.num_examples if first and first.test and has_test else 0,
         rows=rows,
     )
@@ -202,6 +207,11 @@ def _best(values: dict[Setting, Interval | None], *, higher_is_better: bool) -> 
     sign = 1 if higher_is_better else -1
     finished = {s: sign * each.value for s, each in values.items() if each and _is_number(each)}
     return max(finished, key=lambda setting: finished[setting]) if finished else None
+
+
+def _half_width(found: Sequence[Interval]) -> float:
+    widths = [(each.high - each.low) / 2 for each in found if not math.isnan(each.low)]
+    return float(np.median(widths)) if widths else math.nan
 
 
 def _is_number(found: Interval) -> bool:
@@ -257,7 +267,9 @@ def _statistic(measured: Measured, metric: str) -> _Statistic | None:
     if metric in answers.values:
         values: NDArray[np.float64] = np.array(answers.values[metric], np.float64)
         return _Statistic(len(values), lambda chosen: values[chosen].mean(axis=1))
-    if metric != "macro_f1" or not all(isinstance(label, int) for label in answers.labels):
+    if metric != "macro_f1" or not answers.labels:
+        return None
+    if not all(isinstance(label, int) for label in answers.labels):
         return None
     guesses, labels = np.array(answers.predictions), np.array(answers.labels)
     return _Statistic(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from glm_dist.files import exists
 from glm_dist.observe.endings import FINISHED_FILE, STOPPED_FILE
 from glm_dist.observe.metrics import VALID_LOSS, VALID_TASK
 from glm_dist.observe.metrics_file import METRICS_FILE, final_records, read_records
-from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.tasks.intervals import Interval
 
 RESULTS_FILE = "results.json"
@@ -57,6 +58,12 @@ class Outcome:
     higher_is_better: bool
     valid: Measured
     test: Measured | None = None
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Return True if there is something that was trained with a run's saved configuration."""
+    folder = config.run_dir
+    return exists(folder / FINISHED_FILE) or bool(list_steps(folder / CHECKPOINTS))
 
 
 def is_finished(config: RunConfig, *, needs_results: bool) -> bool:

@@ -35,7 +35,7 @@ class Point:
 
     @property
     def setting(self) -> tuple[tuple[str, str], ...]:
-        """What it shares with the points that differ in their seed only."""
+        """The values it shares with the points that differ in their seed only."""
         return tuple((key, value) for key, value in self.settings.items() if key != SEED_KEY)
 
     def __str__(self) -> str:

@@ -42,7 +42,7 @@ def as_markdown(groups: Sequence[Group], *, command: str) -> str:
     for group in groups:
         header, rows = _header(group), [_cells(group, row) for row in group.rows]
         lines = [header, ["---"] * len(header), *rows]
-        parts += [f"## {_title(group)}\n"] if len(groups) > 1 else []
+        parts.append(f"## {_title(group)}\n")
         parts.append("".join(f"| {' | '.join(map(_escaped, line))} |\n" for line in lines))
     parts.append("".join(f"{line}\n" for line in notes(groups)))
     return "\n".join(parts)
@@ -60,7 +60,8 @@ def as_tables(groups: Sequence[Group]) -> Iterator[Table]:
 def notes(groups: Sequence[Group]) -> Iterator[str]:
     """Explain the numbers, and name the runs that are missing in them."""
     rows = [row for group in groups for row in group.rows]
-    yield "Intervals are 95 %: of means over seeds by Student's t; of a single seed over examples."
+    if any(row.num_finished > 1 for row in rows):
+        yield "Intervals of means over seeds are Student's t; the choice of examples comes on top."
     if any(row.pairs for row in rows):
         yield (
             "Differences are paired: same seeds, same examples. They are separated where the"
@@ -69,11 +70,8 @@ def notes(groups: Sequence[Group]) -> Iterator[str]:
     if any(row.pairs == 1 for row in rows):
         yield "With a single seed, intervals say nothing about other seeds."
     if any(row.is_best for row in rows):
-        where = "validation"
-        yield (
-            f"The best setting is chosen on {where} data, where its own number is optimistic"
-            f"{'; see the test column' if any(row.test for row in rows) else ''}."
-        )
+        remedy = "; see the test column" if any(row.test for row in rows) else ""
+        yield f"The best setting is chosen on validation data, where it looks too good{remedy}."
     for row in rows:
         for run in row.runs:
             if run.outcome is None:
@@ -84,7 +82,9 @@ def _title(group: Group) -> str:
     what = " ".join(f"{key}={value}" for key, value in group.title)
     sizes = []
     if group.num_examples:
-        sizes.append(f"{group.num_examples:,} validation examples")
+        width = group.half_width
+        noise = "" if math.isnan(width) else f" (± {width:.4f} for a single run)"
+        sizes.append(f"{group.num_examples:,} validation examples{noise}")
     if group.num_test_examples:
         sizes.append(f"{group.num_test_examples:,} test examples")
     return ", ".join(part for part in (what, *sizes) if part) or "all settings"
@@ -95,7 +95,10 @@ def _header(group: Group) -> list[str]:
     found = [group.metric or "metric", "95 % interval"]
     if group.num_test_examples:
         found += ["test", "95 % interval"]
-    return [*names, *found, "seeds", "", "to the baseline", "95 % interval", ""]
+    found.append("seeds")
+    if len(group.rows) == 1:
+        return [*names, *found]
+    return [*names, *found, "", "to the baseline", "95 % interval", ""]
 
 
 def _cells(group: Group, row: Row) -> list[str]:
@@ -105,6 +108,8 @@ def _cells(group: Group, row: Row) -> list[str]:
         cells += _number(row.test)
     done = row.num_finished
     cells.append(f"{done}" if done == len(row.runs) else f"{done} of {len(row.runs)}")
+    if len(group.rows) == 1:
+        return cells
     cells.append("best" if row.is_best else "")
     if row.is_baseline:
         return [*cells, "baseline", "", ""]

@@ -1,6 +1,6 @@
 """Answers of a run to new examples of a task."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,21 +10,19 @@ from glm_dist.config.schema import TaskKind
 from glm_dist.generate.load import TrainedModel
 from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.measure import HeldOut, write_answers
-from glm_dist.tasks.readers.records import Split
+from glm_dist.tasks.readers.records import Record, Split
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.tasks.trained_run import with_records
 from glm_dist.train.predict import predict_examples
 
 
-def answer(
-    model: TrainedModel, data: TaskData, records: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def answer(model: TrainedModel, data: TaskData, records: Sequence[Record]) -> list[dict[str, Any]]:
     """Answer examples. Collective over all ranks.
 
     Args:
         model: The run's.
         data: Its task.
-        records: Fields of each example; right answers are not needed. [n]
+        records: Examples; right answers are not needed. [n]
 
     Returns:
         For each example its ``answer``: the chosen label or text, with ``scores`` of all of them,

@@ -111,3 +111,11 @@ def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
             value=task.epochs,
             fix="leave run.steps out",
         )
+    if task.epochs == 0 and config.run.steps == task.steps and "run.steps" not in typed:
+        raise ConfigError(
+            f"task.epochs is not set, so it is open how long task={name} is trained.\n"
+            "  Set task.epochs=5, or run.steps=1000.",
+            key="task.epochs",
+            value=0,
+            fix="task.epochs=5",
+        )

@@ -4,7 +4,8 @@ from typing import assert_never
 
 from glm_dist.config.schema import TaskKind
 from glm_dist.tasks.task_data import TaskData
-from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, SequenceTask
+from glm_dist.train.task import ScoringTask
+from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, SequenceTask
 
 
 def loss_of(data: TaskData) -> ScoringTask:

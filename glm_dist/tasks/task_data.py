@@ -159,6 +159,8 @@ def read_task_data(
     records = {split: read_records(task, split, tokenizer) for split in splits if files[split]}
     prompts = TaskPrompts(config, tokenizer)
     every = [record for found in records.values() for record in found]
+    for record in every:
+        prompts.check(record)
     return TaskData(config, tokenizer, prompts, records, prompts.num_questions(every))
 
 

@@ -1,6 +1,7 @@
 """Prompts and answers of a task's examples, the same for training, evaluation and generation."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from glm_dist.data.prepare.fields import find_field
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.generate.part_b import PartB
-from glm_dist.generate.prompt import Data, Frame, Part, Prompt, Room, make_prompt
+from glm_dist.generate.prompt import Data, Frame, Part, Prompt, Room, learned_masks, make_prompt
 from glm_dist.generate.sampling import Cut
 from glm_dist.tasks.infilling import found_blanks, hide_words
 from glm_dist.tasks.pattern import Pattern
@@ -57,15 +58,12 @@ class TaskExample:
 class TaskPrompts:
     """Makes the prompts of one task."""
 
-    def __init__(
-        self, config: RunConfig, tokenizer: Tokenizer, *, slots: Sequence[int] = ()
-    ) -> None:
+    def __init__(self, config: RunConfig, tokenizer: Tokenizer) -> None:
         """Prepare the pattern and the fixed answers.
 
         Args:
             config: Of the run; its section ``task`` is already checked.
             tokenizer: The run's.
-            slots: Ids of learned tokens of a prompt.
 
         Raises:
             ConfigError: ``single_token`` is true and an answer has several tokens, or two answers
@@ -80,8 +78,8 @@ class TaskPrompts:
         self._pattern = Pattern(pattern, shorten=self.task.shorten)
         self._target = Pattern(self.task.target) if self.task.target else None
         self._choices = parse_field(self.task.choices_field) if self.task.choices_field else None
-        self._learned = [name for name in MASKS if name in pattern]
-        self._frame = self._framed(slots)
+        self._learned = learned_masks(config)
+        self._frame = self._framed(config.prompt_slots)
         self.answer_ids: tuple[int, ...] = self._single_tokens()
         """Token of each answer where one token decides; else empty."""
 
@@ -98,6 +96,28 @@ class TaskPrompts:
             return len(self.task.prompt_answers)
         return max(len(self._texts(record)) for record in records)
 
+    def check(self, record: Record) -> None:
+        """Refuse an example that cannot be used, as far as its fields and its label tell.
+
+        Args:
+            record: The example as its file has it.
+
+        Raises:
+            DataError: A field or the label is missing, or the label is unknown.
+        """
+        fields = record.fields
+        with _naming(record):
+            if self.task.kind in (TaskKind.cloze, TaskKind.classify):
+                choices = self._texts(record)
+                self._label(record, choices, tuple(map(str, fields.get("answers", ()))))
+                is_cloze = self.task.kind is TaskKind.cloze and not self.answer_ids
+                has_choice = is_cloze or self._choices is not None
+                self._parts(record, choices[0] if has_choice else "")
+                return
+            self._pattern.parts(fields)
+            if self.task.kind is TaskKind.seq2seq:
+                self._targets(record)
+
     def example(self, record: Record, *, draw: int = 0) -> TaskExample:
         """Make the prompts of an example, with their answers.
 
@@ -108,7 +128,7 @@ class TaskPrompts:
         Raises:
             DataError: A field or the label is missing, the label is unknown, or there is no room.
         """
-        try:
+        with _naming(record):
             match self.task.kind:
                 case TaskKind.seq2seq:
                     return self._written(record)
@@ -116,12 +136,6 @@ class TaskPrompts:
                     return self._infilled(record, draw)
                 case _:
                     return self._chosen(record)
-        except DataError as error:
-            if error.key == record.where:
-                raise
-            raise DataError(
-                f"{record.where}: {error}", key=record.where, value=error.value, fix=error.fix
-            ) from error
 
     def _framed(self, slots: Sequence[int]) -> Frame:
         task = self.task
@@ -138,7 +152,7 @@ class TaskPrompts:
         if task.kind is not TaskKind.cloze or self._choices is not None:
             return ()
         answers = {text: self._answer(text) for text in task.prompt_answers.values()}
-        _check_distinct(answers, self._tokenizer)
+        _check_distinct(task.prompt_answers, answers, self._tokenizer)
         long = [text for text, ids in answers.items() if len(ids) != 1]
         if long and task.single_token:
             tokens = self._tokenizer.decode(answers[long[0]])
@@ -314,23 +328,39 @@ def spaced_answer(text: str, before: str) -> str:
     return f" {text}" if before[-1:].isspace() and not text[:1].isspace() else text
 
 
+@contextmanager
+def _naming(record: Record) -> Iterator[None]:
+    """Name the line of an example that cannot be used, unless the message does."""
+    try:
+        yield
+    except DataError as error:
+        where = record.where
+        if error.key == where:
+            raise
+        message = f"{where}: {error}"
+        raise DataError(message, key=where, value=error.value, fix=error.fix) from error
+
+
 def _cut(prompt: Prompt, length: int) -> Prompt:
     kept = [index for index in prompt.mask_indices if index < length]
     return Prompt(prompt.tokens[:length], kept, prompt.pieces[: len(kept) + 1])
 
 
-def _check_distinct(answers: Mapping[str, Sequence[int]], tokenizer: Tokenizer) -> None:
+def _check_distinct(
+    texts: Mapping[str, str], answers: Mapping[str, Sequence[int]], tokenizer: Tokenizer
+) -> None:
     seen: dict[tuple[int, ...], str] = {}
-    for text, ids in answers.items():
-        other = seen.setdefault(tuple(ids), text)
-        if other != text or not ids:
-            what = f"as {other!r}" if other != text else "none"
+    for label, text in texts.items():
+        ids = answers[text]
+        other = seen.setdefault(tuple(ids), label)
+        if other != label or not ids:
+            same = f"the same tokens as that of {other!r}: {tokenizer.decode(ids)!r}"
             raise ConfigError(
-                f"task.answers has {text!r}, which has the same tokens {what}:"
-                f" {tokenizer.decode(ids)!r}.\n"
+                f"The answer {text!r} of the label {label!r} has {same if ids else 'no tokens'}.\n"
                 "  Choose answers that this run's tokenizer tells apart.",
-                key="task.answers",
+                key=f"task.answers.{label}",
                 value=text,
+                fix=f"task.answers.{label}=<text>",
             )
 
 

@@ -1,6 +1,6 @@
 """A task on a run that is not being trained: its own after finetuning, or any other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,17 +75,18 @@ def open_task(
     return sized(data) if data.records else data
 
 
-def with_records(data: TaskData, records: Sequence[Mapping[str, Any]]) -> TaskData:
+def with_records(data: TaskData, records: Sequence[Record]) -> TaskData:
     """Return a task with examples that need no right answers, as its test split.
 
     Args:
         data: The task.
-        records: Fields of each example. [n]
+        records: Examples. [n]
+
+    Raises:
+        DataError: One lacks a field of the pattern.
     """
-    found = [
-        Record(f"example {number}", {**_dummy_answers(data.config.task), **fields})
-        for number, fields in enumerate(records, 1)
-    ]
+    dummy = _dummy_answers(data.config.task)
+    found = [replace(record, fields={**dummy, **record.fields}) for record in records]
     count = data.prompts.num_questions(found)
     return sized(replace(data, records={Split.test: found}, num_questions=count))
 

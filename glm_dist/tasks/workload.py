@@ -1,6 +1,5 @@
 """Work of a run with a task: examples to train on, their loss, and what validation measures."""
 
-import json
 import logging
 import math
 from collections.abc import Callable
@@ -9,10 +8,12 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from glm_dist.checkpoint.best import BEST_FILE, read_best
 from glm_dist.checkpoint.folders import step_name
 from glm_dist.checkpoint.load import WEIGHTS, load_tensors, read_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.task import LOSS
 from glm_dist.files import is_file
 from glm_dist.generate.load import TrainedModel
 from glm_dist.observe.metrics import VALID
@@ -30,9 +31,6 @@ from glm_dist.train.state import weight_fragments
 from glm_dist.train.workload import Selection
 
 log = logging.getLogger(__name__)
-
-LOSS = "loss"
-"""Metric that every task has."""
 
 
 class TaskWorkload:
@@ -207,5 +205,5 @@ def selection_of(config: RunConfig) -> Selection:
 
 def best_step_of(run_dir: Path) -> int | None:
     """Return the step of the best checkpoint; None where none is kept."""
-    file = run_dir / "best.json"
-    return int(json.loads(file.read_text())["step"]) if is_file(file) else None
+    folder = run_dir / CHECKPOINTS
+    return read_best(folder).step if is_file(folder / BEST_FILE) else None

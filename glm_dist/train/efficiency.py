@@ -14,6 +14,7 @@ from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.attention.dispatch import uses_mask
 from glm_dist.model.block import TORCH_DTYPES
 from glm_dist.observe.flops import (
+    Frozen,
     Work,
     convention_operations,
     executed_operations,
@@ -69,6 +70,7 @@ class Efficiency:
         """
         dtype = config.precision.dtype
         self._model = config.model
+        self._frozen = Frozen.of(config)
         self._vocab_size = config.tokenizer.vocab_size
         self._recompute = config.recompute.mode
         self._groups = groups
@@ -112,24 +114,27 @@ class Efficiency:
         if work.positions == 0 or seconds <= 0:
             return {}
         per_device = 1e-12 / seconds / self._groups.layout.world_size
-        useful = useful_operations(self._model, work, vocab_size=self._vocab_size) * per_device
+        model, vocab_size, frozen = self._model, self._vocab_size, self._frozen
+        useful = useful_operations(model, work, vocab_size=vocab_size, frozen=frozen)
+        useful_per_device = useful * per_device
         metrics = {
-            USEFUL_TFLOPS: useful,
+            USEFUL_TFLOPS: useful_per_device,
             PADDING_SHARE: 1 - work.real_tokens / work.positions,
             TARGET_SHARE: work.targets / work.positions,
         }
         if self._peak is not None:
             executed = executed_operations(
-                self._model,
+                model,
                 work,
-                vocab_size=self._vocab_size,
+                vocab_size=vocab_size,
+                frozen=frozen,
                 recompute=self._recompute,
                 fused_attention=not self._uses_mask,
             )
-            convention = convention_operations(self._model, work, vocab_size=self._vocab_size)
+            convention = convention_operations(model, work, vocab_size=vocab_size, frozen=frozen)
             metrics |= {
                 MFU: convention * per_device / self._peak,
-                USEFUL_MFU: useful / self._peak,
+                USEFUL_MFU: useful_per_device / self._peak,
                 HFU: executed * per_device / self._peak,
             }
         return metrics

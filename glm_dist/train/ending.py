@@ -70,7 +70,8 @@ def end_attempt(folder: RunFolder | None, config: RunConfig, request: StopReques
     """
     if not request.has_stopped:
         if folder is not None:
-            write_finished(folder.path, step=config.run.steps, attempt=folder.attempt)
+            step = request.finished_at or config.run.steps
+            write_finished(folder.path, step=step, attempt=folder.attempt)
         return EXIT_FINISHED
     saved = request.has_trained and config.checkpoint.interval > 0
     status = EXIT_STOPPED if saved or not request.has_trained else EXIT_UNSAVED

@@ -139,10 +139,11 @@ class TrainingEngine:
 
     def _sum_shared_gradients(self) -> None:
         """Sum partial gradients within a replica, before they are averaged over replicas."""
-        tied = self.model.tied_weight
-        if tied is not None and self.groups.layout.pipeline_parallel_size > 1:
+        tied, is_pipeline = self.model.tied_weight, self.groups.layout.pipeline_parallel_size > 1
+        if tied is not None and tied.requires_grad and is_pipeline:
             dist.all_reduce(self.zero.gradient(tied), group=self.groups.embedding)
-        partial = [s.parameter for s in self.shards if has_partial_gradient(s.parameter)]
+        trained = [shard.parameter for shard in self.shards if shard.is_trained]
+        partial = [parameter for parameter in trained if has_partial_gradient(parameter)]
         sum_gradients([self.zero.gradient(parameter) for parameter in partial], self.groups.tensor)
 
     def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:

@@ -18,10 +18,11 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import dump_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.trainable import trainable_names
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
-from glm_dist.model.parameters import initialize
+from glm_dist.model.parameters import freeze, initialize
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
@@ -215,6 +216,7 @@ def _train(job: _Job) -> None:
         alive=sink.alive,
         progress=process.progress,
         saved=stability_memory(start.extra),
+        extra={} if start.own is None else start.extra,
     )
     try:
         _run_loop(context, first_step=start.step)
@@ -255,7 +257,7 @@ def _open_sinks(
     )
     sink = FencedSink(sinks, folder.fence)
     if start.origin is not None:
-        sink.event(start.step, "initialized", {"from": str(start.origin.path)})
+        sink.event(start.step, "initialized", start.described())
     return sink
 
 
@@ -340,6 +342,7 @@ def build_engine(
     """
     model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
     initialize(model.shards(), seed=config.run.seed)
+    freeze(model.shards(), trainable=trainable_names(config))
     if config.compile.enabled:
         compile_layers(model)
     return TrainingEngine(

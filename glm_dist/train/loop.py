@@ -23,6 +23,7 @@ from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.parallel.errors import on_this_rank
 from glm_dist.parallel.progress import Progress
 from glm_dist.parallel.rng import seed_step
+from glm_dist.train.best import BestTracker
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.observers import Benchmarks, Observer, Recorder, StepDone, Validator
 from glm_dist.train.own_time import OwnTime
@@ -72,6 +73,8 @@ class LoopContext:
     """Step and phase of this rank, which the watchdog reads."""
     saved: Mapping[str, Json] = field(default_factory=dict)
     """Memory of the guard from the checkpoint; empty for a new run."""
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    """All facts in that checkpoint; empty for a new run, from whatever weights."""
 
 
 def train(run: LoopContext, *, first_step: int) -> bool:
@@ -95,7 +98,8 @@ def train(run: LoopContext, *, first_step: int) -> bool:
         log.info("nothing left to train step=%d run.steps=%d", first_step, config.run.steps)
     phases = run.phases
     guard = _guard(run)
-    recorder, replicas, validator, saver = _observers(run, guard, phases, first_step=first_step)
+    best = _best(run, first_step=first_step)
+    recorder, replicas, validator, saver = _observers(run, guard, best, first_step=first_step)
     guard.settles_saves = saver.finish
     wait = OwnTime(torch.device("cpu"))
     stragglers = _straggler_watch(run, wait)
@@ -103,11 +107,13 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     if run.uploads is not None:
         observers.append(run.uploads)
     try:
-        if run.validates_first and config.evaluation.interval > 0:
+        is_validated = not (run.validates_first or best.lacks(first_step))
+        if not is_validated and config.evaluation.interval > 0:
             with phases(validator.phase):
                 validator.act(StepDone(first_step))
             run.stop_request.raise_if_agreed()
-        is_finished = _train(run, guard, recorder, observers, wait, first_step=first_step)
+            best.saved(first_step)  # the run has just been resumed from there
+        is_finished = _train(run, guard, best, recorder, observers, wait, first_step=first_step)
         saver.finish_uploads()
         return is_finished
     except GlmDistError as error:
@@ -119,6 +125,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
 def _train(
     run: LoopContext,
     guard: Guard,
+    best: BestTracker,
     recorder: Recorder,
     observers: Sequence[Observer],
     wait: OwnTime,
@@ -129,7 +136,7 @@ def _train(
     config, engine, phases = run.config, run.engine, run.phases
     run.stop_request.begin_training()
     step = first_step
-    while step < config.run.steps:
+    while step < config.run.steps and not best.is_exhausted:
         step += 1
         run.progress.step = step
         seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
@@ -143,6 +150,7 @@ def _train(
         if verdict.back_to is not None:
             step = verdict.back_to
             recorder.restart(step)
+            best.restore(verdict.extra)
             continue
         recorder.add(step, result, micro_batches, counts=not verdict.is_dropped)
         with phases(VOTE):
@@ -154,33 +162,47 @@ def _train(
             stops=stops,
             learning_rate=rate,
         )
-        _observe(run, observers, done)
-        if run.stop_request.is_agreed and not done.is_last:
+        _observe(run, best, observers, done)
+        if run.stop_request.is_agreed and not done.is_last and not best.is_exhausted:
             run.sink.event(step, "stopped", {"reason": run.stop_request.reason})
             run.stop_request.stop(step)
             return False
+    if best.is_exhausted and step < config.run.steps:
+        log.info("finished early step=%d reason=%s", step, best.reason)
+        run.sink.event(step, "finished_early", {"reason": best.reason})
+        run.stop_request.finish(step)
     return True
 
 
-def _observe(run: LoopContext, observers: Sequence[Observer], done: StepDone) -> None:
-    """Let the observers act that are due; a stop in the meantime makes more of them due."""
+def _observe(
+    run: LoopContext, best: BestTracker, observers: Sequence[Observer], done: StepDone
+) -> None:
+    """Let the observers act that are due.
+
+    A stop in the meantime makes more of them due, and so does a validation that ends the run.
+    """
+
+    def seen() -> StepDone:
+        is_last = done.is_last or best.is_exhausted
+        return replace(done, is_last=is_last, stops=run.stop_request.is_agreed)
+
     waiting = list(observers)
     for observer in observers:
-        if observer.due(replace(done, stops=run.stop_request.is_agreed)):
+        if observer.due(seen()):
             waiting.remove(observer)
             with run.phases(observer.phase):
-                observer.act(replace(done, stops=run.stop_request.is_agreed))
+                observer.act(seen())
     # In the background a save takes no time here; the next step's vote comes soon enough.
     has_waited = not run.config.checkpoint.background and any(
         observer.phase == SAVE for observer in observers if observer not in waiting
     )
     if has_waited:
         run.stop_request.agreed(step_done=False)
-    if run.stop_request.is_agreed:
+    if run.stop_request.is_agreed or best.is_exhausted:
         for observer in waiting:
-            if observer.due(replace(done, stops=True)):
+            if observer.due(seen()):
                 with run.phases(observer.phase):
-                    observer.act(replace(done, stops=True))
+                    observer.act(seen())
 
 
 def _run_step(
@@ -211,24 +233,40 @@ def _guard(run: LoopContext) -> Guard:
 
 
 class _Facts(Mapping[str, Json]):
-    """Facts stored in a checkpoint; the guard's memory is read at each save."""
+    """Facts stored in a checkpoint; what the run remembers is read at each save."""
 
-    def __init__(self, identity: Mapping[str, Json], guard: Guard) -> None:
+    def __init__(self, identity: Mapping[str, Json], guard: Guard, best: BestTracker) -> None:
         self._identity = identity
         self._guard = guard
+        self._best = best
+
+    def _all(self) -> dict[str, Json]:
+        return {**self._identity, STABILITY: self._guard.memory(), **self._best.memory()}
 
     def __getitem__(self, name: str) -> Json:
-        return self._guard.memory() if name == STABILITY else self._identity[name]
+        return self._all()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter([*self._identity, STABILITY])
+        return iter(self._all())
 
     def __len__(self) -> int:
-        return len(self._identity) + 1
+        return len(self._all())
+
+
+def _best(run: LoopContext, *, first_step: int) -> BestTracker:
+    return BestTracker(
+        run.config,
+        run.workload.selection,
+        run.checkpoints,
+        upkeep=run.upkeep,
+        sink=run.sink,
+        saved=run.extra,
+        ignores=first_step if run.validates_first else None,
+    )
 
 
 def _observers(
-    run: LoopContext, guard: Guard, phases: PhaseClock, *, first_step: int
+    run: LoopContext, guard: Guard, best: BestTracker, *, first_step: int
 ) -> tuple[Recorder, ReplicaCheck, Validator, Saver]:
     """Create the observers in the order in which they act."""
     recorder = Recorder(
@@ -237,7 +275,7 @@ def _observers(
         rows=run.rows,
         guard=guard,
         sink=run.sink,
-        phases=phases,
+        phases=run.phases,
         first_step=first_step,
         device=run.device,
         settle=lambda: saver.settle(),
@@ -250,16 +288,18 @@ def _observers(
         device=run.device,
         benchmarks=run.benchmarks,
         stops=partial(_vote_between_batches, run),
+        found=best.observe,
     )
     saver = Saver(
         run.config,
         run.engine,
         run.checkpoints,
-        identity=_Facts(run.identity, guard),
+        identity=_Facts(run.identity, guard, best),
         check=recorder.check,
         sink=run.sink,
         device=run.device,
-        phases=phases,
+        phases=run.phases,
+        best=best,
         began=run.stop_request.save_began,
         saved=run.stop_request.save_done,
         upkeep=run.upkeep,
@@ -271,7 +311,7 @@ def _observers(
 
 def finish_work(run: LoopContext) -> None:
     """Conclude a run whose steps are all done; see ``Workload``. Collective over all ranks."""
-    step = run.config.run.steps
+    step = run.stop_request.finished_at or run.config.run.steps
     run.progress.enter(VALIDATE)
     is_done = run.workload.finish(
         run.engine,

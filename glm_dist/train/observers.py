@@ -6,7 +6,7 @@ same branches.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -38,6 +38,7 @@ from glm_dist.train.rows import StepBatches
 from glm_dist.train.stability import Guard
 from glm_dist.train.step import StepResult
 from glm_dist.train.step_done import StepDone as StepDone
+from glm_dist.train.step_done import is_due as is_due
 from glm_dist.train.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -55,11 +56,6 @@ class Observer(Protocol):
 
     def act(self, done: StepDone) -> None:
         """Run the work. Collective over all ranks."""
-
-
-def is_due(step: int, interval: int, *, at_once: bool) -> bool:
-    """Return True after every ``interval`` steps, and at once if asked; 0 is never."""
-    return interval > 0 and (at_once or step % interval == 0)
 
 
 class Recorder:
@@ -237,6 +233,7 @@ class Validator:
         device: torch.device,
         benchmarks: Benchmarks | None = None,
         stops: Callable[[], bool] = lambda: False,
+        found: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
     ) -> None:
         """Store the inputs of validations.
 
@@ -248,12 +245,14 @@ class Validator:
             device: The rank's device.
             benchmarks: Measure more; None: nothing.
             stops: Vote on a stop, collective over all ranks; if agreed, the validation is given up.
+            found: Called on all ranks with the step and the metrics of each validation.
         """
         self._config = config
         self._engine = engine
         self._workload = workload
         self._benchmarks = benchmarks
         self._stops = stops
+        self._found = found
         self._sink = sink
         self._device = device
 
@@ -272,6 +271,6 @@ class Validator:
                 log.info("gave up the validation of step=%d for a stop", done.step)
                 return
             more = self._benchmarks(self._engine, done.step) if self._benchmarks else {}
-        self._sink.write(
-            done.step, found | {VALID_TASK + name: value for name, value in more.items()}
-        )
+        metrics = found | {VALID_TASK + name: value for name, value in more.items()}
+        self._sink.write(done.step, metrics)
+        self._found(done.step, metrics)

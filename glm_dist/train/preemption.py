@@ -51,6 +51,8 @@ class StopRequest:
         """True once the run has ended because of a request."""
         self.stopped_at: int | None = None
         """Steps done when the run stopped; None if it did not, or not in training."""
+        self.finished_at: int | None = None
+        """Steps done if the run has finished before ``run.steps``; None otherwise."""
 
     @property
     def is_agreed(self) -> bool:
@@ -117,6 +119,14 @@ class StopRequest:
             step: Steps done; None before training.
         """
         self.has_stopped, self.stopped_at = True, step
+
+    def finish(self, step: int) -> None:
+        """Note that the run is finished here, before ``run.steps``.
+
+        Args:
+            step: Steps done.
+        """
+        self.finished_at = step
 
     def save_began(self) -> None:
         """Note that a save in the background is in flight."""

@@ -20,7 +20,8 @@ from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.files import ensure_writable, is_dir, is_file
-from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
+from glm_dist.train.fit import fit_architecture, fit_checkpoint
 from glm_dist.train.room import check_room
 from glm_dist.train.same_run import (
     check_has_optimizer,
@@ -172,7 +173,7 @@ def check_run_folder(
         if config.checkpoint.resume is not Resume.never and (names := damaged_names(folder)):
             raise all_damaged(folder, names, fix="start a new run with run.name=<new>")
         if config.run.init_from is not None:
-            _check_origin(Path(config.run.init_from), config.run.init_with)
+            _check_origin(config, Path(config.run.init_from))
         return None
     step, path = _newest(list_candidates(folder, config.checkpoint.step))
     rows_read = step * config.batch.global_batch_size
@@ -242,23 +243,28 @@ def no_origin(path: Path) -> CheckpointError:
     )
 
 
-def _check_origin(path: Path, init_with: InitWith) -> None:
-    """Check that ``run.init_from`` names a run or checkpoint folder; ranks read it later.
+def _check_origin(config: RunConfig, path: Path) -> None:
+    """Check that ``run.init_from`` names a run or checkpoint of this model; ranks read it later.
 
     Raises:
-        CheckpointError: There is no checkpoint.
+        CheckpointError: There is no checkpoint, or it is of another model.
+        ConfigError: The run's configuration is needed and cannot be read.
     """
-    if init_with is InitWith.architecture:
-        return  # its configuration has been read
-    if not is_file(path / MANIFEST_NAME) and not list_steps(path / CHECKPOINTS):
+    is_checkpoint = is_file(path / MANIFEST_NAME)
+    if config.run.init_with is InitWith.architecture:
+        fit_architecture(config, (path.parents[1] if is_checkpoint else path) / CONFIG_FILE)
+        return
+    if not is_checkpoint and not list_steps(path / CHECKPOINTS):
         raise no_origin(path)
-    if init_with is InitWith.weights_and_optimizer:
-        is_checkpoint = is_file(path / MANIFEST_NAME)
-        newest = path if is_checkpoint else list_steps(path / CHECKPOINTS)[0][1]
-        try:
-            check_has_optimizer(newest, read_manifest(newest))
-        except DamagedCheckpointError:
-            return  # training would use the one before it
+    newest = path if is_checkpoint else list_steps(path / CHECKPOINTS)[0][1]
+    try:
+        manifest = read_manifest(newest)
+    except DamagedCheckpointError:
+        return  # training would use the one before it
+    if config.run.init_with is InitWith.weights:
+        fit_checkpoint(config, manifest, origin=newest)
+    else:
+        check_has_optimizer(newest, manifest)
 
 
 def _warnings(config: RunConfig, source: RowSource, tokenizer: Tokenizer) -> Iterator[str]:

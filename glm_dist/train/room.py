@@ -5,11 +5,12 @@ from pathlib import Path
 
 from glm_dist.checkpoint.folders import FEWEST_KEPT, list_steps
 from glm_dist.config.parameter_specs import count_parameters
-from glm_dist.config.schema import RunConfig
+from glm_dist.config.schema import Dtype, RunConfig
+from glm_dist.config.trainable import count_trainable
 from glm_dist.errors import CheckpointError
 
 BYTES_PER_PARAMETER = 12
-"""An fp32 master weight and two moments."""
+"""An fp32 master weight and two moments; a frozen parameter has its own dtype and no more."""
 
 
 def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> None:
@@ -32,10 +33,11 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
     place = folder
     while not place.exists():
         place = place.parent
-    one = BYTES_PER_PARAMETER * count_parameters(config.model, config.padded_vocab_size)
-    kept = max(config.checkpoint.keep_last, FEWEST_KEPT)
+    one = bytes_of_checkpoint(config)
+    kept = max(config.checkpoint.keep_last, FEWEST_KEPT) + config.checkpoint.keep_best
     uploads = config.checkpoint.url is not None
-    count = min(kept + 1 + uploads, -(-config.run.steps // config.checkpoint.interval))
+    saves = -(-config.run.steps // config.checkpoint.interval) + config.checkpoint.keep_best
+    count = min(kept + 1 + uploads, saves)
     held = sum(_num_bytes(path) for _, path in list_steps(folder))
     needed = max(count * one - held, 0)
     available = shutil.disk_usage(place).free if free is None else free
@@ -51,6 +53,15 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
         key="checkpoint.keep_last",
         value=config.checkpoint.keep_last,
         fix="paths.runs=<folder with room>",
+    )
+
+
+def bytes_of_checkpoint(config: RunConfig) -> int:
+    """Compute the size of the tensors in a checkpoint."""
+    trained = count_trainable(config)
+    frozen = count_parameters(config.model, config.padded_vocab_size) - trained
+    return (
+        BYTES_PER_PARAMETER * trained + (4 if config.precision.dtype is Dtype.fp32 else 2) * frozen
     )
 
 

@@ -42,6 +42,7 @@ FREE_KEYS: tuple[str, ...] = (
     "watchdog.",
     "observe.",
     "compare.",
+    "task.patience",
     "paths.",
     "tokenizer.path",
 )

@@ -29,6 +29,7 @@ from glm_dist.observe.fence import LostRunFolderError
 from glm_dist.observe.phases import SAVE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.parallel.errors import RankFailure
+from glm_dist.train.best import BestTracker
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.observers import StepDone, is_due
 from glm_dist.train.state import CheckpointWriter, save_state, training_fragments
@@ -59,6 +60,7 @@ class Saver:
         phases: PhaseClock,
         began: Callable[[], None] = lambda: None,
         saved: Callable[[float, bool], None] = lambda seconds, waited: None,
+        best: BestTracker,
         uploads: Uploads | None = None,
     ) -> None:
         """Store the inputs of saves; reserve memory for those in the background. Collective.
@@ -75,6 +77,7 @@ class Saver:
             phases: Clock of the loop; each turn of a wait begins the phase again, because the save
                 has its own deadline.
             began: Called when a save in the background has begun.
+            best: Asks for checkpoints of the best steps, and learns which are complete.
             saved: Called with the seconds of each save, and True if training waited for it.
             uploads: Takes each checkpoint; None: the run has no store.
 
@@ -90,6 +93,7 @@ class Saver:
         self._began = began
         self._saved = saved
         self._uploads = uploads
+        self._best = best
         self._sink = sink
         self._upkeep = upkeep
         self._stall = 0.0
@@ -106,7 +110,8 @@ class Saver:
         return is_busy or self._begins(done)
 
     def _begins(self, done: StepDone) -> bool:
-        return is_due(done.step, self._config.checkpoint.interval, at_once=_is_final(done))
+        at_once = _is_final(done) or self._best.wants(done.step)
+        return is_due(done.step, self._config.checkpoint.interval, at_once=at_once)
 
     def act(self, done: StepDone) -> None:
         """Save, or see how the save in flight is.
@@ -160,6 +165,7 @@ class Saver:
         num_bytes = folder_bytes(path) if self._engine.groups.rank == 0 else 0
         self._stall = seconds
         self._record(SaveOutcome(done.step, path, seconds, num_bytes))
+        self._best.saved(done.step)
         self.finish_uploads()
 
     def _save_behind(self, done: StepDone, writer: BackgroundWriter) -> None:
@@ -224,6 +230,7 @@ class Saver:
         self._failures = 0 if outcome.error is None else self._failures + 1
         is_raised = raises and self._failures >= MAX_FAILURES
         self._record(outcome, is_raised=is_raised)
+        (self._best.saved if outcome.error is None else self._best.failed)(outcome.step)
         if not is_raised:
             return
         reason = str(outcome.error)

@@ -7,7 +7,7 @@ over all ranks. Nothing here changes a step that is finite and usual.
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -49,6 +49,8 @@ class Verdict:
     """True if the step changed nothing and its loss must not be recorded."""
     back_to: int | None = None
     """Steps done after a rewind; None: no rewind."""
+    extra: Mapping[str, Json] = field(default_factory=dict)
+    """Facts in the checkpoint that the run went back to."""
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ class Guard:
         saved = origin.manifest.extra.get(STABILITY)
         self._restore(saved if isinstance(saved, dict) else {})
         self._sink.event(done, REWOUND, {"from_step": step, "rows": rows, "reason": reason})
-        return Verdict(is_dropped=True, back_to=done)
+        return Verdict(is_dropped=True, back_to=done, extra=origin.manifest.extra)
 
     def _judge(self, loss_share: torch.Tensor, norm: torch.Tensor) -> bool:
         """Judge a step before its update; see ``step.Judge``."""

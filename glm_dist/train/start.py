@@ -19,10 +19,12 @@ from glm_dist.checkpoint.rewind import REWOUND_TO, set_later_aside
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.identity import describe_differences
 from glm_dist.errors import CheckpointError, ConfigError
-from glm_dist.files import is_file
+from glm_dist.files import is_dir, is_file
 from glm_dist.observe.run_folder import CHECKPOINTS, PROVENANCE_FILE, RunFolder
 from glm_dist.parallel.errors import Ranks, needs_human
+from glm_dist.train.best import best_step
 from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.fit import Fit, fit_checkpoint, saved_shapes
 from glm_dist.train.preflight import no_origin
 from glm_dist.train.same_run import (
     check_has_optimizer,
@@ -30,7 +32,7 @@ from glm_dist.train.same_run import (
     check_same_rows,
     moved_position,
 )
-from glm_dist.train.state import grown_table, restore_state, weight_fragments
+from glm_dist.train.state import restore_state, weight_fragments
 from glm_dist.train.uploads import RunStore
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ class Start:
     """Steps already done."""
     origin: CheckpointInfo | None = None
     """Checkpoint of another run that gave the weights."""
+    fit: Fit | None = None
+    """Weights that it gave, and those that it did not; None if it gave the optimizer as well."""
     extra: Mapping[str, Json] = field(default_factory=dict)
     """Further state in the checkpoint that training goes on from; empty at step 0."""
     own: CheckpointInfo | None = None
@@ -53,6 +57,17 @@ class Start:
     def own_path(self) -> Path | None:
         """Folder of that checkpoint."""
         return None if self.own is None else self.own.path
+
+    def described(self) -> dict[str, str | float]:
+        """Return the details of the event that reports a start from another run."""
+        details: dict[str, str | float] = (
+            {} if self.origin is None else {"from": str(self.origin.path)}
+        )
+        if self.fit is not None:
+            details["loaded"] = len(self.fit.loaded)
+            for kind in ("grown", "new", "unused"):
+                details[kind] = ", ".join(getattr(self.fit, kind))
+        return details
 
     def upkeep(self, config: RunConfig, folder: RunFolder | None) -> Upkeep:
         """Begin this job's account of the run's checkpoints.
@@ -111,13 +126,16 @@ def starting_point(
         check_same_rows(config, own.path, extra=own.manifest.extra, current=identity["data"])
         start = Start(restore_state(engine, own), extra=own.manifest.extra, own=own)
         _leave_later_ones(config, own, run_store)
+        _fetch_best(config, own, run_store)
         return start
-    if config.run.init_from is None or config.run.init_with is InitWith.architecture:
+    if config.run.init_from is None:
+        return Start()
+    if config.run.init_with is InitWith.architecture:
+        log.info("weights drawn; run.init_from=%s gave the architecture only", config.run.init_from)
         return Start()
     origin = find_origin(Path(config.run.init_from))
     if config.run.init_with is InitWith.weights:
-        _load_weights(engine, origin)
-        return Start(origin=origin)
+        return Start(origin=origin, fit=_load_weights(engine, origin, config))
     check_has_optimizer(origin.path, origin.manifest)
     if origin.manifest.step >= config.run.steps:
         raise ConfigError(
@@ -134,7 +152,7 @@ def starting_point(
             log.info("run.init_from: other data from here on: %s", difference)
     if (moved := moved_position(config, origin.manifest)) and Ranks(None).rank == 0:
         log.warning("run.init_from: %s", moved)
-    return Start(restore_state(engine, origin), origin, origin.manifest.extra)
+    return Start(restore_state(engine, origin), origin, extra=origin.manifest.extra)
 
 
 def find_origin(path: Path) -> CheckpointInfo:
@@ -177,61 +195,50 @@ def _leave_later_ones(config: RunConfig, own: CheckpointInfo, run_store: RunStor
     )
 
 
-def _load_weights(engine: TrainingEngine, origin: CheckpointInfo) -> None:
+def _fetch_best(config: RunConfig, own: CheckpointInfo, run_store: RunStore | None) -> None:
+    """Fetch the best checkpoint as well, where the run goes on without its local ones. Collective.
+
+    Raises:
+        CheckpointError: On every rank: the store or the disk failed, or it is damaged there.
+    """
+    step = best_step(own.manifest.extra)
+    if not config.checkpoint.keep_best or run_store is None or step is None:
+        return
+    folder = own.path.parent
+    path = folder / step_name(step)
+    if not Ranks(None).on_first("look for the best checkpoint", str(path), lambda: is_dir(path)):
+        run_store.fetch(folder, local=None, step=step)
+
+
+def _load_weights(engine: TrainingEngine, origin: CheckpointInfo, config: RunConfig) -> Fit:
     """Load the weights that both models have, and log the others.
 
     Position tables may be longer than the saved ones; then their first rows are loaded.
 
     Raises:
-        CheckpointError: Shapes differ in another way.
+        CheckpointError: A weight is new or unused that no task adds, or has another shape.
     """
-    saved = {
-        name.removeprefix(WEIGHTS): record.shape
-        for name, record in origin.manifest.tensors.items()
-        if name.startswith(WEIGHTS)
-    }
-    ranks = Ranks(None)
-    wanted = {
-        name: shape
-        for each in ranks.gather({s.name: s.global_shape for s in engine.shards})
-        for name, shape in each.items()
-    }
-    loaded = sorted(saved.keys() & wanted.keys())
-    grown = [name for name in loaded if grown_table(name, saved[name], wanted[name])]
-    _check_shapes(origin, saved, wanted, [name for name in loaded if name not in grown])
+    fit = fit_checkpoint(config, origin.manifest, origin=origin.path)
+    saved = saved_shapes(origin.manifest)
+    # Masters rather than the model's parameters: in 16 bits these have fewer digits than was saved.
     engine.zero.ensure_moments()
-    fragments = weight_fragments(engine, {name: saved[name] for name in loaded})
-    load_tensors(origin, fragments, prefixes=[f"{WEIGHTS}{name}" for name in loaded])
+    fragments = weight_fragments(engine, {name: saved[name] for name in fit.loaded})
+    load_tensors(origin, fragments, prefixes=[f"{WEIGHTS}{name}" for name in fit.loaded])
     engine.zero.publish_weights()
-    if ranks.rank > 0:
-        return
-    fresh, unused = sorted(wanted.keys() - saved.keys()), sorted(saved.keys() - wanted.keys())
-    log.info(
-        "weights from=%s step=%d loaded=%d grown=%d new=%d unused=%d",
-        *(origin.path, origin.manifest.step, len(loaded), len(grown), len(fresh), len(unused)),
-    )
-    for title, names in (("longer than in", grown), ("not in", fresh), ("only in", unused)):
-        if names:
-            log.warning("weights %s the checkpoint: %s", title, ", ".join(names))
-
-
-def _check_shapes(
-    origin: CheckpointInfo,
-    saved: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
-    names: list[str],
-) -> None:
-    different = [name for name in names if saved[name] != wanted[name]]
-    if different:
-        lines = [f"  {name}: {saved[name]} saved, {wanted[name]} here" for name in different]
-        raise CheckpointError(
-            f"run.init_from={origin.path} has weights of other shapes:\n"
-            + "\n".join(lines)
-            + "\nUse the model.* and tokenizer.vocab_size of that run (see its config.yaml).",
-            key="run.init_from",
-            value=str(origin.path),
-            fix="model=<that run's>",
+    if engine.groups.rank == 0:
+        log.info(
+            "weights from=%s step=%d loaded=%d grown=%d new=%d unused=%d",
+            *(origin.path, origin.manifest.step, len(fit.loaded), len(fit.grown)),
+            *(len(fit.new), len(fit.unused)),
         )
+        for title, names in (
+            ("longer than in", fit.grown),
+            ("not in", fit.new),
+            ("only in", fit.unused),
+        ):
+            if names:
+                log.warning("weights %s the checkpoint: %s", title, ", ".join(names))
+    return fit
 
 
 def _own_checkpoint(config: RunConfig, run_store: RunStore | None) -> CheckpointInfo | None:

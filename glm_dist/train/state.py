@@ -4,7 +4,7 @@ There is no generator state: dropout is seeded by step, rows are addressed by in
 consists of weights, moments, counters and, in fp16, the loss scale; any layout can read it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -131,12 +131,6 @@ def weight_fragments(
             if f"{part.kind}." == WEIGHTS:
                 fragments[WEIGHTS + shard.name] = _fragment(shard, part, shapes[shard.name])
     return fragments
-
-
-def grown_table(name: str, saved: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Return True if a weight is a position table that has more rows than the saved one."""
-    is_table = name.endswith("position_embeddings.weight")
-    return is_table and saved[0] < wanted[0] and tuple(saved[1:]) == tuple(wanted[1:])
 
 
 def _fragment(shard: ParameterShard, part: StateSlice, saved_shape: tuple[int, ...]) -> Fragment:

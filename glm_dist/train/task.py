@@ -58,19 +58,23 @@ class Task(Protocol):
 
 
 class ScoringTask(Task, Protocol):
-    """Interface of a task that can say how it rates the answers of each example."""
+    """Interface of a task that scores the candidates of an example, or its classes."""
+
+    @property
+    def rows_per_example(self) -> int:
+        """Consecutive rows of an example."""
 
     def scores(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
-        """Rate the answers or classes of each example of a micro-batch.
+        """Compute the scores of examples, whether they have labels or not.
 
         Args:
-            stage: As for ``loss``.
-            hidden: As for ``loss``.
-            batch: As for ``loss``; examples that only fill up a batch have no targets.
+            stage: The last stage.
+            hidden: Its final hidden states, as in ``loss``.
+            batch: Output of ``batch``; examples that only fill it up have no targets.
 
         Returns:
-            Scores [e, c] in fp32, larger is better, of the batch's examples in order, equal on all
-            tensor-parallel ranks; ``c`` is the same for all batches of the task.
+            [e, c] in fp32, in the order of the batch, equal on all tensor ranks; the highest is the
+            prediction. All batches of a task have the same c.
         """
 
 

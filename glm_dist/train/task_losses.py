@@ -8,7 +8,6 @@ Letters: b rows, e examples, c candidates of each or classes, n targets, h hidde
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
@@ -19,30 +18,10 @@ from glm_dist.model.choice_loss import MISSING_SCORE, candidate_scores, choice_l
 from glm_dist.model.head import head_loss
 from glm_dist.model.scores import head_scores
 from glm_dist.model.stage import GLMStage
-from glm_dist.train.task import Task, TaskLoss
+from glm_dist.train.task import TaskLoss
 
 ACCURACY = "accuracy"
 CROSS_ENTROPY = "cross_entropy"
-
-
-class ScoringTask(Task, Protocol):
-    """A task that scores the candidates of an example, or its classes."""
-
-    @property
-    def rows_per_example(self) -> int:
-        """Consecutive rows of an example."""
-
-    def scores(self, stage: GLMStage, hidden: torch.Tensor, batch: StageBatch) -> torch.Tensor:
-        """Compute the scores of examples, whether they have labels or not.
-
-        Args:
-            stage: The last stage.
-            hidden: Its final hidden states, as in ``Task.loss``.
-            batch: Output of ``batch``.
-
-        Returns:
-            [e, c] in fp32, equal on all tensor ranks; the highest is the prediction.
-        """
 
 
 @dataclass(frozen=True)
@@ -65,7 +44,7 @@ class ChoiceTask:
 
     @property
     def rows_per_example(self) -> int:
-        """See ``ScoringTask``."""
+        """Consecutive rows of an example."""
         return 1 if self.answer_ids else self.num_choices
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
@@ -129,7 +108,7 @@ class ClassifyTask:
 
     @property
     def rows_per_example(self) -> int:
-        """See ``ScoringTask``."""
+        """Consecutive rows of an example."""
         return self.num_choices
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
@@ -188,7 +167,7 @@ class SequenceTask:
 
     @property
     def rows_per_example(self) -> int:
-        """See ``ScoringTask``."""
+        """Consecutive rows of an example."""
         return 1
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:

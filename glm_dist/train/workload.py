@@ -32,12 +32,6 @@ class Selection:
     """Full name, as in the records."""
     larger_is_better: bool
 
-    def improves(self, value: float, best: float | None) -> bool:
-        """Return True if a value is better than the best so far; NaN never is."""
-        if value != value:
-            return False
-        return best is None or (value > best if self.larger_is_better else value < best)
-
 
 class Workload(Protocol):
     """Interface of what a run does in its steps and validations; the same on every rank."""

@@ -15,7 +15,14 @@ from glm_dist.config.load import (
     load_config,
     load_config_file,
 )
-from glm_dist.config.schema import Activation, InitWith, PositionEncoding, Residual, RunConfig
+from glm_dist.config.schema import (
+    Activation,
+    InitWith,
+    PositionEncoding,
+    PromptEncoder,
+    Residual,
+    RunConfig,
+)
 from glm_dist.data.objectives.span import SpanHiding
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import ConfigError
@@ -343,6 +350,11 @@ def test_what_decides_the_result_has_a_default_in_code_only_where_it_means_off()
         "model.embedding_gradient_share": 1.0,
         "model.residual": Residual.pre_norm,
         "model.num_classes": 0,
+        "model.lora_rank": 0,
+        "model.lora_alpha": 16.0,  # without meaning, as are the next two, while there is no update
+        "model.lora_dropout": 0.0,
+        "model.prompt_tokens": 0,
+        "model.prompt_encoder": PromptEncoder.lstm,  # and this one while there is no prompt
         "corruption.block_mask_prob": 0.0,
         "corruption.short_share": 0.0,
         "corruption.single_span_share": 0.0,

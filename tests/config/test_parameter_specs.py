@@ -1,7 +1,12 @@
 import pytest
 
 from glm_dist.config.load import load_config
-from glm_dist.config.parameter_specs import RowPiece, count_parameters, parameter_specs
+from glm_dist.config.parameter_specs import (
+    RowPiece,
+    Uniform,
+    count_parameters,
+    parameter_specs,
+)
 from glm_dist.config.schema import Activation, ModelConfig, PositionEncoding
 
 # Exact counts of the official models, in the order of glm.md 2.1.
@@ -105,6 +110,27 @@ def test_the_table_of_a_published_model() -> None:
     }
     layers = {f"decoder.layers.{n}.{key}": value for n in range(24) for key, value in layer.items()}
     assert shapes == ends | layers
+
+
+def test_a_classification_head_has_the_first_values_of_torch() -> None:
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        max_position_embeddings=3,
+        init_std=0.02,
+        num_classes=3,
+    )
+    head = [spec for spec in parameter_specs(model, 128) if spec.name.startswith("classifier.")]
+
+    assert [(spec.name, spec.shape, spec.decays) for spec in head] == [
+        ("classifier.pool.weight", (16, 16), True),
+        ("classifier.pool.bias", (16,), False),
+        ("classifier.output.weight", (3, 16), True),
+        ("classifier.output.bias", (3,), False),
+    ]
+    # torch.nn.Linear draws weight and bias from U(-1 / sqrt(inputs), 1 / sqrt(inputs)).
+    assert {spec.initial for spec in head} == {Uniform(0.25)}
 
 
 def test_a_rank_has_rows_of_the_gate_and_of_the_value() -> None:

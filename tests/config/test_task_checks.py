@@ -150,6 +150,7 @@ WRONG: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
     "metric of another kind": (CLOZE, {"metrics": ["rouge"]}),
     "select": (CLOZE, {"metrics": ["accuracy"], "select": "macro_f1"}),
     "limit": (CLOZE, {"limit": 0}),
+    "epochs": (CLOZE, {"epochs": 0.0}),
     "max_length": (CLOZE, {"max_length": 1 << 20}),
     "no target": (SEQ2SEQ, {"target": ""}),
     "source_length": (SEQ2SEQ, {"source_length": 1 << 20}),

@@ -53,6 +53,21 @@ def is_typed_as_it_is(fix: str) -> bool:
 
 CASES = [
     Case(
+        "a linear layer that does not exist",
+        ["experiment=tiny", "model.lora_rank=4", "model.lora_targets=[linear_qkv,query]"],
+        key="model.lora_targets",
+    ),
+    Case(
+        "updates of no linear layer",
+        ["experiment=tiny", "model.lora_rank=4", "model.lora_targets=[]"],
+        key="model.lora_targets",
+    ),
+    Case(
+        "a parameter to train that does not exist",
+        ["experiment=tiny", "optimizer.trainable=['decoder.layer.1.*']"],
+        key="optimizer.trainable",
+    ),
+    Case(
         "spans longer than any that is drawn",
         ["experiment=tiny", "corruption.span_mean_length=1000"],
         key="corruption.span_mean_length",

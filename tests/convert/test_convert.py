@@ -50,7 +50,7 @@ DEEPSPEED = {
     "ds_version": "0.3.16",
     "csr_tensor_module_names": {"word_embeddings"},
 }
-HEAD = {"pool_layer.weight": torch.ones(4, 4), "multichoice_head.bias": torch.ones(1)}
+PART_OF_HEAD = {"pool_layer.weight": torch.ones(4, 4), "multichoice_head.bias": torch.ones(1)}
 
 
 def with_prefix(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -74,7 +74,9 @@ FORMS: dict[str, Make] = {
         (f / "glm" / "latest").write_text("best\n"),
     ],
     "DeepSpeed": lambda f: write_parts(f / "glm" / "7", STATE, beside=RNG | DEEPSPEED),
-    "classifier": lambda f: write_parts(f / "glm" / "7", with_prefix(STATE), extra=HEAD),
+    "part of a classifier": lambda f: write_parts(
+        f / "glm" / "7", with_prefix(STATE), extra=PART_OF_HEAD
+    ),
     "prompts": lambda f: write_parts(
         f / "glm" / "7", STATE, extra={"prompt_spell.spell_embeddings.weight": torch.ones(2, 2)}
     ),
@@ -96,7 +98,7 @@ def test_every_form_of_official_files_becomes_the_same_run(
     said = capsys.readouterr().out
     ignored = re.search(r"(?m)^ignored +(.*)$", said)
     assert ignored is not None
-    if form == "classifier":
+    if form == "part of a classifier":
         assert ignored[1] == "module.pool_layer.weight, module.multichoice_head.bias"
     if form == "prompts":
         assert ignored[1] == "module.prompt_spell.spell_embeddings.weight"

@@ -23,7 +23,7 @@ from glm_dist.data.tokenizer.tokenizer import (
 from glm_dist.errors import DataError, GlmDistError
 from glm_dist.generate.complete import not_text
 from glm_dist.generate.part_b import PartB
-from glm_dist.generate.prompt import Data, Room, make_prompt, read_prompt
+from glm_dist.generate.prompt import Data, Room, make_prompt, read_prompt, read_run_prompt
 from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.sampling import Cut
 from tests.data.corpora import (
@@ -281,3 +281,24 @@ def test_data_in_a_pattern_holds_no_blanks_and_gives_way_first(words: Tokenizer)
     for room in (Room(4, Cut.right), Room(19)):
         with pytest.raises(DataError, match="more than the"):
             make_prompt(parts, words, ALL, room=room)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("w1 {*} w2 {*} [MASK]", [CLS, "w1", -3, -2, "w2", -1, MASK, EOS]),  # three over two places
+        ("w1 [MASK]", [CLS, -3, -2, -1, "w1", MASK, EOS]),
+    ],
+)
+def test_learned_tokens_have_the_ids_behind_the_word_table(
+    text: str, expected: list[int | str], words: Tokenizer, tmp_path: Path
+) -> None:
+    config = make_config(tmp_path, {})
+    config = replace(config, model=replace(config.model, prompt_tokens=3))
+    end = config.padded_vocab_size + 3  # learned tokens are counted from here
+    ids = [
+        words.encode(each)[0] if isinstance(each, str) else each + end * (each < 0)
+        for each in expected
+    ]
+
+    assert read_run_prompt(text, words, config, room=Room(64)).tokens == ids

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.config.schema import RunConfig, TaskKind, TokenizerKind
 from glm_dist.data.rows import Row
-from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
 from glm_dist.errors import ConfigError
 from glm_dist.generate.part_b import PartB
 from glm_dist.tasks.readers.open import read_records
@@ -263,3 +263,33 @@ def check_refused(name: str, tokenizer: Tokenizer, folder: Path) -> None:
     example, prompts, _ = first_example(name, tokenizer, folder)
     assert prompts.answer_ids == ()
     assert len(example.questions) == len(example.choices)
+
+
+SPACED = {
+    "copa/train/p0": ('"he got', '"? The man broke', " he got a hole in his sock"),
+    "record/train/p0": ("Paris is", ". The capital city is", " Paris"),
+    "wsc/train/p0/mix": ("Mark told", " The pronoun '*himself*' refers", " Mark"),
+    "wic/train/p1": ("Do you", "? A political", " No"),
+    "rte/train/p1": ("Weapons of", "Iraq?[MASK], No Weapons", " No"),
+    "boolq/train/p4": ("Based on the following passage is", "?[MASK]. Persian", " Yes"),
+    "multirc/train/p1": ("Animated", '? Is the correct answer "Michael"?[MASK].', " Yes"),
+    "gigaword/train": ("[MASK] Content:", ": the quick", " fox jumps over dog"),
+    "customization/train": ("the quick", " today .", " fox jumps over dog"),
+}
+"""Beginning of the prompt, a part of it, and the answer that comes first, with their spaces."""
+
+
+@pytest.mark.parametrize("name", SPACED)
+def test_spaces_of_byte_level_vocabularies_are_the_official_ones(name: str, tmp_path: Path) -> None:
+    path = REFERENCE / "tokenizers" / "gpt2-vocab.json"
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(path), task_masks=False))
+    example, _, _ = first_example(name, tokenizer, tmp_path)
+    begin, inside, answer = SPACED[name]
+    question = example.questions[0]
+    prompt = tokenizer.decode(question.prompt.tokens).removeprefix("[CLS]")
+    assert prompt.startswith(begin)
+    assert inside in prompt
+    (ids,) = question.answers
+    assert tokenizer.decode(ids).removesuffix("<|endofpiece|>") == answer

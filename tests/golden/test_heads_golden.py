@@ -1,6 +1,6 @@
 """Losses of finetuning through the schedule, against those of the official code."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,8 @@ from glm_dist.config.schema import ChoiceLoss, Pool
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.parallel.layout import Layout
-from glm_dist.parallel.schedule import Result, run_schedule
-from glm_dist.train.task import run_task
-from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask
+from glm_dist.train.task import ScoringTask, run_scores, run_task
+from glm_dist.train.task_losses import ChoiceTask, ClassifyTask
 from tests.golden.reference import official_stage, reference_files, tensors_under
 from tests.golden.test_infill_golden import NUM_HEADS
 from tests.ranks import run_ranks
@@ -59,16 +58,7 @@ def scores_and_loss(
     """Scores [e, c] and mean loss on the last stage."""
     ours = task.batch(batch, torch.device("cpu"))
     losses = run_task(GLMShard([stage]), task, [ours], groups=stage.groups)
-    scores: Sequence[torch.Tensor] = run_schedule(
-        [stage],
-        [ours],
-        finish=lambda last, hidden, b: Result(torch.zeros(()), task.scores(last, hidden, b)),
-        loss_scales=[torch.ones(())],
-        row_length=ours.tokens.size(1),
-        micro_batch_size=ours.tokens.size(0),
-        groups=stage.groups,
-        forward_only=True,
-    )
+    scores = run_scores(GLMShard([stage]), task, [ours], groups=stage.groups)
     if not losses:
         return None
     return scores[0], float(losses[0].total) / task.weight(ours)
@@ -154,7 +144,7 @@ def differences(file: Path, layout: Layout) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("file", reference_files("finetune/heads.npz"))
+@pytest.mark.parametrize("file", reference_files("finetune/*.npz"))
 @pytest.mark.parametrize("layout", list(LAYOUTS))
 def test_losses_of_finetuning_equal_the_official_ones(file: Path, layout: str) -> None:
     chosen = LAYOUTS[layout]

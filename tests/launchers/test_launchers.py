@@ -87,7 +87,7 @@ def _in_job(repository: Path, *arguments: str, **environ: str) -> tuple[list[str
     return notes["argv"], notes["environ"]
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "common"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "common", "sweep"])
 def test_scripts_pass_bash_and_shellcheck(script: str) -> None:
     path = str(ROOT / f"launchers/{script}.sh")
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.defpath}")

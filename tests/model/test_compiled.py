@@ -31,12 +31,15 @@ def losses_and_gradients(
     return losses, [parameter.grad.clone() for parameter in stage.parameters()]
 
 
-def compare(tensor_parallel_size: int) -> int:
+def compare(tensor_parallel_size: int, architecture: tuple[str, ...] = ()) -> int:
     """Compare this rank's compiled stage with itself before; how many graphs were compiled."""
     enable_cpu()
-    case = Case(tp=tensor_parallel_size, micro_batch=2)
+    case = Case(tp=tensor_parallel_size, micro_batch=2, architecture=architecture, trainable=("*",))
     engine = build_engine(case)
     (stage,) = engine.model.chunks
+    for name, parameter in stage.named_parameters():
+        if name.endswith("lora_b"):
+            torch.nn.init.normal_(parameter, std=0.02)
     batches = [
         StageBatch.from_micro_batch(m, torch.device("cpu"))
         for m in micro_batches_of(rows_of_step(0), case, replica=0)[:3]
@@ -62,6 +65,12 @@ def test_compiled_layers_equal_eager_ones_for_all_prefixes() -> None:
     (graphs,) = run_ranks(compare, 1, world_size=1)
 
     assert 0 < graphs < 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_compiled_updates_equal_eager_ones(size: int) -> None:
+    run_ranks(compare, size, ("lora",), world_size=size)
 
 
 @pytest.mark.slow

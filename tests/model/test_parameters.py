@@ -28,6 +28,7 @@ MODEL = ModelConfig(
     attention_dropout=0.1,
     layernorm_epsilon=1e-5,
     init_std=0.02,
+    num_classes=3,
 )
 
 
@@ -90,6 +91,9 @@ def test_weights_have_the_official_spread(model: dict[str, np.ndarray]) -> None:
     )
     assert not model["decoder.layers.2.self_attention.linear_qkv.bias"].any()
     assert (model["decoder.final_layernorm.weight"] == 1.0).all()
+    for name in ("pool.weight", "pool.bias", "output.weight", "output.bias"):
+        assert 0.5 / math.sqrt(32) < np.abs(model[f"classifier.{name}"]).max() < 1 / math.sqrt(32)
+    assert model["classifier.pool.weight"].std() == pytest.approx(1 / math.sqrt(3 * 32), rel=0.05)
 
 
 def test_deep_norm_makes_the_path_of_values_start_smaller() -> None:
@@ -121,8 +125,9 @@ def test_deep_norm_makes_the_path_of_values_start_smaller() -> None:
 
 def test_parameters_are_as_many_as_the_formula_says(model: dict[str, np.ndarray]) -> None:
     h, layers, positions, vocab = 32, 4, 16, 256
-    # V·h + 2(P+1)·h + L(12h² + 13h) + 2h
+    # V·h + 2(P+1)·h + L(12h² + 13h) + 2h, and a head of 3 classes
     expected = vocab * h + 2 * (positions + 1) * h + layers * (12 * h * h + 13 * h) + 2 * h
+    expected += h * h + h + 3 * h + 3
     assert sum(value.size for value in model.values()) == expected
 
 
@@ -157,7 +162,7 @@ def elements_held(layouts: list[Layout], models: list[ModelConfig]) -> list[dict
 
 
 def test_the_stages_of_a_layout_hold_the_table_of_the_model() -> None:
-    options = [{}, *ARCHITECTURE.values()]
+    options = [{}, {"num_classes": 0}, *ARCHITECTURE.values()]
     options.append({key: value for each in options for key, value in each.items()})
     models = [replace(MODEL, **each) for each in options]
     layouts = [Layout(2, 1, 1), Layout(1, 2, 1)]
@@ -224,4 +229,5 @@ def test_matrices_of_the_options_decay_and_nothing_else() -> None:
             "mlp.linear_fc2",
         )
     }
-    assert found == matrices | {"embedding.word_embeddings.weight"}
+    head = {"classifier.pool.weight", "classifier.output.weight"}
+    assert found == matrices | head | {"embedding.word_embeddings.weight"}

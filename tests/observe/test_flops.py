@@ -2,8 +2,10 @@
 
 import pytest
 
+from glm_dist.config.load import load_config
 from glm_dist.config.schema import Activation, ModelConfig, RecomputeMode
 from glm_dist.observe.flops import (
+    Frozen,
     Work,
     attended_pairs,
     convention_operations,
@@ -163,3 +165,24 @@ def test_peaks_are_known_or_missing_never_guessed(name: str, peak: float | None)
     assert peak_tflops(name, is_16_bit=True, override=0) == peak
     assert peak_tflops(name, is_16_bit=False, override=0) is None
     assert peak_tflops(name, is_16_bit=False, override=1.5) == 1.5
+
+
+def test_frozen_matrices_have_no_product_for_their_own_gradient() -> None:
+    # Two layers of 12 x 64 weights; LoRA of rank 2 on the attention: (8 + 24) 2 and (8 + 8) 2
+    # elements that learn. Of the head's three products of 8 x 100 the third is left out too.
+    config = load_config(
+        [
+            "experiment=tiny",
+            *("model.num_layers=2", "model.hidden_size=8", "model.num_attention_heads=2"),
+            "model.lora_rank=2",
+        ]
+    )
+    work = Work(positions=10, real_tokens=9, targets=4)
+    layer, update = 12 * 64, 2 * (8 + 24) + 2 * (8 + 8)
+    forward = 2 * 2 * (layer + update) * 9 + 2 * 8 * 100 * 4
+    own = 2 * 2 * update * 9
+
+    frozen = Frozen.of(config)
+
+    assert frozen == Frozen(2 * layer, table=True)
+    assert useful_operations(config.model, work, vocab_size=100, frozen=frozen) == 2 * forward + own

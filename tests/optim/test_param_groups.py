@@ -13,13 +13,15 @@ class Parameter:
 
     parameter: torch.nn.Parameter
     decays: bool
+    is_trained: bool = True
 
 
-def test_biases_and_norms_do_not_decay() -> None:
+def test_biases_and_norms_do_not_decay_and_frozen_ones_are_left_out() -> None:
     weight = Parameter(torch.nn.Parameter(torch.ones(2, 2)), decays=True)
     bias = Parameter(torch.nn.Parameter(torch.ones(2)), decays=False)
+    frozen = Parameter(torch.nn.Parameter(torch.ones(2)), decays=True, is_trained=False)
 
-    decayed, others = param_groups([bias, weight], weight_decay=0.1)
+    decayed, others = param_groups([bias, frozen, weight], weight_decay=0.1)
 
     assert decayed == {"params": [weight.parameter], "weight_decay": 0.1}
     assert others == {"params": [bias.parameter], "weight_decay": 0.0}

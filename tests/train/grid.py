@@ -1,5 +1,6 @@
 """One tiny training job under any layout: what the layout grid and the resume tests compare."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
@@ -18,6 +19,7 @@ from glm_dist.config.schema import (
     Offload,
     OptimizerConfig,
     PositionEncoding,
+    PromptEncoder,
     RecomputeConfig,
     RecomputeMode,
     Residual,
@@ -34,6 +36,7 @@ from glm_dist.parallel.rng import seed_step
 from glm_dist.train import job
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
+from glm_dist.train.task import Task
 
 STEPS = 3
 FEW_STEPS = 2
@@ -59,6 +62,16 @@ ARCHITECTURE: dict[str, dict[str, object]] = {
     "deep_norm": {"residual": Residual.deep_norm},
 }
 """Options of GLM-130B that earlier models lack."""
+
+LORA = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+ADAPTED: dict[str, dict[str, object]] = {
+    "lora": {"lora_rank": 4, "lora_alpha": 8.0, "lora_targets": list(LORA)},
+    **{
+        f"prompt_{encoder.value}": {"prompt_tokens": 3, "prompt_encoder": encoder}
+        for encoder in PromptEncoder
+    },
+}
+"""Parameters that finetuning adds to a model."""
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-3,
@@ -90,7 +103,8 @@ class Case:
     min_scale: int = 1
     offload: bool = False
     architecture: tuple[str, ...] = ()
-    """Names of ARCHITECTURE."""
+    """Names of ARCHITECTURE and ADAPTED."""
+    trainable: tuple[str, ...] = ()
 
     @property
     def layout(self) -> Layout:
@@ -106,13 +120,16 @@ class Case:
     @property
     def model(self) -> ModelConfig:
         changes = {
-            key: value for name in self.architecture for key, value in ARCHITECTURE[name].items()
+            key: value
+            for name in self.architecture
+            for key, value in (ARCHITECTURE | ADAPTED)[name].items()
         }
         return replace(
             MODEL,
             num_layers=self.layers,
             hidden_dropout=self.dropout,
             attention_dropout=self.dropout,
+            lora_dropout=self.dropout,
             **changes,
         )
 
@@ -125,7 +142,8 @@ class Case:
             if each.name in ("layers", "recompute", "segment", "dropout", "dtype")
             and getattr(self, each.name) != each.default
         ]
-        return ", ".join([*shown, *(["offload"] if self.offload else []), *self.architecture])
+        named = [*self.architecture, *self.trainable]
+        return ", ".join([*shown, *(["offload"] if self.offload else []), *named])
 
     def __str__(self) -> str:
         return f"{self.layout} zero{self.zero} micro{self.micro_batch} {self.options}".rstrip()
@@ -163,6 +181,16 @@ def rows_of_step(step: int) -> list[Row]:
     return rows
 
 
+def rows_of_case(step: int, case: Case) -> list[Row]:
+    """The rows of a step, with the slots of a prompt spread over all but every third."""
+    rows = rows_of_step(step)
+    slots = run_config(case).prompt_slots
+    for number, row in enumerate(rows):
+        if number % 3:
+            row.tokens[1 : 1 + 2 * len(slots) : 2] = slots
+    return rows
+
+
 def micro_batches_of(rows: list[Row], case: Case, replica: int) -> list[MicroBatch]:
     """The contiguous slice of a replica, cut into micro-batches."""
     per_replica = GLOBAL_BATCH // case.dp
@@ -189,7 +217,7 @@ def run_config(case: Case) -> RunConfig:
         batch=replace(
             base.batch, global_batch_size=GLOBAL_BATCH, micro_batch_size=case.micro_batch
         ),
-        optimizer=OPTIMIZER,
+        optimizer=replace(OPTIMIZER, trainable=list(case.trainable)),
         parallel=replace(
             base.parallel, tensor_parallel_size=case.tp, pipeline_parallel_size=case.pp
         ),
@@ -226,18 +254,22 @@ def rank_device() -> torch.device:
     return torch.device("cpu")
 
 
-def build_engine(case: Case) -> TrainingEngine:
+def build_engine(
+    case: Case, *, task: Task = job.PRETRAINING, num_classes: int = 0
+) -> TrainingEngine:
     """The engine of this rank as a job makes it, with the initial weights of seed 1."""
     if case.dtype == "fp16":
         # DeepSpeed denies fp16 on CPUs because it is slow there; torch computes it all the same.
         from deepspeed.accelerator import get_accelerator
 
         get_accelerator().is_fp16_supported = lambda: True
+    config = run_config(case)
     return job.build_engine(
-        run_config(case),
+        replace(config, model=replace(config.model, num_classes=num_classes)),
         groups_of(case.layout),
         device=rank_device(),
         world_size=case.layout.world_size,
+        task=task,
     )
 
 
@@ -251,7 +283,7 @@ def run_steps(
         seed_step(1, step, coordinates=groups.coordinates)
         result = train_step(
             engine,
-            micro_batches_of(rows_of_step(step), case, groups.coordinates.data),
+            micro_batches_of(rows_of_case(step, case), case, groups.coordinates.data),
             learning_rate=OPTIMIZER.learning_rate,
             normalize_by=LossNormalization.global_tokens,
             device=rank_device(),
@@ -267,7 +299,8 @@ def parts_of(
     engine: TrainingEngine, shard: ParameterShard, value: np.ndarray
 ) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
     """Yield the slices of the whole that a rank holds; a GeGLU's halves are sharded separately."""
-    gated = engine.model.config.gated_linear_unit and "linear_fc1" in shard.name
+    halved = re.search(r"linear_fc1\.(weight|bias|lora_b)", shard.name)
+    gated = engine.model.config.gated_linear_unit and halved
     if not gated:
         yield shard.offset, value
         return

@@ -4,6 +4,7 @@ import functools
 import importlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,11 +64,11 @@ ON_THE_FIRST_RANK = (
 )
 
 
-def killed_program() -> int:
-    """``train.py`` that ends at the point of its environment."""
+def killed_program(program: Callable[[], int] = main_train) -> int:
+    """A training program that ends at the point of its environment."""
     if os.environ.get(POINT):
         patch(Point.parse(os.environ[POINT]))
-    return main_train()
+    return program()
 
 
 def patch(point: Point) -> None:

@@ -9,8 +9,9 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ def kill_until_done(
     kills: int,
     whole_seconds: float,
     campaign: Campaign,
+    program: Callable[[], int] = main_train,
 ) -> None:
     """Start a run of two ranks, kill some or all of them ``kills`` times, then let it finish.
 
@@ -66,11 +68,12 @@ def kill_until_done(
         kills: Kills before it may finish.
         whole_seconds: Time that the run takes when nobody kills it.
         campaign: Takes counts and problems.
+        program: Trains.
     """
     generator = random.Random(seed)
     for number in range(kills):
         arguments = ["train.py", *overrides]
-        with started_programs(main_train, arguments, rank_environments(2)) as job:
+        with started_programs(program, arguments, rank_environments(2)) as job:
             _wait_for_the_moment(generator, run, job, whole_seconds)
             victims = generator.choice([(0, 1), (0,), (1,)])
             was_over = _kill(job, victims)
@@ -79,11 +82,17 @@ def kill_until_done(
             campaign.expect(not hung, f"{run.name} kill {number}: survivors {hung} still wait")
         campaign.counts["too late" if was_over else f"kills of {victims}"] += 1
         _check_newest(run, reported, campaign, what=f"{run.name} kill {number}")
-    _finish(overrides, run, campaign)
+    _finish(overrides, run, campaign, program)
 
 
 def kill_at(
-    point: Point, rank: int, overrides: Sequence[str], run: Path, *, with_others: bool
+    point: Point,
+    rank: int,
+    overrides: Sequence[str],
+    run: Path,
+    *,
+    with_others: bool,
+    program: Callable[[], int] = main_train,
 ) -> list[str]:
     """Start a run of two ranks of which one dies at a point, then let it finish.
 
@@ -93,6 +102,7 @@ def kill_at(
         overrides: Configuration of the run.
         run: Its folder.
         with_others: Kill the other rank at once, as a node that loses power does.
+        program: Trains.
 
     Returns:
         What was wrong.
@@ -100,7 +110,8 @@ def kill_at(
     campaign = Campaign()
     environments = rank_environments(2)
     environments[rank] |= {POINT: str(point)}
-    with started_programs(killed_program, ["train.py", *overrides], environments) as job:
+    killed = partial(killed_program, program)
+    with started_programs(killed, ["train.py", *overrides], environments) as job:
         victim, other = job.processes[rank], job.processes[1 - rank]
         victim.join(SURVIVAL_SECONDS)
         if with_others:
@@ -110,12 +121,14 @@ def kill_at(
         campaign.expect(code == -signal.SIGKILL, f"rank {rank} ended {code}, not at the point")
         campaign.expect(not hung, f"survivors {hung} still wait")
     _check_newest(run, _reported_step(run), campaign, what=f"{point}, rank {rank}")
-    _finish(overrides, run, campaign)
+    _finish(overrides, run, campaign, program)
     return campaign.problems
 
 
-def _finish(overrides: Sequence[str], run: Path, campaign: Campaign) -> None:
-    with started_programs(main_train, ["train.py", *overrides], rank_environments(2)) as job:
+def _finish(
+    overrides: Sequence[str], run: Path, campaign: Campaign, program: Callable[[], int]
+) -> None:
+    with started_programs(program, ["train.py", *overrides], rank_environments(2)) as job:
         hung = job.wait(240)
         codes = [result.returncode for result in job.results()]
         errors = [result.stderr for result in job.results()]

@@ -13,6 +13,8 @@ from torch.nn import functional
 from glm_dist.data.rows import Row
 
 HEADS = 4
+HIDDEN = 32
+LORA_SCALE = 2.0
 EPSILON = 1e-5
 
 
@@ -31,9 +33,14 @@ def final_hidden(
         options: Names of ``grid.ARCHITECTURE``.
     """
     table = weights["embedding.word_embeddings.weight"][:vocab_size]
-    hidden = table[torch.from_numpy(row.tokens)]  # [s, h]
+    tokens = torch.from_numpy(row.tokens)
+    hidden = table[tokens.where(tokens < vocab_size, 0)]  # [s, h]
     if "shrink" in options:
         hidden = 0.1 * hidden + 0.9 * hidden.detach()
+    if "embedding.prompt.table.weight" in weights:
+        slot = tokens - len(weights["embedding.word_embeddings.weight"])
+        prompted = _prompt(weights)[slot.clamp(min=0)]
+        hidden = torch.where(slot[:, None] >= 0, prompted, hidden)
     position_ids = [torch.from_numpy(row.positions), torch.from_numpy(row.block_positions)]
     if "rotary_2d" not in options:
         for name, ids in zip(("position", "block_position"), position_ids, strict=True):
@@ -82,7 +89,33 @@ def _norm(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -> 
 
 
 def _linear(weights: dict[str, torch.Tensor], name: str, hidden: torch.Tensor) -> torch.Tensor:
-    return hidden @ weights[f"{name}.weight"].t() + weights[f"{name}.bias"]
+    weight = weights[f"{name}.weight"]
+    if f"{name}.lora_a" in weights:
+        weight = weight + LORA_SCALE * weights[f"{name}.lora_b"] @ weights[f"{name}.lora_a"]
+    return hidden @ weight.t() + weights[f"{name}.bias"]
+
+
+def _prompt(weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The rows that take the places of slots [k, h]: table, LSTM, MLP, as far as there are."""
+    own = {n.removeprefix("embedding.prompt."): w for n, w in weights.items() if ".prompt." in n}
+    rows = own["table.weight"]
+    for layer in range(2 if "lstm.weight_ih_l0" in own else 0):
+        directions = []
+        for end, order in ((f"l{layer}", 1), (f"l{layer}_reverse", -1)):
+            state, cell, outputs = torch.zeros(HIDDEN), torch.zeros(HIDDEN), []
+            for row in rows[::1] if order == 1 else rows.flip(0):
+                gates = row @ own[f"lstm.weight_ih_{end}"].t() + own[f"lstm.bias_ih_{end}"]
+                gates = gates + state @ own[f"lstm.weight_hh_{end}"].t()
+                i, f, g, o = (gates + own[f"lstm.bias_hh_{end}"]).chunk(4)
+                cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+                state = o.sigmoid() * cell.tanh()
+                outputs.append(state)
+            directions.append(torch.stack(outputs[::order]))
+        rows = torch.cat(directions, dim=1)
+    if "mlp.0.weight" in own:
+        inner = (rows @ own["mlp.0.weight"].t() + own["mlp.0.bias"]).relu()
+        rows = inner @ own["mlp.2.weight"].t() + own["mlp.2.bias"]
+    return rows
 
 
 def _turned(heads: torch.Tensor, position_ids: list[torch.Tensor]) -> torch.Tensor:
@@ -141,6 +174,7 @@ def train(
     epsilon: float,
     weight_decay: float,
     clip: float,
+    trainable: Callable[[str], bool] = lambda _: True,
 ) -> tuple[list[float], list[float], dict[str, np.ndarray]]:
     """AdamW written out, one batch a step.
 
@@ -153,21 +187,23 @@ def train(
         epsilon: Added to the root of the second moment.
         weight_decay: On matrices.
         clip: Largest gradient norm.
+        trainable: Says of a name whether it is trained.
 
     Returns:
         Loss and gradient norm of each step, and the final weights.
     """
-    weights = {n: torch.from_numpy(w.copy()).requires_grad_() for n, w in initial.items()}
-    first = {n: torch.zeros_like(w) for n, w in weights.items()}
-    second = {n: torch.zeros_like(w) for n, w in weights.items()}
+    weights = {n: torch.from_numpy(w.copy()) for n, w in initial.items()}
+    trained = {n: w.requires_grad_() for n, w in weights.items() if trainable(n)}
+    first = {n: torch.zeros_like(w) for n, w in trained.items()}
+    second = {n: torch.zeros_like(w) for n, w in trained.items()}
     losses, norms = [], []
     for step, rows in enumerate(batches, start=1):
         loss = loss_of(weights, rows)
         gradients = dict(
-            zip(weights, torch.autograd.grad(loss, list(weights.values())), strict=True)
+            zip(trained, torch.autograd.grad(loss, list(trained.values())), strict=True)
         )
         norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
-        for name, weight in weights.items():
+        for name, weight in trained.items():
             gradient = gradients[name] * min(1.0, clip / (norm + 1e-6))
             first[name] = betas[0] * first[name] + (1 - betas[0]) * gradient
             second[name] = betas[1] * second[name] + (1 - betas[1]) * gradient.square()

@@ -1,32 +1,32 @@
 """Tiny finetuning jobs under any layout, and the same losses written out in plain torch."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional
 
-from glm_dist.config.schema import ChoiceLoss, LossNormalization, Pool, RunConfig
+from glm_dist.checkpoint.load import find_checkpoint
+from glm_dist.config.schema import ChoiceLoss, LossNormalization, Pool
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
-from glm_dist.model.parameters import initialize
-from glm_dist.model.stage import build_shard
 from glm_dist.parallel.rng import seed_step
-from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.predict import predict_examples
+from glm_dist.train.state import restore_state, save_state
 from glm_dist.train.step import train_step
-from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, ScoringTask, SequenceTask
+from glm_dist.train.task_losses import ChoiceTask, ClassifyTask, SequenceTask
 from tests.train import plain
 from tests.train.grid import (
     OPTIMIZER,
     VOCAB_SIZE,
     Case,
     Trace,
-    groups_of,
+    build_engine,
     rank_device,
-    run_config,
     whole_weights,
 )
 
@@ -42,8 +42,12 @@ ANSWER_IDS = (7, 250, 130)  # of different tensor ranks
 class Job:
     """A task, with the number of outputs of its classification head."""
 
-    task: ScoringTask
+    task: ChoiceTask | ClassifyTask | SequenceTask
     num_classes: int = 0
+
+    def engine(self, case: Case) -> TrainingEngine:
+        """This rank's engine; ``case.micro_batch`` counts examples."""
+        return build_engine(case, task=self.task, num_classes=self.num_classes)
 
 
 JOBS = {
@@ -53,12 +57,6 @@ JOBS = {
     "classes": Job(ClassifyTask(Pool.start), num_classes=CHOICES),
     "logits": Job(ClassifyTask(Pool.pad, CHOICES, ChoiceLoss.hinge), num_classes=1),
 }
-
-
-def config_of(job: Job, case: Case) -> RunConfig:
-    """The configuration of a job; ``case.micro_batch`` counts examples."""
-    config = run_config(case)
-    return replace(config, model=replace(config.model, num_classes=job.num_classes))
 
 
 def random_row(rng: np.random.Generator, *, answer_length: int, label: int) -> Row:
@@ -117,30 +115,45 @@ def micro_batches_of(job: Job, step: int, case: Case, replica: int) -> list[Micr
     ]
 
 
-def build_engine(job: Job, case: Case) -> TrainingEngine:
-    """This rank's engine with the initial weights of seed 1."""
-    config, groups = config_of(job, case), groups_of(case.layout)
-    model = build_shard(config, groups=groups, device=rank_device())
-    initialize(model.shards(), seed=config.run.seed)
-    return TrainingEngine(
-        model,
-        job.task,
-        config.optimizer,
-        deepspeed_config=deepspeed_config(config, world_size=case.layout.world_size),
-        groups=groups,
-    )
+@dataclass(frozen=True)
+class Finetuned:
+    """Results of a job, equal on all ranks."""
+
+    trace: Trace
+    metrics: list[float]
+    """Sums and counts of the last step."""
+    scores: np.ndarray
+    """Of the examples of the last step [e, c], after it."""
 
 
-def train_jobs(jobs: Sequence[tuple[Job, Case]], steps: int) -> list[tuple[Trace, list[float]]]:
-    """Run jobs one after the other in this process group: traces, and metrics of the last step."""
+def train_jobs(jobs: Sequence[tuple[Job, Case]], steps: int) -> list[Finetuned]:
+    """Run jobs one after the other in this process group."""
     return [train_job(job, case, steps) for job, case in jobs]
 
 
-def train_job(job: Job, case: Case, steps: int) -> tuple[Trace, list[float]]:
-    """Train; everything is equal on all ranks."""
-    engine = build_engine(job, case)
+def train_job(job: Job, case: Case, steps: int) -> Finetuned:
+    """Train, then predict."""
+    engine = job.engine(case)
+    losses, norms, metrics = run_steps(engine, job, case, range(steps))
+    trace = Trace(losses, norms, whole_weights(engine))
+    scores = predict_examples(
+        engine,
+        examples_of_step(job, steps - 1).__getitem__,
+        num_examples=EXAMPLES,
+        micro_batch_size=case.micro_batch,
+        device=rank_device(),
+    )
+    assert scores is not None
+    assert scores.dtype is torch.float32
+    return Finetuned(trace, metrics, scores.numpy())
+
+
+def run_steps(
+    engine: TrainingEngine, job: Job, case: Case, steps: Iterable[int]
+) -> tuple[list[float], list[float], list[float]]:
+    """Train; losses and norms of the steps, and metrics of the last, equal on all ranks."""
     losses, norms = [], []
-    for step in range(steps):
+    for step in steps:
         seed_step(1, step, coordinates=engine.groups.coordinates)
         result = train_step(
             engine,
@@ -153,14 +166,30 @@ def train_job(job: Job, case: Case, steps: int) -> tuple[Trace, list[float]]:
         dist.all_reduce(sums)
         losses.append(float(sums[0]))
         norms.append(float(result.outcome.norm))
-    return Trace(losses, norms, whole_weights(engine)), sums[1:].tolist()
+    return losses, norms, sums[1:].tolist()
+
+
+def resume_elsewhere(job: Job, cases: Sequence[Case], folder: Path) -> Trace:
+    """Train a step in each layout, each resumed from the checkpoint of the one before."""
+    losses, norms = [], []
+    for step, case in enumerate(cases):
+        engine = job.engine(case)
+        info = find_checkpoint(folder)
+        assert (info is None) == (step == 0)
+        if info is not None:
+            assert restore_state(engine, info) == step
+        loss, norm, _ = run_steps(engine, job, case, [step])
+        losses += loss
+        norms += norm
+        save_state(engine, folder, step=step + 1, extra={}, keep_last=1)
+    return Trace(losses, norms, whole_weights(engine))
 
 
 def train_alone(
     jobs: Sequence[Job], case: Case, steps: int
-) -> list[tuple[dict[str, np.ndarray], Trace, list[float]]]:
+) -> list[tuple[dict[str, np.ndarray], Finetuned]]:
     """Run jobs of one process; also the weights that each starts from."""
-    return [(whole_weights(build_engine(job, case)), *train_job(job, case, steps)) for job in jobs]
+    return [(whole_weights(job.engine(case)), train_job(job, case, steps)) for job in jobs]
 
 
 # --- the same, written out ---

@@ -55,6 +55,8 @@ def test_recomputed_layers_drop_what_was_dropped_before() -> None:
         Case(tp=2, zero=2, micro_batch=4, sp=True, dropout=0.2),
         Case(pp=2, zero=1, micro_batch=4, vp=2, dropout=0.2),
         Case(dp=2, zero=3, micro_batch=4, dropout=0.2),
+        Case(tp=2, zero=0, micro_batch=4, dropout=0.2, architecture=("lora",)),
+        Case(tp=2, zero=0, micro_batch=4, sp=True, dropout=0.2, architecture=("lora",)),
     ]
     cases = [
         replace(case, recompute=mode) for case in kept for mode in ("none", "selective", "full")

@@ -29,30 +29,38 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """A finished run ``a`` of 4 steps with checkpoints of 2 and 4, and the overrides it had."""
     folder = tmp_path_factory.mktemp("source")
     overrides = make_files(folder)
-    (done, _) = with_ranks([*overrides, "run.name=a", "parallel=tp2", "zero=stage1"], 2)
+    (done, _) = with_ranks([*overrides, "run.name=a", "parallel=dp2", "zero=stage1"], 2)
     assert done.returncode == 0, done.stderr
     return folder, overrides
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(["parallel=tp2"], id="tp2"),
+        pytest.param(["parallel=pp2"], id="pp2"),
+        pytest.param(["parallel=dp2", "zero=stage3", "batch.micro_batch_size=1"], id="zero3"),
+    ],
+)
 def test_weights_of_a_run_start_another_one_in_another_layout(
-    source: tuple[Path, list[str]],
+    layout: list[str], source: tuple[Path, list[str]], request: pytest.FixtureRequest
 ) -> None:
     folder, overrides = source
+    name = f"b_{request.node.callspec.id}"
     (done, _) = with_ranks(
         [
             *overrides,
-            "run.name=b",
+            f"run.name={name}",
             f"run.init_from={folder}/runs/a",
-            "parallel=dp2",
-            "zero=stage3",
-            "batch.micro_batch_size=1",
             "run.steps=1",
+            "checkpoint.interval=0",
+            *layout,
         ],
         2,
     )
     assert done.returncode == 0, done.stderr
 
-    first = metrics(folder, "b", "valid/loss_")[0]
+    first = metrics(folder, name, "valid/loss_")[0]
     assert first == pytest.approx(metrics(folder, "a", "valid/loss_")[4], abs=1e-5)
     assert re.search(
         r"weights from=\S+step_0000004 step=4 loaded=\d+ grown=0 new=0 unused=0", done.stderr
@@ -75,9 +83,7 @@ def test_weights_and_optimizer_continue_as_resuming_does(source: tuple[Path, lis
     assert 1 not in metrics(folder, "c", "train/")
 
 
-def test_position_tables_may_grow_and_every_other_difference_is_said(
-    source: tuple[Path, list[str]],
-) -> None:
+def test_grown_position_tables_and_a_new_head_are_said(source: tuple[Path, list[str]]) -> None:
     folder, overrides = source
     done = with_python(
         [
@@ -87,26 +93,50 @@ def test_position_tables_may_grow_and_every_other_difference_is_said(
             "parallel=single",
             "run.steps=1",
             "model.max_position_embeddings=1030",
-            "model.num_layers=3",
+            "model.num_classes=3",
         ]
     )
     assert done.returncode == 0, done.stderr
 
-    assert "weights longer than in the checkpoint: embedding.block_position_embeddings.weight" in (
-        done.stderr
+    assert (
+        "weights longer than in the checkpoint: embedding.block_position_embeddings.weight,"
+        " embedding.position_embeddings.weight" in done.stderr
     )
-    assert "weights not in the checkpoint: decoder.layers.2." in done.stderr
+    assert (
+        "weights not in the checkpoint: classifier.output.bias, classifier.output.weight,"
+        " classifier.pool.bias, classifier.pool.weight" in done.stderr
+    )
     assert "only in the checkpoint" not in done.stderr
+
+
+def test_the_architecture_alone_leaves_the_weights_to_the_seed(
+    source: tuple[Path, list[str]],
+) -> None:
+    folder, overrides = source
+    first = {}
+    for name, origin in (("drawn", []), ("alike", [f"run.init_from={folder}/runs/a"])):
+        more = [*origin, "run.init_with=architecture", "parallel=single", "run.steps=1"]
+        done = with_python([*overrides, f"run.name={name}", *more])
+        assert done.returncode == 0, done.stderr
+        assert bool(origin) == ("gave the architecture only" in done.stderr)
+        first[name] = metrics(folder, name, "train/loss")[1]
+
+    assert first["alike"] == first["drawn"]
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         (["run.init_from=/nowhere"], "run.init_from=/nowhere holds no usable checkpoint"),
-        (["model.hidden_size=64"], "has weights of other shapes"),
+        (["model.hidden_size=64"], "decoder.final_layernorm.bias: (32,) saved, (64,) here"),
+        (["model.num_layers=3"], "decoder.layers.2.mlp.linear_fc1.bias: not saved"),
+        (
+            ["model.num_layers=1", "run.init_with=architecture"],
+            "decoder.layers.1.mlp.linear_fc1.bias: saved, but not in this model",
+        ),
         pytest.param([WITH_OPTIMIZER], "run.steps=4 are done", marks=pytest.mark.slow),
     ],
-    ids=["nothing there", "another model", "nothing left"],
+    ids=["nothing there", "another model", "new layer", "fewer layers", "nothing left"],
 )
 def test_an_origin_that_does_not_fit_is_refused_in_words(
     changes: list[str], words: str, source: tuple[Path, list[str]]
@@ -119,6 +149,7 @@ def test_an_origin_that_does_not_fit_is_refused_in_words(
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+    assert "training run=" not in done.stderr
 
 
 def test_a_corpus_and_skipped_rows_may_enter_a_running_job(

@@ -1,23 +1,33 @@
 """A choice between three rows of random tokens: the smallest task with several rows per example."""
 
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.cli.main import main_train
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.scores import head_scores
 from glm_dist.model.stage import GLMStage
+from glm_dist.tasks import finetune
+from glm_dist.train import workload
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.predict import predict_examples
+from glm_dist.train.preflight import DataFacts
 from glm_dist.train.task import TaskLoss
 from glm_dist.train.workload import Selection
 from tests.train.grid import rows_of_step
 
+IDENTITY: dict[str, Json] = {"toy": 1}
+STOP_IN = "TOY_STOP"
+"""Variable with the step in whose validation the process asks itself to stop."""
 CHOICES = 3
 NUM_TRAINING = 6
 """Examples that training repeats."""
@@ -29,6 +39,7 @@ class ToyChoice:
     """Cross entropy of the right row among the rows of an example."""
 
     metric_names = ()
+    rows_per_example = CHOICES
 
     def batch(self, micro_batch: MicroBatch, device: torch.device) -> StageBatch:
         return StageBatch.from_micro_batch(micro_batch, device)
@@ -77,11 +88,15 @@ class ToyItems:
         return {"toy": number / NUM_TRAINING}
 
 
+PEAK = 5
+"""Step with the best score."""
+
+
 class ToyWorkload:
-    """Accuracy on other examples; see ``Workload``."""
+    """Accuracy on other examples, and a score that is best at one step; see ``Workload``."""
 
     rows_per_item = CHOICES
-    selection = Selection("valid/task/accuracy", larger_is_better=True)
+    selection = Selection("valid/task/score", larger_is_better=True)
 
     def __init__(self, config: RunConfig) -> None:
         self.task = ToyChoice()
@@ -89,7 +104,7 @@ class ToyWorkload:
         self._micro_batch_size = config.batch.micro_batch_size
 
     def fingerprint(self) -> dict[str, Json]:
-        return {"toy": 1}
+        return dict(IDENTITY)
 
     def validate(
         self,
@@ -99,6 +114,8 @@ class ToyWorkload:
         device: torch.device,
         stops: Callable[[], bool],
     ) -> dict[str, float] | None:
+        if os.environ.get(STOP_IN) == str(step):
+            os.kill(os.getpid(), signal.SIGTERM)
         scores = predict_examples(
             engine,
             ToyItems(500).rows,
@@ -110,4 +127,15 @@ class ToyWorkload:
         if scores is None:
             return None
         labels = torch.arange(NUM_VALIDATION) % CHOICES
-        return {"valid/task/accuracy": float((scores.argmax(1) == labels).float().mean())}
+        accuracy = float((scores.argmax(1) == labels).float().mean())
+        return {"valid/task/accuracy": accuracy, "valid/task/score": -abs(step - PEAK)}
+
+    def finish(self, engine: TrainingEngine, **options: Any) -> bool:
+        return True
+
+
+def toy_program() -> int:
+    """``train.py`` on the toy task in place of the corpora."""
+    finetune.read_corpora = lambda config, tokenizer: DataFacts(IDENTITY)
+    workload.open_pretraining = ToyWorkload
+    return main_train()

@@ -92,7 +92,7 @@ def text_lines(file: Path) -> Iterator[tuple[str, str]]:
             try:
                 yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
             except UnicodeDecodeError as error:
-                raise no_example(where, f"is not UTF-8: {error}") from error
+                raise _no_utf_8(where, error) from error
 
 
 def table_rows(file: Path, *, delimiter: str, is_quoted: bool) -> Iterator[tuple[str, list[str]]]:
@@ -131,7 +131,7 @@ def _raw_lines(file: Path) -> Iterator[str]:
         try:
             yield from stream
         except UnicodeDecodeError as error:
-            raise no_example(str(file), f"is not UTF-8: {error}") from error
+            raise _no_utf_8(str(file), error) from error
 
 
 def named_rows(
@@ -179,6 +179,11 @@ def check_content(file: Path, *, is_json: bool) -> None:
             value=file.suffix,
         )
     check_encoding(file, first, is_json=is_json)
+
+
+def _no_utf_8(where: str, error: UnicodeDecodeError) -> DataError:
+    advice = "Convert it, for example with iconv -t UTF-8."
+    return no_example(where, f"is not UTF-8: {error}", advice=advice)
 
 
 def no_example(

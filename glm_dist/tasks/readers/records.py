@@ -34,7 +34,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader is given."""
+    """Arguments of a reader."""
 
     file: Path
     split: Split

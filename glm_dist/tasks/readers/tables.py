@@ -23,7 +23,7 @@ def _glue(source: Source, *, fields: tuple[str, ...]) -> Iterator[Record]:
             name: next((row[alias] for alias in ALIASES[name] if alias in row), None)
             for name in (*fields, "label")
         }
-        cells = {name: cell for name, cell in found.items() if cell is not None}
+        cells = row | {name: cell for name, cell in found.items() if cell is not None}
         values = texts(cells, *fields, where=where)
         yield Record(where, {**dict(zip(fields, values, strict=True)), "label": found["label"]})
 

@@ -1,0 +1,79 @@
+"""Metrics of chosen answers, against arithmetic by hand."""
+
+import math
+
+import pytest
+
+from glm_dist.tasks.choice_metrics import Chosen, half_width, measure
+from glm_dist.tasks.metrics import Mean
+from glm_dist.tasks.outcome import choice_outcome, text_outcome
+from glm_dist.tasks.task_prompts import TaskExample
+
+
+def chosen(predictions: list[int], labels: list[int]) -> list[Chosen]:
+    return [Chosen(p, label) for p, label in zip(predictions, labels, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("name", "predictions", "labels", "expected"),
+    [
+        pytest.param("accuracy", [0, 0, 1, 1], [0, 1, 1, 1], 3 / 4, id="accuracy"),
+        # F1 of the classes: 2/4, 4/5 and, never right, 0
+        pytest.param("macro_f1", [0, 0, 1, 1, 2], [0, 1, 1, 1, 0], (0.5 + 0.8) / 3, id="macro F1"),
+        pytest.param("binary_f1", [0, 0, 1, 1, 0], [0, 1, 1, 1, 0], 2 * 2 / 5, id="binary F1"),
+        # 2 true and 1 false positives, 2 true and 0 false negatives: (2·2 − 1·0) / √(3·2·3·2)
+        pytest.param("matthews", [1, 1, 0, 0, 1], [1, 0, 0, 0, 1], 4 / 6, id="Matthews"),
+        pytest.param("matthews", [1, 1], [1, 0], 0.0, id="Matthews of one class"),
+    ],
+)
+def test_metric_of_choices(
+    name: str, predictions: list[int], labels: list[int], expected: float
+) -> None:
+    found = measure(name, chosen(predictions, labels))
+    assert found.value == pytest.approx(expected)
+    assert found.low <= found.value <= found.high
+
+
+def test_question_is_right_if_all_its_answers_are() -> None:
+    examples = [
+        Chosen(1, 1, group="a"),
+        Chosen(0, 1, group="a"),
+        Chosen(0, 0, group="b"),
+        Chosen(1, 1, group="b"),
+    ]
+    assert measure("question_em", examples).value == 0.5
+
+
+def test_best_of_several_right_answers_counts_without_accents_and_articles() -> None:
+    example = Chosen(2, 0, "The Café.", references=["Paris", "cafe de Flore"])
+    assert measure("em", [example]).value == 0.0
+    # one shared word of 1 and 3: 2·1/(1 + 3)
+    assert measure("f1", [example]).value == pytest.approx(0.5)
+    assert measure("em", [Chosen(2, 0, "The Café.", references=["cafe"])]).value == 1.0
+    assert measure("accuracy", [Chosen(1, 0, "b", references=["a", "b"])]).value == 1.0
+
+
+def test_example_whose_answer_is_wrong_counts_if_another_one_is_chosen() -> None:
+    assert not Chosen(0, 0, counts_if_right=False).is_right
+    assert Chosen(1, 0, counts_if_right=False).is_right
+
+
+def test_scores_of_missing_answers_are_never_chosen() -> None:
+    example = TaskExample("x:1", [], label=1, choices=("a", "b"), references=("b",))
+    found = choice_outcome([example], [[-3.0, -2.0, -1.0]], ["accuracy"], loss=0.5)
+    assert found.metrics["accuracy"].value == 1.0
+    assert found.predictions[0].scores == [-3.0, -2.0]
+
+
+def test_written_answers_are_compared_with_the_best_reference() -> None:
+    examples = [
+        TaskExample("x:1", [], references=("red", "blue")),
+        TaskExample("x:2", [], references=("red",), is_right=False),
+    ]
+    found = text_outcome(examples, ["Blue", "green"], ["em"], loss=0.5)
+    assert [each.values["em"] for each in found.predictions] == [1.0, 1.0]
+
+
+def test_half_width_is_unknown_without_an_interval() -> None:
+    assert half_width(Mean(0.5, 0.4, 0.7)) == pytest.approx(0.15)
+    assert math.isnan(half_width(Mean(0.5, math.nan, math.nan)))

@@ -1,0 +1,94 @@
+"""Examples of a task in training: order, rows, skipped items; and the same prompts everywhere."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import RunConfig
+from glm_dist.data.tokenizer.tokenizer import load_tokenizer
+from glm_dist.tasks.items import TaskItems
+from glm_dist.tasks.readers.records import Split
+from glm_dist.tasks.task_data import TaskData, read_task_data
+from tests.train.jobs import make_files
+
+COUNT = 7
+
+
+def config_of(folder: Path, *more: str) -> RunConfig:
+    lines = [
+        json.dumps({"text": f"w{20 + n} " * (n + 1), "choices": ["w7", "w8 w9"], "label": n % 2})
+        for n in range(COUNT)
+    ]
+    (folder / "x.jsonl").write_text("\n".join(lines))
+    task = [
+        "task.kind=cloze",
+        "task.pattern='{text} [MASK].'",
+        "task.answers={from: choices}",
+        "task.max_length=64",
+        f"task.data.train={folder}/x.jsonl",
+        f"task.data.valid={folder}/x.jsonl",
+    ]
+    return load_config([*make_files(folder), "run.name=x", "data=none", *task, *more])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> TaskData:
+    config = config_of(tmp_path)
+    return read_task_data(config, load_tokenizer(config.tokenizer))
+
+
+def items(data: TaskData, *, seed: int = 1) -> TaskItems:
+    return TaskItems(data, row_length=32, seed=seed, skipped=data.config.data)
+
+
+def words(made: TaskItems, numbers: range) -> list[int]:
+    """First word of each item: its place in the file."""
+    return [int(made.rows(number)[0].tokens[1]) for number in numbers]
+
+
+def test_every_epoch_has_every_example_in_another_order(data: TaskData) -> None:
+    made = items(data)
+    epochs = [words(made, range(n * COUNT, (n + 1) * COUNT)) for n in range(3)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(len(set(epoch)) == COUNT for epoch in epochs)
+    assert words(items(data, seed=2), range(COUNT)) != epochs[0]
+    assert made.epochs_before(2 * COUNT) == {"examples": 2.0}
+
+
+def test_an_item_depends_on_its_number_alone(data: TaskData) -> None:
+    expected = words(items(data), range(20))
+    assert words(items(data), range(13, 20)) == expected[13:]
+    passing = items(data).passing_over(["3-5"])
+    assert words(passing, range(10)) == expected[:3] + expected[6:13]
+    assert [passing.rows(n)[0].index for n in (2, 3)] == [2, 6]
+
+
+def test_rows_of_an_example_share_label_and_length(data: TaskData) -> None:
+    rows = items(data).rows(0)
+    assert len(rows) == data.rows_per_example == 2
+    assert {row.label for row in rows} <= {0, 1}
+    assert len({row.label for row in rows}) == 1
+    # "w7" and its end are 2 targets, "w8 w9" and its end 3
+    assert [int(row.loss_mask.sum()) for row in rows] == [2, 3]
+
+
+def test_rows_are_as_long_as_the_longest_example(data: TaskData) -> None:
+    # [CLS], 7 words, [MASK], a full stop and the end, and 3 targets: 14, rounded up to 16
+    assert data.longest_row() == 16
+    longer = data.example(data.records[Split.train][-1])
+    assert max(row.num_real_tokens for row in data.rows(longer)) == 14
+
+
+def test_fingerprint_is_that_of_content_and_pattern(data: TaskData, tmp_path: Path) -> None:
+    before = data.fingerprint()
+    (tmp_path / "moved").mkdir()
+    moved = config_of(tmp_path / "moved", "tokenizer.path=" + data.config.tokenizer.path)
+    assert read_task_data(moved, data.tokenizer).fingerprint() == before
+    file = tmp_path / "x.jsonl"
+    file.write_text(file.read_text().replace("w20", "w99"))
+    assert read_task_data(data.config, data.tokenizer).fingerprint() != before
+    other = replace(data.config, task=replace(data.config.task, pattern="{text} w6 [MASK]"))
+    assert replace(data, config=other).fingerprint() != before
