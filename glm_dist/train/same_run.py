@@ -50,6 +50,7 @@ FREE_KEYS: tuple[str, ...] = (
     "task.epochs",
     "task.steps",
     "task.epoch_steps",
+    "compare.",
     "task.patience",
     "paths.",
     "tokenizer.path",
