@@ -35,7 +35,7 @@ from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.errors import GlmDistError
 from glm_dist.files import is_dir
 from glm_dist.observe.run_folder import CONFIG_FILE
-from glm_dist.tasks.finetune import own_data
+from glm_dist.tasks.finetune import examples_of
 from glm_dist.train.replay_plan import plan_for
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if is_dir(stored):  # the run may have moved since
         config = replace(config, tokenizer=replace(config.tokenizer, path=str(stored)))
     try:
-        data = own_data(config)
+        data = examples_of(config)
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=False)
     tolerance = arguments.tolerance

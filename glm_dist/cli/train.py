@@ -123,7 +123,7 @@ def workload_of(data: TaskData | None) -> "OpenWorkload":
     """Choose what is learned; loads torch.
 
     Args:
-        data: Examples of the run's task; None: corpora.
+        data: Examples of the task; None in pretraining.
     """
     if data is None:
         pretraining: OpenWorkload = import_module("glm_dist.train.workload").open_pretraining

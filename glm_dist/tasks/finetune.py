@@ -80,8 +80,11 @@ def complete(
     return Finetuning(config, replace(data, config=config))
 
 
-def own_data(config: RunConfig) -> TaskData | None:
-    """Read the examples of a run's saved configuration; None if it was pretrained.
+def examples_of(config: RunConfig) -> TaskData | None:
+    """Read the examples that a run was finetuned on; None for one that was pretrained.
+
+    Args:
+        config: Complete, as the run saved it.
 
     Raises:
         DataError: The tokenizer or an example cannot be used.

@@ -202,6 +202,10 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["task=nothing.yaml"], id="no file"),
         pytest.param(["task.max_length=1000"], id="positions"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
+        pytest.param(
+            ["task.kind=seq2seq", "task.target='{answer}'", "task.metrics=[em]", "zero=stage3"],
+            id="writing",
+        ),
     ],
 )
 def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says: Says) -> None:
