@@ -51,6 +51,7 @@ COMMANDS = {
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
     "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),
     "sweep": Entry("glm_dist.cli.sweep", "train or finetune with many settings, and compare"),
+    "compare": Entry("glm_dist.cli.compare", "pretrain by several objectives, and compare"),
     "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
@@ -58,7 +59,7 @@ COMMANDS = {
 }
 
 
-LISTENING = ("train", "finetune", "sweep")
+LISTENING = ("train", "finetune", "sweep", "compare")
 """Commands that end by themselves after a stop request, when they have saved."""
 
 

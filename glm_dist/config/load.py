@@ -295,9 +295,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     kept = {name: _absolute(path) for name, path in config.data.validation_corpora.items()}
     paths, tokenizer, origin = config.paths, config.tokenizer, config.run.init_from
     examples = config.task.data
-    train, valid, test = (
+    train, valid, test, words = (
         None if path is None else _absolute(path)
-        for path in (examples.train, examples.valid, examples.test)
+        for path in (examples.train, examples.valid, examples.test, config.compare.last_words)
     )
     return replace(
         config,
@@ -305,6 +305,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         run=replace(config.run, init_from=None if origin is None else _absolute(origin)),
         data=replace(config.data, corpora=corpora, validation_corpora=kept),
         paths=replace(paths, data=_absolute(paths.data), runs=_absolute(paths.runs)),
+        compare=replace(config.compare, last_words=words),
         tokenizer=replace(tokenizer, path=_absolute(tokenizer.path)),
     )
 

@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from glm_dist.config import architecture, optimization, schema, stability, task, watchdog
+from glm_dist.config import architecture, compare, optimization, schema, stability, task, watchdog
 from glm_dist.config import text as text_sections
 from glm_dist.config.keys import bounds_of, describe_type, field_types
 from glm_dist.config.schema import CorpusConfig, RunConfig
@@ -36,7 +36,10 @@ def config_reference(config_dir: Path) -> str:
         config_dir: The folder conf/.
     """
     meanings: dict[str, str] = {}
-    modules = (schema, architecture, optimization, text_sections, task, watchdog, stability)
+    modules = (
+        *(schema, architecture, optimization, text_sections, task, watchdog, stability),
+        compare,
+    )
     for module in modules:
         meanings |= _meanings(inspect.getsource(module))
     lines = [HEAD, "## Keys"]

@@ -29,6 +29,7 @@ from glm_dist.config.choices import Residual as Residual
 from glm_dist.config.choices import Resume as Resume
 from glm_dist.config.choices import TokenizerKind as TokenizerKind
 from glm_dist.config.choices import WandbMode as WandbMode
+from glm_dist.config.compare import CompareConfig as CompareConfig
 from glm_dist.config.optimization import LRScheduleConfig as LRScheduleConfig
 from glm_dist.config.optimization import OptimizerConfig as OptimizerConfig
 from glm_dist.config.rules import LARGEST_WHOLE_NUMBER, MISSING, Section, bounded
@@ -305,6 +306,7 @@ class RunConfig:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     observe: ObserveConfig = field(default_factory=ObserveConfig)
     paths: PathsConfig = MISSING
+    compare: CompareConfig = field(default_factory=CompareConfig)
 
     @property
     def padded_vocab_size(self) -> int:

@@ -60,7 +60,7 @@ def fit_weights(saved: Mapping[str, Shape], specs: Iterable[ParameterSpec], *, o
         f"{name}: saved, but not in this model" for name in unused if not _is_of_one_task(name)
     ]
     if problems:
-        raise _does_not_fit(origin, problems)
+        raise _does_not_fit(origin, problems, has_lora=any(".lora_" in name for name in unused))
     return Fit(tuple(loaded), tuple(grown), tuple(new), tuple(unused))
 
 
@@ -108,15 +108,17 @@ def _is_of_one_task(name: str) -> bool:
     return name.startswith((CLASSIFIER, PROMPT))
 
 
-def _does_not_fit(origin: Path, problems: Sequence[str]) -> CheckpointError:
-    has_updates = any(".lora_a: saved, but" in problem for problem in problems)
-    merge = "Merge its updates first: glm-dist convert <run> <merged> --to ours"
-    same = "Use the model.* and tokenizer.vocab_size of that run (see its config.yaml)."
+def _does_not_fit(origin: Path, problems: Sequence[str], *, has_lora: bool) -> CheckpointError:
+    advice = "Use the model.* and tokenizer.vocab_size of that run (see its config.yaml)."
+    fix = "model=<that run's>"
+    if has_lora:
+        fix = "glm-dist convert <that run> <new run> --to ours"
+        advice += f"\n  To add its LoRA updates to its weights: {fix}"
     return CheckpointError(
         f"run.init_from={origin} has other weights than the model:\n"
         + "".join(f"  {problem}\n" for problem in problems)
-        + (merge if has_updates else same),
+        + advice,
         key="run.init_from",
         value=str(origin),
-        fix="glm-dist convert <run> <merged> --to ours" if has_updates else "model=<that run's>",
+        fix=fix,
     )

@@ -56,9 +56,11 @@ class Member:
         self.console = console
         self.run_started = started
         """Reading of ``time.monotonic`` at the start of the run in progress."""
-        self._listener = listener
+        self.listener = listener
+        """Stop requests of this process."""
         self._groups: dict[tuple[Layout, timedelta], ParallelGroups] = {}
         self._num_runs = 0
+        gc.freeze()  # what was imported stays; ``end_run`` need not look at it
 
     def begin_run(self) -> StopRequest:
         """Forget the run before, and return the stop request of the next one."""
@@ -69,7 +71,7 @@ class Member:
         self.process.progress.begin_run()
         if self.process.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.process.device)
-        return StopRequest(self._listener, started=None if is_first else time.time())
+        return StopRequest(self.listener, started=None if is_first else time.time())
 
     def end_run(self, config: RunConfig) -> None:
         """Let go of what only a run had: its log file, its last words, its memory."""

@@ -57,6 +57,8 @@ WORLD_SIZES = {
     "finetune_base": 1,
     "finetune_large": 1,
     "finetune_10b": 8,
+    "compare_objectives": 1,
+    "compare_objectives_gpu": 1,
 }
 """Processes each experiment is made for."""
 
@@ -316,6 +318,7 @@ PLAIN_OPTIONS = {
     "watchdog": "none",
     "stability": "stop",
     "observe": "console",
+    "compare": "none",
 }
 """The option of each other section that its defaults in code spell out."""
 

@@ -165,6 +165,22 @@ def test_evaluation_of_the_run_repeats_its_results(folder: Path, finetuned: str)
     ]
 
 
+def test_the_run_resumes_as_the_same_run(folder: Path, finetuned: str) -> None:
+    run = folder / "runs" / "single"
+    done = glm_dist_command("resume-check", str(run), "--step=6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-equal to the checkpoint of step 11" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["data", "trace"], ["data", "inspect"], ["data", "blend"]])
+def test_corpora_of_a_finetuned_run_are_not_looked_for(
+    folder: Path, finetuned: str, command: list[str]
+) -> None:
+    done = glm_dist_command(*command, str(folder / "runs" / "single"))
+    assert done.returncode == 2
+    assert "task.kind=cloze learns from examples, so this run has no rows of corpora" in done.stderr
+
+
 def test_answers_are_written_and_compared(folder: Path) -> None:
     done = glm_dist_command("finetune", *typed(folder, "written", "written", "parallel=single"))
     assert done.returncode == 0, done.stderr
@@ -186,6 +202,10 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["task=nothing.yaml"], id="no file"),
         pytest.param(["task.max_length=1000"], id="positions"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
+        pytest.param(
+            ["task.kind=seq2seq", "task.target='{answer}'", "task.metrics=[em]", "zero=stage3"],
+            id="writing",
+        ),
     ],
 )
 def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says: Says) -> None:

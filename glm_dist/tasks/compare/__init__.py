@@ -1,0 +1,1 @@
+"""Comparison of pretraining objectives: the same text, tasks and budget for each."""
