@@ -5,8 +5,9 @@ import sys
 from pathlib import Path
 
 from glm_dist.cli.arguments import options_of_groups
-from glm_dist.config.load import default_config_dir, dump_config, load_config
+from glm_dist.config.load import default_config_dir, dump_config
 from glm_dist.config.reference import config_reference
+from glm_dist.tasks.finetune import configure
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,11 +27,11 @@ def run(arguments: argparse.Namespace) -> int:
         Exit status.
 
     Raises:
-        ConfigError: The configuration is wrong.
+        GlmDistError: The configuration, or an example of its task, is wrong.
     """
     if arguments.reference:
         sys.stdout.write(config_reference(arguments.config_dir or default_config_dir()))
         return 0
-    config = load_config(arguments.overrides, config_dir=arguments.config_dir)
-    sys.stdout.write(dump_config(config))
+    prepared = configure(arguments.overrides, config_dir=arguments.config_dir)
+    sys.stdout.write(dump_config(prepared.config))
     return 0

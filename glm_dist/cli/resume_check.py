@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from glm_dist.cli.arguments import whole_number
 from glm_dist.cli.once import print_once
+from glm_dist.cli.train import workload_of
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
     LaunchEnvironment,
@@ -34,6 +35,7 @@ from glm_dist.data.tokenizer.stored import TOKENIZER_FOLDER
 from glm_dist.errors import GlmDistError
 from glm_dist.files import is_dir
 from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.tasks.finetune import examples_of
 from glm_dist.train.replay_plan import plan_for
 
 if TYPE_CHECKING:
@@ -98,6 +100,10 @@ def run(arguments: argparse.Namespace) -> int:
     stored = arguments.run / TOKENIZER_FOLDER
     if is_dir(stored):  # the run may have moved since
         config = replace(config, tokenizer=replace(config.tokenizer, path=str(stored)))
+    try:
+        data = examples_of(config)
+    except GlmDistError as error:
+        return print_once(error, launch, is_everywhere=False)
     tolerance = arguments.tolerance
     if tolerance is None:
         tolerance = TOLERANCE[config.precision.dtype]
@@ -117,6 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
         step=arguments.step,
         steps=arguments.steps,
         report=report,
+        workload=workload_of(data),
     )
     return status
 

@@ -112,15 +112,19 @@ def run(arguments: argparse.Namespace) -> int:
     status: int = job.run(
         config,
         launch,
-        workload=_workload(prepared.data),
+        workload=workload_of(prepared.data),
         benchmarks=benchmarks,
         listener=listener,
     )
     return status
 
 
-def _workload(data: TaskData | None) -> "OpenWorkload":
-    """Choose what is learned; loads torch."""
+def workload_of(data: TaskData | None) -> "OpenWorkload":
+    """Choose what is learned; loads torch.
+
+    Args:
+        data: Examples of the task; None in pretraining.
+    """
     if data is None:
         pretraining: OpenWorkload = import_module("glm_dist.train.workload").open_pretraining
         return pretraining

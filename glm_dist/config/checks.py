@@ -315,7 +315,16 @@ def _check_tasks(config: RunConfig) -> None:
             "parallel.sequence_parallel=false",
         ),
     }
+    writes = config.task.kind in (TaskKind.seq2seq, TaskKind.infill)
     for key, (stands_in_the_way, value, fix) in obstacles.items():
+        if writes and stands_in_the_way:
+            raise ConfigError(
+                f"task.kind={config.task.kind.name} writes answers in validations, which cannot be"
+                f" done with {key}={value}.\n  Set {fix}.",
+                key=key,
+                value=value,
+                fix=fix,
+            )
         if config.evaluation.tasks and stands_in_the_way:
             raise ConfigError(
                 f"evaluation.tasks cannot be measured during training with {key}={value}.\n"

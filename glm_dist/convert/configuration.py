@@ -52,6 +52,7 @@ def complete_configuration(
         counted = f"tokenizer.vocab_size={number}"
         config = load_config([*typed, *_tokenizer_defaults(keys), counted], config_dir=config_dir)
     _check_vocabulary(source, config)
+    _check_no_additions(config.model)
     name = config.run.name if "run.name" in keys else target.name
     runs = config.paths.runs if "paths.runs" in keys else str(target.absolute().parent)
     return replace(
@@ -199,6 +200,19 @@ def _tokenizer_defaults(keys: Mapping[str, str]) -> list[str]:
         has_masks = kind not in (TokenizerKind.bert, TokenizerKind.roberta)
         defaults.append(f"tokenizer.task_masks={str(has_masks).lower()}")
     return defaults
+
+
+def _check_no_additions(model: ModelConfig) -> None:
+    """Refuse parameters that only finetuning adds; files of other programs hold none of ours."""
+    for key in ("lora_rank", "prompt_tokens"):
+        if value := getattr(model, key):
+            raise ConfigError(
+                f"model.{key}={value} adds parameters that the weights do not have.\n"
+                "  Leave it out here, and set it where training begins from the converted run.",
+                key=f"model.{key}",
+                value=value,
+                fix=f"model.{key}=0",
+            )
 
 
 def _check_vocabulary(source: Source, config: RunConfig) -> None:

@@ -101,6 +101,8 @@ def official_parameters(
 ) -> tuple[OfficialParameter, ...]:
     """List the parameters of the official model: 5 + 12 L, and 4 of a classification head.
 
+    A prompt's are left out: the official code has them for each task.
+
     Args:
         model: Sizes, of the official form (``check_official_form``).
         padded_vocab_size: Rows of the word table, V.

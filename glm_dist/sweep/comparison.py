@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from glm_dist.errors import ConfigError
 from glm_dist.sweep.outcomes import Measured, Outcome, check_metric, read_answers
 from glm_dist.sweep.points import Point
+from glm_dist.tasks.choice_metrics import OF_COUNTS, of_resamples
 from glm_dist.tasks.intervals import Chosen, Floats, Interval, over_seeds, paired_difference
-from glm_dist.tasks.metrics import macro_f1
 
 Setting = tuple[tuple[str, str], ...]
 """Keys and values."""
@@ -267,12 +267,9 @@ def _statistic(measured: Measured, metric: str) -> _Statistic | None:
     if metric in answers.values:
         values: NDArray[np.float64] = np.array(answers.values[metric], np.float64)
         return _Statistic(len(values), lambda chosen: values[chosen].mean(axis=1))
-    if metric != "macro_f1" or not answers.labels:
+    is_choice = all(isinstance(each, int) for each in [*answers.labels, *answers.predictions])
+    if metric not in OF_COUNTS or not answers.labels or not is_choice:
         return None
-    if not all(isinstance(label, int) for label in answers.labels):
-        return None
-    guesses, labels = np.array(answers.predictions), np.array(answers.labels)
     return _Statistic(
-        len(labels),
-        lambda chosen: np.array([macro_f1(guesses[each], labels[each]) for each in chosen]),
+        len(answers.labels), of_resamples(metric, answers.predictions, answers.labels)
     )

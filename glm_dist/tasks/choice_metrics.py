@@ -101,17 +101,32 @@ def measure(name: str, examples: Sequence[Chosen]) -> Mean:
         return Mean.of([PER_EXAMPLE[name](example) for example in examples])
     if name == "question_em":
         return Mean.of(question_em(examples))
-    classes = sorted({index for each in examples for index in (each.prediction, each.label)})
-    size = max(2, classes[-1] + 1)
-    cells = np.array([max(each.prediction, 0) * size + max(each.label, 0) for each in examples])
+    found = over_examples(
+        of_resamples(name, [e.prediction for e in examples], [e.label for e in examples]),
+        len(examples),
+    )
+    return Mean(found.value, found.low, found.high)
+
+
+def of_resamples(
+    name: str, predictions: Sequence[int], labels: Sequence[int]
+) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+    """Return a metric of a confusion matrix as a function of resampled examples, [r, n] to [r].
+
+    Args:
+        name: A key of ``OF_COUNTS``.
+        predictions: Index of each example's chosen answer. [n]
+        labels: Index of the right one; -1, unknown, counts as 0. [n]
+    """
+    size = max(2, max(predictions) + 1, max(labels) + 1)
+    cells = np.maximum(predictions, 0) * size + np.maximum(labels, 0)
     statistic = OF_COUNTS[name]
 
-    def of_resamples(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
+    def of(chosen: NDArray[np.int64]) -> NDArray[np.float64]:
         counts = np.stack([np.bincount(cells[row], minlength=size * size) for row in chosen])
         return statistic(counts.reshape(-1, size, size).astype(np.float64))
 
-    found = over_examples(of_resamples, len(examples))
-    return Mean(found.value, found.low, found.high)
+    return of
 
 
 def question_em(examples: Sequence[Chosen]) -> list[float]:

@@ -86,6 +86,20 @@ def complete(
     return Finetuning(config, replace(data, config=config))
 
 
+def examples_of(config: RunConfig) -> TaskData | None:
+    """Read the examples that a run was finetuned on; None for one that was pretrained.
+
+    Args:
+        config: Complete, as the run saved it.
+
+    Raises:
+        DataError: The tokenizer or an example cannot be used.
+    """
+    if config.task.kind is TaskKind.none:
+        return None
+    return read_task_data(config, load_tokenizer(config.tokenizer))
+
+
 def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
     """Refuse a task without a run to begin with, or without examples.
 

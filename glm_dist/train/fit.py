@@ -58,7 +58,7 @@ def fit_weights(saved: Mapping[str, Shape], specs: Iterable[ParameterSpec], *, o
     problems += [f"{name}: not saved" for name in new if not wanted[name].is_added]
     problems += [f"{name}: saved, but not in this model" for name in unused if not _is_head(name)]
     if problems:
-        raise _does_not_fit(origin, problems)
+        raise _does_not_fit(origin, problems, has_lora=any(".lora_" in name for name in unused))
     return Fit(tuple(loaded), tuple(grown), tuple(new), tuple(unused))
 
 
@@ -106,12 +106,17 @@ def _is_head(name: str) -> bool:
     return name.startswith(CLASSIFIER)
 
 
-def _does_not_fit(origin: Path, problems: Sequence[str]) -> CheckpointError:
+def _does_not_fit(origin: Path, problems: Sequence[str], *, has_lora: bool) -> CheckpointError:
+    advice = "Use the model.* and tokenizer.vocab_size of that run (see its config.yaml)."
+    fix = "model=<that run's>"
+    if has_lora:
+        fix = "glm-dist convert <that run> <new run> --to ours"
+        advice += f"\n  To add its LoRA updates to its weights: {fix}"
     return CheckpointError(
         f"run.init_from={origin} has other weights than the model:\n"
         + "".join(f"  {problem}\n" for problem in problems)
-        + "Use the model.* and tokenizer.vocab_size of that run (see its config.yaml).",
+        + advice,
         key="run.init_from",
         value=str(origin),
-        fix="model=<that run's>",
+        fix=fix,
     )

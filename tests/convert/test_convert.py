@@ -200,6 +200,7 @@ def test_sizes_typed_for_another_model_are_refused(
         [HEADS_TYPED, "tokenizer.path=nowhere.txt"],
         ["model.num_attention_heads=5", tokenizer],
         [HEADS_TYPED, tokenizer, "model.heads=4"],
+        [HEADS_TYPED, tokenizer, "model.lora_rank=4"],
     ):
         says(error_of(capsys, tmp_path / "glm", run, *typed))
         assert files_below(tmp_path) == before, typed

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
-from glm_dist.config.load import load_config
-from glm_dist.config.schema import RunConfig, TaskKind, TokenizerKind
+from glm_dist.config.load import default_config_dir, load_config
+from glm_dist.config.schema import RunConfig, TaskConfig, TaskKind, TokenizerKind
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, TokenizerSpec, open_tokenizer
 from glm_dist.errors import ConfigError
@@ -59,9 +60,20 @@ def examples() -> dict[str, Any]:
 
 
 @lru_cache
+def run_config() -> RunConfig:
+    overrides = ["experiment=quickstart", "run.name=golden", "model.max_position_embeddings=1024"]
+    return load_config(overrides)
+
+
+@lru_cache
 def base(task: str) -> RunConfig:
-    overrides = ["experiment=quickstart", "run.name=golden", f"task={OURS.get(task, task)}"]
-    return load_config([*overrides, "model.max_position_embeddings=1024"])
+    """A run with an option of conf/task, read alone: tests/config composes each of them."""
+    file = default_config_dir() / "task" / f"{OURS.get(task, task)}.yaml"
+    option = OmegaConf.merge(OmegaConf.structured(TaskConfig), OmegaConf.load(file))
+    root = OmegaConf.create({"task": option, "paths": {"data": "data"}})
+    read = OmegaConf.to_object(root.task)
+    assert isinstance(read, TaskConfig)
+    return replace(run_config(), task=read)
 
 
 def written(task: str, folder: Path) -> Path:
@@ -279,12 +291,17 @@ SPACED = {
 """Beginning of the prompt, a part of it, and the answer that comes first, with their spaces."""
 
 
-@pytest.mark.parametrize("name", SPACED)
-def test_spaces_of_byte_level_vocabularies_are_the_official_ones(name: str, tmp_path: Path) -> None:
+@lru_cache
+def byte_level() -> Tokenizer:
     path = REFERENCE / "tokenizers" / "gpt2-vocab.json"
     if not path.exists():
         pytest.skip(f"no {path}")
-    tokenizer = open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(path), task_masks=False))
+    return open_tokenizer(TokenizerSpec(TokenizerKind.gpt2, str(path), task_masks=False))
+
+
+@pytest.mark.parametrize("name", SPACED)
+def test_spaces_of_byte_level_vocabularies_are_the_official_ones(name: str, tmp_path: Path) -> None:
+    tokenizer = byte_level()
     example, _, _ = first_example(name, tokenizer, tmp_path)
     begin, inside, answer = SPACED[name]
     question = example.questions[0]

@@ -165,6 +165,22 @@ def test_evaluation_of_the_run_repeats_its_results(folder: Path, finetuned: str)
     ]
 
 
+def test_the_run_resumes_as_the_same_run(folder: Path, finetuned: str) -> None:
+    run = folder / "runs" / "single"
+    done = glm_dist_command("resume-check", str(run), "--step=6")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit-equal to the checkpoint of step 11" in done.stdout
+
+
+@pytest.mark.parametrize("command", [["data", "trace"], ["data", "inspect"], ["data", "blend"]])
+def test_corpora_of_a_finetuned_run_are_not_looked_for(
+    folder: Path, finetuned: str, command: list[str]
+) -> None:
+    done = glm_dist_command(*command, str(folder / "runs" / "single"))
+    assert done.returncode == 2
+    assert "task.kind=cloze learns from examples, so this run has no rows of corpora" in done.stderr
+
+
 def test_answers_are_written_and_compared(folder: Path) -> None:
     done = glm_dist_command("finetune", *typed(folder, "written", "written", "parallel=single"))
     assert done.returncode == 0, done.stderr
@@ -186,6 +202,10 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["task=nothing.yaml"], id="no file"),
         pytest.param(["task.max_length=1000"], id="positions"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
+        pytest.param(
+            ["task.kind=seq2seq", "task.target='{answer}'", "task.metrics=[em]", "zero=stage3"],
+            id="writing",
+        ),
     ],
 )
 def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says: Says) -> None:
@@ -193,3 +213,22 @@ def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says
         configure(typed(folder, "choices", "refused", *more), None)
     assert isinstance(caught.value, ConfigError | DataError)
     says(caught.value)
+
+
+@pytest.mark.slow
+def test_sweep_compares_losses_on_the_test_examples(folder: Path) -> None:
+    overrides = typed(folder, "choices", "tries", "task.loss=mix,cross_entropy", "run.seed=1,2")
+    done = glm_dist_command("sweep", "--jobs", "2", "finetune", *overrides)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "runs/tries.sweep/sweep.json").read_text())
+    (group,) = report["groups"]
+    assert (group["metric"], group["examples"], group["test_examples"]) == ("accuracy", 9, 5)
+    first, second = group["rows"]
+    runs = [results_of(folder, f"tries-loss_mix-seed_{seed}") for seed in (1, 2)]
+    assert first["test"]["value"] == pytest.approx(
+        sum(run["test"]["metrics"]["accuracy"]["value"] for run in runs) / 2
+    )
+    assert second["pairs"] == 2
+    assert second["difference"]["value"] == pytest.approx(
+        second["test"]["value"] - first["test"]["value"]
+    )

@@ -30,30 +30,19 @@ from glm_dist.tasks.task_data import TaskData
 from glm_dist.tasks.task_prompts import TaskPrompts
 from glm_dist.tasks.trained_run import sized
 from tests.ranks import run_ranks
+from tests.tasks.letters import write_letters
 from tests.train.jobs import make_files
 
 CONF = default_config_dir()
 TASKS = [name for name in config_groups(CONF)["task"] if name != "none"]
 
-TEXTS = ("Beer, [MASK] and {x}: no. 中文", "one two three", "tea")
+TEXTS = ("Beer, [MASK] and {x}: no. 是", "one two three", "tea")
 """In turns, for the fields of a pattern."""
-
-
-def write_letters(folder: Path) -> tuple[Path, int]:
-    """A BERT vocabulary of single characters, so that every text has other ids, and its size."""
-    text = "".join(file.read_text(encoding="utf-8") for file in sorted(CONF.glob("task/*.yaml")))
-    letters = sorted({*(text + "".join(TEXTS)).lower()} - {" ", "\n"})
-    pieces = ["[PAD]", "[CLS]", "[SEP]", "[MASK]", "[UNK]", *letters, *(f"##{c}" for c in letters)]
-    pieces += ["yes", "no"]  # answers of one token
-    file = folder / "letters.txt"
-    file.write_text("\n".join(pieces), encoding="utf-8")
-    return file, len(pieces) + 4
 
 
 def base(folder: Path) -> RunConfig:
     """A run without a task."""
-    vocabulary, size = write_letters(folder)
-    more = [f"tokenizer.path={vocabulary}", f"tokenizer.vocab_size={size}", "run.name=x"]
+    more = [f"tokenizer.path={write_letters(folder, words=('yes', 'no'))}", "run.name=x"]
     return load_config([*make_files(folder), *more, "model.max_position_embeddings=1024"])
 
 

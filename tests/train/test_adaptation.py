@@ -31,25 +31,36 @@ PARTS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 """Fields of Case: what is added to the model, and what learns."""
 
-LAYOUTS = {
+LAYOUTS: list[tuple[str, Case]] = [
+    ("lora", Case(tp=2, zero=0, micro_batch=8)),
+    ("both", Case(tp=2, zero=1, micro_batch=8, sp=True, recompute="full")),
+    ("biases", Case(tp=2, zero=3, micro_batch=8, sp=True)),
+    ("prompt", Case(pp=2, zero=0, micro_batch=4)),
+    ("both", Case(pp=2, zero=1, micro_batch=8, vp=2, recompute="full")),
+    ("last_layer", Case(pp=2, zero=1, micro_batch=4)),
+    ("lora", Case(dp=2, zero=1, micro_batch=8)),
+    ("prompt_and_all", Case(dp=2, zero=2, micro_batch=8)),
+    ("both", Case(dp=2, zero=3, micro_batch=8)),
+]
+MORE: dict[int, list[tuple[str, Case]]] = {
     2: [
-        ("lora", Case(tp=2, zero=0, micro_batch=4)),
-        ("both", Case(tp=2, zero=1, micro_batch=4, sp=True, recompute="full")),
         ("prompt", Case(tp=2, zero=1, micro_batch=4, sp=True)),
         ("lora", Case(pp=2, zero=0, micro_batch=4)),
-        ("prompt", Case(pp=2, zero=0, micro_batch=4)),
-        ("both", Case(pp=2, zero=1, micro_batch=4, vp=2, recompute="full")),
         ("prompt", Case(pp=2, zero=1, micro_batch=4)),
-        ("last_layer", Case(pp=2, zero=0, micro_batch=4)),
         ("last_layer", Case(pp=2, zero=1, micro_batch=4, vp=2)),
-        ("biases", Case(tp=2, zero=3, micro_batch=4, sp=True)),
         ("table", Case(pp=2, zero=1, micro_batch=4)),
         ("both", Case(dp=2, zero=1, micro_batch=4)),
         ("lora", Case(dp=2, zero=2, micro_batch=4, offload=True)),
-        ("prompt_and_all", Case(dp=2, zero=2, micro_batch=4, recompute="full")),
-        ("both", Case(dp=2, zero=3, micro_batch=4)),
         ("last_layer", Case(dp=2, zero=3, micro_batch=4, recompute="full")),
-    ]
+    ],
+    4: [
+        ("both", Case(tp=2, pp=2, zero=1, micro_batch=4, sp=True, vp=2, recompute="full")),
+        ("lora", Case(tp=4, zero=1, micro_batch=4, sp=True)),
+        ("prompt", Case(tp=2, dp=2, zero=3, micro_batch=4, sp=True, recompute="full")),
+        ("last_layer", Case(pp=2, dp=2, zero=0, micro_batch=4)),
+        ("table", Case(pp=2, dp=2, zero=1, micro_batch=4)),
+        ("biases", Case(tp=2, dp=2, zero=2, micro_batch=4, sp=True)),
+    ],
 }
 
 
@@ -91,14 +102,25 @@ def test_one_process_trains_what_plain_torch_trains(part: str) -> None:
     assert max(found) <= TOLERANCE, found
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("world_size", [2])
-def test_every_layout_trains_the_same_part_of_the_model(world_size: int) -> None:
-    cases = [with_part(part, case) for part, case in LAYOUTS[world_size]]
-    traces = run_ranks(train_cases, cases, world_size=world_size)[0]
+def check_layouts(world_size: int, layouts: list[tuple[str, Case]]) -> None:
+    """Train each part in its layout, and demand one process's numbers."""
+    cases = [with_part(part, case) for part, case in layouts]
+    traces = run_ranks(train_cases, cases, world_size=world_size, timeout=900)[0]
     wrong = []
-    for (part, _), case, trace in zip(LAYOUTS[world_size], cases, traces, strict=True):
+    for (part, _), case, trace in zip(layouts, cases, traces, strict=True):
         found = differences(trace, one_process(part))
         if not max(found) <= TOLERANCE:
             wrong.append(f"{case}: {found}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.timeout(900)
+def test_layouts_train_the_same_part_of_the_model() -> None:
+    check_layouts(2, LAYOUTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_more_layouts_train_the_same_part_of_the_model(world_size: int) -> None:
+    check_layouts(world_size, MORE[world_size])

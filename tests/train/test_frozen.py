@@ -28,7 +28,7 @@ CASES = [
     Case(pp=2, zero=1, micro_batch=8, dtype="fp16", **PROMPT),
     Case(dp=2, zero=2, micro_batch=8, dtype="fp16", offload=True, **LORA),
 ]
-STOP, END = 2, 4
+STOP, END = 2, 3
 PADDING = 64
 """Elements that DeepSpeed may add to a rank's shards."""
 

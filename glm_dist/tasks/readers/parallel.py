@@ -52,12 +52,18 @@ def summaries(source: Source) -> Iterator[Record]:
 
 
 def gigaword(source: Source) -> Iterator[Record]:
-    """Gigaword, with brackets instead of their names: source, target."""
+    """Gigaword, with brackets instead of their names: source, target.
+
+    UNK stays a word; the official code makes it the token for unknown words.
+    """
     yield from _pairs(source, lambda text: _replaced(straight(text), GIGAWORD))
 
 
 def cnn_dm(source: Source) -> Iterator[Record]:
-    """CNN/DM, with ordinary quotation marks and brackets: source, target."""
+    """CNN/DM, with ordinary quotation marks and brackets: source, target.
+
+    Borders of sentences are left out; in targets the official code makes them [SEP].
+    """
     yield from _pairs(source, lambda text: _replaced(straight(text), CNN_DM))
 
 
