@@ -50,7 +50,11 @@ def configure(overrides: Sequence[str], *, config_dir: Path | None = None) -> Fi
 
 
 def complete(
-    config: RunConfig, overrides: Sequence[str], *, config_dir: Path | None = None
+    config: RunConfig,
+    overrides: Sequence[str],
+    *,
+    config_dir: Path | None = None,
+    known: TaskData | None = None,
 ) -> Finetuning:
     """Add the numbers of its examples to a configuration that has a task.
 
@@ -58,6 +62,8 @@ def complete(
         config: As composed from the overrides.
         overrides: As for ``configure``.
         config_dir: As for ``configure``.
+        known: Examples of a complete configuration that differs in nothing but the seed and the
+            weights; None: they are read.
 
     Raises:
         ConfigError: As for ``configure``.
@@ -67,12 +73,12 @@ def complete(
         return Finetuning(config, None)
     _check_needs(config, overrides)
     check_libraries(config.task.used_metrics)
-    data = read_task_data(config, load_tokenizer(config.tokenizer))
+    data = known or read_task_data(config, load_tokenizer(config.tokenizer))
     per_epoch = len(data.records[Split.train]) / config.batch.global_batch_size
     counted = {
         "task.epoch_steps": math.ceil(per_epoch),
         "task.steps": max(1, math.ceil(config.task.epochs * per_epoch)),
-        "task.row_tokens": data.longest_row(),
+        "task.row_tokens": known.config.task.row_tokens if known else data.longest_row(),
     }
     # In front: what is typed overrules what is counted.
     numbers = [f"{key}={value}" for key, value in counted.items()]

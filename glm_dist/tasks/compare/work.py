@@ -13,7 +13,7 @@ from typing import IO
 
 from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import CompareConfig, RunConfig
+from glm_dist.config.schema import CompareConfig, RunConfig, TaskKind
 from glm_dist.errors import EXIT_FINISHED, EXIT_STOPPED
 from glm_dist.files import LockedError, lock_file
 from glm_dist.generate.load import load_trained
@@ -67,6 +67,7 @@ class _Worker:
         self._member = member
         self._jobs = comparison.jobs()
         self._by_name = comparison.named()
+        self._examples: dict[tuple[str, str], TaskData] = {}
         (comparison.folder / LOCKS).mkdir(parents=True, exist_ok=True)
 
     def next_job(self) -> int | None:
@@ -131,12 +132,18 @@ class _Worker:
             config = load_config(job.overrides, config_dir=config_dir)
             config.compare = CompareConfig()
             check_config(config, world_size=self._member.launch.world_size)
-            prepared = finetune.complete(config, job.overrides, config_dir=config_dir)
+            # Seeds, and random weights, differ from a run before in nothing that examples see; the
+            # blanks of infill are drawn by the seed.
+            known = self._examples.get((job.task, job.needs))
+            if config.task.kind is TaskKind.infill:
+                known = None
+            prepared = finetune.complete(config, job.overrides, config_dir=config_dir, known=known)
             config = prepared.config
             config.compare = CompareConfig()
             check_files(config, asks_store=ranks.rank == 0, read_data=prepared.facts)
         if prepared.data is None:
             return config, open_pretraining
+        self._examples[job.task, job.needs] = prepared.data
         return config, partial(_open_task, data=prepared.data)
 
     def _measure(self, job: Job) -> int:
