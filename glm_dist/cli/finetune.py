@@ -17,6 +17,7 @@ from glm_dist.cli import train
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import ConfigError
 from glm_dist.tasks import finetune
+from glm_dist.train.preflight import check_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,4 +57,6 @@ def configure(overrides: Sequence[str], config_dir: Path | None) -> RunConfig:
     Raises:
         GlmDistError: It would not work.
     """
-    return finetune.configure(overrides, config_dir=config_dir).config
+    prepared = finetune.configure(overrides, config_dir=config_dir)
+    check_files(prepared.config, read_data=prepared.facts)
+    return prepared.config

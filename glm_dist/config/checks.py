@@ -56,7 +56,8 @@ def check_config(
     _check_compile(config)
     check_intervals(config)
     _check_tasks(config)
-    trainable_names(config)  # checks the patterns
+    if config.optimizer.trainable:  # the list of names is as long as the model has layers
+        trainable_names(config)
     check_task(config)
     if world_size is not None:
         replicas: int | None = config.data_parallel_size(world_size)

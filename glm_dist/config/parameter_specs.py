@@ -23,6 +23,9 @@ WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 CLASSIFIER = "classifier."
 """Prefix of the classification head, which belongs to one task."""
 
+PROMPT = "embedding.prompt."
+"""Beginning of the names of a prompt's parameters."""
+
 
 class RowPiece(NamedTuple):
     """Consecutive local rows (dim 0) and their position in the whole parameter."""
@@ -224,7 +227,7 @@ def prompt_specs(model: ModelConfig) -> tuple[ParameterSpec, ...]:
         shapes |= {"mlp.2.weight": (h, h), "mlp.2.bias": (h,)}
     return tuple(
         ParameterSpec(
-            f"embedding.prompt.{name}",
+            PROMPT + name,
             shape,
             _prompt_initial(name, model),
             decays=len(shape) == 2,

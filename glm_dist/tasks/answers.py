@@ -34,7 +34,9 @@ def answer(model: TrainedModel, data: TaskData, records: Sequence[Record]) -> li
     data = with_records(data, records)
     held_out = HeldOut(data, Split.test)
     if data.config.task.kind in (TaskKind.seq2seq, TaskKind.infill):
-        return [{"answer": text} for text in write_answers(model, held_out)]
+        texts = write_answers(model, held_out)
+        assert texts is not None, "nothing stops it"
+        return [{"answer": text} for text in texts]
     scores = predict_examples(
         replace(model, task=loss_of(data)),
         held_out.rows,
@@ -42,7 +44,7 @@ def answer(model: TrainedModel, data: TaskData, records: Sequence[Record]) -> li
         micro_batch_size=min(data.config.batch.micro_batch_size, len(held_out)),
         device=next(model.model.parameters()).device,
     )
-    assert scores is not None  # nothing stops it
+    assert scores is not None, "nothing stops it"
     return [_chosen(data, held_out, n, scores[n]) for n in range(len(held_out))]
 
 

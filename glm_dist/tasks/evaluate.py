@@ -226,8 +226,24 @@ def over_examples(
     examples: Sequence[Item],
     work: Callable[[Sequence[Item]], Iterable[Outcome]],
 ) -> list[Outcome]:
-    """Work on examples, a part at a time, each replica on its share. Collective over all ranks."""
-    found: list[Outcome] = []
+    """Work on examples, a part at a time, each replica on its share. Collective over all ranks.
+
+    Args:
+        model: Its replicas work.
+        examples: The same on all ranks. [n]
+        work: Gives an outcome for each example, in order; collective over a replica.
+
+    Returns:
+        Outcomes of all examples, in order, on every rank. [n]
+    """
+    return [each for part in outcomes_by_part(model, examples, work) for each in part]
+
+
+def outcomes_by_part(
+    model: TrainedModel,
+    examples: Sequence[Item],
+    work: Callable[[Sequence[Item]], Iterable[Outcome]],
+) -> Iterator[list[Outcome]]:
+    """Yield what ``over_examples`` returns in parts, between which all ranks may vote on a stop."""
     for begin in range(0, len(examples), EXAMPLES_AT_A_TIME):
-        found += model.over_replicas(examples[begin : begin + EXAMPLES_AT_A_TIME], work)
-    return found
+        yield model.over_replicas(examples[begin : begin + EXAMPLES_AT_A_TIME], work)

@@ -16,7 +16,7 @@ from glm_dist.generate.sampling import BeamSearch, GenerationOptions, Sampling
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.choice_loss import MISSING_SCORE, choice_loss
 from glm_dist.parallel.groups import ParallelGroups
-from glm_dist.tasks.evaluate import over_examples
+from glm_dist.tasks.evaluate import outcomes_by_part
 from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.outcome import Outcome, choice_outcome, expanded, text_outcome
 from glm_dist.tasks.readers.records import Split
@@ -171,19 +171,22 @@ def _measure_texts(
         return None
     loss = losses.get(ANSWER, math.nan)
     names = expanded(config.task.used_metrics)
-    examples = [held_out.example(index) for index in range(len(held_out))]
-    if not names:
-        return text_outcome([], [], [], loss=loss)
-    answers = write_answers(writer, held_out)
-    return text_outcome([_without_prompts(each) for each in examples], answers, names, loss=loss)
+    answers = write_answers(writer, held_out, stops=stops)
+    if answers is None:
+        return None
+    examples = [_without_prompts(held_out.example(index)) for index in range(len(held_out))]
+    return text_outcome(examples, answers, names, loss=loss)
 
 
-def write_answers(model: TrainedModel, held_out: HeldOut) -> list[str]:
+def write_answers(
+    model: TrainedModel, held_out: HeldOut, *, stops: Callable[[], bool] = lambda: False
+) -> list[str] | None:
     """Write the answers of all examples of a split. Collective over all ranks.
 
     Args:
         model: Writes.
         held_out: Examples of a task that writes answers.
+        stops: Asked between parts of the examples, on all ranks alike; if true, there is no result.
     """
     options = decoding_options(held_out.data)
     size = held_out.data.config.batch.micro_batch_size
@@ -194,7 +197,12 @@ def write_answers(model: TrainedModel, held_out: HeldOut) -> list[str]:
             batch = share[begin : begin + size]
             yield from map(_written, batch, model.write(batch, options))
 
-    return over_examples(model, prompts, work)
+    answers: list[str] = []
+    for part in outcomes_by_part(model, prompts, work):
+        answers += part
+        if len(answers) < len(prompts) and stops():
+            return None
+    return answers
 
 
 def _written(prompt: Prompt, answers: Sequence[str]) -> str:

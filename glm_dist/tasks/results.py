@@ -80,7 +80,10 @@ def show_results(results: Results, console: Console) -> None:
         results: Of the run.
         console: Where it goes.
     """
+    is_same = results.best is not None and results.best.step == results.last.step
     measured = {"best": results.best, "last": results.last}
+    if is_same:
+        measured = {"best, last": results.best}
     rows = [
         (f"{results.task} {split.value}", f"{name}, step {each.step}", outcome)
         for name, each in measured.items()

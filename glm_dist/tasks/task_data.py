@@ -161,7 +161,8 @@ def read_task_data(
     every = [record for found in records.values() for record in found]
     for record in every:
         prompts.check(record)
-    return TaskData(config, tokenizer, prompts, records, prompts.num_questions(every))
+    count = prompts.num_questions(every) if every else 1
+    return TaskData(config, tokenizer, prompts, records, count)
 
 
 def _hash(records: Sequence[Record]) -> str:

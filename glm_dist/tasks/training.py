@@ -35,14 +35,10 @@ class TrainingBenchmarks:
         Returns:
             Metrics by ``<file>/<metric>``, equal on every rank.
         """
-        model = TrainedModel(
-            engine.model.eval(), self._tokenizer, self._config, step, engine.groups
-        )
+        model = TrainedModel(engine.model, self._tokenizer, self._config, step, engine.groups)
         settings = Settings(batch_size=self._config.batch.micro_batch_size)
-        try:
+        with engine.evaluating():
             results = [evaluate(model, examples, settings) for examples in self._benchmarks]
-        finally:
-            engine.model.train()
         return {
             f"{Path(result.task).name}/{name}": mean.value
             for result in results

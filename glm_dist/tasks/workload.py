@@ -93,19 +93,10 @@ class TaskWorkload:
             The outcome, equal on all ranks; None after a stop.
         """
         model = TrainedModel(
-            engine.model.eval(), self._data.tokenizer, self._config, step, engine.groups, self.task
+            engine.model, self._data.tokenizer, self._config, step, engine.groups, self.task
         )
-        try:
-            return measure(
-                engine,
-                model,
-                self._data,
-                split,
-                device=device,
-                stops=stops,
-            )
-        finally:
-            engine.model.train()
+        with engine.evaluating():
+            return measure(engine, model, self._data, split, device=device, stops=stops)
 
     def finish(
         self,

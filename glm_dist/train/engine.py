@@ -9,7 +9,8 @@ Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of 
 loss scales; nothing else divides.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -100,6 +101,16 @@ class TrainingEngine:
         self.zero.reduce_gradients()
         return losses
 
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model into evaluation mode; afterwards it is in the mode that it was in."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
     @torch.no_grad()
     def evaluate(self, batches: Sequence[StageBatch]) -> list[TaskLoss]:
         """Compute losses without dropout and gradients.
@@ -110,13 +121,10 @@ class TrainingEngine:
         Returns:
             Loss of each micro-batch on the last stage; empty elsewhere.
         """
-        self.model.eval()
-        if self.zero.reduces_in_backward:
-            losses = [TaskLoss(*self._loss_module(batch)) for batch in batches]
-        else:
-            losses = run_task(self.model, self.task, batches, groups=self.groups)
-        self.model.train()
-        return losses
+        with self.evaluating():
+            if self.zero.reduces_in_backward:
+                return [TaskLoss(*self._loss_module(batch)) for batch in batches]
+            return run_task(self.model, self.task, batches, groups=self.groups)
 
     @torch.no_grad()
     def predict(self, batches: Sequence[StageBatch]) -> list[torch.Tensor]:
@@ -128,14 +136,11 @@ class TrainingEngine:
         Returns:
             Scores [e, c] of each micro-batch on the last stage; empty elsewhere.
         """
-        self.model.eval()
-        if self.zero.reduces_in_backward:
-            scores = [self._loss_module(batch, rates=True) for batch in batches]
-        else:
+        with self.evaluating():
+            if self.zero.reduces_in_backward:
+                return [self._loss_module(batch, rates=True) for batch in batches]
             task = cast(ScoringTask, self.task)
-            scores = run_scores(self.model, task, batches, groups=self.groups)
-        self.model.train()
-        return scores
+            return run_scores(self.model, task, batches, groups=self.groups)
 
     def _sum_shared_gradients(self) -> None:
         """Sum partial gradients within a replica, before they are averaged over replicas."""

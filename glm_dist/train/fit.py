@@ -11,7 +11,7 @@ from pathlib import Path
 
 from glm_dist.checkpoint.manifest import WEIGHTS, Manifest
 from glm_dist.config.load import load_config_file
-from glm_dist.config.parameter_specs import CLASSIFIER, ParameterSpec, parameter_specs
+from glm_dist.config.parameter_specs import CLASSIFIER, PROMPT, ParameterSpec, parameter_specs
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError
 
@@ -29,7 +29,7 @@ class Fit:
     new: tuple[str, ...]
     """Drawn: the parts that finetuning adds."""
     unused: tuple[str, ...]
-    """Saved, but not in the model: the head of another task."""
+    """Saved, but not in the model: head and prompt of another task."""
 
 
 def fit_weights(saved: Mapping[str, Shape], specs: Iterable[ParameterSpec], *, origin: Path) -> Fit:
@@ -45,7 +45,7 @@ def fit_weights(saved: Mapping[str, Shape], specs: Iterable[ParameterSpec], *, o
     """
     wanted = {spec.name: spec for spec in specs}
     common = [name for name in sorted(wanted) if name in saved]
-    replaced = {n for n in common if _is_head(n) and saved[n] != wanted[n].shape}
+    replaced = {n for n in common if _is_of_one_task(n) and saved[n] != wanted[n].shape}
     loaded = [name for name in common if name not in replaced]
     grown = [name for name in loaded if is_grown(name, saved[name], wanted[name].shape)]
     new = sorted((wanted.keys() - saved.keys()) | replaced)
@@ -56,7 +56,9 @@ def fit_weights(saved: Mapping[str, Shape], specs: Iterable[ParameterSpec], *, o
         if name not in grown and saved[name] != wanted[name].shape
     ]
     problems += [f"{name}: not saved" for name in new if not wanted[name].is_added]
-    problems += [f"{name}: saved, but not in this model" for name in unused if not _is_head(name)]
+    problems += [
+        f"{name}: saved, but not in this model" for name in unused if not _is_of_one_task(name)
+    ]
     if problems:
         raise _does_not_fit(origin, problems, has_lora=any(".lora_" in name for name in unused))
     return Fit(tuple(loaded), tuple(grown), tuple(new), tuple(unused))
@@ -101,9 +103,9 @@ def _specs(config: RunConfig) -> tuple[ParameterSpec, ...]:
     return parameter_specs(config.model, config.padded_vocab_size)
 
 
-def _is_head(name: str) -> bool:
-    """Return True for weights of a classifier, which belongs to one task."""
-    return name.startswith(CLASSIFIER)
+def _is_of_one_task(name: str) -> bool:
+    """Return True for weights of a classifier or a prompt."""
+    return name.startswith((CLASSIFIER, PROMPT))
 
 
 def _does_not_fit(origin: Path, problems: Sequence[str], *, has_lora: bool) -> CheckpointError:

@@ -55,7 +55,8 @@ def evaluated(folder: Path, run: str) -> Any:
     return json.loads(out.read_text())
 
 
-@pytest.mark.parametrize("layout", ["tp2", pytest.param("pp2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["tp2", "pp2"])
 def test_every_layout_gives_the_scores_of_one_process(folder: Path, layout: str) -> None:
     command = typed(folder, "choices", layout, f"parallel={layout}", *ADAPTED)
     for done in with_ranks(command, 2):

@@ -181,6 +181,34 @@ def test_corpora_of_a_finetuned_run_are_not_looked_for(
     assert "task.kind=cloze learns from examples, so this run has no rows of corpora" in done.stderr
 
 
+def test_new_examples_are_answered_without_labels(folder: Path, finetuned: str) -> None:
+    lines = ['{"text": "w40", "choices": ["w50", "w60 w61"]}', '{"choices": ["w50"]}']
+    done = glm_dist_command("generate", str(folder / "runs" / "single"), "--task", "own", *lines)
+    assert done.returncode == 2
+    assert "no field 'text'" in done.stderr
+    (answer,) = map(json.loads, done.stdout.splitlines())
+    scores = answer["scores"]
+    assert list(scores) == ["w50", "w60 w61"]
+    assert answer["answer"] == max(scores, key=scores.__getitem__)
+
+
+def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path) -> None:
+    more = ["task.kind=classify", "task.answers={a: w7, b: w8, c: w9}", "task.data.label=class"]
+    more += ["task.data.test=null", "task.metrics=[accuracy]", "task.max_length=64"]
+    for split in ("train", "valid"):
+        file = folder / f"{split}.jsonl"
+        records = [json.loads(line) for line in file.read_text().splitlines()]
+        classed = [{**r, "class": "abc"[n % 3]} for n, r in enumerate(records)]
+        (folder / f"classed_{split}.jsonl").write_text("\n".join(map(json.dumps, classed)))
+        more.append(f"task.data.{split}={folder}/classed_{split}.jsonl")
+    typed_in = typed(folder, "written", "classes", "parallel=single", "run.steps=2", *more)
+    done = glm_dist_command("finetune", *typed_in)
+    assert done.returncode == 0, done.stderr
+    found = predictions_of(folder, "classes")
+    assert [each["label"] for each in found] == [n % 3 for n in range(SIZES["valid"])]
+    assert {len(each["scores"]) for each in found} == {3}
+
+
 def test_answers_are_written_and_compared(folder: Path) -> None:
     done = glm_dist_command("finetune", *typed(folder, "written", "written", "parallel=single"))
     assert done.returncode == 0, done.stderr

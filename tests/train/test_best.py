@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from glm_dist.checkpoint.best import Best, read_best, write_best
 from glm_dist.checkpoint.folders import list_steps, step_name
 from glm_dist.checkpoint.load import choose_checkpoint
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.checkpoint.remote import open_store
 from glm_dist.checkpoint.retention import Upkeep
 from glm_dist.config.load import load_config
 from glm_dist.errors import CheckpointError, ConfigError
@@ -20,6 +22,7 @@ from glm_dist.observe.metrics_file import METRICS_FILE, read_records
 from glm_dist.observe.sinks import SinkGroup
 from glm_dist.train.best import BEST, BestTracker
 from glm_dist.train.workload import Selection
+from tests.checkpoint.stores import new_url
 from tests.ranks import run_programs
 from tests.tasks.test_finetune import CHOICES, record, typed, write_task
 from tests.train.jobs import (
@@ -263,6 +266,22 @@ def test_a_validation_that_a_stop_cut_short_is_made_up_for(tmp_path: Path) -> No
 
     assert read_best(run / "checkpoints") == Best(PEAK, METRIC, 0.0)
     assert PEAK in steps_of(run)
+
+
+def test_a_store_keeps_the_best_and_gives_it_back(tmp_path: Path) -> None:
+    url = new_url(tmp_path / "store")
+    # Without a save behind training no upload is overtaken by the next one.
+    more = [f"checkpoint.url={url}", "checkpoint.background=false"]
+    overrides = overrides_of(tmp_path, "run.name=lost", *more)
+    run = tmp_path / "runs" / "lost"
+    train([*overrides, "run.steps=10"])
+    shutil.rmtree(run)
+
+    train(overrides)
+
+    assert steps_of(run) == [14, 12, PEAK]
+    assert read_best(run / "checkpoints") == Best(PEAK, METRIC, 0.0)
+    assert open_store(url, "lost").steps()[0] == [14, 12, PEAK]
 
 
 def test_a_run_without_improvement_is_finished_early(tmp_path: Path) -> None:

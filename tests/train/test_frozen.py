@@ -20,10 +20,11 @@ LORA = {"architecture": ("lora",)}
 LAST = {"trainable": ("*layers.3.*",)}
 PLAIN = [Case(dp=2, zero=zero, micro_batch=8, **LORA) for zero in (0, 1, 2, 3)]
 CASES = [
-    *PLAIN,
+    PLAIN[1],
+    PLAIN[3],
     Case(dp=2, zero=3, micro_batch=8, offload=True, dtype="bf16", **PROMPT),
     Case(tp=2, zero=1, micro_batch=8, dtype="bf16", **PROMPT),
-    Case(pp=2, zero=0, micro_batch=8, **LAST),
+    Case(pp=2, zero=0, micro_batch=8, **LORA),
     Case(pp=2, zero=1, micro_batch=8, dtype="bf16", **LAST),
     Case(pp=2, zero=1, micro_batch=8, dtype="fp16", **PROMPT),
     Case(dp=2, zero=2, micro_batch=8, dtype="fp16", offload=True, **LORA),
@@ -63,6 +64,9 @@ def stop_and_resume(cases: list[Case], folder: Path) -> list[Result]:
         info = find_checkpoint(own)
         assert info is not None
         again = build_engine(case)
+        for shard in again.shards:
+            if not shard.is_trained:  # the seed's values are those that were saved
+                getattr(shard.parameter, "ds_tensor", shard.parameter).data.fill_(7.0)
         assert restore_state(again, info) == STOP
         resumed = Trace(*run_steps(again, case, range(STOP, END)), whole_weights(again))
         saved = {name: record.dtype for name, record in info.manifest.tensors.items()}

@@ -31,14 +31,17 @@ def predict(cases: list[Case], rounds_before_stop: int = 100) -> list[np.ndarray
             countdown[0] -= 1
             return countdown[0] < 0
 
-        scores = predict_examples(
-            engine,
-            ToyItems(500).rows,
-            num_examples=NUM_VALIDATION,
-            micro_batch_size=case.micro_batch,
-            device=device,
-            stops=stops,
-        )
+        with engine.evaluating():
+            scores = predict_examples(
+                engine,
+                ToyItems(500).rows,
+                num_examples=NUM_VALIDATION,
+                micro_batch_size=case.micro_batch,
+                device=device,
+                stops=stops,
+            )
+            assert not engine.model.training  # or answers written next would have dropout
+        assert engine.model.training
         found.append(None if scores is None else scores.numpy())
     return found
 

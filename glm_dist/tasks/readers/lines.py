@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from glm_dist.data.prepare.encoding import LOOKED_AT, check_encoding
 from glm_dist.data.prepare.inputs import COMPRESSIONS
 from glm_dist.errors import DataError
 from glm_dist.files import is_file
+
+log = logging.getLogger(__name__)
 
 
 def json_objects(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -139,20 +142,27 @@ def named_rows(
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Give the cells of rows their names.
 
+    Rows that break off are left out, with a warning: the published QQP has some.
+
     Args:
         rows: Places and cells.
         names: Of the columns; None: the first row has them.
 
     Raises:
-        DataError: A row has another number of cells than there are names.
+        DataError: A row has more cells than there are names.
     """
+    short: list[str] = []
     for where, row in rows:
         if names is None:
             names = row
-            continue
-        if len(row) != len(names):
+        elif len(row) > len(names):
             raise no_example(where, f"has {len(row)} cells, and there are {len(names)} columns")
-        yield where, dict(zip(names, row, strict=True))
+        elif len(row) < len(names):
+            short.append(where)
+        else:
+            yield where, dict(zip(names, row, strict=True))
+    if short:
+        log.warning("left out %d rows that lack columns, the first one %s", len(short), short[0])
 
 
 def check_content(file: Path, *, is_json: bool) -> None:

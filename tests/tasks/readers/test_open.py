@@ -149,6 +149,16 @@ def test_tables_are_read_with_and_without_names(tmp_path: Path, words: Tokenizer
     assert (asked.fields["question"], asked.fields["answer"]) == ("Why? More", "So there")
 
 
+def test_rows_that_break_off_are_left_out_with_a_warning(
+    tmp_path: Path, words: Tokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = "sentence\tlabel\nx\ny\t1\nz\n"
+    (kept,) = read(table, "glue_sentence", tmp_path, words)
+    assert kept.fields["sentence"] == "y"
+    (message,) = caplog.messages
+    assert message == f"left out 2 rows that lack columns, the first one {tmp_path}/x.jsonl:2"
+
+
 def test_clue_marks_the_noun_and_the_pronoun(tmp_path: Path, words: Tokenizer) -> None:
     target = {"span1_text": "小明", "span1_index": 0, "span2_text": "他", "span2_index": 4}
     (found,) = read(
@@ -247,7 +257,7 @@ BAD: dict[str, tuple[str, str | bytes]] = {
     "no pronoun": ("wsc", lines({**WSC, "text": "Mark told"})),
     "no candidates": ("wsc", lines({**WSC, "candidates": []})),
     "no placeholder": ("record", lines({**RECORD, "qas": [{"query": "who"}]})),
-    "cells": ("glue_sentence", "sentence\tlabel\nx\n"),
+    "cells": ("glue_sentence", "sentence\tlabel\nx\t1\t2\n"),
     "column": ("glue_sentence", "text\tlabel\nx\t1\n"),
     "cells of CSV": ("yelp", '"1"\n'),
     "open cell": ("yelp", '"1","x\n'),
