@@ -8,8 +8,6 @@ from glm_dist.tasks.choice_metrics import PER_EXAMPLE, Chosen, measure
 from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu
 from glm_dist.tasks.task_prompts import TaskExample
 
-ROUGE = ("rouge_1", "rouge_2", "rouge_l")
-
 
 @dataclass(frozen=True)
 class Prediction:
@@ -77,7 +75,6 @@ def text_outcome(
         names: Metrics.
         loss: See ``Outcome``.
     """
-    names = expanded(names)
     values = [
         {
             name: _against_all(PER_ANSWER[name], answer, example)
@@ -102,9 +99,3 @@ def text_outcome(
 def _against_all(compare: Callable[[str, str], float], answer: str, example: TaskExample) -> float:
     best = max(compare(answer, each) for each in example.references)
     return best if example.is_right else 1 - best
-
-
-def expanded(names: Sequence[str]) -> list[str]:
-    """Replace rouge by its three metrics; each metric is named once."""
-    every = [each for name in names for each in (ROUGE if name == "rouge" else (name,))]
-    return list(dict.fromkeys(every))

@@ -148,15 +148,14 @@ def read_task_data(
 
     Raises:
         DataError: A file is missing, or an example cannot be used; the line is named.
-        ConfigError: The task names no file.
+        ConfigError: The reader is unknown, or answers have other tokens than the task needs.
     """
     task = config.task
-    files = {
-        Split.train: task.data.train,
-        Split.valid: task.data.valid,
-        Split.test: task.data.test,
+    records = {
+        split: read_records(task, split, tokenizer)
+        for split in splits
+        if getattr(task.data, split.value)
     }
-    records = {split: read_records(task, split, tokenizer) for split in splits if files[split]}
     prompts = TaskPrompts(config, tokenizer)
     every = [record for found in records.values() for record in found]
     for record in every:

@@ -22,7 +22,7 @@ from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
 from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.measure import measure
-from glm_dist.tasks.outcome import Outcome, expanded
+from glm_dist.tasks.outcome import Outcome
 from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.results import Measurement, Results, show_results, write_results
 from glm_dist.tasks.task_data import TaskData
@@ -189,8 +189,7 @@ def load_weights(engine: TrainingEngine, checkpoint: Path) -> None:
 
 def selection_of(config: RunConfig) -> Selection:
     """Return the metric that chooses the best checkpoint."""
-    task = config.task
-    name = task.select or expanded(task.used_metrics)[0]
+    name = config.task.selecting_metric
     return Selection(VALID + name, larger_is_better=name != LOSS)
 
 

@@ -77,7 +77,7 @@ class Comparison:
 
     @property
     def settings(self) -> CompareConfig:
-        """What is compared."""
+        """The section ``compare``: objectives, tasks and seeds."""
         return self.config.compare
 
     @property

@@ -7,6 +7,7 @@ works on it, and goes with its process.
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -85,7 +86,8 @@ class _Worker:
             if number is None:
                 return EXIT_FINISHED
             if number == NONE_YET:
-                return EXIT_STOPPED if self._member.listener.wait(WAIT_SECONDS) else None
+                self._member.listener.wait(WAIT_SECONDS)
+                return EXIT_STOPPED if self._stops() else None
             status = self._do(self._jobs[number])
         finally:
             if lock is not None:
@@ -130,7 +132,6 @@ class _Worker:
         config_dir = self._comparison.config_dir
         with ranks.raise_on_all_ranks("prepare a run", job.name):
             config = load_config(job.overrides, config_dir=config_dir)
-            config.compare = CompareConfig()
             check_config(config, world_size=self._member.launch.world_size)
             # Seeds, and random weights, differ from a run before in nothing that examples see; the
             # blanks of infill are drawn by the seed.
@@ -138,8 +139,8 @@ class _Worker:
             if config.task.kind is TaskKind.infill:
                 known = None
             prepared = finetune.complete(config, job.overrides, config_dir=config_dir, known=known)
-            config = prepared.config
-            config.compare = CompareConfig()
+            # A run is the same whatever it is compared with.
+            config = replace(prepared.config, compare=CompareConfig())
             check_files(config, asks_store=ranks.rank == 0, read_data=prepared.facts)
         if prepared.data is None:
             return config, open_pretraining
@@ -160,6 +161,7 @@ class _Worker:
         return EXIT_FINISHED
 
     def _stops(self) -> bool:
+        """Vote on a stop; nobody hangs meanwhile, so the watchdog's deadline begins again."""
         self._member.process.progress.restart()
         return any(Ranks(None).gather(self._member.listener.code))
 
