@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glm_dist.cli.finetune import configure
+from glm_dist.cli.train import configure
 from glm_dist.errors import ConfigError, DataError, GlmDistError
 from glm_dist.tasks.results import PREDICTIONS, RESULTS_FILE
 from tests.messages import Says

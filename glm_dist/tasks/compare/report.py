@@ -19,7 +19,7 @@ from glm_dist.config.compare import RANDOM
 from glm_dist.config.load import load_config_file
 from glm_dist.errors import DataError
 from glm_dist.observe.metrics import VALID_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, read_records
+from glm_dist.observe.metrics_file import METRICS_FILE, last_validation
 from glm_dist.observe.run_folder import CONFIG_FILE
 from glm_dist.tasks.compare.budget import Budget, count_budget
 from glm_dist.tasks.compare.cost import read_cost
@@ -159,12 +159,7 @@ def _difference(values: Values, others: Values) -> Interval:
 
 
 def _pretrained(job: Job) -> Pretrained:
-    losses: dict[str, float] = {}
-    for record in read_records(job.folder / METRICS_FILE):
-        found = {
-            k.removeprefix(VALID_LOSS): v for k, v in record.items() if k.startswith(VALID_LOSS)
-        }
-        losses = found or losses
+    last = last_validation(job.folder / METRICS_FILE)
     words = job.folder / LAST_WORDS_FILE
     cost = read_cost(job.folder)
     return Pretrained(
@@ -172,7 +167,11 @@ def _pretrained(job: Job) -> Pretrained:
         budget=count_budget(load_config_file(job.folder / CONFIG_FILE)),
         seconds=cost.seconds,
         core_seconds=cost.core_seconds,
-        losses=losses,
+        losses={
+            name.removeprefix(VALID_LOSS): loss
+            for name, loss in last.items()
+            if name.startswith(VALID_LOSS)
+        },
         words=read_scores(words) if words.exists() else None,
     )
 
