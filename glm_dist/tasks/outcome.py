@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from glm_dist.tasks.choice_metrics import PER_EXAMPLE, Chosen, measure
-from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu
+from glm_dist.tasks.intervals import Interval, mean_over_examples
+from glm_dist.tasks.metrics import PER_ANSWER, bleu
 from glm_dist.tasks.task_prompts import TaskExample
 
 
@@ -27,7 +28,7 @@ class Prediction:
 class Outcome:
     """Metrics and predictions."""
 
-    metrics: dict[str, Mean]
+    metrics: dict[str, Interval]
     predictions: list[Prediction]
     """One for each example, in the order of the file."""
     loss: float = math.nan
@@ -84,9 +85,9 @@ def text_outcome(
         for example, answer in zip(examples, answers, strict=True)
     ]
     metrics = {
-        name: Mean.of([each[name] for each in values])
+        name: mean_over_examples([each[name] for each in values])
         if name in PER_ANSWER
-        else Mean(bleu(answers, [each.references for each in examples]), math.nan, math.nan)
+        else Interval.point(bleu(answers, [each.references for each in examples]))
         for name in names
     }
     predictions = [

@@ -36,8 +36,8 @@ class TaskData:
     prompts: TaskPrompts
     records: Mapping[Split, Sequence[Record]]
     """Splits without a file are left out."""
-    num_questions: int
-    """Prompts with an answer of the example that has most: its rows."""
+    rows_per_example: int
+    """Prompts with an answer of the example that has most; the others are filled up."""
 
     @cached_property
     def part_b(self) -> PartB:
@@ -48,11 +48,6 @@ class TaskData:
     def first(self) -> Record:
         """First example of training or, in an evaluation, of what is evaluated."""
         return next(iter(self.records.values()))[0]
-
-    @property
-    def rows_per_example(self) -> int:
-        """Rows of one example."""
-        return self.num_questions
 
     def example(self, record: Record, *, draw: int = 0) -> TaskExample:
         """Make prompts and answers of an example.

@@ -37,13 +37,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """One first weights on one task."""
+    """One choice of initial weights on one task."""
 
     first: str
     task: str
     accuracy: Interval
     differences: Mapping[str, Interval]
-    """Paired differences to other first weights, by their name."""
+    """Paired differences to other initial weights, by their name."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Report:
     """Outcome of a comparison."""
 
     reference: str
-    """First weights that the others are compared with, besides random ones."""
+    """Initial weights that the others are compared with, besides random ones."""
     num_seeds: int
     num_examples: Mapping[str, int]
     """Examples of validation, by task."""
     cells: Sequence[Cell]
     pretrained: Sequence[Pretrained]
     finetuning_core_seconds: Mapping[str, float]
-    """By first weights."""
+    """By initial weights."""
 
     def markdown(self) -> str:
         """Write the report as Markdown."""
@@ -178,8 +178,8 @@ def _pretrained(job: Job) -> Pretrained:
 
 def _accuracies(report: Report) -> Iterator[str]:
     seeds = f"{report.num_seeds} seed{'s' if report.num_seeds > 1 else ''}"
-    yield f"| task (examples, {seeds}) | first weights | accuracy | less {RANDOM} |" + (
-        f" less {report.reference} |"
+    yield f"| task (examples, {seeds}) | initial weights | accuracy | minus {RANDOM} |" + (
+        f" minus {report.reference} |"
     )
     yield "| --- | --- | --- | --- | --- |"
     for cell in report.cells:
