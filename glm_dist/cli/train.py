@@ -18,6 +18,7 @@ from glm_dist.cli.arguments import options_of_groups
 from glm_dist.cli.once import print_once
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
+    LaunchEnvironment,
     accelerator_is_visible,
     hide_gpus_if_asked,
     read_launch_environment,
@@ -26,8 +27,8 @@ from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
-from glm_dist.tasks.examples import read_benchmarks
-from glm_dist.tasks.finetune import complete
+from glm_dist.tasks.examples import Examples, read_benchmarks
+from glm_dist.tasks.finetune import Finetuning, complete
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.preflight import check_files
 
@@ -108,15 +109,26 @@ def run(arguments: argparse.Namespace, *, needs_task: bool = False) -> int:
         reason = describe(listener.code)
         sys.stderr.write(f"stopped before training; nothing to save reason={reason}\n")
         return EXIT_STOPPED
+    return _train(prepared, launch, examples, listener=listener)
+
+
+def _train(
+    prepared: Finetuning,
+    launch: LaunchEnvironment,
+    examples: Sequence[Examples],
+    *,
+    listener: StopListener | None,
+) -> int:
+    """Train in this process; loads torch."""
     # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     job = import_module("glm_dist.train.job")
     benchmarks = None
     if examples:
         tool = import_module("glm_dist.tasks.training")
-        benchmarks = tool.TrainingBenchmarks(config, examples)
+        benchmarks = tool.TrainingBenchmarks(prepared.config, examples)
     status: int = job.run(
-        config,
+        prepared.config,
         launch,
         workload=workload_of(prepared.data),
         benchmarks=benchmarks,
