@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from glm_dist.tasks.intervals import Interval, over_examples
+from glm_dist.tasks.intervals import Interval, mean_over_examples
 
 WORD = re.compile(r"\w+|[^\w\s]")
 NO_TEXT = ("id", "source")
@@ -89,10 +87,8 @@ def _example(record: dict[str, Any], fields: Sequence[str]) -> Example:
 
 def accuracy(answers: Sequence[str], examples: Sequence[Example]) -> Interval:
     """Share of right answers, with its 95 % interval over the examples."""
-    right = np.array(
-        [guess == example.answer for guess, example in zip(answers, examples, strict=True)], float
-    )
-    return over_examples(lambda chosen: right[chosen].mean(axis=1), len(right))
+    pairs = zip(answers, examples, strict=True)
+    return mean_over_examples([float(guess == example.answer) for guess, example in pairs])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Whatever needs random numbers derives them from the seed of the run and the names of what they are
 for, so nothing depends on the order in which they are drawn. These functions may never change:
-rows, dropout masks and first weights follow from them.
+rows, dropout masks and initial weights follow from them.
 """
 
 import hashlib

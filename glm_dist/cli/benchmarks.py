@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load_config_file(arguments.run / CONFIG_FILE)
     check_writes(config.corruption, run=str(arguments.run))
     tasks = [
-        read_examples(file, pattern=arguments.pattern, limit=arguments.limit)
+        read_examples(Path(file), pattern=arguments.pattern, limit=arguments.limit)
         for file in arguments.tasks
     ]
     harness, chosen = None, []

@@ -34,7 +34,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "tasks",
         nargs="*",
-        type=Path,
         help="files of examples (JSON lines), or values of a task (task.<key>=<value>); none: the"
         " task of a finetuned run, otherwise losses",
     )
@@ -110,7 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _asks_for_own_task(arguments: argparse.Namespace) -> bool:
     """Return True if a finetuned run is named and nothing else to measure."""
-    others = [each for each in arguments.tasks if not task_evaluation.is_override(str(each))]
+    others = [each for each in arguments.tasks if not task_evaluation.is_override(each)]
     is_elsewhere = others or arguments.harness is not None or arguments.corpus
     return not is_elsewhere and has_own_task(arguments.run)
 

@@ -10,14 +10,8 @@ processes; glm-dist check says before whether it would work.
 """
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
 
 from glm_dist.cli import train
-from glm_dist.config.schema import RunConfig
-from glm_dist.errors import ConfigError
-from glm_dist.tasks import finetune
-from glm_dist.train.preflight import check_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,28 +29,6 @@ def run(arguments: argparse.Namespace) -> int:
         ConfigError: No task is chosen.
         LaunchError: The variables of the launcher contradict each other.
     """
-    chosen = [text for text in arguments.overrides if text.startswith(("task=", "experiment="))]
-    if not chosen:
-        raise ConfigError(
-            "glm-dist finetune needs a task.\n"
-            "  Set task=<option of conf/task> or task=<file>.yaml; see docs/finetuning.md.",
-            key="task",
-            value=None,
-            fix="task=<file>.yaml",
-        )
-    return train.run(arguments)
-
-
-def configure(overrides: Sequence[str], config_dir: Path | None) -> RunConfig:
-    """Compose and check a finetuning without torch and without a GPU.
-
-    Args:
-        overrides: As typed.
-        config_dir: Folder of the groups; None: conf/.
-
-    Raises:
-        GlmDistError: It would not work.
-    """
-    prepared = finetune.configure(overrides, config_dir=config_dir)
-    check_files(prepared.config, read_data=prepared.facts)
-    return prepared.config
+    if not any(text.startswith(("task=", "experiment=")) for text in arguments.overrides):
+        raise train.no_task()  # else other keys that are missing would be named first
+    return train.run(arguments, needs_task=True)

@@ -11,21 +11,21 @@ stopped on request.
 """
 
 import argparse
-import importlib
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
+from glm_dist.cli import train
 from glm_dist.cli.arguments import refuse_given, whole_number
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import accelerator_is_visible, read_launch_environment
 from glm_dist.config.load import config_groups, default_config_dir
-from glm_dist.config.schema import RunConfig
+from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.errors import (
     EXIT_BUG,
     EXIT_FINISHED,
@@ -181,29 +181,28 @@ def _planned(points: Sequence[Point], arguments: argparse.Namespace) -> list[_Pl
     Raises:
         GlmDistError: One would not work; the message names it.
     """
-    configure: Callable[[Sequence[str], Path | None], RunConfig] = importlib.import_module(
-        f"glm_dist.cli.{arguments.program}"
-    ).configure
     is_alone = not arguments.launcher and not arguments.slurm
     options = [] if arguments.config_dir is None else ["--config-dir", str(arguments.config_dir)]
     planned = []
     for point in points:
         try:
-            config = configure(point.overrides, arguments.config_dir)
+            config = train.configure(point.overrides, arguments.config_dir)
+            if arguments.program == "finetune" and not _has_results(config):
+                raise train.no_task()
             check_config(
                 config,
                 world_size=1 if is_alone else None,
                 has_accelerator=not is_alone or accelerator_is_visible(os.environ),
             )
-            if arguments.program == "train":
+            if not _has_results(config):
                 check_validates(config)
             if has_begun(config):
                 check_same_config(config, newest="its newest checkpoint", rows_read=0)
         except GlmDistError as error:
             raise _in_point(error, point) from error
         each = _Planned(point, config, (arguments.program, *point.overrides, *options))
-        if is_finished(config, needs_results=_has_results(arguments)):
-            _read(each, arguments)
+        if is_finished(config, needs_results=_has_results(config)):
+            _read(each)
         planned.append(each)
     return planned
 
@@ -213,14 +212,16 @@ def _in_point(error: GlmDistError, point: Point) -> ConfigError:
     return ConfigError(message, key=error.key, value=error.value, fix=error.fix)
 
 
-def _has_results(arguments: argparse.Namespace) -> bool:
-    return bool(arguments.program == "finetune")
+def _has_results(config: RunConfig) -> bool:
+    """Return True for a finetuning; pretraining leaves its last validation."""
+    return config.task.kind is not TaskKind.none
 
 
-def _read(planned: _Planned, arguments: argparse.Namespace) -> None:
+def _read(planned: _Planned) -> None:
     """Read a finished run's results; a run without them does not count as finished."""
     try:
-        planned.outcome = read_outcome(planned.config.run_dir, has_results=_has_results(arguments))
+        config = planned.config
+        planned.outcome = read_outcome(config.run_dir, has_results=_has_results(config))
         planned.status = "finished"
     except DataError as error:
         planned.status = "failed"
@@ -258,20 +259,20 @@ def _run_points(left: Sequence[_Planned], arguments: argparse.Namespace, *, tota
     ):
         planned = by_name[ended.job.point.name]
         number += 1
-        _note_end(planned, ended, arguments)
+        _note_end(planned, ended)
         _say(
             f"{planned.status:<9} {planned.point.name}: {_summary(planned, ended)}"
             f" ({number}/{total}, {ended.seconds:.0f} s)"
         )
 
 
-def _note_end(planned: _Planned, ended: Ended, arguments: argparse.Namespace) -> None:
+def _note_end(planned: _Planned, ended: Ended) -> None:
     if ended.is_stopped:
         planned.status = "stopped"
     elif ended.status != 0:
         planned.status = "failed"
-    elif is_finished(planned.config, needs_results=_has_results(arguments)):
-        _read(planned, arguments)
+    elif is_finished(planned.config, needs_results=_has_results(planned.config)):
+        _read(planned)
     else:
         planned.status = "failed"
 

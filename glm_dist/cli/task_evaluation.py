@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace, *, declare: object) -> int:
     data = open_task(
         arguments.run,
         arguments.task or OWN,
-        [str(typed) for typed in arguments.tasks],
+        arguments.tasks,
         splits=(split,),
         batch_size=arguments.batch_size,
         tokenizer=arguments.tokenizer,
@@ -90,13 +91,13 @@ def run(arguments: argparse.Namespace, *, declare: object) -> int:
     return 0
 
 
-def _refuse_files(typed: list[Path]) -> None:
+def _refuse_files(typed: Sequence[str]) -> None:
     for each in typed:
-        if not is_override(str(each)):
+        if not is_override(each):
             raise ConfigError(
                 f"{each} is a file of examples, and --task has its own.\n"
                 f"  Set task.data.valid={each}, or leave --task out.",
                 key="--task",
-                value=str(each),
+                value=each,
                 fix=f"task.data.valid={each}",
             )

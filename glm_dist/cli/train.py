@@ -18,21 +18,21 @@ from glm_dist.cli.arguments import options_of_groups
 from glm_dist.cli.once import print_once
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
+    LaunchEnvironment,
     accelerator_is_visible,
     hide_gpus_if_asked,
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
-from glm_dist.config.schema import RunConfig
+from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
-from glm_dist.tasks.examples import read_benchmarks
-from glm_dist.tasks.finetune import complete
+from glm_dist.tasks.examples import Examples, read_benchmarks
+from glm_dist.tasks.finetune import Finetuning, complete
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.preflight import check_files
 
 if TYPE_CHECKING:
-    from glm_dist.tasks.workload import TaskWorkload
     from glm_dist.train.workload import OpenWorkload
 
 
@@ -56,13 +56,18 @@ def configure(overrides: Sequence[str], config_dir: Path | None) -> RunConfig:
         GlmDistError: The job would not work.
     """
     config = load_config(overrides, config_dir=config_dir)
-    check_files(config)
-    read_benchmarks(config)
-    return config
+    prepared = complete(config, overrides, config_dir=config_dir)
+    check_files(prepared.config, read_data=prepared.facts)
+    read_benchmarks(prepared.config)
+    return prepared.config
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, *, needs_task: bool = False) -> int:
     """Check, then train.
+
+    Args:
+        arguments: As declared.
+        needs_task: Refuse pretraining.
 
     Returns:
         Exit status: see ``train.job.run``; 2 if what the user asked for cannot be done, 75 if a
@@ -77,6 +82,8 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.multirun:
             raise _multirun()
         config = load_config(arguments.overrides, config_dir=arguments.config_dir)
+        if needs_task and config.task.kind is TaskKind.none:
+            raise no_task()
         check_config(
             config,
             world_size=launch.world_size,
@@ -102,15 +109,26 @@ def run(arguments: argparse.Namespace) -> int:
         reason = describe(listener.code)
         sys.stderr.write(f"stopped before training; nothing to save reason={reason}\n")
         return EXIT_STOPPED
+    return _train(prepared, launch, examples, listener=listener)
+
+
+def _train(
+    prepared: Finetuning,
+    launch: LaunchEnvironment,
+    examples: Sequence[Examples],
+    *,
+    listener: StopListener | None,
+) -> int:
+    """Train in this process; loads torch."""
     # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     job = import_module("glm_dist.train.job")
     benchmarks = None
     if examples:
         tool = import_module("glm_dist.tasks.training")
-        benchmarks = tool.TrainingBenchmarks(config, examples)
+        benchmarks = tool.TrainingBenchmarks(prepared.config, examples)
     status: int = job.run(
-        config,
+        prepared.config,
         launch,
         workload=workload_of(prepared.data),
         benchmarks=benchmarks,
@@ -120,16 +138,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def workload_of(data: TaskData | None) -> "OpenWorkload":
-    """Choose what is learned; loads torch.
+    """Choose what is learned; see ``tasks.workload.open_with``. Loads torch."""
+    workload: OpenWorkload = import_module("glm_dist.tasks.workload").open_with(data)
+    return workload
 
-    Args:
-        data: Examples of the task; None in pretraining.
-    """
-    if data is None:
-        pretraining: OpenWorkload = import_module("glm_dist.train.workload").open_pretraining
-        return pretraining
-    task: type[TaskWorkload] = import_module("glm_dist.tasks.workload").TaskWorkload
-    return lambda config: task(config, data)
+
+def no_task() -> ConfigError:
+    """Build the error for a finetuning without a task."""
+    return ConfigError(
+        "glm-dist finetune needs a task.\n"
+        "  Set task=<option of conf/task> or task=<file>.yaml; see docs/finetuning.md.",
+        key="task",
+        value=None,
+        fix="task=<file>.yaml",
+    )
 
 
 def _multirun() -> ConfigError:

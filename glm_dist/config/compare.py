@@ -11,7 +11,7 @@ from glm_dist.config.rules import Section
 from glm_dist.errors import ConfigError
 
 RANDOM = "random"
-"""Name of the first weights that no run has trained."""
+"""Name of the initial weights that no run has trained."""
 
 
 @dataclass
@@ -22,11 +22,11 @@ class CompareConfig(Section):
 
     objectives: list[str] = field(default_factory=list)
     """Options of corruption, each of which pretrains one run; the others are compared with the
-    first. Random first weights are always compared as well."""
+    first. Random initial weights are always compared as well."""
     tasks: list[str] = field(default_factory=list)
-    """Options of task, each of which finetunes all first weights."""
+    """Options of task, each of which finetunes all initial weights."""
     seeds: list[int] = field(default_factory=list)
-    """Seeds of finetuning: one run of each first weights, task and seed."""
+    """Seeds of finetuning: one run for each choice of initial weights, task and seed."""
     finetune: list[str] = field(default_factory=list)
     """Overrides of every finetuning, such as optimizer.learning_rate=1e-3."""
     last_words: str | None = None

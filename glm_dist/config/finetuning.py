@@ -17,11 +17,12 @@ from glm_dist import files
 from glm_dist.config.explain import explain_composition
 from glm_dist.config.overrides import checked_overrides, parse_override, value_text
 from glm_dist.config.schema import RunConfig, TaskConfig, TaskKind
+from glm_dist.config.task import CHOICES_OF
 from glm_dist.config.text_values import check_text_in_file
 from glm_dist.errors import ConfigError
 
 EXPERIMENT = "finetune"
-"""Experiment of a task that is chosen without one."""
+"""Experiment of a task that is chosen without one, and beginning of the names of its variants."""
 
 INHERITED = ("model", "tokenizer", "corruption")
 """Sections taken from the run that ``run.init_from`` names, unless their group is chosen."""
@@ -119,7 +120,7 @@ def inherit(
             composed.precision = OmegaConf.structured(config.precision)
     if composed.task.kind is TaskKind.classify:
         answers = composed.task.answers
-        composed.model.num_classes = 1 if list(answers) == ["from"] else max(len(answers), 2)
+        composed.model.num_classes = 1 if list(answers) == [CHOICES_OF] else max(len(answers), 2)
 
 
 def no_origin(task: str) -> ConfigError:

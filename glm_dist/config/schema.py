@@ -78,7 +78,7 @@ class RunSection(Section):
     max_minutes: float = bounded(0.0, at_least=0, default=0.0)
     """Minutes after the start of the program within which a job saves and stops; 0: no limit."""
     init_from: str | None = None
-    """Run folder or checkpoint folder that a new run takes its first weights from, in any layout;
+    """Run folder or checkpoint folder that a new run takes its initial weights from, in any layout;
     unset: they are drawn. A run that has checkpoints itself continues from those."""
     init_with: InitWith = InitWith.weights
     """weights: begin at step 0 with a new optimizer, on any data; weights_and_optimizer: go on

@@ -50,7 +50,16 @@ METRICS = {
     TaskKind.seq2seq: TEXT_METRICS,
     TaskKind.infill: TEXT_METRICS,
 }
-"""Metrics of each kind; the usual one is the first, for infill bleu."""
+"""Metrics that a kind can measure."""
+USUAL_METRIC = {
+    TaskKind.cloze: "accuracy",
+    TaskKind.classify: "accuracy",
+    TaskKind.seq2seq: "rouge_l",
+    TaskKind.infill: "bleu",
+}
+"""Metric of each kind where ``task.metrics`` names none."""
+ROUGE = ("rouge_1", "rouge_2", "rouge_l")
+"""Metrics that ``rouge`` stands for."""
 
 CHOICES_OF = "from"
 """Only key of ``answers`` where each example has its own."""
@@ -75,16 +84,18 @@ class TaskDataConfig:
 
 
 @dataclass
-class DecodeConfig:
+class DecodeConfig(Section):
     """Writing of answers in validations of seq2seq and infill."""
 
-    beams: int = 1
+    key: ClassVar[str] = "task.decode"
+
+    beams: int = bounded(1, at_least=1, default=1)
     """Beams; 1: greedy."""
     length_penalty: float = 0.0
     """Finished beams are compared by log-probability / tokens ^ penalty."""
-    no_repeat_ngram: int = 0
-    """No run of so many tokens is written twice; 0: off."""
-    min_tokens: int = 0
+    no_repeat_ngram: int = bounded(0, at_least=0, default=0)
+    """No n-gram of so many tokens is written twice; 0: off."""
+    min_tokens: int = bounded(0, at_least=0, default=0)
     """Fewest tokens of an answer."""
 
 
@@ -151,11 +162,13 @@ class TaskConfig(Section):
     epochs: float = bounded(5.0, at_least=0, default=5.0)
     """Passes over the training examples, where run.steps is not set."""
     steps: int = bounded(1, at_least=1, default=1)
-    """Steps of all epochs; counted from the examples at the start."""
+    """Steps of all epochs. Counted from the examples at the start, never set: see run.steps."""
     epoch_steps: int = bounded(1, at_least=1, default=1)
-    """Steps of an epoch; counted as well. Validations and checkpoints follow it."""
+    """Steps of an epoch, after which the run validates and saves. Counted from the examples at the
+    start, never set: see evaluation.interval and checkpoint.interval."""
     row_tokens: int = bounded(16, at_least=16, default=16)
-    """Tokens of the longest prompt with its answer; measured as well."""
+    """Tokens of the longest prompt with its answer. Counted from the examples at the start, never
+    set: see batch.row_length."""
     limit: int | None = None
     """Training examples that are used, drawn with a fixed seed; unset: all."""
 
@@ -192,9 +205,15 @@ class TaskConfig(Section):
 
     @property
     def used_metrics(self) -> list[str]:
-        """Metrics to measure, the one that chooses the best checkpoint included."""
-        usual = {TaskKind.infill: ["bleu"], TaskKind.seq2seq: ["rouge_l"], TaskKind.none: []}
-        return self.metrics or usual.get(self.kind, ["accuracy"])
+        """Metrics to measure, each named once; at least one."""
+        named = self.metrics or [USUAL_METRIC[self.kind]]
+        every = [each for name in named for each in (ROUGE if name == "rouge" else (name,))]
+        return list(dict.fromkeys(every))
+
+    @property
+    def selecting_metric(self) -> str:
+        """Metric that chooses the best checkpoint."""
+        return self.select or self.used_metrics[0]
 
     @property
     def row_length(self) -> int:

@@ -189,12 +189,10 @@ def _check_metrics(task: TaskConfig) -> None:
                 value=name,
                 fix=f"task.metrics=[{known[0]}]",
             )
-    measured = list(task.used_metrics)
-    if "rouge" in measured:
-        measured += ["rouge_1", "rouge_2", "rouge_l"]
-    if task.select is not None and task.select not in (*measured, LOSS):
+    measured = task.used_metrics
+    if task.selecting_metric not in (*measured, LOSS):
         raise ConfigError(
-            f"task.select={task.select} is not among task.metrics={task.used_metrics}.\n"
+            f"task.select={task.select} is not among task.metrics={measured}.\n"
             f"  Set task.select={measured[0]}, or add {task.select} to task.metrics.",
             key="task.select",
             value=task.select,
@@ -219,17 +217,6 @@ def _check_numbers(task: TaskConfig) -> None:
             value=0,
             fix="task.epochs=5",
         )
-    decode = task.decode
-    for name, smallest in (("beams", 1), ("no_repeat_ngram", 0), ("min_tokens", 0)):
-        value = getattr(decode, name)
-        if value < smallest:
-            raise ConfigError(
-                f"task.decode.{name}={value}, but it must be a whole number of at least"
-                f" {smallest}.\n  Set task.decode.{name}={smallest}.",
-                key=f"task.decode.{name}",
-                value=value,
-                fix=f"task.decode.{name}={smallest}",
-            )
 
 
 def _check_length(task: TaskConfig, model: ModelConfig) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from glm_dist.checkpoint.best import StepChoice
 from glm_dist.checkpoint.load import WEIGHTS, CheckpointInfo, choose_checkpoint
 from glm_dist.checkpoint.manifest import Json, read_manifest
 from glm_dist.checkpoint.save import save_checkpoint
@@ -59,13 +60,13 @@ class MergeAccount:
         ]
 
 
-def merge_run(source: Path, target: Path, *, step: int | None) -> MergeAccount:
+def merge_run(source: Path, target: Path, *, step: StepChoice) -> MergeAccount:
     """Merge the updates of a run into a new run folder, which appears when it is complete.
 
     Args:
         source: The run's folder.
         target: New folder.
-        step: Checkpoint; the newest complete one if None.
+        step: Checkpoint, also the best; the newest complete one if None.
 
     Raises:
         ConfigError: The run has no updates.

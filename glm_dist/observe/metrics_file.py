@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from glm_dist.errors import DataError
+from glm_dist.observe.metrics import VALID
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -128,6 +129,19 @@ def final_records(records: list[Record]) -> list[Record]:
         )
     ]
     return sorted(kept, key=lambda record: (record["step"], record["attempt"]))
+
+
+def last_validation(path: Path) -> dict[str, float]:
+    """Return the metrics of the last validation by name; empty if there was none.
+
+    Raises:
+        DataError: See ``read_records``.
+    """
+    for record in reversed(final_records(read_records(path))):
+        found = {name: float(value) for name, value in record.items() if name.startswith(VALID)}
+        if found:
+            return found
+    return {}
 
 
 def _as_json(value: object) -> object:

@@ -15,7 +15,7 @@ from glm_dist.errors import ConfigError
 from glm_dist.sweep.outcomes import Measured, Outcome, check_metric, read_answers
 from glm_dist.sweep.points import Point
 from glm_dist.tasks.choice_metrics import OF_COUNTS, of_resamples
-from glm_dist.tasks.intervals import Chosen, Floats, Interval, over_seeds, paired_difference
+from glm_dist.tasks.intervals import Floats, Interval, Resamples, over_seeds, paired_difference
 
 Setting = tuple[tuple[str, str], ...]
 """Keys and values."""
@@ -210,7 +210,7 @@ def _best(values: dict[Setting, Interval | None], *, higher_is_better: bool) -> 
 
 
 def _half_width(found: Sequence[Interval]) -> float:
-    widths = [(each.high - each.low) / 2 for each in found if not math.isnan(each.low)]
+    widths = [each.half_width for each in found if not math.isnan(each.half_width)]
     return float(np.median(widths)) if widths else math.nan
 
 
@@ -244,7 +244,7 @@ def _difference(
         ends = ((ours.metrics[metric], theirs.metrics[metric]) for ours, theirs in measured)
         return over_seeds([ours.value - theirs.value for ours, theirs in ends])
 
-    def differences(chosen: Chosen) -> Floats:
+    def differences(chosen: Resamples) -> Floats:
         return np.stack([ours.of(chosen) - theirs.of(chosen) for ours, theirs in known], axis=1)
 
     return paired_difference(differences, sizes.pop())
@@ -255,7 +255,7 @@ class _Statistic:
     """A metric of one run as a function of its examples."""
 
     num_examples: int
-    of: Callable[[Chosen], Floats]
+    of: Callable[[Resamples], Floats]
     """[r, n] -> [r]."""
 
 

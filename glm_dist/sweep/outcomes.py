@@ -17,12 +17,11 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import exists
 from glm_dist.observe.endings import FINISHED_FILE, STOPPED_FILE
-from glm_dist.observe.metrics import VALID_LOSS, VALID_TASK
-from glm_dist.observe.metrics_file import METRICS_FILE, final_records, read_records
+from glm_dist.observe.metrics import VALID_LOSS
+from glm_dist.observe.metrics_file import METRICS_FILE, last_validation
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.tasks.intervals import Interval
-
-RESULTS_FILE = "results.json"
+from glm_dist.tasks.results import RESULTS_FILE
 
 LOSS = "validation loss"
 """Metric of pretraining: the mean over its objectives, in nats per predicted token."""
@@ -157,28 +156,17 @@ def _number(value: object) -> float:
 
 
 def _pretrained(file: Path) -> Outcome:
-    last = _last_validation(file)
+    last = last_validation(file)
     losses = [
         value
         for name, value in last.items()
         if name.startswith(VALID_LOSS) and "/" not in name.removeprefix(VALID_LOSS)
     ]
+    if not losses:
+        raise ValueError("no validation")
     found = {LOSS: sum(losses) / len(losses), **last}
     metrics = {name: Interval(value, math.nan, math.nan) for name, value in found.items()}
     return Outcome(select=LOSS, higher_is_better=False, valid=Measured(metrics))
-
-
-def _last_validation(file: Path) -> dict[str, float]:
-    """Metrics of the last validation.
-
-    Raises:
-        ValueError: There is none.
-    """
-    for record in reversed(final_records(read_records(file))):
-        found = {n: float(x) for n, x in record.items() if n.startswith((VALID_LOSS, VALID_TASK))}
-        if any(name.startswith(VALID_LOSS) for name in found):
-            return found
-    raise ValueError("no validation")
 
 
 def _damaged(file: Path, error: Exception) -> DataError:

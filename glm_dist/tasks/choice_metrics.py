@@ -3,7 +3,6 @@
 Letters: n examples, c classes, r resamples.
 """
 
-import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from glm_dist.tasks.intervals import over_examples
-from glm_dist.tasks.metrics import Mean, exact_match, word_f1
+from glm_dist.tasks.intervals import Interval, bootstrap, mean_over_examples
+from glm_dist.tasks.metrics import exact_match, word_f1
 
 Counts = NDArray[np.float64]
 """Examples by predicted and right class. [r, c, c]"""
@@ -90,7 +89,7 @@ OF_COUNTS: dict[str, Callable[[Counts], Counts]] = {
 """Metrics of a confusion matrix."""
 
 
-def measure(name: str, examples: Sequence[Chosen]) -> Mean:
+def measure(name: str, examples: Sequence[Chosen]) -> Interval:
     """Compute a metric with its interval.
 
     Args:
@@ -98,14 +97,13 @@ def measure(name: str, examples: Sequence[Chosen]) -> Mean:
         examples: At least one. [n]
     """
     if name in PER_EXAMPLE:
-        return Mean.of([PER_EXAMPLE[name](example) for example in examples])
+        return mean_over_examples([PER_EXAMPLE[name](example) for example in examples])
     if name == "question_em":
-        return Mean.of(question_em(examples))
-    found = over_examples(
+        return mean_over_examples(question_em(examples))
+    return bootstrap(
         of_resamples(name, [e.prediction for e in examples], [e.label for e in examples]),
         len(examples),
     )
-    return Mean(found.value, found.low, found.high)
 
 
 def of_resamples(
@@ -135,12 +133,6 @@ def question_em(examples: Sequence[Chosen]) -> list[float]:
     for example in examples:
         groups[example.group].append(example.is_right)
     return [float(all(right)) for right in groups.values()]
-
-
-def half_width(mean: Mean) -> float:
-    """Return half the width of a 95 % interval; NaN if the metric has none."""
-    low, high = mean.low, mean.high
-    return math.nan if math.isnan(low) or math.isnan(high) else (high - low) / 2
 
 
 def _best(compare: Callable[[str, str], float], example: Chosen) -> float:

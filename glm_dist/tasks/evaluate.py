@@ -14,8 +14,15 @@ from glm_dist.generate.replicas import Item, Outcome
 from glm_dist.generate.sampling import GenerationOptions, check_length_penalty
 from glm_dist.generate.score import Question, Score
 from glm_dist.generate.windows import perplexity_windows
+from glm_dist.tasks.choice_metrics import of_resamples
 from glm_dist.tasks.examples import Example, Examples, Kind, text_of
-from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu, macro_f1
+from glm_dist.tasks.intervals import (
+    Interval,
+    bootstrap,
+    mean_over_examples,
+    ratio_over_examples,
+)
+from glm_dist.tasks.metrics import PER_ANSWER, bleu
 
 EXAMPLES_AT_A_TIME = 64
 
@@ -53,7 +60,7 @@ class Result:
     task: str
     kind: Kind
     num_examples: int
-    metrics: dict[str, Mean]
+    metrics: dict[str, Interval]
     predictions: list[object]
     """Index of the choice, answer, or log-probability of each example."""
 
@@ -91,7 +98,7 @@ def choice_question(prompt: Prompt, model: TrainedModel, choices: Sequence[str])
 
 def _choices(
     model: TrainedModel, examples: Sequence[Example], settings: Settings
-) -> tuple[dict[str, Mean], list[object]]:
+) -> tuple[dict[str, Interval], list[object]]:
     # Read by every rank before any of them computes, so that all of them refuse alike.
     questions = []
     for example in examples:
@@ -108,10 +115,9 @@ def _choices(
     chosen = over_examples(model, questions, work)
     labels = [example.label for example in examples]
     right = [float(guess == label) for guess, label in zip(chosen, labels, strict=True)]
-    of_classes = macro_f1(chosen, labels)
     return {
-        "accuracy": Mean.of(right),
-        "macro_f1": Mean(of_classes, math.nan, math.nan),
+        "accuracy": mean_over_examples(right),
+        "macro_f1": bootstrap(of_resamples("macro_f1", chosen, labels), len(labels)),
     }, list(chosen)
 
 
@@ -121,7 +127,7 @@ def _value(score: Score, penalty: float) -> float:
 
 def _answers(
     model: TrainedModel, examples: Sequence[Example], settings: Settings
-) -> tuple[dict[str, Mean], list[object]]:
+) -> tuple[dict[str, Interval], list[object]]:
     prompts = []
     for example in examples:
         with _naming(example):
@@ -137,20 +143,20 @@ def _answers(
     found = {}
     for name in settings.metrics:
         if name == "bleu":
-            found[name] = Mean(bleu(answers, targets), math.nan, math.nan)
+            found[name] = Interval.point(bleu(answers, targets))
             continue
         compare = PER_ANSWER[name]
         best = [
             max(compare(answer, target) for target in of_example)
             for answer, of_example in zip(answers, targets, strict=True)
         ]
-        found[name] = Mean.of(best)
+        found[name] = mean_over_examples(best)
     return found, list(answers)
 
 
 def _texts(
     model: TrainedModel, examples: Sequence[Example], settings: Settings
-) -> tuple[dict[str, Mean], list[object]]:
+) -> tuple[dict[str, Interval], list[object]]:
     model.check("")  # a text is continued: refuses runs that never trained it
 
     def work(share: Sequence[Example]) -> list[tuple[float, int]]:
@@ -166,14 +172,14 @@ def _texts(
         )
     losses = [-scores[n][0] for n in kept]
     texts = [text_of(examples[n]) for n in kept]
-    tokens = Mean.of_ratio(losses, [float(scores[n][1]) for n in kept])
-    words = Mean.of_ratio(losses, [float(len(_SPACE.split(text))) for text in texts])
-    sizes = Mean.of_ratio(losses, [float(len(text.encode())) for text in texts])
+    tokens = ratio_over_examples(losses, [float(scores[n][1]) for n in kept])
+    words = ratio_over_examples(losses, [float(len(_SPACE.split(text))) for text in texts])
+    sizes = ratio_over_examples(losses, [float(len(text.encode())) for text in texts])
     return {
         "perplexity": tokens.mapped(math.exp),
         "word_perplexity": words.mapped(math.exp),
         "bits_per_byte": sizes.mapped(lambda nats: nats / math.log(2)),
-        "texts": Mean(len(kept), math.nan, math.nan),
+        "texts": Interval.point(len(kept)),
     }, [total if count else None for total, count in scores]
 
 

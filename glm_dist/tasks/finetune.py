@@ -19,6 +19,13 @@ from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.task_data import TaskData, read_task_data
 from glm_dist.train.preflight import DataFacts, read_corpora
 
+COUNTED = {
+    "task.epoch_steps": "evaluation.interval",
+    "task.steps": "task.epochs or run.steps",
+    "task.row_tokens": "batch.row_length",
+}
+"""Numbers that options of conf/ refer to, and what a user sets instead."""
+
 
 @dataclass(frozen=True)
 class Finetuning:
@@ -69,6 +76,7 @@ def complete(
         ConfigError: As for ``configure``.
         DataError: As for ``configure``.
     """
+    _refuse_counted(overrides)
     if config.task.kind is TaskKind.none:
         return Finetuning(config, None)
     _check_needs(config, overrides)
@@ -80,9 +88,8 @@ def complete(
         "task.steps": max(1, math.ceil(config.task.epochs * per_epoch)),
         "task.row_tokens": known.config.task.row_tokens if known else data.longest_row(),
     }
-    # In front: what is typed overrules what is counted.
-    numbers = [f"{key}={value}" for key, value in counted.items()]
-    config = load_config([*numbers, *overrides], config_dir=config_dir)
+    numbers = [f"{key}={counted[key]}" for key in COUNTED]
+    config = load_config([*overrides, *numbers], config_dir=config_dir)
     return Finetuning(config, replace(data, config=config))
 
 
@@ -98,6 +105,26 @@ def examples_of(config: RunConfig) -> TaskData | None:
     if config.task.kind is TaskKind.none:
         return None
     return read_task_data(config, load_tokenizer(config.tokenizer))
+
+
+def _keys(overrides: Sequence[str]) -> set[str]:
+    return {text.partition("=")[0] for text in overrides}
+
+
+def _refuse_counted(overrides: Sequence[str]) -> None:
+    """Refuse numbers that the examples decide.
+
+    Raises:
+        ConfigError: One of them is set.
+    """
+    for key in sorted(_keys(overrides) & COUNTED.keys()):
+        raise ConfigError(
+            f"{key} is counted from the examples, so it cannot be set.\n"
+            f"  Set {COUNTED[key]} instead.",
+            key=key,
+            value=None,
+            fix=f"{COUNTED[key].partition(' ')[0]}=<n>",
+        )
 
 
 def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
@@ -122,20 +149,11 @@ def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
                 value=None,
                 fix=f"task.data.{key}=<file>",
             )
-    typed = {text.partition("=")[0] for text in overrides}
-    if {"run.steps", "task.epochs"} <= typed:
+    if {"run.steps", "task.epochs"} <= _keys(overrides):
         raise ConfigError(
             "run.steps and task.epochs are both set, and each decides how long the run is.\n"
             "  Leave one of them out.",
             key="task.epochs",
             value=task.epochs,
             fix="leave run.steps out",
-        )
-    if task.epochs == 0 and config.run.steps == task.steps and "run.steps" not in typed:
-        raise ConfigError(
-            f"task.epochs is not set, so it is open how long task={name} is trained.\n"
-            "  Set task.epochs=5, or run.steps=1000.",
-            key="task.epochs",
-            value=0,
-            fix="task.epochs=5",
         )

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 RESAMPLES = 1000
 LEVEL = 0.95
 
-Chosen = NDArray[np.int64]
+Resamples = NDArray[np.int64]
 """Indices of the examples of each resample. [r, n]"""
 
 Floats = NDArray[np.float64]
@@ -40,8 +41,40 @@ class Interval:
         """True if the interval, of a difference, lies on one side of zero."""
         return self.low > 0 or self.high < 0
 
+    @property
+    def half_width(self) -> float:
+        """Half the width; NaN where there is no interval."""
+        return (self.high - self.low) / 2
 
-def over_examples(statistic: Callable[[Chosen], Floats], num_examples: int) -> Interval:
+    @classmethod
+    def point(cls, value: float) -> Self:
+        """Return a number without an interval."""
+        return cls(value, math.nan, math.nan)
+
+    def mapped(self, change: Callable[[float], float]) -> "Interval":
+        """Return a rising function of the number, such as the perplexity of a loss."""
+        return Interval(change(self.value), change(self.low), change(self.high))
+
+
+def mean_over_examples(values: Sequence[float]) -> Interval:
+    """Average values of examples [n], with their bootstrap interval."""
+    return ratio_over_examples(values, [1.0] * len(values))
+
+
+def ratio_over_examples(values: Sequence[float], weights: Sequence[float]) -> Interval:
+    """Divide the sum of values by that of their weights, such as losses by tokens.
+
+    Args:
+        values: One for each example. [n]
+        weights: Each above 0. [n]
+    """
+    sums, counts = np.array(values, np.float64), np.array(weights, np.float64)
+    return bootstrap(
+        lambda chosen: sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1), len(sums)
+    )
+
+
+def bootstrap(statistic: Callable[[Resamples], Floats], num_examples: int) -> Interval:
     """Measure a statistic of examples; the percentile bootstrap, with a fixed seed.
 
     Args:
@@ -61,12 +94,12 @@ def over_seeds(values: Sequence[float]) -> Interval:
     """
     mean = float(np.mean(values))
     if len(values) < 2:
-        return Interval(mean, math.nan, math.nan)
+        return Interval.point(mean)
     half = t_quantile((1 + LEVEL) / 2, len(values) - 1) * _error(np.array(values, np.float64))
     return Interval(mean, mean - half, mean + half)
 
 
-def paired_difference(differences: Callable[[Chosen], Floats], num_examples: int) -> Interval:
+def paired_difference(differences: Callable[[Resamples], Floats], num_examples: int) -> Interval:
     """Measure how much better one system is than another with the same seeds on the same examples.
 
     Two levels of chance are drawn together. The examples are resampled, the same ones for every
@@ -119,7 +152,7 @@ def _central_share(angle: float, degrees: int) -> float:
 
 
 def _resampled(
-    statistic: Callable[[Chosen], Floats], num_examples: int, draws: np.random.Generator
+    statistic: Callable[[Resamples], Floats], num_examples: int, draws: np.random.Generator
 ) -> Floats:
     """Return the statistic of each of ``RESAMPLES`` resamples [r]; a block of them at a time."""
     block = max(1, _AT_A_TIME // num_examples)

@@ -15,13 +15,13 @@ def loss_of(data: TaskData) -> ScoringTask:
         case TaskKind.cloze:
             answer_ids = data.prompts.answer_ids
             return ChoiceTask(
-                len(answer_ids) or data.num_questions,
+                len(answer_ids) or data.rows_per_example,
                 kind=task.loss,
                 length_penalty=task.length_penalty,
                 answer_ids=answer_ids,
             )
         case TaskKind.classify:
-            return ClassifyTask(task.pool, num_choices=data.num_questions, kind=task.loss)
+            return ClassifyTask(task.pool, num_choices=data.rows_per_example, kind=task.loss)
         case TaskKind.seq2seq | TaskKind.infill:
             return SequenceTask(task.label_smoothing)
         case TaskKind.none:

@@ -13,36 +13,19 @@ from glm_dist.generate.load import TrainedModel
 from glm_dist.generate.part_b import ANSWER
 from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions, Sampling
-from glm_dist.model.batch import StageBatch
 from glm_dist.model.choice_loss import MISSING_SCORE, choice_loss
-from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.tasks.evaluate import outcomes_by_part
 from glm_dist.tasks.loss import loss_of
-from glm_dist.tasks.outcome import Outcome, choice_outcome, expanded, text_outcome
+from glm_dist.tasks.outcome import Outcome, choice_outcome, text_outcome
 from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.tasks.task_prompts import TaskExample
-from glm_dist.train.evaluate import validation_losses
-from glm_dist.train.predict import predict_examples
-from glm_dist.train.task import Task, TaskLoss
+from glm_dist.train.evaluate import Evaluator, validation_losses
+from glm_dist.train.predict import Predictor, predict_examples
 
 
-class Measured(Protocol):
+class Measured(Evaluator, Predictor, Protocol):
     """Interface of a model that is measured: an engine in training, otherwise a loaded run."""
-
-    @property
-    def groups(self) -> ParallelGroups:
-        """This rank's process groups."""
-
-    @property
-    def task(self) -> Task:
-        """The task's loss, a ``ScoringTask``."""
-
-    def evaluate(self, batches: Sequence[StageBatch]) -> list[TaskLoss]:
-        """Compute losses without dropout and gradients; empty but on the last stage."""
-
-    def predict(self, batches: Sequence[StageBatch]) -> list[torch.Tensor]:
-        """Rate answers without dropout and gradients; empty but on the last stage."""
 
 
 def measure(
@@ -170,12 +153,11 @@ def _measure_texts(
     if losses is None:
         return None
     loss = losses.get(ANSWER, math.nan)
-    names = expanded(config.task.used_metrics)
     answers = write_answers(writer, held_out, stops=stops)
     if answers is None:
         return None
     examples = [_without_prompts(held_out.example(index)) for index in range(len(held_out))]
-    return text_outcome(examples, answers, names, loss=loss)
+    return text_outcome(examples, answers, config.task.used_metrics, loss=loss)
 
 
 def write_answers(

@@ -1,4 +1,4 @@
-"""Metrics of answers, each a number for one example, and intervals of their means."""
+"""Metrics of written answers, each a number for one example or all."""
 
 import re
 import string
@@ -8,51 +8,10 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from glm_dist.errors import ConfigError
-from glm_dist.tasks.intervals import Interval, over_examples
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-class Mean(Interval):
-    """A mean over examples with its 95 % interval."""
-
-    @staticmethod
-    def of(values: Sequence[float]) -> "Mean":
-        """Average values; the interval is the bootstrap's, of 1000 resamples with a fixed seed."""
-        return Mean.of_ratio(values, [1.0] * len(values))
-
-    @staticmethod
-    def of_ratio(values: Sequence[float], weights: Sequence[float]) -> "Mean":
-        """Divide the sum of values by that of their weights, such as losses by tokens.
-
-        Args:
-            values: One for each example. [n]
-            weights: Each above 0. [n]
-        """
-        sums, counts = np.array(values, np.float64), np.array(weights, np.float64)
-        found = over_examples(
-            lambda chosen: sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1), len(sums)
-        )
-        return Mean(found.value, found.low, found.high)
-
-    def mapped(self, change: Callable[[float], float]) -> "Mean":
-        """Return a rising function of the mean, such as the perplexity of a loss."""
-        return Mean(change(self.value), change(self.low), change(self.high))
-
-
-def macro_f1(
-    predicted: Sequence[int] | NDArray[np.int64], labels: Sequence[int] | NDArray[np.int64]
-) -> float:
-    """Average the F1 of all classes that occur."""
-    classes, indices = np.unique(np.concatenate([predicted, labels]), return_inverse=True)
-    found, wanted = np.split(indices, 2)
-    right = np.bincount(wanted[found == wanted], minlength=len(classes))
-    return float((2 * right / np.bincount(indices)).mean())
 
 
 def normalize(text: str) -> str:

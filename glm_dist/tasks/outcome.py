@@ -5,10 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from glm_dist.tasks.choice_metrics import PER_EXAMPLE, Chosen, measure
-from glm_dist.tasks.metrics import PER_ANSWER, Mean, bleu
+from glm_dist.tasks.intervals import Interval, mean_over_examples
+from glm_dist.tasks.metrics import PER_ANSWER, bleu
 from glm_dist.tasks.task_prompts import TaskExample
-
-ROUGE = ("rouge_1", "rouge_2", "rouge_l")
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Prediction:
 class Outcome:
     """Metrics and predictions."""
 
-    metrics: dict[str, Mean]
+    metrics: dict[str, Interval]
     predictions: list[Prediction]
     """One for each example, in the order of the file."""
     loss: float = math.nan
@@ -77,7 +76,6 @@ def text_outcome(
         names: Metrics.
         loss: See ``Outcome``.
     """
-    names = expanded(names)
     values = [
         {
             name: _against_all(PER_ANSWER[name], answer, example)
@@ -87,9 +85,9 @@ def text_outcome(
         for example, answer in zip(examples, answers, strict=True)
     ]
     metrics = {
-        name: Mean.of([each[name] for each in values])
+        name: mean_over_examples([each[name] for each in values])
         if name in PER_ANSWER
-        else Mean(bleu(answers, [each.references for each in examples]), math.nan, math.nan)
+        else Interval.point(bleu(answers, [each.references for each in examples]))
         for name in names
     }
     predictions = [
@@ -102,9 +100,3 @@ def text_outcome(
 def _against_all(compare: Callable[[str, str], float], answer: str, example: TaskExample) -> float:
     best = max(compare(answer, each) for each in example.references)
     return best if example.is_right else 1 - best
-
-
-def expanded(names: Sequence[str]) -> list[str]:
-    """Replace rouge by its three metrics; each metric is named once."""
-    every = [each for name in names for each in (ROUGE if name == "rouge" else (name,))]
-    return list(dict.fromkeys(every))

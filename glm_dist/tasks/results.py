@@ -12,7 +12,6 @@ from rich.table import Table
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.files import write_atomically
-from glm_dist.tasks.choice_metrics import half_width
 from glm_dist.tasks.outcome import Outcome, Prediction
 from glm_dist.tasks.readers.records import Split
 
@@ -109,7 +108,7 @@ def show_outcomes(rows: Sequence[tuple[str, str, Outcome]], console: Console) ->
     table = Table("task", "examples", "checkpoint", "metric", "value", "± of 95 %")
     for task, checkpoint, outcome in rows:
         for metric, mean in outcome.metrics.items():
-            half = half_width(mean)
+            half = mean.half_width
             table.add_row(
                 escape(task),
                 f"{len(outcome.predictions):,}",

@@ -36,8 +36,8 @@ class TaskData:
     prompts: TaskPrompts
     records: Mapping[Split, Sequence[Record]]
     """Splits without a file are left out."""
-    num_questions: int
-    """Prompts with an answer of the example that has most: its rows."""
+    rows_per_example: int
+    """Prompts with an answer of the example that has most; the others are filled up."""
 
     @cached_property
     def part_b(self) -> PartB:
@@ -48,11 +48,6 @@ class TaskData:
     def first(self) -> Record:
         """First example of training or, in an evaluation, of what is evaluated."""
         return next(iter(self.records.values()))[0]
-
-    @property
-    def rows_per_example(self) -> int:
-        """Rows of one example."""
-        return self.num_questions
 
     def example(self, record: Record, *, draw: int = 0) -> TaskExample:
         """Make prompts and answers of an example.
@@ -148,15 +143,14 @@ def read_task_data(
 
     Raises:
         DataError: A file is missing, or an example cannot be used; the line is named.
-        ConfigError: The task names no file.
+        ConfigError: The reader is unknown, or answers have other tokens than the task needs.
     """
     task = config.task
-    files = {
-        Split.train: task.data.train,
-        Split.valid: task.data.valid,
-        Split.test: task.data.test,
+    records = {
+        split: read_records(task, split, tokenizer)
+        for split in splits
+        if getattr(task.data, split.value)
     }
-    records = {split: read_records(task, split, tokenizer) for split in splits if files[split]}
     prompts = TaskPrompts(config, tokenizer)
     every = [record for found in records.values() for record in found]
     for record in every:

@@ -88,7 +88,7 @@ def with_records(data: TaskData, records: Sequence[Record]) -> TaskData:
     dummy = _dummy_answers(data.config.task)
     found = [replace(record, fields={**dummy, **record.fields}) for record in records]
     count = data.prompts.num_questions(found)
-    return sized(replace(data, records={Split.test: found}, num_questions=count))
+    return sized(replace(data, records={Split.test: found}, rows_per_example=count))
 
 
 def sized(data: TaskData) -> TaskData:

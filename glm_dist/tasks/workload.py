@@ -10,7 +10,7 @@ from rich.console import Console
 
 from glm_dist.checkpoint.best import BEST_FILE, read_best
 from glm_dist.checkpoint.folders import step_name
-from glm_dist.checkpoint.load import WEIGHTS, load_tensors, read_checkpoint
+from glm_dist.checkpoint.load import read_checkpoint
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.config.schema import RunConfig
 from glm_dist.config.task import LOSS
@@ -22,13 +22,14 @@ from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
 from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.measure import measure
-from glm_dist.tasks.outcome import Outcome, expanded
+from glm_dist.tasks.outcome import Outcome
 from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.results import Measurement, Results, show_results, write_results
 from glm_dist.tasks.task_data import TaskData
 from glm_dist.train.engine import TrainingEngine
-from glm_dist.train.state import weight_fragments
-from glm_dist.train.workload import Selection
+from glm_dist.train.fit import saved_shapes
+from glm_dist.train.state import load_weights
+from glm_dist.train.workload import OpenWorkload, Selection, open_pretraining
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +116,8 @@ class TaskWorkload:
         )
         best = last
         if best_step is not None and best_step != step:
-            load_weights(engine, run_dir / CHECKPOINTS / step_name(best_step))
+            info = read_checkpoint(run_dir / CHECKPOINTS / step_name(best_step))
+            load_weights(engine, info, saved_shapes(info.manifest))
             best = self._measure_splits(engine, step=best_step, device=device, stops=stops)
         if last is None or best is None:
             log.info("gave up the results for a stop; they are made at the next start")
@@ -173,24 +175,18 @@ def _announce(config: RunConfig, data: TaskData) -> None:
     log.info("its answers: %s", " | ".join(data.shown_answers(example)))
 
 
-def load_weights(engine: TrainingEngine, checkpoint: Path) -> None:
-    """Replace an engine's weights by those of a checkpoint. Collective over all ranks."""
-    info = read_checkpoint(checkpoint)
-    engine.zero.ensure_moments()
-    shapes = {
-        name.removeprefix(WEIGHTS): record.shape
-        for name, record in info.manifest.tensors.items()
-        if name.startswith(WEIGHTS)
-    }
-    fragments = weight_fragments(engine, shapes)
-    load_tensors(info, fragments, prefixes=[WEIGHTS])
-    engine.zero.publish_weights()
+def open_with(data: TaskData | None) -> OpenWorkload:
+    """Choose what is learned.
+
+    Args:
+        data: Examples of a task; None: corpora, in pretraining.
+    """
+    return open_pretraining if data is None else lambda config: TaskWorkload(config, data)
 
 
 def selection_of(config: RunConfig) -> Selection:
     """Return the metric that chooses the best checkpoint."""
-    task = config.task
-    name = task.select or expanded(task.used_metrics)[0]
+    name = config.task.selecting_metric
     return Selection(VALID + name, larger_is_better=name != LOSS)
 
 

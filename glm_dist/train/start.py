@@ -7,10 +7,8 @@ from pathlib import Path
 
 from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, step_name
 from glm_dist.checkpoint.load import (
-    WEIGHTS,
     CheckpointInfo,
     find_checkpoint,
-    load_tensors,
     read_checkpoint,
 )
 from glm_dist.checkpoint.manifest import Json, all_damaged
@@ -32,7 +30,7 @@ from glm_dist.train.same_run import (
     check_same_rows,
     moved_position,
 )
-from glm_dist.train.state import restore_state, weight_fragments
+from glm_dist.train.state import load_weights, restore_state
 from glm_dist.train.uploads import RunStore
 
 log = logging.getLogger(__name__)
@@ -135,7 +133,7 @@ def starting_point(
         return Start()
     origin = find_origin(Path(config.run.init_from))
     if config.run.init_with is InitWith.weights:
-        return Start(origin=origin, fit=_load_weights(engine, origin, config))
+        return Start(origin=origin, fit=_load_origin(engine, origin, config))
     check_has_optimizer(origin.path, origin.manifest)
     if origin.manifest.step >= config.run.steps:
         raise ConfigError(
@@ -210,7 +208,7 @@ def _fetch_best(config: RunConfig, own: CheckpointInfo, run_store: RunStore | No
         run_store.fetch(folder, local=None, step=step)
 
 
-def _load_weights(engine: TrainingEngine, origin: CheckpointInfo, config: RunConfig) -> Fit:
+def _load_origin(engine: TrainingEngine, origin: CheckpointInfo, config: RunConfig) -> Fit:
     """Load the weights that both models have, and log the others.
 
     Position tables may be longer than the saved ones; then their first rows are loaded.
@@ -220,11 +218,7 @@ def _load_weights(engine: TrainingEngine, origin: CheckpointInfo, config: RunCon
     """
     fit = fit_checkpoint(config, origin.manifest, origin=origin.path)
     saved = saved_shapes(origin.manifest)
-    # Masters rather than the model's parameters: in 16 bits these have fewer digits than was saved.
-    engine.zero.ensure_moments()
-    fragments = weight_fragments(engine, {name: saved[name] for name in fit.loaded})
-    load_tensors(origin, fragments, prefixes=[f"{WEIGHTS}{name}" for name in fit.loaded])
-    engine.zero.publish_weights()
+    load_weights(engine, origin, {name: saved[name] for name in fit.loaded})
     if engine.groups.rank == 0:
         log.info(
             "weights from=%s step=%d loaded=%d grown=%d new=%d unused=%d",

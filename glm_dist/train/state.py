@@ -111,7 +111,24 @@ def training_fragments(engine: TrainingEngine) -> dict[str, Fragment]:
     }
 
 
-def weight_fragments(
+def load_weights(
+    engine: TrainingEngine, info: CheckpointInfo, shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Replace weights of the model by those of a checkpoint. Collective over all ranks.
+
+    Args:
+        engine: Model and optimizer of this rank; moments and counters stay as they are.
+        info: The checkpoint.
+        shapes: Saved shape of each weight to load, by name.
+    """
+    # Masters rather than the model's parameters: in 16 bits these have fewer digits than was saved.
+    engine.zero.ensure_moments()
+    prefixes = [WEIGHTS + name for name in shapes]
+    load_tensors(info, _weight_fragments(engine, shapes), prefixes=prefixes)
+    engine.zero.publish_weights()
+
+
+def _weight_fragments(
     engine: TrainingEngine, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Fragment]:
     """Describe this rank's part of the master weights that a checkpoint has.

@@ -154,7 +154,6 @@ WRONG: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
     "max_length": (CLOZE, {"max_length": 1 << 20}),
     "no target": (SEQ2SEQ, {"target": ""}),
     "source_length": (SEQ2SEQ, {"source_length": 1 << 20}),
-    "beams": (SEQ2SEQ, {"decode": DecodeConfig(beams=0)}),
     "blank in infilling": (CLOZE, {"kind": TaskKind.infill}),
 }
 

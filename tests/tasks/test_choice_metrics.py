@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from glm_dist.tasks.choice_metrics import Chosen, half_width, measure
-from glm_dist.tasks.metrics import Mean
+from glm_dist.tasks.choice_metrics import Chosen, measure
+from glm_dist.tasks.intervals import Interval
 from glm_dist.tasks.outcome import choice_outcome, text_outcome
 from glm_dist.tasks.task_prompts import TaskExample
 
@@ -75,5 +75,5 @@ def test_written_answers_are_compared_with_the_best_reference() -> None:
 
 
 def test_half_width_is_unknown_without_an_interval() -> None:
-    assert half_width(Mean(0.5, 0.4, 0.7)) == pytest.approx(0.15)
-    assert math.isnan(half_width(Mean(0.5, math.nan, math.nan)))
+    assert Interval(0.5, 0.4, 0.7).half_width == pytest.approx(0.15)
+    assert math.isnan(Interval.point(0.5).half_width)

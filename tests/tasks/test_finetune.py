@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glm_dist.cli.finetune import configure
+from glm_dist.cli.train import configure
 from glm_dist.errors import ConfigError, DataError, GlmDistError
 from glm_dist.tasks.results import PREDICTIONS, RESULTS_FILE
 from tests.messages import Says
@@ -227,6 +227,7 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["run.init_from=null"], id="no run"),
         pytest.param(["task.data.valid=null"], id="no examples"),
         pytest.param(["run.steps=3", "task.epochs=2"], id="steps and epochs"),
+        pytest.param(["task.epoch_steps=2"], id="counted"),
         pytest.param(["task=nothing.yaml"], id="no file"),
         pytest.param(["task.max_length=1000"], id="positions"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),

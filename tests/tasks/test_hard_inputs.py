@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from glm_dist.cli.finetune import configure
+from glm_dist.cli.train import configure
 from glm_dist.config.load import load_config
 from glm_dist.errors import GlmDistError
 from glm_dist.tasks.finetune import complete

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from glm_dist.tasks.intervals import (
-    Chosen,
     Floats,
-    over_examples,
+    Resamples,
+    bootstrap,
     over_seeds,
     paired_difference,
     t_quantile,
@@ -60,20 +60,20 @@ def test_mean_over_seeds_has_the_interval_of_students_t() -> None:
 
 def test_bootstrap_of_a_mean_has_the_width_of_the_binomial() -> None:
     right = np.repeat([1.0, 0.0], [700, 300])
-    found = over_examples(lambda chosen: right[chosen].mean(axis=1), 1000)
+    found = bootstrap(lambda chosen: right[chosen].mean(axis=1), 1000)
     half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
     assert found.value == pytest.approx(0.7)
     assert (found.low, found.high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.004)
-    again = over_examples(lambda chosen: right[chosen].mean(axis=1), 1000)
+    again = bootstrap(lambda chosen: right[chosen].mean(axis=1), 1000)
     assert again == found
 
 
-def _means(differences: Floats) -> Callable[[Chosen], Floats]:
+def _means(differences: Floats) -> Callable[[Resamples], Floats]:
     """Mean of each resample for each seed, of differences [s, n]. [r, n] -> [r, s]"""
     return lambda chosen: differences[:, chosen].mean(axis=2).T
 
 
-def _mean_of(values: Floats) -> Callable[[Chosen], Floats]:
+def _mean_of(values: Floats) -> Callable[[Resamples], Floats]:
     return lambda chosen: _means(values)(chosen).mean(axis=1)
 
 
@@ -102,7 +102,7 @@ def test_pairs_show_a_difference_that_two_separate_intervals_hide() -> None:
     first = (rng.random((3, 400)) < rng.random(400)).astype(float)
     second = np.where(rng.random((3, 400)) < 0.1, 1.0, first)
     found = paired_difference(_means(second - first), 400)
-    ends = [over_examples(_mean_of(system), 400) for system in (first, second)]
+    ends = [bootstrap(_mean_of(system), 400) for system in (first, second)]
     assert ends[1].low < ends[0].high
     assert found.is_separated
 

@@ -16,11 +16,11 @@ class Budget:
     """Tokens of a pretraining."""
 
     computed: int
-    """Tokens of all rows: places that the model computes, the same for every objective."""
+    """Tokens of all rows: positions that the model computes, the same for every objective."""
     text: int
     """Of them, tokens of text: neither padding nor the second copy of what is hidden."""
     predicted: int
-    """Of them, places with a loss."""
+    """Of them, positions with a loss."""
 
 
 def count_budget(config: RunConfig) -> Budget:

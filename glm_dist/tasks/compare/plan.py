@@ -1,4 +1,4 @@
-"""Jobs of a comparison: pretraining of each objective, then finetuning of each first weights.
+"""Jobs of a comparison: pretraining by each objective, then finetuning from all initial weights.
 
 No torch: the plan is made, and what can be checked is checked, before anything starts.
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from glm_dist.config.compare import RANDOM, CompareConfig
+from glm_dist.config.finetuning import EXPERIMENT
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.tokenizer.tokenizer import load_tokenizer
@@ -22,9 +23,6 @@ from glm_dist.tasks.results import RESULTS_FILE
 from glm_dist.tasks.task_data import read_task_data
 from glm_dist.train.preflight import check_files
 
-EXPERIMENT = "finetune"
-"""Experiment of every finetuning."""
-
 LAST_WORDS_FILE = "last_words.json"
 """File in the folder of a pretraining with its measurement."""
 
@@ -36,7 +34,7 @@ class Job:
     name: str
     """Name of the run."""
     first: str
-    """First weights: an objective, or ``RANDOM``."""
+    """Initial weights: an objective, or ``RANDOM``."""
     overrides: tuple[str, ...]
     """Configuration of the run."""
     folder: Path
@@ -77,12 +75,12 @@ class Comparison:
 
     @property
     def settings(self) -> CompareConfig:
-        """The section ``compare``."""
+        """The section ``compare``: objectives, tasks and seeds."""
         return self.config.compare
 
     @property
     def firsts(self) -> list[str]:
-        """Names of the first weights, the reference first and ``RANDOM`` last."""
+        """Names of the initial weights, the reference first and ``RANDOM`` last."""
         return [*map(CompareConfig.short, self.settings.objectives), RANDOM]
 
     @property

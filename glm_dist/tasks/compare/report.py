@@ -19,7 +19,7 @@ from glm_dist.config.compare import RANDOM
 from glm_dist.config.load import load_config_file
 from glm_dist.errors import DataError
 from glm_dist.observe.metrics import VALID_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, read_records
+from glm_dist.observe.metrics_file import METRICS_FILE, last_validation
 from glm_dist.observe.run_folder import CONFIG_FILE
 from glm_dist.tasks.compare.budget import Budget, count_budget
 from glm_dist.tasks.compare.cost import read_cost
@@ -37,13 +37,13 @@ Values = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cell:
-    """One first weights on one task."""
+    """One choice of initial weights on one task."""
 
     first: str
     task: str
     accuracy: Interval
     differences: Mapping[str, Interval]
-    """Paired differences to other first weights, by their name."""
+    """Paired differences to other initial weights, by their name."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class Report:
     """Outcome of a comparison."""
 
     reference: str
-    """First weights that the others are compared with, besides random ones."""
+    """Initial weights that the others are compared with, besides random ones."""
     num_seeds: int
     num_examples: Mapping[str, int]
     """Examples of validation, by task."""
     cells: Sequence[Cell]
     pretrained: Sequence[Pretrained]
     finetuning_core_seconds: Mapping[str, float]
-    """By first weights."""
+    """By initial weights."""
 
     def markdown(self) -> str:
         """Write the report as Markdown."""
@@ -159,12 +159,7 @@ def _difference(values: Values, others: Values) -> Interval:
 
 
 def _pretrained(job: Job) -> Pretrained:
-    losses: dict[str, float] = {}
-    for record in read_records(job.folder / METRICS_FILE):
-        found = {
-            k.removeprefix(VALID_LOSS): v for k, v in record.items() if k.startswith(VALID_LOSS)
-        }
-        losses = found or losses
+    last = last_validation(job.folder / METRICS_FILE)
     words = job.folder / LAST_WORDS_FILE
     cost = read_cost(job.folder)
     return Pretrained(
@@ -172,15 +167,19 @@ def _pretrained(job: Job) -> Pretrained:
         budget=count_budget(load_config_file(job.folder / CONFIG_FILE)),
         seconds=cost.seconds,
         core_seconds=cost.core_seconds,
-        losses=losses,
+        losses={
+            name.removeprefix(VALID_LOSS): loss
+            for name, loss in last.items()
+            if name.startswith(VALID_LOSS)
+        },
         words=read_scores(words) if words.exists() else None,
     )
 
 
 def _accuracies(report: Report) -> Iterator[str]:
     seeds = f"{report.num_seeds} seed{'s' if report.num_seeds > 1 else ''}"
-    yield f"| task (examples, {seeds}) | first weights | accuracy | less {RANDOM} |" + (
-        f" less {report.reference} |"
+    yield f"| task (examples, {seeds}) | initial weights | accuracy | minus {RANDOM} |" + (
+        f" minus {report.reference} |"
     )
     yield "| --- | --- | --- | --- | --- |"
     for cell in report.cells:

@@ -7,7 +7,7 @@ import numpy as np
 
 from glm_dist.generate.load import TrainedModel
 from glm_dist.tasks.compare.last_words import FORMS, LastWord, WordScores, word_rows
-from glm_dist.tasks.metrics import Mean
+from glm_dist.tasks.intervals import mean_over_examples
 from glm_dist.train.predict import predict_examples
 from glm_dist.train.task_losses import SequenceTask
 
@@ -38,6 +38,6 @@ def score_words(
     if found is None:
         return None
     nats = -np.bincount(owners, weights=found[:, 0].double().numpy())
-    mean = Mean.of(nats.tolist())
+    mean = mean_over_examples(nats.tolist())
     form = FORMS[config.corruption.task]
     return WordScores(mean.value, mean.low, mean.high, len(words), form)

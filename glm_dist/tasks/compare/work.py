@@ -7,6 +7,7 @@ works on it, and goes with its process.
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -24,11 +25,11 @@ from glm_dist.tasks.compare.last_words import read_last_words, write_scores
 from glm_dist.tasks.compare.plan import LAST_WORDS_FILE, Comparison, Job
 from glm_dist.tasks.compare.word_scores import score_words
 from glm_dist.tasks.task_data import TaskData
-from glm_dist.tasks.workload import TaskWorkload
+from glm_dist.tasks.workload import open_with
 from glm_dist.train.job import train_run
 from glm_dist.train.member import Member
 from glm_dist.train.preflight import check_files
-from glm_dist.train.workload import OpenWorkload, open_pretraining
+from glm_dist.train.workload import OpenWorkload
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class _Worker:
             if number is None:
                 return EXIT_FINISHED
             if number == NONE_YET:
-                return EXIT_STOPPED if self._member.listener.wait(WAIT_SECONDS) else None
+                self._member.listener.wait(WAIT_SECONDS)
+                return EXIT_STOPPED if self._stops() else None
             status = self._do(self._jobs[number])
         finally:
             if lock is not None:
@@ -130,7 +132,6 @@ class _Worker:
         config_dir = self._comparison.config_dir
         with ranks.raise_on_all_ranks("prepare a run", job.name):
             config = load_config(job.overrides, config_dir=config_dir)
-            config.compare = CompareConfig()
             check_config(config, world_size=self._member.launch.world_size)
             # Seeds, and random weights, differ from a run before in nothing that examples see; the
             # blanks of infill are drawn by the seed.
@@ -138,17 +139,18 @@ class _Worker:
             if config.task.kind is TaskKind.infill:
                 known = None
             prepared = finetune.complete(config, job.overrides, config_dir=config_dir, known=known)
-            config = prepared.config
-            config.compare = CompareConfig()
+            # A run is the same whatever it is compared with.
+            config = replace(prepared.config, compare=CompareConfig())
             check_files(config, asks_store=ranks.rank == 0, read_data=prepared.facts)
-        if prepared.data is None:
-            return config, open_pretraining
-        self._examples[job.task, job.needs] = prepared.data
-        return config, partial(_open_task, data=prepared.data)
+        if prepared.data is not None:
+            self._examples[job.task, job.needs] = prepared.data
+        return config, open_with(prepared.data)
 
     def _measure(self, job: Job) -> int:
         """Measure a pretrained run by the last words of texts."""
-        words = read_last_words(Path(str(self._comparison.settings.last_words)))
+        file = Path(str(self._comparison.settings.last_words))
+        with Ranks(None).raise_on_all_ranks("read last words", str(file)):
+            words = read_last_words(file)
         self._member.process.progress.begin_run()
         model = load_trained(job.folder)
         scores = score_words(model, words, stops=self._stops)
@@ -160,9 +162,6 @@ class _Worker:
         return EXIT_FINISHED
 
     def _stops(self) -> bool:
+        """Vote on a stop; nobody hangs meanwhile, so the watchdog's deadline begins again."""
         self._member.process.progress.restart()
         return any(Ranks(None).gather(self._member.listener.code))
-
-
-def _open_task(config: RunConfig, *, data: TaskData) -> TaskWorkload:
-    return TaskWorkload(config, data)

@@ -58,25 +58,15 @@ def read_records(task: TaskConfig, split: Split, tokenizer: Tokenizer) -> list[R
 
     Args:
         task: The task; ``limit`` concerns training only.
-        split: File and its use.
+        split: File and its use; the task names the file.
         tokenizer: The run's.
 
     Raises:
-        ConfigError: The reader is unknown, or the split has no file.
+        ConfigError: The reader is unknown.
         DataError: The file is missing, cannot be read or holds no examples.
     """
     reader = reader_of(task)
-    path = getattr(task.data, split.value)
-    if path is None:
-        raise ConfigError(
-            f"task.data.{split.value} is not set: there are no examples"
-            f" to {'train on' if split is Split.train else 'measure'}.\n"
-            f"  Set task.data.{split.value}=<file>.",
-            key=f"task.data.{split.value}",
-            value=None,
-            fix=f"task.data.{split.value}=<file>",
-        )
-    file = Path(path)
+    file = Path(getattr(task.data, split.value))
     _check_there(task, split, file)
     records = list(reader(Source(file, split, task, tokenizer)))
     if not records:

@@ -289,8 +289,6 @@ def test_missing_files_and_readers_are_named(tmp_path: Path, words: Tokenizer, s
     with pytest.raises(DataError) as missing:
         read_records(task, Split.train, words)
     says(missing.value)
-    with pytest.raises(ConfigError, match=r"task\.data\.valid is not set"):
-        read_records(task, Split.valid, words)
     with pytest.raises(ConfigError, match="Choose from jsonl, parallel"):
         read_records(replace(task, data=replace(data, reader="mine")), Split.train, words)
     (tmp_path / "x.source").write_text("a\nb\n")
