@@ -104,9 +104,11 @@ def inherit(
         read: Reads the configuration of a run.
 
     Raises:
-        ConfigError: No run is named, or its configuration cannot be read.
+        ConfigError: The task has no kind, no run is named, or its configuration cannot be read.
     """
     if composed.task.kind is TaskKind.none:
+        if composed.task.name:
+            raise _no_kind(str(composed.task.name))
         return
     chosen = dict(option.split("=", 1) for option in options)
     origin = OmegaConf.select(composed, "run.init_from")
@@ -203,3 +205,14 @@ def _read(file: Path) -> DictConfig:
         return cast(DictConfig, merged.task)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError, OSError) as error:
         raise explain_composition(error, typed={}, source=str(file)) from error
+
+
+def _no_kind(task: str) -> ConfigError:
+    kinds = ", ".join(kind.name for kind in TaskKind if kind is not TaskKind.none)
+    return ConfigError(
+        f"task={task} has no kind, so it describes no task.\n"
+        f"  Write for example `kind: cloze` into its file; the kinds are {kinds}.",
+        key="task.kind",
+        value=None,
+        fix="task.kind=cloze",
+    )

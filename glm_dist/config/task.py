@@ -134,7 +134,7 @@ class TaskConfig(Section):
     pad_prompt: bool = False
     """seq2seq: prompts are filled up to source_length with tokens that the model sees, as the
     official code does; false: nothing is filled up."""
-    blank_share: float = bounded(0.3, at_least=0, below=1, default=0.3)
+    blank_share: float = bounded(0.3, above=0, below=1, default=0.3)
     """infill: share of the words that is hidden."""
     loss: ChoiceLoss = ChoiceLoss.cross_entropy
     """cloze: see ChoiceLoss."""
@@ -221,5 +221,5 @@ class TaskConfig(Section):
         if self.kind is TaskKind.seq2seq:
             return self.source_length + self.target_length
         if self.kind is TaskKind.infill:
-            return self.source_length + int(self.source_length * self.blank_share)
+            return self.source_length + max(1, int(self.source_length * self.blank_share))
         return self.max_length

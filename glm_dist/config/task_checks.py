@@ -111,6 +111,7 @@ def _check_answers(task: TaskConfig) -> None:
         )
     if task.choices_field:
         _check_choices_field(task.choices_field)
+        _check_whole_choices(task)
         return
     answers = task.prompt_answers
     if len(answers) < 2:
@@ -146,6 +147,18 @@ def _check_choices_field(field: str) -> None:
             value=field,
             fix="task.answers.from=choices",
         ) from error
+
+
+def _check_whole_choices(task: TaskConfig) -> None:
+    if task.single_token:
+        raise ConfigError(
+            "task.single_token=true needs answers that are the same in every example, and"
+            f" task.answers.from={task.choices_field} takes them from the examples.\n"
+            "  Leave task.single_token out: whole answers are compared.",
+            key="task.single_token",
+            value=True,
+            fix="task.single_token=null",
+        )
 
 
 def _check_pattern_answers(task: TaskConfig) -> None:

@@ -70,9 +70,11 @@ def check_text_in_file(path: Path, *, group: str) -> None:
         OSError: It cannot be read.
         UnicodeDecodeError: It is not UTF-8.
     """
-    text = path.read_text(encoding="utf-8")
-    is_global = not group or "@package _global_" in text.partition("\n")[0]
-    root = yaml.compose(text, Loader=yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader)
+    loader = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader
+    with path.open(encoding="utf-8") as stream:
+        is_global = not group or "@package _global_" in stream.readline()
+        stream.seek(0)
+        root = yaml.compose(stream, Loader=loader)  # of a string, errors could not name the file
     for key, node, is_name in _scalars(root, "" if is_global else f"{group.replace('/', '.')}."):
         if node.style or not (is_name or takes_text(key)):
             continue  # quoted, or a number

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 
+from glm_dist.generate.prompt import Data, Part
 from glm_dist.seeds import derive_seed
 from glm_dist.tasks.readers.blanks import BLANK
 
@@ -27,6 +28,23 @@ def hide_words(text: str, *, share: float, seed: int, draw: int) -> Blanked:
     number = min(len(words), max(1, int(len(words) * share)))
     rng = random.Random(derive_seed("infilling", seed, draw, text))
     return merged(words, sorted(rng.sample(range(len(words)), number)), space=space)
+
+
+def first_half(text: str) -> str:
+    """Return the first half of a text's words, or of the characters of its only word."""
+    words = text.split()
+    if len(words) > 1:
+        return " ".join(words[: len(words) // 2])
+    return text[: len(text) // 2]
+
+
+def parts_of(pieces: Sequence[str]) -> list[Part]:
+    """Return the parts of a prompt with blanks between pieces; empty pieces are left out."""
+    parts: list[Part] = []
+    for index, piece in enumerate(pieces):
+        parts += ["[MASK]"] if index else []
+        parts += [Data(piece)] if piece.strip() else []
+    return parts
 
 
 def merged(words: Sequence[str], hidden: Sequence[int], *, space: str = " ") -> Blanked:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from glm_dist.config.patterns import MASKS, Mark, parse_field
 from glm_dist.config.schema import RunConfig, TaskKind
@@ -15,7 +14,8 @@ from glm_dist.errors import ConfigError, DataError
 from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Data, Frame, Part, Prompt, Room, learned_masks, make_prompt
 from glm_dist.generate.sampling import Cut
-from glm_dist.tasks.infilling import found_blanks, hide_words
+from glm_dist.tasks.infilling import first_half, found_blanks, hide_words, parts_of
+from glm_dist.tasks.labels import index_of_choice, index_of_label
 from glm_dist.tasks.pattern import Pattern
 from glm_dist.tasks.readers.lines import no_example
 from glm_dist.tasks.readers.records import Record
@@ -114,8 +114,10 @@ class TaskPrompts:
                 has_choice = is_cloze or self._choices is not None
                 self._parts(record, choices[0] if has_choice else "")
                 return
-            self._pattern.parts(fields)
-            if self.task.kind is TaskKind.seq2seq:
+            if self.task.kind is TaskKind.infill:
+                self._hiding(record)
+            else:
+                self._pattern.parts(fields)
                 self._targets(record)
 
     def example(self, record: Record, *, draw: int = 0) -> TaskExample:
@@ -258,10 +260,10 @@ class TaskPrompts:
         name = self.task.data.label
         value = find_field(record.fields, name)
         if self._choices is None:
-            return _index_of_label(value, list(self.task.prompt_answers), name, record.where)
+            return index_of_label(value, list(self.task.prompt_answers), name, record.where)
         if value is None and references:
             return next((n for n, each in enumerate(choices) if each in references), 0)
-        return _index_of_choice(value, choices, name, record.where)
+        return index_of_choice(value, choices, name, record.where)
 
     def _written(self, record: Record) -> TaskExample:
         task = self.task
@@ -292,35 +294,57 @@ class TaskPrompts:
 
     def _infilled(self, record: Record, draw: int) -> TaskExample:
         task = self.task
+        parts, number = self._hiding(record)
+        prompt, hidden = self._with_blanks(record, parts, number, draw)
+        answers: list[list[int]] = []
+        room = task.row_length - task.source_length
+        for words in hidden[: len(prompt.mask_indices)]:
+            ids = [*self._tokenizer.encode_document(f" {words}"), self._part_b.end]
+            if len(ids) > room and answers:
+                break
+            answers.append(ids[:room])  # a row without an answer would teach nothing
+            room -= len(ids)
+        blanks = prompt.mask_indices[: len(answers)]
+        missing = task.source_length - len(prompt.tokens)
+        tokens = prompt.tokens + [self._tokenizer.special.pad] * missing
+        question = TaskQuestion(replace(prompt, tokens=tokens), blanks, answers)
+        references = (str(parts[number]),)
+        return TaskExample(record.where, [question], references=references, choices=tuple(hidden))
+
+    def _hiding(self, record: Record) -> tuple[list[Part], int]:
+        """Return the parts of a prompt, and the index of the one whose words are hidden."""
         parts = self._pattern.parts(record.fields)
         number = next((n for n, part in enumerate(parts) if isinstance(part, Data)), None)
         if number is None:
             raise no_example(record.where, "is not used: task.pattern names no field")
-        text = str(parts[number])
+        if not str(parts[number]).split():
+            raise no_example(record.where, "has no words to hide")
+        return parts, number
+
+    def _with_blanks(
+        self, record: Record, parts: Sequence[Part], number: int, draw: int
+    ) -> tuple[Prompt, list[str]]:
+        """Hide words of one part; return the prompt, cut to its length, and all that is hidden.
+
+        Raises:
+            DataError: No blank is left in the prompt.
+        """
+        task, text = self.task, str(parts[number])
         blanked = record.fields.get("blanked")
-        if blanked is not None:
-            pieces, hidden = found_blanks(blanked, text)
-        else:
-            pieces, hidden = hide_words(text, share=task.blank_share, seed=self._seed, draw=draw)
-        shown: list[Part] = []
-        for index, piece in enumerate(pieces):
-            shown += ["[MASK]"] if index else []
-            shown += [Data(piece)] if piece.strip() else []
-        made = self._make([*parts[:number], *shown, *parts[number + 1 :]], None)
-        prompt = _cut(made, task.source_length)
-        answers, blanks = [], []
-        room = task.row_length - task.source_length
-        for index, words in zip(prompt.mask_indices, hidden, strict=False):
-            ids = [*self._tokenizer.encode_document(f" {words}"), self._part_b.end]
-            room -= len(ids)
-            if room < 0:
-                break
-            answers.append(ids)
-            blanks.append(index)
-        missing = task.source_length - len(prompt.tokens)
-        tokens = prompt.tokens + [self._tokenizer.special.pad] * missing
-        question = TaskQuestion(replace(prompt, tokens=tokens), blanks, answers)
-        return TaskExample(record.where, [question], references=(text,), choices=tuple(hidden))
+        while text:
+            if blanked is not None:
+                pieces, hidden = found_blanks(blanked, text)
+            else:
+                pieces, hidden = hide_words(
+                    text, share=task.blank_share, seed=self._seed, draw=draw
+                )
+            shown = parts_of(pieces)
+            made = self._make([*parts[:number], *shown, *parts[number + 1 :]], None)
+            prompt = _cut(made, task.source_length)
+            if prompt.mask_indices:
+                return prompt, hidden
+            text = "" if blanked is not None else first_half(text)  # all blanks came too late
+        raise no_example(record.where, "has no room for a blank in task.source_length")
 
 
 def spaced_answer(text: str, before: str) -> str:
@@ -362,28 +386,3 @@ def _check_distinct(
                 value=text,
                 fix=f"task.answers.{label}=<text>",
             )
-
-
-def _index_of_label(value: Any, labels: Sequence[str], name: str, where: str) -> int:
-    if value is None:
-        raise no_example(where, f"has no label in {name!r} (task.data.label)")
-    written = str(value).lower() if isinstance(value, bool) else str(value)
-    if written not in labels:
-        raise no_example(
-            where,
-            f"has the label {written!r} in {name!r}, which is not among task.answers:"
-            f" {', '.join(labels)}",
-            advice="Add it to task.answers, or correct the example.",
-        )
-    return labels.index(written)
-
-
-def _index_of_choice(value: Any, choices: Sequence[str], name: str, where: str) -> int:
-    if isinstance(value, str) and value in choices:
-        return list(choices).index(value)
-    if type(value) is int and 0 <= value < len(choices):
-        return value
-    problem = (
-        f"has the label {value!r} in {name!r}, which is neither the index of an answer, from 0,"
-    )
-    raise no_example(where, f"{problem} nor one of its {len(choices)} answers")

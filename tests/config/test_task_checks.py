@@ -141,6 +141,7 @@ WRONG: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
     "empty answer": (CLOZE, {"answers": {"a": "good", "b": " "}}),
     "from and labels": (CLOZE, {"answers": {"from": "choices", "b": "bad"}}),
     "filter of choices": (CLOZE, {"answers": {"from": "choices:loud"}}),
+    "one token of choices": (CLOZE, {"answers": {"from": "choices"}, "single_token": True}),
     "answers of no pattern": (CLOZE, {"pattern_answers": {"3": {"a": "x", "b": "y"}}}),
     "answers of other labels": (
         CLOZE,

@@ -64,6 +64,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"{split}.jsonl").write_text("".join(lines))
     write_task(folder, "choices", CHOICES)
     write_task(folder, "written", WRITTEN)
+    write_task(folder, "broken", "kind: cloze\nmetrics: [accuracy\n")
     done = with_python([*make_files(folder), "run.name=a", "parallel=single", "run.steps=1"])
     assert done.returncode == 0, done.stderr
     return folder
@@ -229,6 +230,8 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["run.steps=3", "task.epochs=2"], id="steps and epochs"),
         pytest.param(["task.epoch_steps=2"], id="counted"),
         pytest.param(["task=nothing.yaml"], id="no file"),
+        pytest.param(["task.kind=none"], id="no kind"),
+        pytest.param(["task=FOLDER/broken.yaml"], id="no YAML"),
         pytest.param(["task.max_length=1000"], id="positions"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
         pytest.param(
@@ -238,6 +241,7 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_finetuned_is_refused(folder: Path, more: list[str], says: Says) -> None:
+    more = [text.replace("FOLDER", str(folder)) for text in more]
     with pytest.raises(GlmDistError) as caught:
         configure(typed(folder, "choices", "refused", *more), None)
     assert isinstance(caught.value, ConfigError | DataError)

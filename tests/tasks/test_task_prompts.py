@@ -167,6 +167,17 @@ def test_long_infilling_keeps_the_blanks_that_fit(words: Tokenizer) -> None:
     assert len(question.blanks) == len(question.answers)
 
 
+@pytest.mark.parametrize("share", [0.01, 0.1])
+def test_every_infilling_learns_something(words: Tokenizer, share: float) -> None:
+    task = replace(INFILLED, blank_share=share)
+    for draw in range(20):
+        for text in (" ".join([TEN] * 99), "unknown" * 50, "w10"):
+            (question,) = made(task, words, draw=draw, text=text).questions
+            assert len(question.prompt.tokens) == 16
+            assert len(question.blanks) == len(question.answers) > 0
+            assert 0 < sum(map(len, question.answers)) <= max(1, int(16 * share))
+
+
 def test_text_without_spaces_is_hidden_by_characters() -> None:
     pieces, hidden = hide_words("他来了北京", share=0.4, seed=1, draw=0)
     assert len("".join(hidden)) == 2
@@ -221,13 +232,23 @@ BAD: dict[str, tuple[TaskConfig, dict[str, Any]]] = {
     ),
     "no target": (WRITTEN, {"text": "x"}),
     "no targets": (WRITTEN, {"text": "x", "summary": []}),
+    "no words": (INFILLED, {"text": " "}),
+    "no blank in room": (INFILLED, {"text": f"{TEN * 3} x", "blanked": f"{TEN * 3} <blank>"}),
 }
 
 
 def test_fields_and_labels_are_checked_without_prompts(words: Tokenizer) -> None:
     prompts = TaskPrompts(replace(base(), task=CHOICES), words)
     prompts.check(Record("x:1", {"text": "x", "choices": ["w7"], "label": 0}))
-    for name in ("unknown label", "other field", "index", "no list", "no target", "no targets"):
+    for name in (
+        "unknown label",
+        "other field",
+        "index",
+        "no list",
+        "no target",
+        "no targets",
+        "no words",
+    ):
         task, fields = BAD[name]
         with pytest.raises(DataError, match=r"^x:7"):
             TaskPrompts(replace(base(), task=task), words).check(Record("x:7", fields))
