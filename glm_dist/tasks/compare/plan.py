@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def settings(self) -> CompareConfig:
-        """The section ``compare``: objectives, tasks and seeds."""
+        """The section ``compare``."""
         return self.config.compare
 
     @property
