@@ -53,7 +53,7 @@ from glm_dist.sweep.report import MARKDOWN_FILE, as_tables, notes, write_report
 from glm_dist.train.same_run import check_same_config
 
 TABLE_WIDTH = 200
-"""Columns of the table where nobody looks."""
+"""Columns of the table if it is not printed on a terminal."""
 
 
 @dataclass
@@ -183,10 +183,11 @@ def _planned(points: Sequence[Point], arguments: argparse.Namespace) -> list[_Pl
     """
     is_alone = not arguments.launcher and not arguments.slurm
     options = [] if arguments.config_dir is None else ["--config-dir", str(arguments.config_dir)]
-    planned = []
+    planned, known = [], None
     for point in points:
         try:
-            config = train.configure(point.overrides, arguments.config_dir)
+            prepared = train.configure(point.overrides, arguments.config_dir, known=known)
+            config, known = prepared.config, prepared.data
             if arguments.program == "finetune" and not _has_results(config):
                 raise train.no_task()
             check_config(
@@ -283,7 +284,7 @@ def _summary(planned: _Planned, ended: Ended) -> str:
         return f"{outcome.select} {outcome.valid.metrics[outcome.select].value:.4f}"
     output = ended.job.folder / OUTPUT_FILE
     if planned.status == "stopped":
-        return "asked to stop"
+        return "stopped on request"
     reason = last_error(output) if ended.status else "ended without results"
     return f"status {ended.status}: {reason}; see {output}"
 

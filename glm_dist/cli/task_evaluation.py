@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,9 @@ def is_override(typed: str) -> bool:
     return typed.startswith("task.") and "=" in typed
 
 
-def run(arguments: argparse.Namespace, *, declare: object) -> int:
+def run(
+    arguments: argparse.Namespace, *, declare: Callable[[argparse.ArgumentParser], None]
+) -> int:
     """Measure the task and print a table.
 
     Args:
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace, *, declare: object) -> int:
         GlmDistError: The run or an example cannot be used.
     """
     why = "has no effect on a task, whose values are set as task.<key>=<value>"
-    refuse_given(arguments, WITHOUT_EFFECT, declare, why=why)  # type: ignore[arg-type]
+    refuse_given(arguments, WITHOUT_EFFECT, declare, why=why)
     _refuse_files(arguments.tasks)
     if arguments.json is not None:
         check_result(arguments.json)

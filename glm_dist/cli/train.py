@@ -24,7 +24,7 @@ from glm_dist.config.launch import (
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
-from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.config.schema import TaskKind
 from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.tasks.examples import Examples, read_benchmarks
@@ -45,21 +45,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
 
 
-def configure(overrides: Sequence[str], config_dir: Path | None) -> RunConfig:
+def configure(
+    overrides: Sequence[str], config_dir: Path | None, *, known: TaskData | None = None
+) -> Finetuning:
     """Compose a configuration and check all that can be checked before a launch.
 
     Args:
         overrides: As typed.
         config_dir: Folder used instead of conf/.
+        known: Examples of another configuration; see ``complete``.
 
     Raises:
         GlmDistError: The job would not work.
     """
     config = load_config(overrides, config_dir=config_dir)
-    prepared = complete(config, overrides, config_dir=config_dir)
+    prepared = complete(config, overrides, config_dir=config_dir, known=known)
     check_files(prepared.config, read_data=prepared.facts)
     read_benchmarks(prepared.config)
-    return prepared.config
+    return prepared
 
 
 def run(arguments: argparse.Namespace, *, needs_task: bool = False) -> int:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from glm_dist.config.finetuning import no_origin
 from glm_dist.config.load import load_config
@@ -69,8 +70,8 @@ def complete(
         config: As composed from the overrides.
         overrides: As for ``configure``.
         config_dir: As for ``configure``.
-        known: Examples of a complete configuration that differs in nothing but the seed and the
-            weights; None: they are read.
+        known: Examples of another complete configuration. They are read again only if this one
+            makes other rows of them.
 
     Raises:
         ConfigError: As for ``configure``.
@@ -81,6 +82,8 @@ def complete(
         return Finetuning(config, None)
     _check_needs(config, overrides)
     check_libraries(config.task.used_metrics)
+    if known is not None and not _serves(known, config):
+        known = None
     data = known or read_task_data(config, load_tokenizer(config.tokenizer))
     per_epoch = len(data.records[Split.train]) / config.batch.global_batch_size
     counted = {
@@ -91,6 +94,21 @@ def complete(
     numbers = [f"{key}={counted[key]}" for key in COUNTED]
     config = load_config([*overrides, *numbers], config_dir=config_dir)
     return Finetuning(config, replace(data, config=config))
+
+
+def _serves(known: TaskData, config: RunConfig) -> bool:
+    """Return True if examples that were read before give the rows of another configuration."""
+    before = known.config
+    free: dict[str, Any] = {key.removeprefix("task."): 16 for key in COUNTED} | {"epochs": 1}
+    has_own_draws = config.task.kind is TaskKind.infill and before.run.seed != config.run.seed
+    return not has_own_draws and all(
+        (
+            replace(before.task, **free) == replace(config.task, **free),
+            before.model == config.model,
+            before.tokenizer == config.tokenizer,
+            before.corruption == config.corruption,
+        )
+    )
 
 
 def examples_of(config: RunConfig) -> TaskData | None:
@@ -138,9 +156,8 @@ def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
         raise no_origin(name)
     for key, file in (("train", task.data.train), ("valid", task.data.valid)):
         if file is None:
-            where = (
-                f" The files are usually had from {task.data.source}." if task.data.source else ""
-            )
+            source = task.data.source
+            where = f" The files are usually available from {source}." if source else ""
             raise ConfigError(
                 f"task.data.{key} is not set, and task={name} needs examples to"
                 f" {'train on' if key == 'train' else 'choose the best checkpoint by'}.\n"

@@ -120,7 +120,7 @@ class TaskWorkload:
             load_weights(engine, info, saved_shapes(info.manifest))
             best = self._measure_splits(engine, step=best_step, device=device, stops=stops)
         if last is None or best is None:
-            log.info("gave up the results for a stop; they are made at the next start")
+            log.info("results put off by a stop request; the next start writes them")
             return False
         task = self._config.task
         files = {split: str(getattr(task.data, split.value)) for split in Split}

@@ -107,8 +107,8 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     if run.uploads is not None:
         observers.append(run.uploads)
     try:
-        is_validated = not (run.validates_first or best.lacks(first_step))
-        if not is_validated and config.evaluation.interval > 0:
+        is_owed = run.validates_first or best.lacks(first_step)
+        if is_owed and config.evaluation.interval > 0:
             with phases(validator.phase):
                 validator.act(StepDone(first_step))
             run.stop_request.raise_if_agreed()

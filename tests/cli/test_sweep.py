@@ -152,7 +152,7 @@ def test_stop_request_reaches_the_points_and_says_how_to_go_on(
     assert done.returncode == 75
     assert _calls(runs) == dict.fromkeys(NAMES[:2], 1)
     assert done.stderr.endswith("stopped by SIGTERM; the same command goes on\n")
-    assert done.stderr.count("asked to stop") == 2
+    assert done.stderr.count("stopped on request") == 2
     assert done.stderr.count("started") == 2
 
 

@@ -8,6 +8,7 @@ import pytest
 from glm_dist.cli.train import configure
 from glm_dist.config.load import load_config
 from glm_dist.errors import GlmDistError
+from glm_dist.tasks import finetune
 from glm_dist.tasks.finetune import complete
 from glm_dist.tasks.readers.records import Split
 from tests.messages import Says
@@ -76,6 +77,28 @@ def test_every_prompt_of_a_hard_text_has_one_blank_and_fits(folder: Path) -> Non
             assert masks.sum() == 1
             assert row.num_real_tokens <= 40
     assert data.config.batch.row_length == 40
+
+
+def test_known_examples_are_read_again_only_for_other_rows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_examples(folder, [{"text": "a", "label": "yes"}])
+    overrides = typed(folder, "known")
+    data = complete(load_config(overrides), overrides).data
+    assert data is not None
+
+    def read_again(*arguments: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(finetune, "read_task_data", read_again)
+    same_rows = [*overrides, "run.seed=5", "optimizer.learning_rate=1e-3", "task.epochs=3"]
+    found = complete(load_config(same_rows), same_rows, known=data)
+    assert found.data is not None
+    assert found.data.records is data.records
+    assert found.config.run.steps == 2  # an example in batches of 2, three times, is 1.5 steps
+    other_rows = [*overrides, "task.max_length=30"]
+    with pytest.raises(AssertionError, match="read again"):
+        complete(load_config(other_rows), other_rows, known=data)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import IO
 
 from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
-from glm_dist.config.schema import CompareConfig, RunConfig, TaskKind
+from glm_dist.config.schema import CompareConfig, RunConfig
 from glm_dist.errors import EXIT_FINISHED, EXIT_STOPPED
 from glm_dist.files import LockedError, lock_file
 from glm_dist.generate.load import load_trained
@@ -133,11 +133,7 @@ class _Worker:
         with ranks.raise_on_all_ranks("prepare a run", job.name):
             config = load_config(job.overrides, config_dir=config_dir)
             check_config(config, world_size=self._member.launch.world_size)
-            # Seeds, and random weights, differ from a run before in nothing that examples see; the
-            # blanks of infill are drawn by the seed.
             known = self._examples.get((job.task, job.needs))
-            if config.task.kind is TaskKind.infill:
-                known = None
             prepared = finetune.complete(config, job.overrides, config_dir=config_dir, known=known)
             # A run is the same whatever it is compared with.
             config = replace(prepared.config, compare=CompareConfig())

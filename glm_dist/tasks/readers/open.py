@@ -102,7 +102,7 @@ def _check_there(task: TaskConfig, split: Split, file: Path) -> None:
     if exists(file) or exists(Path(f"{file}.source")):
         return
     key = f"task.data.{split.value}"
-    had = f" They are usually had from {task.data.source}." if task.data.source else ""
+    had = f" They are usually available from {task.data.source}." if task.data.source else ""
     raise DataError(
         f"{file} does not exist ({key}).{had}\n  Put the examples there, or set {key}=<file>.",
         key=key,
