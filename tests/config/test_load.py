@@ -115,6 +115,8 @@ def test_option_composes(group: str, option: str) -> None:
         overrides.append("zero=stage1")
     if (group, option) in (("data", "none"), ("evaluation", "task")):
         overrides += TASK
+    if group == "task":  # a file takes half the time of an option
+        option = f"{CONF}/task/{option}.yaml" if option != "none" else option
     if option == "t5":
         overrides += ["tokenizer.sentinel_pairs=100", "tokenizer.vocab_size=2200"]
     assert isinstance(load_config([*overrides, f"{group}={option}"]), RunConfig)

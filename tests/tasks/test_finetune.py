@@ -132,7 +132,7 @@ def test_results_are_those_of_the_predictions(folder: Path, finetuned: str) -> N
 @pytest.mark.parametrize(
     ("name", "processes", "options"),
     [
-        pytest.param("tp2", 2, ["parallel=tp2"], id="tp2"),
+        pytest.param("tp2", 2, ["parallel=tp2"], marks=pytest.mark.slow, id="tp2"),
         pytest.param("zero3", 2, ["parallel=dp2", "zero=stage3"], id="dp2 ZeRO 3"),
         pytest.param("pp2", 2, ["parallel=pp2"], marks=pytest.mark.slow, id="pp2"),
         pytest.param(

@@ -49,7 +49,7 @@ def start(runs: list[list[str]], processes: int) -> None:
 @pytest.mark.parametrize(
     ("processes", "zero"),
     [
-        (1, "stage1"),
+        pytest.param(1, "stage1", marks=pytest.mark.slow),
         (2, "stage3"),
         pytest.param(2, "stage0", marks=pytest.mark.slow),
         pytest.param(2, "stage2", marks=pytest.mark.slow),

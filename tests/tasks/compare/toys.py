@@ -1,4 +1,7 @@
-"""A comparison of all objectives small enough for a test: its files and overrides."""
+"""A comparison small enough for a test: its files and overrides.
+
+UniLM is left out: its prompts and last words are laid out as BERT's.
+"""
 
 import json
 import random
@@ -6,7 +9,7 @@ from pathlib import Path
 
 from tests.train.jobs import make_files
 
-OBJECTIVES = ("glm_mixed", "bert", "gpt", "t5", "unilm")
+OBJECTIVES = ("glm_mixed", "bert", "gpt", "t5")
 
 TASK = """kind: cloze
 data: {{train: {folder}/train.jsonl, valid: {folder}/valid.jsonl}}
