@@ -120,12 +120,17 @@ class TaskData:
         longest += self.config.task.kind is TaskKind.classify
         return max(16, -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE)
 
+    @cached_property
+    def digests(self) -> dict[Split, str]:
+        """SHA-256 of the examples of each split, wherever their files are."""
+        return {split: _hash(found) for split, found in self.records.items()}
+
     def fingerprint(self) -> dict[str, Json]:
         """Identify what is trained on; see ``Workload``."""
         task = self.config.task
-        training = self.records[Split.train]
+        count = len(self.records[Split.train])
         return {
-            "examples": {"count": len(training), "sha256": _hash(training)},
+            "examples": {"count": count, "sha256": self.digests[Split.train]},
             "pattern": task.prompt_pattern,
             "tokenizer": self.tokenizer.fingerprint,
         }
@@ -160,7 +165,6 @@ def read_task_data(
 
 
 def _hash(records: Sequence[Record]) -> str:
-    """Hash the content of examples, wherever their file is."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(record.fields, sort_keys=True).encode())

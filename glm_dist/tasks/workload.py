@@ -56,6 +56,11 @@ class TaskWorkload:
         """See ``Workload``."""
         return self._data.fingerprint()
 
+    def digests(self) -> dict[str, str]:
+        """See ``Workload``."""
+        digests = self._data.digests
+        return {f"task.data.{split.value}": digest[:12] for split, digest in digests.items()}
+
     def validate(
         self,
         engine: TrainingEngine,

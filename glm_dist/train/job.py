@@ -48,7 +48,7 @@ from glm_dist.train.member import Member, as_member
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
 from glm_dist.train.rows import RunRows
-from glm_dist.train.same_everywhere import check_same_everywhere
+from glm_dist.train.same_everywhere import check_same_data, check_same_everywhere
 from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining, Task
@@ -175,6 +175,7 @@ def _train(job: _Job) -> None:
     request.raise_if_agreed()
     with Ranks(None).raise_on_all_ranks("open the data", "data"):
         workload = job.workload(config)
+    check_same_data(workload.digests())
     engine = build_engine(
         config,
         job.groups,

@@ -1,4 +1,4 @@
-"""Comparison of what every host brings to a job: its libraries and its configuration.
+"""Comparison of what every host brings to a job: libraries, configuration and files of data.
 
 A node with an older environment, another checkout or other variables trains along and changes the
 result, or fails much later in a place that says nothing of the cause.
@@ -34,8 +34,35 @@ def check_same_everywhere(config: RunConfig) -> None:
     Raises:
         LaunchError: On every rank, with the values that differ and their hosts.
     """
+    _check_same(
+        facts_of(config),
+        problem="The processes of this job differ",
+        fix="the same environment on every host",
+        advice="Start all of them from the same environment and checkout, with the same variables.",
+    )
+
+
+def check_same_data(digests: Facts) -> None:
+    """Refuse a job whose hosts have other files of data; collective over all ranks.
+
+    Validation on other examples would also give ranks other metrics, and let them go separate ways.
+
+    Args:
+        digests: See ``Workload.digests``.
+
+    Raises:
+        LaunchError: On every rank, with the digests that differ and their hosts.
+    """
+    _check_same(
+        digests,
+        problem="The hosts of this job have read different data",
+        fix="the same files on every host",
+        advice="Copy the same files to every host, or name files on a shared file system.",
+    )
+
+
+def _check_same(mine: Facts, *, problem: str, fix: str, advice: str) -> None:
     ranks = Ranks(None)
-    mine = facts_of(config)
     # Everything from every rank would be megabytes; most jobs are the same everywhere.
     if len(set(ranks.gather(hash_of(mine)))) == 1:
         return
@@ -49,12 +76,10 @@ def check_same_everywhere(config: RunConfig) -> None:
     more = len(different) - MAX_SHOWN
     lines += [f"  and {more} more"] if more > 0 else []
     raise LaunchError(
-        "The processes of this job differ:\n"
-        + "\n".join(lines)
-        + "\n  Start all of them from the same environment and checkout, with the same variables.",
+        f"{problem}:\n" + "\n".join(lines) + f"\n  {advice}",
         key=different[0],
         value=", ".join(different),
-        fix="the same environment on every host",
+        fix=fix,
     )
 
 

@@ -4,6 +4,8 @@ The loop knows nothing else about what is learned. Pretraining is the workload o
 finetuning on a task is one of ``tasks``, which stands above and passes it to ``train.job.run``.
 """
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -54,6 +56,9 @@ class Workload(Protocol):
 
     def fingerprint(self) -> dict[str, Json]:
         """Identify the data: what must not change between a checkpoint and its continuation."""
+
+    def digests(self) -> dict[str, str]:
+        """Return a digest of each part of the data by its name; the same on every rank of a job."""
 
     def validate(
         self,
@@ -124,6 +129,11 @@ class PretrainingWorkload:
     def fingerprint(self) -> dict[str, Json]:
         """See ``Workload``."""
         return cast(dict[str, Json], self.rows.fingerprint())
+
+    def digests(self) -> dict[str, str]:
+        """See ``Workload``."""
+        content = json.dumps(self.fingerprint(), sort_keys=True)
+        return {"data.corpora": hashlib.sha256(content.encode()).hexdigest()[:12]}
 
     def validate(
         self,

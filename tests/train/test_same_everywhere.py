@@ -31,6 +31,24 @@ def compare(case: str) -> str:
     return "same"
 
 
+def compare_data(digest: str) -> str:
+    """Compare two ranks, of which the second has another file for validation."""
+    valid = digest if os.environ["RANK"] == "1" else "a"
+    try:
+        same_everywhere.check_same_data({"task.data.train": "a", "task.data.valid": valid})
+    except LaunchError as error:
+        return str(error)
+    return "same"
+
+
+def test_hosts_with_other_examples_are_refused_on_all_ranks() -> None:
+    first, second = run_ranks(compare_data, "b", world_size=2)
+    assert first == second
+    assert "different data:\n  task.data.valid: a on " in first
+    assert "task.data.train" not in first
+    assert run_ranks(compare_data, "a", world_size=2) == ["same", "same"]
+
+
 @pytest.mark.parametrize("case", ["version", "value"])
 def test_what_differs_is_shown_with_its_hosts(case: str, says: Says) -> None:
     first, second = run_ranks(compare, case, world_size=2)

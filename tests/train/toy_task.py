@@ -106,6 +106,9 @@ class ToyWorkload:
     def fingerprint(self) -> dict[str, Json]:
         return dict(IDENTITY)
 
+    def digests(self) -> dict[str, str]:
+        return {}
+
     def validate(
         self,
         engine: TrainingEngine,
