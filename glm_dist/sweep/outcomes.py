@@ -21,7 +21,7 @@ from glm_dist.observe.metrics import VALID_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, last_validation
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.tasks.intervals import Interval
-from glm_dist.tasks.results import RESULTS_FILE
+from glm_dist.tasks.results import RESULTS_FILE, read_predictions
 
 LOSS = "validation loss"
 """Metric of pretraining: the mean over its objectives, in nats per predicted token."""
@@ -115,15 +115,14 @@ def read_answers(file: Path) -> Answers:
         DataError: It is missing or damaged.
     """
     try:
-        with file.open(encoding="utf-8") as stream:
-            records = [json.loads(line) for line in stream]
-        names = records[0].get("values", {}) if records else {}
+        found = read_predictions(file)
+        names = found[0].values if found else {}
         return Answers(
-            labels=[record["label"] for record in records],
-            predictions=[record["prediction"] for record in records],
-            values={name: [float(each["values"][name]) for each in records] for name in names},
+            labels=[each.label for each in found],
+            predictions=[each.prediction for each in found],
+            values={name: [each.values[name] for each in found] for name in names},
         )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise _damaged(file, error) from error
 
 

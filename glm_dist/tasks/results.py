@@ -72,6 +72,28 @@ def write_results(results: Results, folder: Path) -> None:
     write_atomically(folder / RESULTS_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def read_predictions(file: Path) -> list[Prediction]:
+    """Read the predictions that ``write_results`` wrote.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is damaged.
+    """
+    with file.open(encoding="utf-8") as stream:
+        lines = [json.loads(line) for line in stream]
+    try:
+        return [
+            Prediction(
+                line["label"],
+                line["prediction"],
+                values={name: float(value) for name, value in line.get("values", {}).items()},
+            )
+            for line in lines
+        ]
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"a line is no prediction: {error!r}") from error
+
+
 def show_results(results: Results, console: Console) -> None:
     """Print a table of the chosen checkpoint's metrics.
 

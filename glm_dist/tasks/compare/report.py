@@ -27,7 +27,7 @@ from glm_dist.tasks.compare.last_words import WordScores, read_scores
 from glm_dist.tasks.compare.plan import LAST_WORDS_FILE, Comparison, Job
 from glm_dist.tasks.intervals import Interval, paired_difference
 from glm_dist.tasks.readers.records import Split
-from glm_dist.tasks.results import PREDICTIONS
+from glm_dist.tasks.results import PREDICTIONS, read_predictions
 
 METRIC = "accuracy"
 
@@ -131,9 +131,8 @@ def _values(jobs: Sequence[Job]) -> Values:
     for job in jobs:
         file = job.folder / PREDICTIONS[Split.valid]
         try:
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-            rows.append([float(line["values"][METRIC]) for line in lines])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            rows.append([each.values[METRIC] for each in read_predictions(file)])
+        except (OSError, ValueError, KeyError) as error:
             raise _unreadable(file, str(error)) from error
         if len(rows[-1]) != len(rows[0]):
             raise _unreadable(file, f"{len(rows[-1])} examples and not {len(rows[0])}")
