@@ -208,6 +208,8 @@ def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path) -> None
     found = predictions_of(folder, "classes")
     assert [each["label"] for each in found] == [n % 3 for n in range(SIZES["valid"])]
     assert {len(each["scores"]) for each in found} == {3}
+    origin = f"run.init_from={folder}/runs/classes"
+    assert configure(typed(folder, "choices", "next", origin), None).model.num_classes == 0
 
 
 def test_answers_are_written_and_compared(folder: Path) -> None:
