@@ -240,6 +240,7 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["task.kind=none"], id="no kind"),
         pytest.param(["task=FOLDER/broken.yaml"], id="no YAML"),
         pytest.param(["task.max_length=1000"], id="positions"),
+        pytest.param(["task=FOLDER/written.yaml", "corruption=bert"], id="objective"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
         pytest.param(
             ["task.kind=seq2seq", "task.target='{answer}'", "task.metrics=[em]", "zero=stage3"],
