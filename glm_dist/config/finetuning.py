@@ -120,9 +120,14 @@ def inherit(
         _take_sections(composed, config, folder, keeps=chosen)
         if chosen.get("experiment") == EXPERIMENT and "precision" not in chosen:
             composed.precision = OmegaConf.structured(config.precision)
-    if composed.task.kind is TaskKind.classify:
-        answers = composed.task.answers
-        composed.model.num_classes = 1 if list(answers) == [CHOICES_OF] else max(len(answers), 2)
+    composed.model.num_classes = _num_classes(composed.task)
+
+
+def _num_classes(task: DictConfig) -> int:
+    """Return the outputs of the head; 0 for tasks without one, also after a task that had one."""
+    if task.kind is not TaskKind.classify:
+        return 0
+    return 1 if list(task.answers) == [CHOICES_OF] else max(len(task.answers), 2)
 
 
 def no_origin(task: str) -> ConfigError:

@@ -15,6 +15,7 @@ from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig, TaskKind
 from glm_dist.data.tokenizer.tokenizer import Tokenizer, load_tokenizer
 from glm_dist.errors import ConfigError
+from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.tasks.metrics import check_libraries
 from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.task_data import TaskData, read_task_data
@@ -149,11 +150,13 @@ def _check_needs(config: RunConfig, overrides: Sequence[str]) -> None:
     """Refuse a task without a run to begin with, or without examples.
 
     Raises:
-        ConfigError: Something is missing, or is given twice.
+        ConfigError: Something is missing, or is given twice, or the run cannot write answers.
     """
     task, name = config.task, config.task.name
     if config.run.init_from is None:
         raise no_origin(name)
+    if task.kind in (TaskKind.seq2seq, TaskKind.infill):
+        check_writes(config.corruption, run=config.run.init_from)
     for key, file in (("train", task.data.train), ("valid", task.data.valid)):
         if file is None:
             source = task.data.source

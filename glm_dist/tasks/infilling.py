@@ -22,12 +22,28 @@ def hide_words(text: str, *, share: float, seed: int, draw: int) -> Blanked:
         seed: Seed of the run.
         draw: Number of the draw.
     """
-    words, space = text.split(), " "
-    if len(words) == 1:
-        words, space = list(words[0]), ""
+    space = space_of(text)
+    words = text.split() if space else list(text.strip())
     number = min(len(words), max(1, int(len(words) * share)))
     rng = random.Random(derive_seed("infilling", seed, draw, text))
     return merged(words, sorted(rng.sample(range(len(words)), number)), space=space)
+
+
+def space_of(text: str) -> str:
+    """Return what stands between two words of a text; empty for text without spaces."""
+    return " " if len(text.split()) > 1 else ""
+
+
+def filled(pieces: Sequence[str], answers: Sequence[str], *, space: str) -> str:
+    """Return a text with its blanks filled.
+
+    Args:
+        pieces: Text before, between and after the blanks. [n + 1]
+        answers: What was written into them. [n]
+        space: Between two words.
+    """
+    parts = [part for pair in zip(pieces, [*answers, ""], strict=True) for part in pair]
+    return space.join(space.join(parts).split())
 
 
 def first_half(text: str) -> str:

@@ -15,6 +15,7 @@ from glm_dist.generate.prompt import Prompt
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions, Sampling
 from glm_dist.model.choice_loss import MISSING_SCORE, choice_loss
 from glm_dist.tasks.evaluate import outcomes_by_part
+from glm_dist.tasks.infilling import filled, space_of
 from glm_dist.tasks.loss import loss_of
 from glm_dist.tasks.outcome import Outcome, choice_outcome, text_outcome
 from glm_dist.tasks.readers.records import Split
@@ -172,12 +173,14 @@ def write_answers(
     """
     options = decoding_options(held_out.data)
     size = held_out.data.config.batch.micro_batch_size
-    prompts = [held_out.example(n).questions[0].prompt for n in range(len(held_out))]
+    is_infill = held_out.data.config.task.kind is TaskKind.infill
+    prompts = [_Asked.of(held_out.example(n), in_text=is_infill) for n in range(len(held_out))]
 
-    def work(share: Sequence[Prompt]) -> Iterator[str]:
+    def work(share: Sequence[_Asked]) -> Iterator[str]:
         for begin in range(0, len(share), size):
             batch = share[begin : begin + size]
-            yield from map(_written, batch, model.write(batch, options))
+            found = model.write([each.prompt for each in batch], options)
+            yield from map(_Asked.written, batch, found)
 
     answers: list[str] = []
     for part in outcomes_by_part(model, prompts, work):
@@ -187,12 +190,24 @@ def write_answers(
     return answers
 
 
-def _written(prompt: Prompt, answers: Sequence[str]) -> str:
-    """Return the answer or, of several blanks, the text that they are in."""
-    if len(answers) == 1:
-        return answers[0]
-    pieces = [part for pair in zip(prompt.pieces, [*answers, ""], strict=True) for part in pair]
-    return " ".join(" ".join(pieces).split())
+@dataclass(frozen=True)
+class _Asked:
+    """A prompt to write answers for, and the form in which they are compared."""
+
+    prompt: Prompt
+    space: str | None
+    """Between words of the text that the answers stand in; None: the answer stands alone."""
+
+    @classmethod
+    def of(cls, example: TaskExample, *, in_text: bool) -> "_Asked":
+        space = space_of(example.references[0]) if in_text else None
+        return cls(example.questions[0].prompt, space)
+
+    def written(self, answers: Sequence[str]) -> str:
+        """Return the answer, or the text that the answers are in."""
+        if self.space is None:
+            return answers[0]
+        return filled(self.prompt.pieces, answers, space=self.space)
 
 
 def decoding_options(data: TaskData) -> GenerationOptions:

@@ -44,7 +44,7 @@ def open_task(
         tokenizer: The tokenizer's files; None: the run's own.
 
     Raises:
-        ConfigError: The task is unknown, or the run has none of its own.
+        ConfigError: The task is unknown, the run has none of its own, or no head for its classes.
         DataError: The tokenizer or an example cannot be used.
     """
     saved = load_config_file(run / CONFIG_FILE)
@@ -61,7 +61,21 @@ def open_task(
     else:
         typed = [f"run.init_from='{run}'", f"run.name={saved.run.name}", f"task={task}"]
         config = load_config([*typed, *overrides])
-    if config.task.kind is TaskKind.classify and saved.model.num_classes == 0:
+    if config.task.kind is TaskKind.classify:
+        _check_head(run, found=saved.model.num_classes, needed=config.model.num_classes)
+    opened = load_stored_tokenizer(config.tokenizer, run, checkpoint={}, path=tokenizer)
+    config = replace(config, batch=replace(config.batch, micro_batch_size=batch_size))
+    data = read_task_data(config, opened, splits=splits)
+    return sized(data) if data.records else data
+
+
+def _check_head(run: Path, *, found: int, needed: int) -> None:
+    """Refuse a run without a head for the classes of a task.
+
+    Raises:
+        ConfigError: It has none, or one of another size.
+    """
+    if found == 0:
         raise ConfigError(
             f"task.kind=classify needs a classification head, and {run} has none.\n"
             "  Finetune the run on the task first, or set task.kind=cloze.",
@@ -69,10 +83,14 @@ def open_task(
             value="classify",
             fix="task.kind=cloze",
         )
-    opened = load_stored_tokenizer(config.tokenizer, run, checkpoint={}, path=tokenizer)
-    config = replace(config, batch=replace(config.batch, micro_batch_size=batch_size))
-    data = read_task_data(config, opened, splits=splits)
-    return sized(data) if data.records else data
+    if found != needed:
+        raise ConfigError(
+            f"The task has {needed} classes, and the classification head of {run} has {found}.\n"
+            "  Finetune the run on the task first, or set task.kind=cloze.",
+            key="model.num_classes",
+            value=found,
+            fix="task.kind=cloze",
+        )
 
 
 def with_records(data: TaskData, records: Sequence[Record]) -> TaskData:

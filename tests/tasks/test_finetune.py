@@ -10,6 +10,7 @@ import pytest
 from glm_dist.cli.train import configure
 from glm_dist.errors import ConfigError, DataError, GlmDistError
 from glm_dist.tasks.results import PREDICTIONS, RESULTS_FILE
+from glm_dist.tasks.trained_run import open_task
 from tests.messages import Says
 from tests.train.jobs import glm_dist_command, make_files, with_python, with_ranks
 
@@ -193,7 +194,7 @@ def test_new_examples_are_answered_without_labels(folder: Path, finetuned: str) 
     assert answer["answer"] == max(scores, key=scores.__getitem__)
 
 
-def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path) -> None:
+def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path, says: Says) -> None:
     more = ["task.kind=classify", "task.answers={a: w7, b: w8, c: w9}", "task.data.label=class"]
     more += ["task.data.test=null", "task.metrics=[accuracy]", "task.max_length=64"]
     for split in ("train", "valid"):
@@ -208,6 +209,12 @@ def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path) -> None
     found = predictions_of(folder, "classes")
     assert [each["label"] for each in found] == [n % 3 for n in range(SIZES["valid"])]
     assert {len(each["scores"]) for each in found} == {3}
+    origin = f"run.init_from={folder}/runs/classes"
+    assert configure(typed(folder, "choices", "next", origin), None).model.num_classes == 0
+    two = ["task.kind=classify", "task.answers={a: w7, b: w8}", *more[2:]]
+    with pytest.raises(ConfigError, match="2 classes") as caught:
+        open_task(folder / "runs/classes", f"{folder}/written.yaml", two, splits=(), batch_size=1)
+    says(caught.value)
 
 
 def test_answers_are_written_and_compared(folder: Path) -> None:
@@ -233,6 +240,7 @@ def test_answers_are_written_and_compared(folder: Path) -> None:
         pytest.param(["task.kind=none"], id="no kind"),
         pytest.param(["task=FOLDER/broken.yaml"], id="no YAML"),
         pytest.param(["task.max_length=1000"], id="positions"),
+        pytest.param(["task=FOLDER/written.yaml", "corruption=bert"], id="objective"),
         pytest.param(["task.metrics=[rouge]"], id="metric"),
         pytest.param(
             ["task.kind=seq2seq", "task.target='{answer}'", "task.metrics=[em]", "zero=stage3"],

@@ -1,15 +1,22 @@
 """Examples of a task in training: order, rows, skipped items; and the same prompts everywhere."""
 
 import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.task import TaskDataConfig, TaskKind
 from glm_dist.data.tokenizer.tokenizer import load_tokenizer
+from glm_dist.generate.load import TrainedModel
+from glm_dist.generate.prompt import Prompt
+from glm_dist.generate.sampling import GenerationOptions
 from glm_dist.tasks.items import TaskItems
+from glm_dist.tasks.measure import HeldOut, write_answers
 from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.task_data import TaskData, read_task_data
 from tests.train.jobs import make_files
@@ -92,3 +99,37 @@ def test_fingerprint_is_that_of_content_and_pattern(data: TaskData, tmp_path: Pa
     assert read_task_data(data.config, data.tokenizer).fingerprint() != before
     other = replace(data.config, task=replace(data.config.task, pattern="{text} w6 [MASK]"))
     assert replace(data, config=other).fingerprint() != before
+
+
+class RightWriter:
+    """A model that knows what every blank hides."""
+
+    def __init__(self, held_out: HeldOut) -> None:
+        examples = [held_out.example(n) for n in range(len(held_out))]
+        self._hidden = {str(each.questions[0].prompt): each.choices for each in examples}
+
+    def write(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[list[str]]:
+        return [list(self._hidden[str(prompt)]) for prompt in prompts]
+
+    def over_replicas(self, items: Any, work: Callable[[Any], Iterable[Any]]) -> list[Any]:
+        return list(work(items))
+
+
+def test_right_words_in_all_blanks_give_the_text_back(tmp_path: Path) -> None:
+    texts = ["w20 w21", " ".join(f"w{n}" for n in range(20, 40)), "w20", "北京是中国的首都"]
+    (tmp_path / "y.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    config = config_of(tmp_path)
+    task = replace(
+        config.task,
+        kind=TaskKind.infill,
+        pattern="{text}",
+        answers={},
+        source_length=40,
+        data=TaskDataConfig(valid=str(tmp_path / "y.jsonl")),
+    )
+    config = replace(config, task=task)
+    data = read_task_data(config, load_tokenizer(config.tokenizer), splits=[Split.valid])
+    held_out = HeldOut(data, Split.valid)
+    counts = [len(held_out.example(n).choices) for n in range(len(texts))]
+    assert counts[0] == 1 < counts[1]
+    assert write_answers(cast(TrainedModel, RightWriter(held_out)), held_out) == texts
