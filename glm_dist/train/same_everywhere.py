@@ -36,7 +36,7 @@ def check_same_everywhere(config: RunConfig) -> None:
     """
     _check_same(
         facts_of(config),
-        problem="The processes of this job differ",
+        problem="The processes of this job differ:",
         fix="the same environment on every host",
         advice="Start all of them from the same environment and checkout, with the same variables.",
     )
@@ -55,7 +55,7 @@ def check_same_data(digests: Facts) -> None:
     """
     _check_same(
         digests,
-        problem="The hosts of this job have read different data",
+        problem="The hosts of this job have read different data:",
         fix="the same files on every host",
         advice="Copy the same files to every host, or name files on a shared file system.",
     )
@@ -76,7 +76,7 @@ def _check_same(mine: Facts, *, problem: str, fix: str, advice: str) -> None:
     more = len(different) - MAX_SHOWN
     lines += [f"  and {more} more"] if more > 0 else []
     raise LaunchError(
-        f"{problem}:\n" + "\n".join(lines) + f"\n  {advice}",
+        f"{problem}\n" + "\n".join(lines) + f"\n  {advice}",
         key=different[0],
         value=", ".join(different),
         fix=fix,
