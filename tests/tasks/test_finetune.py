@@ -212,7 +212,7 @@ def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path, says: S
     assert [each["label"] for each in found] == [n % 3 for n in range(SIZES["valid"])]
     assert {len(each["scores"]) for each in found} == {3}
     origin = f"run.init_from={folder}/runs/classes"
-    assert configure(typed(folder, "choices", "next", origin), None).model.num_classes == 0
+    assert configure(typed(folder, "choices", "next", origin), None).config.model.num_classes == 0
     two = ["task.kind=classify", "task.answers={a: w7, b: w8}", *more[2:]]
     with pytest.raises(ConfigError, match="2 classes") as caught:
         open_task(folder / "runs/classes", f"{folder}/written.yaml", two, splits=(), batch_size=1)
