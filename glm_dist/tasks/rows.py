@@ -13,36 +13,6 @@ from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.special_tokens import SpecialTokens
 from glm_dist.errors import DataError
 from glm_dist.generate.part_b import ANSWER, PartB
-from glm_dist.generate.prompt import Prompt
-
-
-def answer_row(
-    prompt: Prompt,
-    answer: Sequence[int],
-    part_b: PartB,
-    *,
-    row_length: int | None = None,
-    label: int = -1,
-) -> Row:
-    """Lay out a prompt with an answer in its last blank, and the loss on the answer.
-
-    Args:
-        prompt: Part A.
-        answer: Targets: token ids, ``part_b.end`` included where the answer's end counts. [n]
-        part_b: How the run lays answers out, by its objective.
-        row_length: Length to pad to; None: no padding.
-        label: Index of the example's right answer.
-
-    Returns:
-        The row. Blanks before the last one stay open.
-
-    Raises:
-        DataError: Both do not fit the row, or the answer is empty or longer than the block
-            positions.
-    """
-    blanks, open_blanks = prompt.mask_indices, [()] * (len(prompt.mask_indices) - 1)
-    answers = [*open_blanks, answer]
-    return answers_row(prompt.tokens, blanks, answers, part_b, row_length=row_length, label=label)
 
 
 def answers_row(
@@ -59,13 +29,15 @@ def answers_row(
     Args:
         context: Part A.
         blanks: Index of each blank's mask in the context, in the order of emission. [n]
-        answers: Targets of each blank, as for ``answer_row``; empty: it stays open. [n]
-        part_b: As for ``answer_row``.
-        row_length: As for ``answer_row``.
-        label: As for ``answer_row``.
+        answers: Targets of each blank, ``part_b.end`` included where the answer's end counts;
+            empty: the blank stays open. [n]
+        part_b: How the run lays answers out, by its objective.
+        row_length: Length to pad to; None: no padding.
+        label: Index of the example's right answer.
 
     Raises:
-        DataError: As for ``answer_row``.
+        DataError: They do not fit the row, all of them are empty, or one is longer than the block
+            positions.
     """
     longest = part_b.longest(context) + 1  # the last token is no input
     for answer in answers:

@@ -10,10 +10,11 @@ import pytest
 
 from glm_dist.data.objectives.base import Blanks
 from glm_dist.data.objectives.layout import lay_out_blanks
+from glm_dist.data.rows import Row
 from glm_dist.errors import DataError
 from glm_dist.generate.part_b import LeftToRight, PartB
 from glm_dist.generate.prompt import Prompt
-from glm_dist.tasks.rows import answer_row, answers_row, context_row, without_answer
+from glm_dist.tasks.rows import answers_row, context_row, without_answer
 from tests.data.examples import BERT
 from tests.golden.reference import reference_files
 from tests.messages import Says
@@ -24,6 +25,11 @@ PROMPT = Prompt(
     [BERT.cls, 2001, BERT.mask, 2002, BERT.mask, 2003, BERT.eos], [2, 4], ["a ", " b ", " c"]
 )
 ARRAYS = ("tokens", "positions", "block_positions", "targets", "loss_mask")
+
+
+def answer_row(prompt: Prompt, answer: list[int], part_b: PartB, **options: Any) -> Row:
+    """A prompt with an answer in its last blank, as tasks ask for it."""
+    return answers_row(prompt.tokens, prompt.mask_indices[-1:], [answer], part_b, **options)
 
 
 def test_answers_are_laid_out_as_blanks_in_pretraining() -> None:
