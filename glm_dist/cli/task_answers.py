@@ -40,8 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
     lines = batches_of_lines(arguments.text, size) if speaks else iter(())
     left_out = 0
     while batch := model.from_first_rank(next(lines, None)):
-        records = _records(batch, data, speaks=speaks)
-        left_out += len(batch) - len(records)
+        lines_of_text = [line for line in batch if line.content.strip()]  # as in files of examples
+        records = _records(lines_of_text, data, speaks=speaks)
+        left_out += len(lines_of_text) - len(records)
         answers = tool.answer(model, data, records) if records else []
         if speaks:
             for record, answer in zip(records, answers, strict=True):

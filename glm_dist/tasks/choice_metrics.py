@@ -18,12 +18,16 @@ Counts = NDArray[np.float64]
 """Examples by predicted and right class. [r, c, c]"""
 
 
+NOTHING = -1
+"""Prediction where no answer was chosen, because the scores are not numbers."""
+
+
 @dataclass(frozen=True)
 class Chosen:
     """One example with the answer that a model chose."""
 
     prediction: int
-    """Index of the chosen answer."""
+    """Index of the chosen answer, or ``NOTHING``."""
     label: int
     """Index of the right one; -1: unknown."""
     text: str = ""
@@ -40,7 +44,7 @@ class Chosen:
     def is_right(self) -> bool:
         """True for the right answer, or one of them, or where these are wrong for another one."""
         is_among = self.prediction == self.label or self.text in self.references
-        return is_among == self.counts_if_right
+        return self.prediction != NOTHING and is_among == self.counts_if_right
 
 
 PER_EXAMPLE: dict[str, Callable[[Chosen], float]] = {
@@ -113,11 +117,13 @@ def of_resamples(
 
     Args:
         name: A key of ``OF_COUNTS``.
-        predictions: Index of each example's chosen answer. [n]
+        predictions: Index of each example's chosen answer, or ``NOTHING``. [n]
         labels: Index of the right one; -1, unknown, counts as 0. [n]
     """
-    size = max(2, max(predictions) + 1, max(labels) + 1)
-    cells = np.maximum(predictions, 0) * size + np.maximum(labels, 0)
+    nothing = max(2, max(predictions) + 1, max(labels) + 1)  # a class that is never right
+    size = nothing + (NOTHING in predictions)
+    found = np.where(np.asarray(predictions) == NOTHING, nothing, predictions)
+    cells = found * size + np.maximum(labels, 0)
     statistic = OF_COUNTS[name]
 
     def of(chosen: NDArray[np.int64]) -> NDArray[np.float64]:

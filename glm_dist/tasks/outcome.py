@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from glm_dist.tasks.choice_metrics import PER_EXAMPLE, Chosen, measure
+from glm_dist.tasks.choice_metrics import NOTHING, PER_EXAMPLE, Chosen, measure
 from glm_dist.tasks.intervals import Interval, mean_over_examples
 from glm_dist.tasks.metrics import PER_ANSWER, bleu
 from glm_dist.tasks.task_prompts import TaskExample
@@ -54,7 +54,9 @@ def choice_outcome(
     for example, row in zip(examples, scores, strict=True):
         own = list(row[: len(example.choices)]) if example.choices else list(row)
         prediction = max(range(len(own)), key=own.__getitem__)
-        text = example.choices[prediction] if example.choices else ""
+        if any(map(math.isnan, own)):
+            prediction = NOTHING  # of a model that diverged; the first answer could be right
+        text = example.choices[prediction] if example.choices and prediction >= 0 else ""
         each = Chosen(
             *(prediction, example.label, text, example.references, example.group),
             counts_if_right=example.is_right,

@@ -65,9 +65,13 @@ def write_results(results: Results, folder: Path) -> None:
         results: Of the run.
         folder: The run's folder.
     """
-    for split, outcome in results.chosen.outcomes.items():
+    for split, name in PREDICTIONS.items():
+        outcome = results.chosen.outcomes.get(split)
+        if outcome is None:
+            (folder / name).unlink(missing_ok=True)  # of an earlier start, of other weights
+            continue
         lines = [_line(n, each) for n, each in enumerate(outcome.predictions)]
-        write_atomically(folder / PREDICTIONS[split], "".join(lines))
+        write_atomically(folder / name, "".join(lines))
     content = _as_json(results)
     write_atomically(folder / RESULTS_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
 

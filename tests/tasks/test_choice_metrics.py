@@ -77,3 +77,18 @@ def test_written_answers_are_compared_with_the_best_reference() -> None:
 def test_half_width_is_unknown_without_an_interval() -> None:
     assert Interval(0.5, 0.4, 0.7).half_width == pytest.approx(0.15)
     assert math.isnan(Interval.point(0.5).half_width)
+
+
+def test_scores_that_are_no_numbers_are_never_right() -> None:
+    names = ["accuracy", "macro_f1", "binary_f1", "matthews"]
+    examples = [TaskExample("x:1", [], label=n % 2, choices=("a", "b")) for n in range(4)]
+    nothing = [math.nan, math.nan]
+    found = choice_outcome(examples, [nothing] * 4, names, loss=math.nan)
+    assert [mean.value for mean in found.metrics.values()] == [0, 0, 0, 0]
+    assert [each.prediction for each in found.predictions] == [-1] * 4
+    # The right answers of the first two, and none of the others: F1 of both classes is 2/3.
+    half = [[1.0, 0.0], [0.0, 1.0], nothing, nothing]
+    found = choice_outcome(examples, half, names, loss=math.nan)
+    assert found.metrics["accuracy"].value == 0.5
+    assert found.metrics["binary_f1"].value == pytest.approx(2 / 3)
+    assert found.metrics["macro_f1"].value == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)

@@ -185,9 +185,11 @@ def test_corpora_of_a_finetuned_run_are_not_looked_for(
 
 def test_new_examples_are_answered_without_labels(folder: Path, finetuned: str) -> None:
     lines = ['{"text": "w40", "choices": ["w50", "w60 w61"]}', '{"choices": ["w50"]}']
+    lines += [" "]  # passed over, as in a file
     done = glm_dist_command("generate", str(folder / "runs" / "single"), "--task", "own", *lines)
     assert done.returncode == 2
     assert "no field 'text'" in done.stderr
+    assert "1 examples were left out" in done.stderr
     (answer,) = map(json.loads, done.stdout.splitlines())
     scores = answer["scores"]
     assert list(scores) == ["w50", "w60 w61"]
