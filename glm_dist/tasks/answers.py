@@ -25,7 +25,7 @@ def answer(model: TrainedModel, data: TaskData, records: Sequence[Record]) -> li
         records: Examples; right answers are not needed. [n]
 
     Returns:
-        For each example its ``answer``: the chosen label or text, with ``scores`` of all of them,
+        For each example its ``prediction``: the chosen label or text, with ``scores`` of all of them,
         or the written text.
 
     Raises:
@@ -36,7 +36,7 @@ def answer(model: TrainedModel, data: TaskData, records: Sequence[Record]) -> li
     if data.config.task.kind in (TaskKind.seq2seq, TaskKind.infill):
         texts = write_answers(model, held_out)
         assert texts is not None, "nothing stops it"
-        return [{"answer": text} for text in texts]
+        return [{"prediction": text} for text in texts]
     scores = predict_examples(
         replace(model, task=loss_of(data)),
         held_out.rows,
@@ -55,6 +55,6 @@ def _chosen(data: TaskData, held_out: HeldOut, index: int, scores: torch.Tensor)
     )
     own = scores[: len(names)].tolist()
     return {
-        "answer": names[own.index(max(own))],
+        "prediction": names[own.index(max(own))],
         "scores": dict(zip(names, own, strict=True)),
     }

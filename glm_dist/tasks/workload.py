@@ -51,6 +51,7 @@ class TaskWorkload:
         self.rows = TaskItems(data, config.batch.row_length, config.run.seed, config.data)
         self.rows_per_item = data.rows_per_example
         self.selection = selection_of(config)
+        self._validated: tuple[int, Outcome] | None = None  # step and outcome of the last one
 
     def fingerprint(self) -> dict[str, Json]:
         """See ``Workload``."""
@@ -73,6 +74,7 @@ class TaskWorkload:
         found = self.measure(engine, Split.valid, step=step, device=device, stops=stops)
         if found is None:
             return None
+        self._validated = (step, found)
         metrics = {name: mean.value for name, mean in found.metrics.items()}
         metrics = {LOSS: found.loss} | metrics
         return {VALID + name: value for name, value in metrics.items() if not math.isnan(value)}
@@ -159,7 +161,12 @@ class TaskWorkload:
         for split in (Split.valid, Split.test):
             if split not in self._data.records:
                 continue
-            found = self.measure(engine, split, step=step, device=device, stops=stops)
+            found = None
+            if split is Split.valid and self._validated is not None:
+                validated_step, validated = self._validated
+                found = validated if validated_step == step else None
+            if found is None:
+                found = self.measure(engine, split, step=step, device=device, stops=stops)
             if found is None:
                 return None
             outcomes[split] = found

@@ -67,7 +67,7 @@ def test_own_task_works_as_the_page_says(folder: Path) -> None:
     assert "12 train, 4 valid" in checked
     assert "accuracy" in own
     assert "accuracy" in zero_shot
-    assert json.loads(answered)["answer"] in ("positive", "negative")
+    assert json.loads(answered)["prediction"] in ("positive", "negative")
     results = json.loads((folder / "runs" / "reviews" / "results.json").read_text())
     assert set(results["valid"]["metrics"]) == {"accuracy", "macro_f1"}
 

@@ -193,7 +193,7 @@ def test_new_examples_are_answered_without_labels(folder: Path, finetuned: str) 
     (answer,) = map(json.loads, done.stdout.splitlines())
     scores = answer["scores"]
     assert list(scores) == ["w50", "w60 w61"]
-    assert answer["answer"] == max(scores, key=scores.__getitem__)
+    assert answer["prediction"] == max(scores, key=scores.__getitem__)
 
 
 def test_head_of_a_classifier_has_an_output_for_each_label(folder: Path, says: Says) -> None:
