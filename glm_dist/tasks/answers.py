@@ -25,8 +25,8 @@ def answer(model: TrainedModel, data: TaskData, records: Sequence[Record]) -> li
         records: Examples; right answers are not needed. [n]
 
     Returns:
-        For each example its ``prediction``: the chosen label or text, with ``scores`` of all of them,
-        or the written text.
+        For each example its ``prediction``: the chosen label or text, with ``scores`` of all of
+        them, or the written text.
 
     Raises:
         DataError: An example lacks a field of the pattern.
