@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from glm_dist.model.main_gradient import add_product
+
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Logits held at once on a rank: 32 MiB in fp32 on a CPU, 256 MiB on a GPU. Enough for the full
 speed of the matrix products; more only costs memory (docs/performance.md)."""
@@ -113,14 +115,6 @@ def log_probabilities(
     total = (local - peak).exp_()
     dist.all_reduce(total, group=group)
     return logits.sub_(total.log_().add_(peak).unsqueeze(1))
-
-
-def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    """Add left @ right; 16-bit products are rounded once per chunk, their sum is not."""
-    if left.dtype == total.dtype:
-        torch.addmm(total, left, right, out=total)
-    else:
-        total += left @ right
 
 
 def head_loss(

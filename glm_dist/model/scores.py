@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed as dist
 
-from glm_dist.model.head import CHUNK_ELEMENTS, add_product, log_probabilities, sum_dtype
+from glm_dist.model.head import CHUNK_ELEMENTS, log_probabilities, sum_dtype
+from glm_dist.model.main_gradient import add_product
 
 
 class Scores(NamedTuple):
