@@ -19,7 +19,7 @@ import torch.distributed as dist
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard
-from glm_dist.optim.deepspeed_engine import open_zero_optimizer
+from glm_dist.optim.open import open_zero_optimizer
 from glm_dist.optim.state import StepOutcome
 from glm_dist.optim.zero import Accept
 from glm_dist.parallel.groups import ParallelGroups
@@ -92,7 +92,7 @@ class TrainingEngine:
                 self.zero.backward(total * scale, is_last=i == len(batches) - 1)
                 losses.append(TaskLoss(total.detach(), metrics))
             return losses
-        self.zero.begin_accumulation()
+        self.zero.begin_accumulation(len(batches))
         with self.own_time():
             losses = run_task(
                 self.model, self.task, batches, groups=self.groups, loss_scales=loss_scales
