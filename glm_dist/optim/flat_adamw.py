@@ -6,7 +6,7 @@ replicas and the loss scale are one divisor, which the fused update reads from t
 does the flag that drops a step whose gradients are not finite (ADR 0019).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +17,13 @@ from glm_dist.config.parameter_specs import WORD_EMBEDDINGS
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.main_gradient import MAIN_GRADIENT
 from glm_dist.model.parameters import ParameterShard
+from glm_dist.optim.arrivals import Arrivals
 from glm_dist.optim.flat_buffers import FlatBuffers, OwnRange, plan_buckets
+from glm_dist.optim.flat_step import FlatStep
 from glm_dist.optim.gradient_norm import GradientNorm
 from glm_dist.optim.loss_scale import DynamicLossScale
 from glm_dist.optim.state import MOMENTS, OptimizerCounters, StateSlice, StepOutcome
+from glm_dist.optim.weight_gathers import WeightGathers
 from glm_dist.optim.zero import Accept, ZeroOptimizer
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import has_partial_gradient
@@ -34,6 +37,8 @@ class FlatSettings:
     """True for ZeRO 1: each replica updates its part of every bucket."""
     bucket_size: int
     """Elements after which a bucket is full."""
+    overlaps: bool
+    """True to reduce gradients while backward runs, and gather weights while forward runs."""
     loss_scale: DynamicLossScale | None
     """Only in fp16."""
 
@@ -63,6 +68,7 @@ class FlatAdamW(ZeroOptimizer):
         *,
         settings: FlatSettings,
         groups: ParallelGroups,
+        blocks: Iterable[torch.nn.Module],
     ) -> None:
         """Move the parameters that learn into flat buffers.
 
@@ -71,6 +77,7 @@ class FlatAdamW(ZeroOptimizer):
             config: AdamW's hyperparameters.
             settings: Further settings.
             groups: This rank's process groups.
+            blocks: Modules that hold all parameters; of nested ones the inner first.
         """
         self.shards = shards
         self._config = config
@@ -104,6 +111,19 @@ class FlatAdamW(ZeroOptimizer):
             group=groups.world if is_sharded else groups.model,
             device=self._device,
         )
+        self._last: FlatStep | None = None
+        self._reductions: list[dist.Work] = []
+        self._arrivals: Arrivals | None = None
+        if settings.overlaps and self._replicas > 1:
+            self._arrivals = Arrivals(self._buffers, self._begin_reduction)
+        bucket_of = {
+            piece.shard.parameter: number
+            for number, bucket in enumerate(self._buffers.buckets)
+            for piece in bucket.pieces
+        }
+        waits = settings.overlaps and is_sharded
+        self._gathers = WeightGathers(bucket_of, blocks if waits else ())
+        self._gathers_later = waits
 
     def _new_part(self, bucket: int) -> _Part:
         weights = self._buffers.own_weights(bucket)
@@ -150,21 +170,29 @@ class FlatAdamW(ZeroOptimizer):
     def begin_accumulation(self, micro_batches: int) -> None:
         """See ``ZeroOptimizer``."""
         self._buffers.gradients.zero_()
+        if self._arrivals is not None:
+            self._arrivals.expect(micro_batches)
 
     def reduce_gradients(self) -> None:
         """See ``ZeroOptimizer``."""
-        if self._replicas == 1:
-            return
-        for work in [self._begin_reduction(n) for n in range(len(self._parts))]:
-            work.wait()
+        if self._arrivals is not None:
+            self._arrivals.finish()
+        elif self._replicas > 1:
+            for bucket in range(len(self._parts)):
+                self._begin_reduction(bucket)
+        for reduction in self._reductions:
+            reduction.wait()
+        self._reductions.clear()
 
-    def _begin_reduction(self, bucket: int) -> dist.Work:
-        """Sum a bucket's gradients over the replicas, or only this rank's part of them."""
+    def _begin_reduction(self, bucket: int) -> None:
+        """Begin to sum a bucket's gradients over the replicas, or only this rank's part of them."""
         whole, group = self._buffers.whole_gradients(bucket), self._groups.data
         if self._parts_per_bucket == 1:
-            return dist.all_reduce(whole, group=group, async_op=True)
-        own = self._parts[bucket].gradient
-        return dist.reduce_scatter_tensor(own, whole, group=group, async_op=True)
+            work = dist.all_reduce(whole, group=group, async_op=True)
+        else:
+            own = self._parts[bucket].gradient
+            work = dist.reduce_scatter_tensor(own, whole, group=group, async_op=True)
+        self._reductions.append(work)
 
     @torch.no_grad()
     def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
@@ -172,29 +200,30 @@ class FlatAdamW(ZeroOptimizer):
         norm_of_sums, squares = self._norm()
         divisor = self._replicas * (self.loss_scale or 1.0)
         norm = norm_of_sums / divisor
-        is_finite = torch.isfinite(norm)
-        is_refused = accept is not None and bool(is_finite) and not accept(norm)
+        is_refused = accept is not None and bool(torch.isfinite(norm)) and not accept(norm)
         if not is_refused:
             rate = torch.full((), learning_rate, device=self._device)
             self._update(norm, divisor=divisor, rate=rate)
-        is_recoverable = self._scale is not None and self._scale.may_shrink and not is_refused
-        is_applied = bool(is_finite) and not is_refused
+        if self._scale is not None:
+            norm = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)  # it overflowed, either way
+        self._last = FlatStep(
+            norm,
+            squares,
+            self._norm.names,
+            is_refused=is_refused,
+            is_recoverable=self._scale is not None and self._scale.may_shrink and not is_refused,
+            settled=self._count,
+        )
+        return self._last.settle()
+
+    def _count(self, step: FlatStep, is_applied: bool) -> None:
+        """Count a step whose outcome is known."""
         self._updates += is_applied
         self._skipped += not is_applied
-        if self._scale is not None and not is_refused:
+        if self._scale is not None and not step.is_refused:
             self._scale.update(overflowed=not is_applied)
-        names = [
-            name
-            for name, square in zip(self._norm.names, squares.isfinite().tolist(), strict=True)
-            if not square
-        ]
-        return StepOutcome(
-            norm if self._scale is None else norm.where(is_finite, torch.inf),
-            is_skipped=not is_applied,
-            is_recoverable=is_recoverable,
-            is_refused=is_refused,
-            non_finite=() if is_recoverable else tuple(names),
-        )
+        if step is self._last:
+            self._gathers.wait()  # else the next step's weights are on their way
 
     def _update(self, norm: torch.Tensor, *, divisor: float, rate: torch.Tensor) -> None:
         """Update this rank's parts unless the norm is not finite, and gather the weights.
@@ -232,7 +261,9 @@ class FlatAdamW(ZeroOptimizer):
                 eps=config.epsilon,
                 maximize=False,
             )
-        self.publish_weights()
+        self._begin_to_publish()
+        if not self._gathers_later:
+            self._gathers.wait()
 
     # --- state ---
 
@@ -259,20 +290,22 @@ class FlatAdamW(ZeroOptimizer):
             for moment in part.moments.values():
                 moment.zero_()
 
-    @torch.no_grad()
     def publish_weights(self) -> None:
         """See ``ZeroOptimizer``."""
-        works = []
-        for number, part in enumerate(self._parts):
+        self._begin_to_publish()
+        self._gathers.wait()
+
+    @torch.no_grad()
+    def _begin_to_publish(self) -> None:
+        """Copy masters into the model, and begin to gather from the first layer to the last."""
+        for number, part in reversed(list(enumerate(self._parts))):
             own = self._buffers.own_weights(number)
             if own.dtype != part.master.dtype:
                 own.copy_(part.master)
             if self._parts_per_bucket > 1:
-                whole = self._buffers.whole_weights(number)
-                group = self._groups.data
-                works.append(dist.all_gather_into_tensor(whole, own, group=group, async_op=True))
-        for work in works:
-            work.wait()
+                whole, group = self._buffers.whole_weights(number), self._groups.data
+                work = dist.all_gather_into_tensor(whole, own, group=group, async_op=True)
+                self._gathers.add(number, work)
 
     def counters(self) -> OptimizerCounters:
         """See ``ZeroOptimizer``."""
@@ -290,9 +323,10 @@ class FlatAdamW(ZeroOptimizer):
 
     def close(self) -> None:
         """See ``ZeroOptimizer``."""
+        self._gathers.close()
         self._buffers.close()
-        self._parts, self._ranges = [], {}
-        del self._norm, self._buffers
+        self._parts, self._ranges, self._last = [], {}, None
+        del self._norm, self._buffers, self._arrivals, self._gathers
 
 
 def _is_late(shard: ParameterShard) -> bool:

@@ -3,7 +3,7 @@
 DeepSpeed is imported only where its optimizers are used: the import takes seconds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ def open_zero_optimizer(
     deepspeed_config: Mapping[str, Any],
     groups: ParallelGroups,
     tied_weight: torch.Tensor | None,
+    blocks: Iterable[torch.nn.Module],
 ) -> ZeroOptimizer:
     """Create the optimizer of a ZeRO stage. Collective over all ranks.
 
@@ -38,6 +39,7 @@ def open_zero_optimizer(
         groups: This rank's process groups.
         tied_weight: Slice of the word table that ``module`` reads outside the embedding; None
             if this rank has none.
+        blocks: Modules that hold all parameters; of nested ones the inner first.
     """
     zero = deepspeed_config["zero_optimization"]
     if zero["stage"] >= 2 or "offload_optimizer" in zero:
@@ -51,7 +53,8 @@ def open_zero_optimizer(
             groups=groups,
             tied_weight=tied_weight,
         )
-    return FlatAdamW(shards, config, settings=_flat_settings(deepspeed_config), groups=groups)
+    settings = _flat_settings(deepspeed_config)
+    return FlatAdamW(shards, config, settings=settings, groups=groups, blocks=blocks)
 
 
 def _flat_settings(config: Mapping[str, Any]) -> FlatSettings:
@@ -67,5 +70,6 @@ def _flat_settings(config: Mapping[str, Any]) -> FlatSettings:
     return FlatSettings(
         shards_state=zero["stage"] == 1,
         bucket_size=zero.get("reduce_bucket_size", DEFAULT_BUCKET_SIZE),
+        overlaps=zero.get("overlap_comm", False),
         loss_scale=scale,
     )
