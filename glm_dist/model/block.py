@@ -102,7 +102,7 @@ def transformer_config(
         batch_p2p_comm=device.type == "cuda" and not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_sync=False,  # would synchronise after each message, for versions before torch 2
-        # DeepSpeed owns the gradient buffers that this fusion writes to.
+        # Our own linear layers add to main gradients, without apex's or other kernels.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,

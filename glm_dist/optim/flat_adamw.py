@@ -103,10 +103,7 @@ class FlatAdamW(ZeroOptimizer):
             id(own.shard.parameter): own for own in self._buffers.own_ranges()
         }
         self._norm = GradientNorm(
-            [
-                (own.shard, self._within(self._parts[own.bucket].gradient, own))
-                for own in self._ranges.values()
-            ],
+            [(r.shard, r.within(self._parts[r.bucket].gradient)) for r in self._ranges.values()],
             tensor_rank=groups.coordinates.tensor,
             group=groups.world if is_sharded else groups.model,
             device=self._device,
@@ -116,14 +113,10 @@ class FlatAdamW(ZeroOptimizer):
         self._arrivals: Arrivals | None = None
         if settings.overlaps and self._replicas > 1:
             self._arrivals = Arrivals(self._buffers, self._begin_reduction)
-        bucket_of = {
-            piece.shard.parameter: number
-            for number, bucket in enumerate(self._buffers.buckets)
-            for piece in bucket.pieces
-        }
-        waits = settings.overlaps and is_sharded
-        self._gathers = WeightGathers(bucket_of, blocks if waits else ())
-        self._gathers_later = waits
+        self._waits_in_forward = settings.overlaps and is_sharded
+        self._gathers = WeightGathers(
+            self._buffers.bucket_of(), blocks if self._waits_in_forward else ()
+        )
 
     def _new_part(self, bucket: int) -> _Part:
         weights = self._buffers.own_weights(bucket)
@@ -135,11 +128,6 @@ class FlatAdamW(ZeroOptimizer):
             updates=torch.zeros((), device=self._device),
             decays=self._buffers.buckets[bucket].decays,
         )
-
-    @staticmethod
-    def _within(part: torch.Tensor, own: OwnRange) -> torch.Tensor:
-        """Return the elements of one parameter in a part of a bucket."""
-        return part.narrow(0, own.in_part, own.numel)
 
     # --- training ---
 
@@ -262,7 +250,7 @@ class FlatAdamW(ZeroOptimizer):
                 maximize=False,
             )
         self._begin_to_publish()
-        if not self._gathers_later:
+        if not self._waits_in_forward:
             self._gathers.wait()
 
     # --- state ---
@@ -274,7 +262,7 @@ class FlatAdamW(ZeroOptimizer):
             return
         part = self._parts[own.bucket]
         for kind, flat in (("model", part.master), *part.moments.items()):
-            yield StateSlice(kind, self._within(flat, own), own.in_parameter)
+            yield StateSlice(kind, own.within(flat), own.in_parameter)
 
     def _masters(self) -> Sequence[torch.Tensor]:
         return [part.master for part in self._parts]

@@ -114,6 +114,10 @@ class OwnRange:
     """Index of the first element in the flattened parameter."""
     numel: int
 
+    def within(self, part: torch.Tensor) -> torch.Tensor:
+        """Return these elements of a tensor that covers this rank's part of the bucket."""
+        return part.narrow(0, self.in_part, self.numel)
+
 
 class FlatBuffers:
     """Weights and gradients of this rank, and its part of each bucket."""
@@ -158,6 +162,14 @@ class FlatBuffers:
     def whole_gradients(self, bucket: int) -> torch.Tensor:
         """Return a bucket's gradients, a view."""
         return self.gradients[_range(self.buckets[bucket])]
+
+    def bucket_of(self) -> dict[torch.nn.Parameter, int]:
+        """Return the bucket of each parameter that learns."""
+        return {
+            piece.shard.parameter: number
+            for number, bucket in enumerate(self.buckets)
+            for piece in bucket.pieces
+        }
 
     def own_ranges(self) -> Iterator[OwnRange]:
         """Yield the elements of each parameter that this rank updates; at most one range each."""

@@ -10,6 +10,7 @@ import torch
 
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.parameters import ParameterShard
+from glm_dist.observe.log import quiet_libraries
 from glm_dist.optim.flat_adamw import FlatAdamW, FlatSettings
 from glm_dist.optim.loss_scale import DynamicLossScale
 from glm_dist.optim.zero import ZeroOptimizer
@@ -45,6 +46,7 @@ def open_zero_optimizer(
     if zero["stage"] >= 2 or "offload_optimizer" in zero:
         from glm_dist.optim.deepspeed_engine import open_deepspeed_optimizer
 
+        quiet_libraries()
         return open_deepspeed_optimizer(
             module,
             shards,

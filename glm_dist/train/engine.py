@@ -5,8 +5,8 @@ gradients of several ranks (tied embedding, sequence parallelism) are summed; th
 replicas and steps. ZeRO 2 and 3, one stage: DeepSpeed's own forward and backward, which shards
 gradients during backward. Callers use ``forward_backward`` and ``step`` for every ZeRO stage.
 
-Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of replicas into the
-loss scales; nothing else divides.
+Scaling: the optimizer averages gradients over replicas. Callers fold the number of replicas into
+the loss scales; nothing else divides.
 """
 
 from collections.abc import Iterator, Sequence

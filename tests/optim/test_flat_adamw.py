@@ -104,7 +104,7 @@ def squares_of(engine: TrainingEngine) -> dict[tuple[object, ...], float]:
     if isinstance(zero, FlatAdamW):
         return {
             (own.shard.name, own.shard.offset, own.in_parameter): square(
-                zero._parts[own.bucket].gradient.narrow(0, own.in_part, own.numel)
+                own.within(zero._parts[own.bucket].gradient)
             )
             for own in zero._ranges.values()
         }
