@@ -117,7 +117,7 @@ class DeepSpeedOptimizer(ZeroOptimizer):
         self._updates += is_applied
         if not is_applied:
             self._discard_gradients()
-        refused = self._refused_norm
+        refused = self._refused()
         if refused is not None:
             # DeepSpeed took it for an overflow; neither its norm nor the smaller scale holds.
             norm, is_recoverable = refused, False
@@ -135,6 +135,10 @@ class DeepSpeedOptimizer(ZeroOptimizer):
         self._engine.step()
         norm = torch.as_tensor(self._engine.get_global_grad_norm())
         return norm, bool(self._engine.was_step_applied())
+
+    def _refused(self) -> torch.Tensor | None:
+        """Return the norm [] of the update that the caller has just refused, if any."""
+        return self._refused_norm
 
     def _is_accepted(self, norm: torch.Tensor) -> bool:
         """Ask the caller about a finite norm []."""

@@ -145,7 +145,8 @@ class FlatBuffers:
             parameter = piece.shard.parameter
             main = self.gradients[piece.start : piece.end].view(parameter.shape)
             setattr(parameter, MAIN_GRADIENT, main)
-            self._hooks.append(parameter.register_post_accumulate_grad_hook(_add_to_main))
+            hook = parameter.register_post_accumulate_grad_hook(_add_to_main)  # type: ignore[no-untyped-call]
+            self._hooks.append(hook)
 
     def own_weights(self, bucket: int) -> torch.Tensor:
         """Return this rank's part of a bucket's weights [n], a view."""

@@ -39,7 +39,7 @@ class FlatStep:
         self._values = torch.cat([norm.view(1), squares]).to("cpu", non_blocking=True)
         self._copied: torch.cuda.Event | None = None
         if norm.is_cuda:
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def settle(self) -> StepOutcome:
