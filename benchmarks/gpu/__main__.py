@@ -11,6 +11,8 @@ a result.
 
 import json
 import os
+import signal
+import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from functools import partial
@@ -109,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         only=parsed.only,
         attention=not parsed.no_attention,
     )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit("stopped"))  # and so do the processes
     report = run(parsed, listed)
     print(short_table(report.rows))
 

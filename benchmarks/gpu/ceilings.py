@@ -1,4 +1,4 @@
-"""What a GPU can do at best: matrix products, and copies in its memory.
+"""Ceilings of a GPU: its best matrix products, and copies in its memory.
 
 The products of the model's own layers, at their own shapes and alone, are the time below which no
 step of that model can go.

@@ -1,4 +1,4 @@
-"""What is measured on a GPU, in order of importance: a short budget of time ends with the rest.
+"""Contestants on a GPU, in order of importance: a short budget of time leaves out the last.
 
 A contestant of GLM is a list of overrides, as a user types them, so that the benchmark runs exactly
 what training runs. GPTModel is megatron-core's own model, with the attention that its name says.

@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 KINDS = (
     # The first pattern found in the name counts.
     ("communication", r"nccl"),
-    ("attention", r"flash|fmha|attention|attn|sdpa|prefix_(forward|backward)"),
+    ("attention", r"flash|fmha|attention|attn|sdpa|^(forward|prepare|keys|queries)_kernel"),
     ("optimizer", r"multi_tensor_apply|adam"),
     ("products", r"gemm|nvjet|cutlass|xmma|cublas|splitk|\bmm\b|addmm|matmul|gemv"),
     ("copies", r"memcpy|memset|copy|fillfunctor|fill_|catarray|index_select|gather|transpose"),

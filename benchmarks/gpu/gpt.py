@@ -143,6 +143,12 @@ class GPTStage(torch.nn.Module):
         self.gpt.set_input_tensor(tensors[0])
 
     @property
+    def decoder(self) -> torch.nn.Module:
+        """Return the layers."""
+        decoder: torch.nn.Module = self.gpt.decoder
+        return decoder
+
+    @property
     def tied_weight(self) -> None:
         """Used only under ZeRO 3."""
         return None

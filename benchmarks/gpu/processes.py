@@ -25,7 +25,7 @@ LEAST = 20.0
 GRACE = 5.0
 """Seconds between the request to end and the end."""
 TRIES = {"TRITON_CACHE_AUTOTUNING": "1"}
-"""What one process tried out, the next reads from the disk."""
+"""Results of Triton's trials are kept on the disk for the next process."""
 
 Command = Callable[[Job, Path], list[str]]
 """Makes the command line of a job that appends its results to a file."""
@@ -101,6 +101,9 @@ class Process:
         except subprocess.TimeoutExpired:
             self.kill()
             note = f"stopped after {limit:.0f} s"
+        except BaseException:
+            self.kill()
+            raise
         found: dict[str, Any] = {}
         if self._file.exists():
             for line in self._file.read_text().splitlines():
