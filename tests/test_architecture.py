@@ -57,6 +57,7 @@ DOORS = {
     "fsspec": ("checkpoint/remote.py",),
     "sentencepiece": ("data/tokenizer/*.py",),
     "tokenizers": ("data/tokenizer/*.py",),
+    "triton": ("model/attention/*.py",),
 }
 
 # May be missing on a machine that does not need them, so the importing function asks for them.
@@ -64,7 +65,6 @@ OPTIONAL_LIBRARIES = {
     "apex",
     "backports",
     "compression",
-    "flash_attn",
     "lm_eval",
     "pyarrow",
     "rouge_score",
