@@ -87,6 +87,14 @@ def test_kernels_are_sorted_by_their_names(name: str, kind: str) -> None:
     assert kind_of(name) == kind
 
 
+def test_our_attention_kernels_are_known_by_their_names() -> None:
+    kernels = pytest.importorskip("glm_dist.model.attention.launch", reason="needs triton")
+
+    named = [name for name in dir(kernels) if name.endswith("_kernel")]
+    assert len(named) == 4
+    assert {kind_of(name) for name in named} == {"attention"}
+
+
 def test_kernels_add_up_by_kind_and_name() -> None:
     kernels = [Kernel("gemm_a", 0, 4), Kernel("gemm_b", 4, 5), Kernel("gemm_a", 9, 12)]
 
