@@ -76,6 +76,8 @@ def test_idle_is_what_a_step_takes_beyond_its_kernels() -> None:
         ("void at::native::vectorized_elementwise_kernel<4, CUDAFunctor_add<float>>", "pointwise"),
         ("void at::native::vectorized_layer_norm_kernel<c10::BFloat16, float>", "pointwise"),
         ("triton_poi_fused_add_gelu_native_dropout_0", "pointwise"),
+        ("triton_red_fused__to_copy_addmm_native_layer_norm_backward_3", "pointwise"),
+        ("triton_tem_fused_mm_7", "products"),
         ("void at::native::elementwise_kernel<128, 4, direct_copy_kernel_cuda>", "copies"),
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("void at::native::multi_tensor_apply_kernel<FusedAdamMathFunctor<float>>", "optimizer"),
