@@ -1,14 +1,14 @@
 """A Transformer layer: attention and MLP, each added to its input, with a short forward.
 
-megatron-core's layer would do the same through several levels of Python, for cross attention, mixtures
-of experts and CUDA graphs that GLM does not have. Names of parameters are megatron-core's.
+megatron-core's layer would do the same through several levels of Python, for cross attention,
+mixtures of experts and CUDA graphs that GLM does not have. Names of parameters are megatron-core's.
 
 ``PreNormLayer``: x + f(LN(x)), the official model (GLM 2.1).
 
 ``DeepNormLayer``: LN(α x + f(x)) with α = sqrt(2 L) for L layers of the whole model, as in GLM-130B
-(arXiv 2203.00555, 2210.02414). Here each norm is applied at the input of the next sublayer: u = LN(x),
-then α u + f(u). A layer therefore has the parameters of a pre-norm layer, the first norm takes the
-embedding, and the last layer's norm is the model's final norm.
+(arXiv 2203.00555, 2210.02414). Here each norm is applied at the input of the next sublayer:
+u = LN(x), then α u + f(u). A layer therefore has the parameters of a pre-norm layer, the first norm
+takes the embedding, and the last layer's norm is the model's final norm.
 
 Shapes: s row length, b micro-batch, h hidden, t tensor ranks.
 """

@@ -1,7 +1,7 @@
 """Everything between matrix products: norms, biases, activations, dropout, residual sums.
 
-``Pointwise`` is the definition, in torch's own operations and with torch's own gradients. It is what
-CPUs run. On GPUs ``fused.py`` computes the same with one kernel in forward and few in backward.
+``Pointwise`` is the definition, in torch's own operations and with torch's own gradients. CPUs run
+it. On GPUs ``fused.py`` computes the same with one kernel in forward and few in backward.
 
 Shapes: s row length, b micro-batch, h hidden, f features (of the norm, or of the MLP's inside).
 """
