@@ -48,7 +48,7 @@ def sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def head_rows(weight: torch.Tensor, num_real: int) -> torch.Tensor:
+def head_rows(weight: torch.Tensor, num_real: int, *, is_fused: bool = False) -> torch.Tensor:
     """Return the rows of the word table to multiply with.
 
     On GPUs all of them: rows of the product are then aligned (v/t is a multiple of 16 for up to 8
@@ -57,8 +57,9 @@ def head_rows(weight: torch.Tensor, num_real: int) -> torch.Tensor:
     Args:
         weight: This rank's rows [v/t, h].
         num_real: Rows that are tokens.
+        is_fused: Do as on GPUs.
     """
-    return weight if weight.is_cuda and num_real > 0 else weight[:num_real]
+    return weight if (weight.is_cuda or is_fused) and num_real > 0 else weight[:num_real]
 
 
 def log_probabilities(

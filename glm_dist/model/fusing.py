@@ -48,32 +48,43 @@ def choose_pointwise(config: CompileConfig, *, device: torch.device) -> Pointwis
             seconds,
         )
         return FusedPointwise()
+    if ranks.rank == 0 or config.pointwise is Fusing.on:
+        refuse_or_warn(config, failure, device=device)
+    return ONE_BY_ONE
+
+
+def refuse_or_warn(config: CompileConfig, failure: str, *, device: torch.device) -> None:
+    """Say that torch.compile does not work.
+
+    Args:
+        config: Section of the configuration.
+        failure: What went wrong, in a line.
+        device: Device of the model.
+
+    Raises:
+        ConfigError: ``compile.pointwise`` is on.
+    """
+    remedy = "Install triton and gcc" if device.type == "cuda" else "Install g++"
     if config.pointwise is Fusing.on:
         raise ConfigError(
             f"compile.pointwise=on needs torch.compile, which does not work here: {failure}.\n"
-            f"  {_remedy(device)}, or set compile.pointwise=off.",
+            f"  {remedy}, or set compile.pointwise=off.",
             key="compile.pointwise",
             value="on",
             fix="compile.pointwise=off",
         )
-    if ranks.rank == 0:
-        log.warning(
-            "compile.pointwise=auto: torch.compile does not work here, so training is slower: %s."
-            " %s, or set compile.pointwise=off to hide this warning.",
-            failure,
-            _remedy(device),
-        )
-    return ONE_BY_ONE
+    log.warning(
+        "compile.pointwise=auto: torch.compile does not work here, so training is slower: %s."
+        " %s, or set compile.pointwise=off to hide this warning.",
+        failure,
+        remedy,
+    )
 
 
 def _wants_fused(config: CompileConfig, device: torch.device) -> bool:
     if config.pointwise is Fusing.auto:
         return device.type == "cuda"
     return config.pointwise is Fusing.on
-
-
-def _remedy(device: torch.device) -> str:
-    return "Install triton and gcc" if device.type == "cuda" else "Install g++"
 
 
 def _try_compiler(device: torch.device) -> str:

@@ -45,7 +45,8 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         group, smoothing = vocabulary.group, vocabulary.label_smoothing
         first_row = group.rank() * weight.size(0)
-        rows = head_rows(weight, vocabulary.num_real)  # [r, h]
+        is_fused = terms_of is terms_fused
+        rows = head_rows(weight, vocabulary.num_real, is_fused=is_fused)  # [r, h]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         by_group = total.new_zeros(target_groups.size(0))
         hidden_gradient = weight_gradient = None

@@ -11,8 +11,8 @@ from glm_dist.model.pointwise import ONE_BY_ONE, Pointwise
 Outputs = torch.Tensor | tuple[torch.Tensor, ...]
 DTYPES = [torch.float32, torch.bfloat16]
 ROUNDINGS = {torch.float32: 16, torch.bfloat16: 2, torch.float16: 2}
-"""Allowed error in units of the format's rounding, of the largest number: 16-bit results are rounded
-once; in fp32 sums over rows are what is rounded."""
+"""Allowed error in units of the format's rounding, of the largest number: 16-bit results are
+rounded once; in fp32 sums over rows are what is rounded."""
 
 
 @dataclass(frozen=True)
