@@ -41,7 +41,7 @@ def write_finished(folder: Path, *, step: int, attempt: int) -> None:
         step: The last step.
         attempt: Start of the run that reached it.
     """
-    if _finished_step(folder) == step:
+    if finished_step(folder) == step:
         return  # an earlier attempt's, whose time is the true one
     time = datetime.now(UTC).isoformat(timespec="seconds")
     _write(folder / FINISHED_FILE, {"step": step, "attempt": attempt, "time": time})
@@ -60,13 +60,17 @@ def remove_endings(folder: Path, *, last_step: int) -> None:
         last_step: ``run.steps``; above that of ``finished``, the run goes on.
     """
     (folder / STOPPED_FILE).unlink(missing_ok=True)
-    step = _finished_step(folder)
+    step = finished_step(folder)
     if step is None or step < last_step:
         (folder / FINISHED_FILE).unlink(missing_ok=True)
 
 
-def _finished_step(folder: Path) -> int | None:
-    """Return the step in ``finished``; None if there is no such file or it is damaged."""
+def finished_step(folder: Path) -> int | None:
+    """Return the step in ``finished``; None if there is no such file or it is damaged.
+
+    Args:
+        folder: The run folder.
+    """
     file = folder / FINISHED_FILE
     if not exists(file):
         return None

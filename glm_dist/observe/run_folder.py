@@ -10,8 +10,10 @@ job while one is running.
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,7 +23,7 @@ from typing import IO
 
 import glm_dist
 from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
-from glm_dist.errors import ConfigError, LaunchError
+from glm_dist.errors import EXIT_STOPPED, ConfigError, LaunchError
 from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
 from glm_dist.observe.fence import LOCK_FILE as LOCK_FILE
 from glm_dist.observe.fence import Fence, claim
@@ -39,6 +41,9 @@ DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf
 """Packages whose versions affect results, in addition to glm_dist itself."""
 
 GIT_TIMEOUT_SECONDS = 10
+
+OWN_LOCK_SECONDS = 60.0
+"""Longest wait for the lock of an earlier attempt of the same job."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +143,10 @@ def lock_run_folder(path: Path) -> RunFolder:
     """
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path / LOCK_FILE)
-        attempt = len(_read_attempts(path / PROVENANCE_FILE)) + 1
-        fence = claim(path, attempt=attempt, lock=lock)
+        job = batch_job(os.environ)
+        lock = _lock(path / LOCK_FILE, job)
+        attempt = count_attempts(path) + 1
+        fence = claim(path, attempt=attempt, lock=lock, job=job)
     return RunFolder(path=path, attempt=attempt, lock=lock, fence=fence)
 
 
@@ -173,6 +179,16 @@ def begin_attempt(
         )
 
 
+def batch_job(environ: Mapping[str, str]) -> str:
+    """Return this job's name in the lock file; empty outside a batch system.
+
+    Args:
+        environ: Environment of the process.
+    """
+    job = environ.get("SLURM_JOB_ID", "")
+    return f"job {job}" if job else ""
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     """Turn an error of the operating system into one for the user.
@@ -193,25 +209,66 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _lock(path: Path) -> IO[str] | None:
+def _lock(path: Path, job: str) -> IO[str] | None:
     """Lock the folder for this process: two jobs would remove each other's saves.
+
+    An earlier attempt of the same job may still end on a host that was cut off, or a network file
+    system may hold a dead process's lock for a minute: that is waited for.
+
+    Args:
+        path: The lock file.
+        job: This job in the batch system; empty: none.
 
     Raises:
         LaunchError: Another process holds the lock.
         OSError: The file cannot be written.
     """
-    try:
-        return lock_file(path)
-    except LockedError as error:
-        raise LaunchError(
-            f"Another job is running in {path.parent} ({error.holder}).\n"
-            "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
-            " the file"
-            f" system still holds the lock, remove {path}.",
+    deadline, pause = time.monotonic() + OWN_LOCK_SECONDS, 1.0
+    while True:
+        try:
+            return lock_file(path)
+        except LockedError as error:
+            is_own = bool(job) and error.holder.endswith(f", {job}")
+            if not is_own or time.monotonic() + pause > deadline:
+                raise _locked(path, error.holder, is_own=is_own) from error
+            log.warning("waiting for an earlier attempt of this job (%s)", error.holder)
+        time.sleep(pause)
+        pause *= 2
+
+
+def _locked(path: Path, holder: str, *, is_own: bool) -> LaunchError:
+    if is_own:
+        error = LaunchError(
+            f"An earlier attempt of this job still holds {path} ({holder}).\n"
+            "  The job may be started again in a minute. If that host is gone and the file system"
+            f" still holds the lock, remove {path}.",
             key=str(path.parent),
-            value=error.holder,
-            fix="run.name=<new>",
-        ) from error
+            value=holder,
+            fix="start the job again",
+        )
+        error.status = EXIT_STOPPED  # nothing is wrong, and nothing lost
+        return error
+    return LaunchError(
+        f"Another job is running in {path.parent} ({holder}).\n"
+        "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
+        " the file"
+        f" system still holds the lock, remove {path}.",
+        key=str(path.parent),
+        value=holder,
+        fix="run.name=<new>",
+    )
+
+
+def count_attempts(folder: Path) -> int:
+    """Return the starts of a run so far.
+
+    Args:
+        folder: The run folder; may be missing.
+
+    Raises:
+        ConfigError: Their list is damaged.
+    """
+    return len(_read_attempts(folder / PROVENANCE_FILE))
 
 
 def _read_attempts(path: Path) -> list[dict[str, object]]:
