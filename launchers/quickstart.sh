@@ -34,4 +34,4 @@ set -euo pipefail
 # shellcheck source=launchers/common.sh
 source launchers/common.sh
 
-launch "quickstart parallel=dp" "$@"
+launch "quickstart parallel=dp batch.micro_batch_size=8" "$@"

@@ -22,6 +22,9 @@ from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 FIRST_NODE_SECONDS = 30.0
 """Longest wait of the other nodes for a message that concerns all: the first one may start late."""
 
+SAME_SECONDS = 8.0
+"""The same for a message that may concern this node alone."""
+
 ANSWER_SECONDS = 10.0
 """Longest time in which the first node answers after it has printed."""
 
@@ -42,8 +45,8 @@ def print_once(error: GlmDistError, launch: LaunchEnvironment, *, is_everywhere:
     Args:
         error: The mistake.
         launch: Who this process is.
-        is_everywhere: True if the other nodes meet it as well; then only the first one prints.
-            Otherwise each node prints and says which it is.
+        is_everywhere: True if the other nodes meet it as well. Otherwise whoever prints says on
+            which node, and another node prints a message of its own.
 
     Returns:
         Exit status.
@@ -56,12 +59,15 @@ def print_once(error: GlmDistError, launch: LaunchEnvironment, *, is_everywhere:
     if not _claim(text, launch):
         _wait_until_said(text)
         return EXIT_USER_ERROR
-    if has_nodes and is_everywhere and launch.rank == launch.local_rank:
+    is_first_node = launch.rank == launch.local_rank
+    seconds = FIRST_NODE_SECONDS if is_everywhere else SAME_SECONDS
+    if not has_nodes or (is_everywhere and is_first_node):
         _say(text)
-        _answer(launch, text)
-    elif not (has_nodes and is_everywhere and _was_said(launch, text)):
-        origin = f"rank {launch.rank} on {socket.gethostname()}: " if has_nodes else ""
-        _say(f"{origin}{text}{'' if is_everywhere or not has_nodes else SHARED}")
+    elif is_first_node or not _was_said(launch, text, within=seconds):
+        origin = f"rank {launch.rank} on {socket.gethostname()}: "
+        _say(f"{origin}{text}{'' if is_everywhere else SHARED}")
+    if has_nodes and is_first_node:
+        _answer(launch, text, within=ANSWER_SECONDS if is_everywhere else SAME_SECONDS)
     with suppress(OSError):
         _claim_file(text).write_text("said")
     return EXIT_USER_ERROR
@@ -96,10 +102,10 @@ def _wait_until_said(text: str) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _answer(launch: LaunchEnvironment, text: str) -> None:
-    """Tell the other nodes that the message is out, until each has asked."""
+def _answer(launch: LaunchEnvironment, text: str, *, within: float) -> None:
+    """Tell the other nodes that the message is out, until each has asked, or for some seconds."""
     waiting = -(-launch.world_size // launch.local_world_size) - 1
-    deadline = time.monotonic() + ANSWER_SECONDS
+    deadline = time.monotonic() + within
     with suppress(OSError), socket.create_server(("", _port(launch)), backlog=1024) as server:
         while waiting > 0 and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
@@ -109,9 +115,9 @@ def _answer(launch: LaunchEnvironment, text: str) -> None:
                 waiting -= 1
 
 
-def _was_said(launch: LaunchEnvironment, text: str) -> bool:
-    """Ask the first node until it answers; return False if it does not."""
-    deadline = time.monotonic() + FIRST_NODE_SECONDS
+def _was_said(launch: LaunchEnvironment, text: str, *, within: float) -> bool:
+    """Ask the first node until it answers; return False if it does not in some seconds."""
+    deadline = time.monotonic() + within
     address = launch.master_addr, _port(launch)
     while time.monotonic() < deadline:
         with suppress(OSError), socket.create_connection(address, timeout=2.0) as connection:

@@ -52,6 +52,19 @@ def write_stopped(folder: Path, stopped: Stopped) -> None:
     _write(folder / STOPPED_FILE, asdict(stopped))
 
 
+def read_stopped(folder: Path) -> Stopped | None:
+    """Return the marker of a run that ended before its last step; None if there is no sound one.
+
+    Args:
+        folder: The run folder.
+    """
+    file = folder / STOPPED_FILE
+    try:
+        return Stopped(**json.loads(file.read_text(encoding="utf-8"))) if exists(file) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def remove_endings(folder: Path, *, last_step: int) -> None:
     """Remove the endings that a start makes untrue; on rank 0, with the folder locked.
 

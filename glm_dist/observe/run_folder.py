@@ -7,26 +7,25 @@ one start of the run; resuming is the next attempt in the same folder. ``lock`` 
 job while one is running.
 """
 
-import importlib.metadata
 import json
 import logging
 import os
-import platform
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-import glm_dist
-from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
 from glm_dist.errors import EXIT_STOPPED, ConfigError, LaunchError
 from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
 from glm_dist.observe.fence import LOCK_FILE as LOCK_FILE
 from glm_dist.observe.fence import Fence, claim
+from glm_dist.observe.provenance import PROVENANCE_FILE as PROVENANCE_FILE
+from glm_dist.observe.provenance import Provenance as Provenance
+from glm_dist.observe.provenance import collect_provenance as collect_provenance
+from glm_dist.observe.provenance import count_attempts, read_attempts
+from glm_dist.observe.provenance import library_versions as library_versions
 
 log = logging.getLogger(__name__)
 
@@ -37,31 +36,8 @@ CHECKPOINTS = "checkpoints"
 HEARTBEATS = "heartbeat"
 """Folder of the ranks' newest reports, for the watchdog, inside a run folder."""
 
-DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
-"""Packages whose versions affect results, in addition to glm_dist itself."""
-
-GIT_TIMEOUT_SECONDS = 10
-
 OWN_LOCK_SECONDS = 60.0
 """Longest wait for the lock of an earlier attempt of the same job."""
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Code, versions and hardware of one attempt."""
-
-    started: str
-    """UTC, ISO 8601."""
-    commit: str | None
-    """Commit of the checkout that the package runs from; None if it is no checkout."""
-    is_dirty: bool | None
-    """True if tracked files of the checkout were modified."""
-    versions: dict[str, str | None]
-    hosts: list[str]
-    world_size: int
-    layout: dict[str, int]
-    command: list[str]
-    launcher: str
 
 
 @dataclass(frozen=True)
@@ -76,48 +52,6 @@ class RunFolder:
     locks."""
     fence: Fence
     """This attempt's claim on the folder."""
-
-
-def collect_provenance(
-    *,
-    hosts: Sequence[str],
-    world_size: int,
-    layout: Mapping[str, int],
-    command: Sequence[str],
-    launcher: str,
-) -> Provenance:
-    """Collect code, versions and hardware of this attempt.
-
-    Args:
-        hosts: Name of each rank's host; repeated names are listed once.
-        world_size: Processes.
-        layout: Sizes of the process axes.
-        command: Command line, argument by argument.
-        launcher: Launcher that started the processes.
-    """
-    source = Path(glm_dist.__file__).resolve().parent
-    commit = _git(source, "rev-parse", "HEAD") if _is_tracked(source) else None
-    changes = _git(source, "status", "--porcelain", "--untracked-files=no") if commit else None
-    return Provenance(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit,
-        is_dirty=None if changes is None else bool(changes),
-        versions=library_versions(),
-        hosts=list(dict.fromkeys(hosts)),
-        world_size=world_size,
-        layout=dict(layout),
-        command=list(command),
-        launcher=launcher,
-    )
-
-
-def library_versions() -> dict[str, str | None]:
-    """Return the version of each library that affects results; None where it is not installed."""
-    return {
-        "python": platform.python_version(),
-        "glm_dist": glm_dist.__version__,
-        **{name: _version(name) for name in DISTRIBUTIONS},
-    }
 
 
 def open_run_folder(
@@ -169,7 +103,7 @@ def begin_attempt(
     """
     path = folder.path
     with _explained(path):
-        attempts = _read_attempts(path / PROVENANCE_FILE)
+        attempts = read_attempts(path / PROVENANCE_FILE)
         _keep_older_config(path, config, attempt=len(attempts))
         write_atomically(path / CONFIG_FILE, config)
         write_atomically(path / OVERRIDES_FILE, "".join(f"{line}\n" for line in overrides))
@@ -259,33 +193,6 @@ def _locked(path: Path, holder: str, *, is_own: bool) -> LaunchError:
     )
 
 
-def count_attempts(folder: Path) -> int:
-    """Return the starts of a run so far.
-
-    Args:
-        folder: The run folder; may be missing.
-
-    Raises:
-        ConfigError: Their list is damaged.
-    """
-    return len(_read_attempts(folder / PROVENANCE_FILE))
-
-
-def _read_attempts(path: Path) -> list[dict[str, object]]:
-    if not exists(path):
-        return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return list(content["attempts"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}).\n  Remove it; attempts are then counted from 1 again.",
-            key=str(path),
-            value=str(error),
-            fix=f"rm {path}",
-        ) from error
-
-
 def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     current = path / CONFIG_FILE
     if not exists(current):
@@ -297,30 +204,3 @@ def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     # A copy: after a move and a failed write the run would have no configuration.
     write_atomically(older, earlier)
     log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
-
-
-def _is_tracked(source: Path) -> bool:
-    """Return True if the package is under version control, not just installed inside a checkout."""
-    return _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output; None if it fails or is not installed."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -39,6 +39,7 @@ from glm_dist.observe.run_folder import (
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.hardware import describe_gpu
 from glm_dist.parallel.progress import FINISH
 from glm_dist.stop_signals import StopListener
 from glm_dist.train.already import note_run_folder
@@ -326,6 +327,7 @@ def _begin_attempt(job: _Job) -> None:
                 layout=job.groups.layout.sizes(),
                 command=job.command,
                 launcher=job.member.launch.launcher,
+                hardware=describe_gpu(job.member.process.device),
             ),
         )
         remove_endings(folder.path, last_step=config.run.steps)

@@ -143,7 +143,7 @@ def test_dry_run_prints_what_runs_and_checks_it_for_the_size_of_the_job(
         int(re.search(rf"(?m)^#SBATCH --{name}=(\d+)$", text)[1])  # type: ignore[index]
         for name in ("nodes", "ntasks-per-node", "cpus-per-task")
     )
-    extra = " parallel=dp" if script == "quickstart" else ""
+    extra = " parallel=dp batch.micro_batch_size=8" if script == "quickstart" else ""
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"# {nodes * tasks} tasks on {nodes} nodes;")
@@ -454,6 +454,7 @@ def test_each_directive_is_explained_and_no_hyper_parameter_is_set(script: str) 
     for above, line in itertools.pairwise(lines):
         if line.startswith("#SBATCH"):
             assert re.match(r"# \w", above), f"no reason above: {line}"
-    start = '"quickstart parallel=dp"' if script == "quickstart" else script
+    extra = " parallel=dp batch.micro_batch_size=8"
+    start = f'"{script}{extra}"' if script == "quickstart" else script
     assert lines[-1] == f'launch {start} "$@"'
     assert (ROOT / f"conf/experiment/{script}.yaml").is_file()
