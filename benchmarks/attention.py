@@ -50,7 +50,7 @@ def contestants(row_length: int, share: float, dtype: torch.dtype) -> dict[str, 
     mixed.requires_grad_()
     weight = torch.randn(row_length, ROWS, HEADS, HEAD_SIZE, device=device(), dtype=dtype)
     weight = weight.permute(1, 2, 0, 3)
-    plan = plan_attention(prefixes, row_length=row_length, device=device())
+    plan = plan_attention(prefixes, row_length=row_length).to(device())
     mask = dense_mask(row_length, prefixes)
 
     def run(attend: Callable[..., torch.Tensor]) -> Callable[[], None]:

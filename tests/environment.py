@@ -5,6 +5,8 @@ CPU_ONLY = {
     "CUDA_VISIBLE_DEVICES": "",
     # DeepSpeed chooses its accelerator by what is installed, and its launcher shows devices again.
     "DS_ACCELERATOR": "cpu",
+    # Triton's kernels then run on CPU tensors, where a test asks for them.
+    "TRITON_INTERPRET": "1",
 }
 """Hides every GPU from a process that starts with it."""
 

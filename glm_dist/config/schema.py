@@ -129,18 +129,21 @@ class ParallelConfig(Section):
 
 @dataclass
 class ZeroConfig(Section):
-    """DeepSpeed ZeRO sharding over replicas (conf/zero)."""
+    """ZeRO sharding over replicas (conf/zero)."""
 
     key: ClassVar[str] = "zero"
 
     stage: int = bounded(1, at_least=0, at_most=3, default=0)
-    """0 none, 1 optimizer, 2 and gradients, 3 and parameters. Pipelines allow 0 and 1."""
+    """0 none, 1 optimizer, 2 and gradients, 3 and parameters. Pipelines allow 0 and 1. 0 and 1 keep
+    fp32 sums of all gradients and are the fastest; 2 and 3 are DeepSpeed's and need less memory."""
     reduce_bucket_size: int = bounded(50_000_000, at_least=1, default=500_000_000)
-    """Gradient elements reduced in one collective. Official 10B: 5e7."""
+    """Gradient elements reduced in one collective; a fraction of the model, to overlap. Official
+    10B: 5e7."""
     allgather_bucket_size: int = bounded(500_000_000, at_least=1, default=500_000_000)
-    """Parameter elements gathered in one collective. Official 10B: 5e8."""
+    """Parameter elements gathered in one collective by DeepSpeed (stages 2 and 3, offloading).
+    Official 10B: 5e8."""
     overlap_comm: bool = False
-    """Reduce gradients while backward runs; stages 2 and 3 only."""
+    """Reduce gradients while backward runs, and with stage 1 gather weights while forward runs."""
     offload_optimizer: Offload = Offload.none
     """cpu: master weights and moments (12 bytes a parameter / replicas) stay in the host's memory,
     and the update runs there; not with stage 0."""

@@ -46,9 +46,8 @@ class StageBatch:
         return plan_attention(
             self.prefix_length.tolist(),
             row_length=self.tokens.size(1),
-            device=self.tokens.device,
             segments=self.segments,
-        )
+        ).to(self.tokens.device)
 
     @classmethod
     def from_micro_batch(

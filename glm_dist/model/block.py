@@ -1,8 +1,8 @@
 """GLM's Transformer block as a megatron-core configuration and module spec.
 
 Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1),
-or GLM-130B's options instead. Our own modules are core attention, the DeepNorm layer, linear layers
-with updates of low rank and, without fused kernels, the norm.
+or GLM-130B's options instead. Our own modules are self-attention with its core, the DeepNorm layer,
+linear layers with updates of low rank and, without fused kernels, the norm.
 """
 
 from functools import partial
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
@@ -27,6 +27,7 @@ from glm_dist.config.schema import (
     Residual,
 )
 from glm_dist.model.attention.dispatch import PrefixAttention
+from glm_dist.model.attention.self_attention import GLMSelfAttention
 from glm_dist.model.deep_norm import DeepNormLayer
 from glm_dist.model.lora import column_linear, row_linear
 from glm_dist.model.norm import layer_norm_class
@@ -102,7 +103,7 @@ def transformer_config(
         batch_p2p_comm=device.type == "cuda" and not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_sync=False,  # would synchronise after each message, for versions before torch 2
-        # DeepSpeed owns the gradient buffers that this fusion writes to.
+        # Our own linear layers add to main gradients, without apex's or other kernels.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
@@ -136,7 +137,7 @@ def block_spec(
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
-                module=SelfAttention,
+                module=GLMSelfAttention,
                 params={"attn_mask_type": AttnMaskType.arbitrary},
                 submodules=SelfAttentionSubmodules(
                     linear_qkv=column_linear("linear_qkv", model),

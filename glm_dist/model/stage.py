@@ -20,6 +20,7 @@ from glm_dist.config.schema import (
     RecomputeConfig,
     RunConfig,
 )
+from glm_dist.model.attention.dropout import draw_words
 from glm_dist.model.attention.rotary import plan_rotation
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.block import block_spec, transformer_config
@@ -93,6 +94,11 @@ class GLMStage(torch.nn.Module):
         if self.is_last and model.num_classes > 0:
             self.classifier = self._classifier(model.num_classes, device=device)
         self.to(device)
+        self._draws_words = False
+        for number, layer in enumerate(self.decoder.layers, start=self.first_layer):
+            attention = layer.self_attention.core_attention
+            attention.settle(number, device)
+            self._draws_words = attention.uses_kernels and attention.dropout > 0.0
         self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
         mark_for_norm(self._shards)
 
@@ -177,6 +183,10 @@ class GLMStage(torch.nn.Module):
                 batch.positions, batch.block_positions, head_size=self.head_size_to_rotate
             )
             plan = replace(plan, rotation=rotation)
+        if self._draws_words and self.training:
+            num_rows, row_length = batch.tokens.shape
+            words = draw_words(num_rows, row_length, device=batch.tokens.device)
+            plan = replace(plan, words=words)
         hidden: torch.Tensor = self.decoder(embedded, None, packed_seq_params=plan)
         return hidden
 

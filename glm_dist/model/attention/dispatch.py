@@ -1,13 +1,14 @@
 """Core attention under GLM's prefix mask: Part A sees itself, Part B sees A and its own past.
 
 Query i of a segment with prefix length p may see key j iff j <= i or j < p (GLM 2.1). The mask
-is never built: ``plan.py`` gives the ranges of the two calls, and this file chooses the kernel.
+is never built: ``plan.py`` describes the segments, and this file chooses the kernel.
 
+- GPU from Ampere on, with Triton: our kernels (``operator.py``), in 16 bits and fp32, with and
+  without dropout.
 - CPU: merged fused calls (``split.py``). They compute p s + b (b + 1) / 2 of the s * s pairs of a
   call with a dense mask; measured in docs/performance.md.
-- GPU in 16 bits: variable-length flash calls (``varlen.py``).
-- Else (dropout on a CPU, fp32 or an old GPU, the cache of generation there): torch's
-  own choice for each segment; only Part B has a mask, [b, s] for b of the s positions.
+- Else (dropout on a CPU, an old GPU, a GPU without Triton, the cache of generation on GPUs):
+  torch's own choice for each segment; only Part B has a mask, [b, s] for b of the s positions.
 
 Padding lies after Part B and is therefore invisible to real tokens.
 """
@@ -22,10 +23,10 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
+from glm_dist.model.attention.operator import fused_prefix_attention, has_kernels
 from glm_dist.model.attention.plan import AttentionPlan, AttentionSegment
 from glm_dist.model.attention.rotary import rotate
 from glm_dist.model.attention.split import split_attention
-from glm_dist.model.attention.varlen import can_use_flash, varlen_attention
 from glm_dist.parallel.rng import get_cuda_rng_tracker
 
 
@@ -44,7 +45,7 @@ def uses_mask(device: torch.device, dtype: torch.dtype, *, dropout: float, head_
     """Return True if no fused kernel applies and Part B falls back to a dense mask."""
     if device.type == "cpu":
         return dropout > 0.0
-    return not can_use_flash(device, dtype, head_size=head_size)
+    return not has_kernels(device, dtype, head_size=head_size)
 
 
 def prefix_attention(
@@ -56,7 +57,7 @@ def prefix_attention(
     dropout: float,
     visible: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Compute attention of every row under its own prefix mask.
+    """Compute attention of every row under its own prefix mask, by torch's kernels.
 
     Args:
         query: [b, a, s, d].
@@ -73,13 +74,8 @@ def prefix_attention(
     cached = key.size(2) - query.size(2)
     if cached and visible is not None:
         return _attend_visible(query, key, value, visible)
-    is_masked = uses_mask(query.device, query.dtype, dropout=dropout, head_size=query.size(3))
-    if query.device.type == "cpu" and not is_masked:
+    if query.device.type == "cpu" and dropout == 0.0:
         return split_attention(query, key, value, plan.segments)
-    if plan.variable_length is not None and not (cached or is_masked):
-        query, key, value = (x.permute(2, 0, 1, 3) for x in (query, key, value))  # [s, b, a, d]
-        out = varlen_attention(query, key, value, plan.variable_length, dropout=dropout)
-        return out.permute(1, 2, 0, 3)
     rows = [
         torch.cat(
             [_attend(query, key, value, part, cached=cached, dropout=dropout) for part in parts],
@@ -136,7 +132,9 @@ def _attend_visible(
 
 
 class PrefixAttention(torch.nn.Module):
-    """Core attention for megatron-core's ``SelfAttention``."""
+    """Core attention of one layer."""
+
+    origin: torch.Tensor
 
     def __init__(
         self,
@@ -148,40 +146,68 @@ class PrefixAttention(torch.nn.Module):
         softmax_scale: float | None = None,
         pg_collection: ProcessGroupCollection | None = None,
     ) -> None:
-        """Take the constructor call that ``SelfAttention`` makes; only the dropout rate matters."""
+        """Take the constructor call of megatron-core's ``SelfAttention``, whose masks are not used.
+
+        Args:
+            config: megatron-core's configuration.
+            layer_number: Unused; ``settle`` gets the number in the whole model.
+            attn_mask_type: Unused.
+            attention_type: Unused.
+            cp_comm_type: Unused.
+            softmax_scale: Unused.
+            pg_collection: Its tensor-parallel group shares the heads.
+        """
         super().__init__()
         self.dropout = config.attention_dropout
         self.sequence_parallel = config.sequence_parallel
         self.cache: AttentionCache | None = None  # set while generating
+        self.uses_kernels = False
+        assert pg_collection is not None, "megatron-core's block passes the groups on"
+        local_heads = config.num_attention_heads // pg_collection.tp.size()
+        self._first_head = pg_collection.tp.rank() * local_heads
+        self._head_size = config.kv_channels
+        self._dtype = config.params_dtype
+        # A tensor, since compiled code is shared by the layers: a number would compile each again.
+        origin = torch.tensor([0, self._first_head], dtype=torch.int32)
+        self.register_buffer("origin", origin, persistent=False)
 
-    # Compiled code would be recompiled for the prefixes of every micro-batch.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def forward(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        attn_mask_type: AttnMaskType | None = None,
-        attention_bias: torch.Tensor | None = None,
-        packed_seq_params: AttentionPlan | None = None,
-    ) -> torch.Tensor:
+    def settle(self, layer: int, device: torch.device) -> None:
+        """Choose the kernels and number the layer, on which dropout depends.
+
+        Args:
+            layer: Index in the whole model.
+            device: Device of the tensors to come.
+        """
+        self.uses_kernels = has_kernels(device, self._dtype, head_size=self._head_size)
+        self.origin = torch.tensor([layer, self._first_head], dtype=torch.int32, device=device)
+
+    def forward(self, mixed: torch.Tensor, plan: AttentionPlan) -> torch.Tensor:
         """Compute attention.
 
         Args:
-            query: [s, b, a/t, d].
-            key: [s, b, a/t, d].
-            value: [s, b, a/t, d].
-            attention_mask: Unused; there is no mask tensor.
-            attn_mask_type: Unused; the mask is always GLM's.
-            attention_bias: Unused.
-            packed_seq_params: Segments of the rows, and the angles of rotary positions.
+            mixed: Query, key and value of each head [s, b, a/t, 3 d].
+            plan: Segments of the rows, angles of rotary positions, words of dropout.
 
         Returns:
             [s, b, h/t].
         """
-        assert packed_seq_params is not None, "hidden_states passes the plan to every layer"
         dropout = self.dropout if self.training else 0.0
+        if plan.rotation is not None:
+            query, key, value = mixed.chunk(3, dim=3)
+            query, key = rotate(query, plan.rotation), rotate(key, plan.rotation)
+            mixed = torch.cat([query, key, value], dim=3)
+        if self.uses_kernels and self.cache is None:
+            out = fused_prefix_attention(
+                mixed, plan.table, rate=dropout, words=plan.words, origin=self.origin
+            )
+            return out.flatten(2)  # [s, b, a/t, d] -> [s, b, h/t]
+        by_torch: torch.Tensor = self._by_torch(mixed, plan, dropout)
+        return by_torch
+
+    # Compiled code would be recompiled for the prefixes of every micro-batch.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _by_torch(self, mixed: torch.Tensor, plan: AttentionPlan, dropout: float) -> torch.Tensor:
+        """Compute attention without our kernels; see ``forward``."""
         # Heads differ between tensor-parallel ranks, so their masks come from the sharded stream.
         # Under sequence parallelism the whole block draws from it already; a second fork would
         # make recomputation draw other masks.
@@ -189,16 +215,13 @@ class PrefixAttention(torch.nn.Module):
         stream: AbstractContextManager[None] = (
             get_cuda_rng_tracker().fork() if forks else nullcontext()
         )
-        rotation = packed_seq_params.rotation
-        if rotation is not None:
-            query, key = rotate(query, rotation), rotate(key, rotation)
-        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [b, a/t, s, d]
+        query, key, value = (x.permute(1, 2, 0, 3) for x in mixed.chunk(3, dim=3))  # [b, a/t, s, d]
         visible = None
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
             visible = self.cache.visible
         with stream:
             context = prefix_attention(
-                query, key, value, plan=packed_seq_params, dropout=dropout, visible=visible
+                query, key, value, plan=plan, dropout=dropout, visible=visible
             )
         return context.permute(2, 0, 1, 3).flatten(2)  # [b, a/t, s, d] -> [s, b, h/t]

@@ -6,9 +6,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_dist.data.rows import Segment
-from glm_dist.model.attention.dispatch import prefix_attention
-from glm_dist.model.attention.plan import AttentionPlan, plan_attention, plan_variable_length
-from glm_dist.model.attention.varlen import can_use_flash, varlen_attention
+from glm_dist.model.attention.dispatch import prefix_attention, uses_mask
+from glm_dist.model.attention.operator import has_kernels
+from glm_dist.model.attention.plan import AttentionPlan, plan_attention
 from tests.model.masks import dense_attention, dense_mask
 
 CPU = torch.device("cpu")
@@ -33,9 +33,8 @@ def plan_of(
     return plan_attention(
         [row[0].prefix_length for row in rows],
         row_length=row_length,
-        device=device,
         segments=[() if row[0].length == row_length else row for row in rows],
-    )
+    ).to(device)
 
 
 def with_padding(rows: list[list[Segment]], row_length: int) -> list[list[Segment]]:
@@ -44,35 +43,6 @@ def with_padding(rows: list[list[Segment]], row_length: int) -> list[list[Segmen
     return [
         [*row, *([Segment(rest, 0)] if rest else [])] for row, rest in zip(rows, rests, strict=True)
     ]
-
-
-def sequences_one_by_one(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    query_borders: torch.Tensor,
-    key_borders: torch.Tensor,
-    longest_query: int,
-    longest_key: int,
-    *,
-    dropout: float,
-    causal: bool,
-) -> torch.Tensor:
-    """Compute a variable-length kernel's result one sequence at a time and check its arguments."""
-    assert query_borders.dtype == key_borders.dtype == torch.int32
-    assert int(query_borders[-1]) == query.size(0)
-    assert int(key_borders[-1]) == key.size(0) == value.size(0)
-    assert longest_query >= int(query_borders.diff().max())
-    assert longest_key >= int(key_borders.diff().max())
-    outputs = []
-    for i in range(len(query_borders) - 1):
-        q = query[query_borders[i] : query_borders[i + 1]].transpose(0, 1)  # [a, n, d]
-        k, v = (x[key_borders[i] : key_borders[i + 1]].transpose(0, 1) for x in (key, value))
-        if q.size(1):
-            mask = torch.ones(q.size(1), k.size(1), dtype=torch.bool)
-            mask = mask.tril(k.size(1) - q.size(1)) if causal else mask
-            outputs.append(dense_attention(q[None], k[None], v[None], mask[None])[0])
-    return torch.cat(outputs, dim=1).transpose(0, 1)
 
 
 def problem(seed: int) -> tuple[list[torch.Tensor], list[list[Segment]], torch.Tensor]:
@@ -116,16 +86,6 @@ def test_split_calls_equal_a_dense_mask(seed: int) -> None:
     assert_equals_dense_mask(found.permute(2, 0, 1, 3), tensors, rows, weight)
 
 
-@pytest.mark.parametrize("seed", range(200))
-def test_variable_length_calls_equal_a_dense_mask(seed: int) -> None:
-    tensors, rows, weight = problem(seed)
-    plan = plan_variable_length(with_padding(rows, weight.size(0)), device=CPU)
-
-    found = varlen_attention(*tensors, plan, dropout=0.0, kernel=sequences_one_by_one)
-
-    assert_equals_dense_mask(found, tensors, rows, weight)
-
-
 @pytest.mark.parametrize("seed", range(40))
 def test_masked_calls_equal_a_dense_mask(seed: int) -> None:
     tensors, rows, weight = problem(seed)
@@ -161,17 +121,12 @@ def test_equal_rows_share_one_call() -> None:
     ]
 
 
-def test_variable_length_calls_list_every_segment_once() -> None:
-    # Row 0: A = 0, 1, B = 2; row 1: B = 0, then A = 1, B = 2. Position i of row r is at 2 i + r.
-    plan = plan_variable_length([[Segment(3, 2)], [Segment(1, 0), Segment(2, 1)]], device=CPU)
+def test_the_table_lists_every_segment_once() -> None:
+    plan = plan_of([[Segment(3, 2)], [Segment(1, 0), Segment(1, 1)]], 3)
 
-    assert plan.key_order.tolist() == [0, 2, 4, 1, 3, 5]
-    assert plan.query_order.tolist() == [0, 2, 3, 4, 1, 5]
-    assert plan.num_part_a == 3
-    assert plan.part_a_queries.tolist() == [0, 2, 2, 2, 2, 3, 3]
-    assert plan.part_a_keys.tolist() == [0, 2, 3, 3, 4, 5, 6]
-    assert plan.part_b_queries.tolist() == [0, 1, 2, 3]
-    assert plan.part_b_keys.tolist() == [0, 3, 4, 6]
+    assert plan.table.dtype is torch.int32
+    # Row, first position, length, prefix; the rest of a packed row is a segment too.
+    assert plan.table.tolist() == [[0, 0, 3, 2], [1, 0, 1, 0], [1, 1, 1, 1], [1, 2, 1, 0]]
 
 
 def test_no_query_of_part_a_depends_on_part_b() -> None:
@@ -244,22 +199,27 @@ def test_no_tensor_has_the_row_length_twice() -> None:
     [
         (torch.bfloat16, 64, True),
         (torch.float16, 256, True),
-        (torch.float16, 60, False),
+        (torch.float32, 60, True),
         (torch.bfloat16, 264, False),
-        (torch.float32, 64, False),
+        (torch.float64, 64, False),
     ],
 )
-def test_flash_kernels_take_16_bits_and_heads_of_eights(
-    dtype: torch.dtype, head_size: int, fits: bool
+def test_kernels_take_the_formats_of_training_and_heads_to_256(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, head_size: int, fits: bool
 ) -> None:
-    assert can_use_flash(CPU, dtype, head_size=head_size) is fits
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    gpu = torch.device("cuda", 0)
+
+    assert has_kernels(gpu, dtype, head_size=head_size) is fits
+    assert uses_mask(gpu, dtype, dropout=0.0, head_size=head_size) is not fits
 
 
-def test_flash_kernels_begin_with_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_begin_with_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     device = torch.device("cuda", 0)
     answers = []
     for capability in ((7, 0), (7, 5), (8, 0), (9, 0)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
-        answers.append(can_use_flash(device, torch.float16, head_size=64))
+        answers.append(has_kernels(device, torch.float16, head_size=64))
 
     assert answers == [False, False, True, True]
+    assert not has_kernels(CPU, torch.float16, head_size=64)
