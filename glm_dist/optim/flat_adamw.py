@@ -207,12 +207,13 @@ class FlatAdamW(ZeroOptimizer):
 
     def _rate(self, rates: Rates) -> torch.Tensor:
         """Return the learning rate [] in fp32, chosen on the device if its step is not settled."""
-        last = self._last
-        if last is None or last.is_settled or rates.if_applied == rates.if_dropped:
-            return torch.full((), rates.if_applied, device=self._device)
-        if last.is_refused:
-            return torch.full((), rates.if_dropped, device=self._device)
-        return torch.where(torch.isfinite(last.norm), rates.if_applied, rates.if_dropped)
+        applied = torch.full((), rates.if_applied, device=self._device)
+        if self._last is None or self._last.is_settled:
+            return applied
+        dropped = torch.full((), rates.if_dropped, device=self._device)
+        if self._last.is_refused:
+            return dropped
+        return applied.where(torch.isfinite(self._last.norm), dropped)
 
     def _settle(self) -> None:
         """Wait for the last step."""
