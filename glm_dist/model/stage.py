@@ -95,13 +95,18 @@ class GLMStage(torch.nn.Module):
         if self.is_last and model.num_classes > 0:
             self.classifier = self._classifier(model.num_classes, device=device)
         self.to(device)
-        self._draws_words = False
+        self._draws_words = self._settle_attention(device)
+        self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
+        mark_for_norm(self._shards)
+
+    def _settle_attention(self, device: torch.device) -> bool:
+        """Tell each layer its global number; return True if kernels need words for dropout."""
+        draws_words = False
         for number, layer in enumerate(self.decoder.layers, start=self.first_layer):
             attention = layer.self_attention.core_attention
             attention.settle(number, device)
-            self._draws_words = attention.uses_kernels and attention.dropout > 0.0
-        self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
-        mark_for_norm(self._shards)
+            draws_words = attention.uses_kernels and attention.dropout > 0.0
+        return draws_words
 
     @property
     def _keeps_only_inputs(self) -> bool:
