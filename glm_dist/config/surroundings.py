@@ -98,7 +98,8 @@ def refuse_dropped(
     has_hosts = launch.world_size > launch.local_world_size
     if launch.launcher != "deepspeed" or not has_hosts or launch.local_rank > 0:
         return
-    mine, found = variables(environ), {}
+    mine = variables(environ)
+    found: dict[str, str] = {}
     port = f"--master_port={launch.master_port}".encode()
     for folder in processes.glob("[0-9]*"):
         try:

@@ -254,7 +254,7 @@ def _share(micro_batch: MicroBatch) -> None:
     for field in fields(micro_batch):
         value = getattr(micro_batch, field.name)
         if isinstance(value, torch.Tensor):
-            value.share_memory_()
+            value.share_memory_()  # type: ignore[no-untyped-call]
 
 
 def _no_shared_memory(error: RuntimeError) -> DataError:

@@ -73,7 +73,8 @@ def agree_on_surroundings(launch: LaunchEnvironment, environ: Mapping[str, str])
             torch.set_num_threads(threads)
         else:
             gathered = [
-                (h, v | {THREADS: str(used)}, *rest, used) for h, v, *rest, used in gathered
+                (host, found | {THREADS: str(used)}, chosen, used)
+                for host, found, chosen, used in gathered
             ]
     different = sorted(
         name
