@@ -46,7 +46,7 @@ part() {
   timeout --signal=INT --kill-after=15 "$limit" "$@" >>"$log" 2>&1
   status=$?
   ((status == 0)) || failed=1
-  tail -c "+$((before + 1))" "$log" | tail -n 5
+  tail -c "+$((before + 1))" "$log" | tail -n 12
   note "== $name: $((SECONDS - started)) of $limit s, exit status $status"
 }
 
@@ -66,7 +66,7 @@ if [[ -n ${DRY_RUN:-} ]]; then
 fi
 part tests "$tests_seconds" "$python" "${tests[@]}"
 seconds=$(($(left) - attention_seconds))
-tenths=$(((seconds - 15) / 6)) # of a minute; it saves its last row before its limit
+tenths=$(((seconds - 25) / 6)) # of a minute; Python starts and ends within the limit, too
 part step "$seconds" "$python" "${step[@]}" --minutes "$((tenths / 10)).$((tenths % 10))"
 part attention "$attention_seconds" "$python" "${attention[@]}"
 note "== all: $SECONDS s, results in $out"

@@ -84,7 +84,7 @@ def parser() -> ArgumentParser:
     declared = options(__doc__, rounds=5)
     sizes = [name for name in ROWS_OF if name != "tiny"]
     declared.add_argument("--minutes", type=float, default=6.0, help="for all (%(default)s)")
-    declared.add_argument("--limit", type=float, default=90.0, help="seconds of one (%(default)s)")
+    declared.add_argument("--limit", type=float, default=120.0, help="seconds of one (%(default)s)")
     declared.add_argument("--sizes", nargs="*", default=sizes, choices=sizes)
     declared.add_argument("--dropout", type=float, help="only this rate, such as 0 or 0.1")
     declared.add_argument("--only", default="", help="contestants with this in their name")

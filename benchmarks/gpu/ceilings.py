@@ -19,7 +19,7 @@ COPY_BYTES = 2**31
 ROUNDS = 5
 
 
-def best_seconds(work: Callable[[], object], repeat: int = 5) -> float:
+def best_seconds(work: Callable[[], object], repeat: int = 20) -> float:
     """Return the least seconds of a call over some rounds of several calls each."""
     work()
     work()

@@ -15,11 +15,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 KINDS = (
-    # The first pattern found in the name counts.
+    # The first pattern found in the name counts. Names of compiled kernels list what was fused.
+    ("pointwise", r"^triton_(poi|per|red|for)_"),
     ("communication", r"nccl"),
     ("attention", r"flash|fmha|attention|attn|sdpa|^(forward|prepare|keys|queries)_kernel"),
     ("optimizer", r"multi_tensor_apply|adam"),
-    ("products", r"gemm|nvjet|cutlass|xmma|cublas|splitk|\bmm\b|addmm|matmul|gemv"),
+    ("products", r"gemm|triton_tem_|nvjet|cutlass|xmma|cublas|splitk|\bmm\b|addmm|matmul|gemv"),
     ("copies", r"memcpy|memset|copy|fillfunctor|fill_|catarray|index_select|gather|transpose"),
     (
         "pointwise",
@@ -27,7 +28,10 @@ KINDS = (
     ),
 )
 OTHER = "other"
-KIND_NAMES = (*(name for name, _ in KINDS), OTHER)
+KIND_NAMES = (
+    *("products", "attention", "pointwise", "optimizer", "copies", "communication"),
+    OTHER,
+)
 
 
 @dataclass(frozen=True)

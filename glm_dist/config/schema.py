@@ -17,6 +17,7 @@ from typing import ClassVar
 from glm_dist.config.architecture import ModelConfig as ModelConfig
 from glm_dist.config.choices import Activation as Activation
 from glm_dist.config.choices import Dtype as Dtype
+from glm_dist.config.choices import Fusing as Fusing
 from glm_dist.config.choices import InitWith as InitWith
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
@@ -188,7 +189,11 @@ class CompileConfig(Section):
     key: ClassVar[str] = "compile"
 
     enabled: bool = False
-    """Run each layer through torch.compile; needs a C++ compiler, on GPUs Triton."""
+    """Run whole layers through torch.compile; needs a C++ compiler, on GPUs Triton and gcc."""
+    pointwise: Fusing = Fusing.auto
+    """Fuse norms, biases, activations, dropout, residual sums and the loss into few kernels, which
+    takes seconds at the start: on; off; auto: on GPUs, if Triton and gcc are there. Whole layers
+    fuse their own operations."""
 
 
 @dataclass

@@ -22,7 +22,9 @@ from glm_dist.config.trainable import trainable_names
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
+from glm_dist.model.fusing import choose_pointwise
 from glm_dist.model.parameters import freeze, initialize
+from glm_dist.model.pointwise import use_pointwise
 from glm_dist.model.stage import build_shard
 from glm_dist.observe.endings import remove_endings
 from glm_dist.observe.fence import FencedSink
@@ -355,6 +357,7 @@ def build_engine(
     model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
     initialize(model.shards(), seed=config.run.seed)
     freeze(model.shards(), trainable=trainable_names(config))
+    use_pointwise(model, choose_pointwise(config.compile, device=device))
     if config.compile.enabled:
         compile_layers(model)
     return TrainingEngine(
