@@ -116,7 +116,7 @@ lint: $(ENVIRONMENT) ## style, spelling, YAML and shell
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/codespell $$(git ls-files)
 	@$(BIN)/yamllint --strict conf .pre-commit-config.yaml
-	@$(BIN)/shellcheck -x launchers/*.sh docker/*.sh .ci/run
+	@$(BIN)/shellcheck -x launchers/*.sh docker/*.sh benchmarks/*.sh .ci/run
 	@echo "lint: clean"
 
 types: $(ENVIRONMENT) ## mypy --strict

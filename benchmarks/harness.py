@@ -123,11 +123,11 @@ class Report:
         lines.append(f"| {' | '.join(columns)} |")
         lines.append(f"|{' --- |' * len(columns)}")
         for row in self.rows:
-            lines.append(f"| {' | '.join(_cell(row.get(name)) for name in columns)} |")
+            lines.append(f"| {' | '.join(cell(row.get(name)) for name in columns)} |")
         lines += ["", *self.notes] if self.notes else []
         return "\n".join(lines) + "\n"
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, prints: bool = True) -> None:
         """Write JSON and Markdown, and print the Markdown."""
         folder.mkdir(parents=True, exist_ok=True)
         record = {
@@ -139,17 +139,22 @@ class Report:
         }
         (folder / f"{self.name}.json").write_text(json.dumps(record, indent=1) + "\n")
         (folder / f"{self.name}.md").write_text(self.markdown())
-        print(self.markdown())
+        if prints:
+            print(self.markdown())
 
 
 def _module() -> str:
-    return getattr(sys.modules["__main__"].__spec__, "name", None) or Path(sys.argv[0]).stem
+    name = getattr(sys.modules["__main__"].__spec__, "name", None) or Path(sys.argv[0]).stem
+    return name.removesuffix(".__main__")
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Return a value as a table shows it."""
     if value is None:
         return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if 1000 <= abs(value) < 1e15 else f"{value:.3g}"
 
 
 def options(description: str | None, *, rounds: int) -> argparse.ArgumentParser:

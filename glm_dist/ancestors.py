@@ -16,6 +16,8 @@ LAUNCHERS = {
     "deepspeed",
     "deepspeed.launcher.launch",
     "deepspeed.launcher.runner",
+    "glm-dist",
+    "glm_dist",
     "launch.py",
     "mpiexec",
     "mpirun",
@@ -27,7 +29,7 @@ LAUNCHERS = {
     "torch.distributed.run",
     "torchrun",
 }
-"""Programs and modules that start ranks."""
+"""Programs and modules that start ranks; ``glm-dist sweep`` starts launchers."""
 
 BYSTANDERS = {
     *("bash", "csh", "dash", "fish", "ksh", "sh", "tcsh", "zsh"),

@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
 # GLM-Large, 335M parameters, on 64 GPUs.
 #
-#   sbatch [sbatch options] launchers/glm_large.sh [key=value ...]     from the repository root
-#   DRY_RUN=1 bash launchers/glm_large.sh [key=value ...]              prints the command
-#
-# Options on the command line of sbatch override the ones below, e.g. --partition, --nodes.
-# A job that is resubmitted or requeued resumes from its newest checkpoint.
+#   sbatch [sbatch options] launchers/glm_large.sh [key=value ...]                from the repository root
+#   DRY_RUN=1 bash launchers/glm_large.sh [sbatch options] [key=value ...]        prints what would run, and checks it
 
 # Name in the queue and in the name of the log.
 #SBATCH --job-name=glm_large
@@ -21,7 +18,7 @@
 #SBATCH --mem=0
 # Exclusive nodes: another job would slow every rank.
 #SBATCH --exclusive
-# Part of the run; submit again to continue.
+# Part of the run; the job requeues itself until the run is finished.
 #SBATCH --time=24:00:00
 # Every task gets USR1 five minutes before the limit, in time to write a checkpoint.
 #SBATCH --signal=USR1@300
@@ -35,11 +32,8 @@
 set -euo pipefail
 
 # sbatch runs a copy of this script, so $0 does not locate the repository.
-cd "${SLURM_SUBMIT_DIR:-.}"
-if [[ ! -f launchers/common.sh ]]; then
-  echo "launchers: no launchers/common.sh in $PWD: submit from the repository root" >&2
-  exit 2
-fi
+[[ -f launchers/common.sh ]] || cd "${SLURM_SUBMIT_DIR:-.}"
+[[ -f launchers/common.sh ]] || { echo "launchers: no launchers/common.sh in $PWD: submit from the repository root" >&2; exit 2; }
 # shellcheck source=launchers/common.sh
 source launchers/common.sh
 

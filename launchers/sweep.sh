@@ -30,11 +30,8 @@
 set -euo pipefail
 
 # sbatch runs a copy of this script, so $0 does not locate the repository.
-cd "${SLURM_SUBMIT_DIR:-.}"
-if [[ ! -f launchers/common.sh ]]; then
-  echo "launchers: no launchers/common.sh in $PWD: submit from the repository root" >&2
-  exit 2
-fi
+[[ -f launchers/common.sh ]] || cd "${SLURM_SUBMIT_DIR:-.}"
+[[ -f launchers/common.sh ]] || { echo "launchers: no launchers/common.sh in $PWD: submit from the repository root" >&2; exit 2; }
 # shellcheck source=launchers/common.sh
 source launchers/common.sh
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
         ("python3.11 -W ignore -m torch.distributed.run train.py", "torch.distributed.run"),
         ("python /env/bin/deepspeed train.py", "deepspeed"),
         ("srun --kill-on-bad-exit=1 python train.py", "srun"),
+        ("python -m glm_dist sweep finetune", "glm_dist"),
         ("tmux new -s run deepspeed train.py", "tmux"),
         ("-bash", "bash"),
         ("bash -c deepspeed_train", "bash"),
@@ -33,6 +34,10 @@ def test_a_command_line_names_its_program(command: str, program: str) -> None:
 
 def test_a_multiplexer_or_shell_is_no_launcher() -> None:
     assert not {"bash", "tmux", "screen", "sshd", "python", ""} & LAUNCHERS
+
+
+def test_a_sweep_is_watched_behind_the_launcher_that_it_starts() -> None:
+    assert {"glm-dist", "glm_dist"} <= LAUNCHERS
 
 
 @pytest.mark.parametrize(

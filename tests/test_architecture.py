@@ -74,6 +74,9 @@ OPTIONAL_LIBRARIES = {
     "wandb",
 }
 
+# Import what they choose only when it is chosen: it takes seconds.
+DISPATCHERS = ("cli/main.py", "cli/train.py", "optim/open.py")
+
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
@@ -152,7 +155,7 @@ def imports_stand_at_the_top(module: Module) -> Iterator[str]:
     for function in _functions(module.tree):
         for line, name in _imports(function):
             library = name.split(".")[0]
-            dispatches = module.path in ("cli/main.py", "cli/train.py") and library == PACKAGE
+            dispatches = module.path in DISPATCHERS and library == PACKAGE
             if library not in OPTIONAL_LIBRARIES and not dispatches:
                 yield f"line {line}: {function.name} imports {name} when called"
 

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import os
 import signal
+import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ COMMANDS = {
     "data": Entry("glm_dist.cli.data", "validate, measure, show or merge corpora"),
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
+    "hostfile": Entry("glm_dist.cli.hostfile", "write DeepSpeed's list of hosts"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
     "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),
     "sweep": Entry("glm_dist.cli.sweep", "train or finetune with many settings, and compare"),
@@ -127,13 +129,15 @@ def run_command(
     except BrokenPipeError:
         return _end_quietly()
     except GlmDistError as error:
-        return _tell(f"{type(error).__name__}: {error}")
+        return _tell(error, f"{type(error).__name__}: {error}")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
-        return _tell(f"{type(error).__name__}: {place}{error.strerror or error}")
+        return _tell(None, f"{type(error).__name__}: {place}{error.strerror or error}")
     except KeyboardInterrupt:
         sys.stderr.write(f"{prog}: interrupted\n")
         return EXIT_INTERRUPTED
+    if listener is not None:
+        listener.ignore()  # Python removes its handlers at exit, and a late request would kill it
     return status
 
 
@@ -190,11 +194,14 @@ def _parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> argpars
     return parsed
 
 
-def _tell(message: str) -> int:
-    """Print a mistake of the user's, with its rank where several processes may speak."""
-    rank = os.environ.get("RANK", "0")
-    sys.stderr.write(f"{'' if rank == '0' else f'rank {rank}: '}{message}\n")
-    return EXIT_USER_ERROR
+def _tell(error: GlmDistError | None, message: str) -> int:
+    """Print a mistake of the user's, with rank and host where several processes may speak."""
+    rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", ""))
+    size = os.environ.get("WORLD_SIZE", os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    is_alone = not rank or size == "1"
+    origin = "" if is_alone else f"rank {rank} on {socket.gethostname()}: "
+    sys.stderr.write(f"{origin}{message}\n")
+    return EXIT_USER_ERROR if error is None else error.status
 
 
 def _end_quietly() -> int:

@@ -1,7 +1,9 @@
 """One message for a mistake that many ranks meet, before they have joined a process group.
 
-Whichever rank of a node is first prints; launchers end the others as soon as one has ended, so
-waiting for rank 0 could mean that nobody speaks.
+Launchers end all ranks as soon as one has ended, so no rank leaves before the message is out. On a
+node, the first rank prints and leaves a mark in a file. Between nodes, whoever prints on the first
+one answers at a port for a moment; the others ask there before they leave, and print themselves if
+nobody answers.
 """
 
 import hashlib
@@ -11,13 +13,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
 
-FIRST_NODE_SECONDS = 5.0
-"""Head start of the first node with a message that concerns all: an exit elsewhere may end it."""
+FIRST_NODE_SECONDS = 30.0
+"""Longest wait of the other nodes for a message that concerns all: the first one may start late."""
+
+SAME_SECONDS = 8.0
+"""The same for a message that may concern this node alone."""
+
+ANSWER_SECONDS = 10.0
+"""Longest time in which the first node answers after it has printed."""
+
+POLL_SECONDS = 0.2
 
 SHARED = (
     "  If other hosts have these files, they are not on a disk that all hosts share: set paths.data"
@@ -34,35 +45,47 @@ def print_once(error: GlmDistError, launch: LaunchEnvironment, *, is_everywhere:
     Args:
         error: The mistake.
         launch: Who this process is.
-        is_everywhere: True if the other nodes meet it as well; then only the first one prints.
-            Otherwise each node prints and says which it is.
+        is_everywhere: True if the other nodes meet it as well. Otherwise whoever prints says on
+            which node, and another node prints a message of its own.
 
     Returns:
         Exit status.
     """
     text = f"{type(error).__name__}: {error}\n"
     has_nodes = launch.world_size > launch.local_world_size
-    if has_nodes and is_everywhere and launch.rank != launch.local_rank:
-        time.sleep(FIRST_NODE_SECONDS)
+    if launch.world_size == 1:
+        _say(text)
         return EXIT_USER_ERROR
-    if launch.world_size == 1 or _claim(launch, text):
-        if has_nodes and not is_everywhere:
-            text = f"{socket.gethostname()}: {text}{SHARED}"
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    if not _claim(text, launch):
+        _wait_until_said(text)
+        return EXIT_USER_ERROR
+    is_first_node = launch.rank == launch.local_rank
+    seconds = FIRST_NODE_SECONDS if is_everywhere else SAME_SECONDS
+    if not has_nodes or (is_everywhere and is_first_node):
+        _say(text)
+    elif is_first_node or not _was_said(launch, text, within=seconds):
+        origin = f"rank {launch.rank} on {socket.gethostname()}: "
+        _say(f"{origin}{text}{'' if is_everywhere else SHARED}")
+    if has_nodes and is_first_node:
+        _answer(launch, text, within=ANSWER_SECONDS if is_everywhere else SAME_SECONDS)
+    with suppress(OSError):
+        _claim_file(text).write_text("said")
     return EXIT_USER_ERROR
 
 
-def _claim(launch: LaunchEnvironment, text: str) -> bool:
+def _say(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _claim(text: str, launch: LaunchEnvironment) -> bool:
     """Return True on the first rank of this node's part of the job that asks."""
-    folder = Path(tempfile.gettempdir())
-    prefix = f"glm_dist-{os.getuid()}-"
-    key = hashlib.blake2b(f"{_start_of_job(os.environ)}\n{text}".encode(), digest_size=12)
     try:
-        for claim in folder.glob(f"{prefix}*"):
+        path = _claim_file(text)
+        for claim in path.parent.glob(f"{_prefix()}*"):
             if time.time() - claim.stat().st_mtime > STALE_SECONDS:
                 claim.unlink(missing_ok=True)
-        (folder / f"{prefix}{key.hexdigest()}").touch(exist_ok=False)
+        path.touch(exist_ok=False)
     except FileExistsError:
         return False
     except OSError:
@@ -70,10 +93,65 @@ def _claim(launch: LaunchEnvironment, text: str) -> bool:
     return True
 
 
+def _wait_until_said(text: str) -> None:
+    """Wait until the rank of this node that was first has spoken."""
+    deadline = time.monotonic() + FIRST_NODE_SECONDS + ANSWER_SECONDS
+    with suppress(OSError):
+        path = _claim_file(text)
+        while path.exists() and not path.stat().st_size and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+
+def _answer(launch: LaunchEnvironment, text: str, *, within: float) -> None:
+    """Tell the other nodes that the message is out, until each has asked, or for some seconds."""
+    waiting = -(-launch.world_size // launch.local_world_size) - 1
+    deadline = time.monotonic() + within
+    with suppress(OSError), socket.create_server(("", _port(launch)), backlog=1024) as server:
+        while waiting > 0 and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.sendall(_digest(text).encode())
+                waiting -= 1
+
+
+def _was_said(launch: LaunchEnvironment, text: str, *, within: float) -> bool:
+    """Ask the first node until it answers; return False if it does not in some seconds."""
+    deadline = time.monotonic() + within
+    address = launch.master_addr, _port(launch)
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(address, timeout=2.0) as connection:
+            connection.settimeout(2.0)
+            if connection.recv(64, socket.MSG_WAITALL).decode(errors="replace") == _digest(text):
+                return True
+        time.sleep(POLL_SECONDS)
+    return False
+
+
+def _port(launch: LaunchEnvironment) -> int:
+    """Return a port next to the job's own, which torchrun holds itself."""
+    return launch.master_port + (1 if launch.master_port < 65_535 else -1)
+
+
+def _digest(text: str) -> str:
+    """Identify a message in 64 characters."""
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
+
+
+def _prefix() -> str:
+    return f"glm_dist-{os.getuid()}-"
+
+
+def _claim_file(text: str) -> Path:
+    key = hashlib.blake2b(f"{_start_of_job(os.environ)}\n{text}".encode(), digest_size=12)
+    return Path(tempfile.gettempdir()) / f"{_prefix()}{key.hexdigest()}"
+
+
 def _start_of_job(environ: Mapping[str, str]) -> str:
     """Return what the ranks of one start have in common on a node, and no other start has."""
     names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
-    parts = [environ.get(name, "") for name in names]
+    # Tasks of several containers may share a folder for claims, nodes in tests as well.
+    parts = [socket.gethostname(), *(environ.get(name, "") for name in names)]
     if not environ.get("SLURM_STEP_ID"):
         parent = os.getppid()  # the launcher
         stat = Path(f"/proc/{parent}/stat")

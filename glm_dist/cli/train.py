@@ -9,7 +9,7 @@ deepspeed, torchrun or srun.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +24,14 @@ from glm_dist.config.launch import (
     read_launch_environment,
 )
 from glm_dist.config.load import dump_config, load_config
-from glm_dist.config.schema import TaskKind
-from glm_dist.errors import EXIT_STOPPED, ConfigError, GlmDistError
+from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.config.surroundings import with_threads
+from glm_dist.errors import EXIT_FINISHED, EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.tasks.examples import Examples, read_benchmarks
 from glm_dist.tasks.finetune import Finetuning, complete
 from glm_dist.tasks.task_data import TaskData
+from glm_dist.train.already import is_finished, note_run_folder
 from glm_dist.train.preflight import check_files
 
 if TYPE_CHECKING:
@@ -94,25 +96,46 @@ def run(arguments: argparse.Namespace, *, needs_task: bool = False) -> int:
         )
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=True)
+    if launch.rank == 0 and not arguments.cfg:
+        note_run_folder(config, os.environ)
     try:
+        # A task's last step is known when its examples have been read.
+        if config.task.kind is TaskKind.none and not arguments.cfg and is_finished(config):
+            return _say_finished(config, launch)
         prepared = complete(config, arguments.overrides, config_dir=arguments.config_dir)
         config = prepared.config
         if arguments.cfg:
             if launch.rank == 0:
                 sys.stdout.write(dump_config(config))
             return 0
+        if is_finished(config):
+            return _say_finished(config, launch)
         found = check_files(config, asks_store=launch.rank == 0, read_data=prepared.facts)
         examples = read_benchmarks(config)
     except GlmDistError as error:
         return print_once(error, launch, is_everywhere=False)
     if launch.rank == 0:
-        sys.stderr.write("".join(f"warning: {text}\n" for text in found.warnings))
+        warnings = [*found.warnings, *_warn_of_place(config, launch)]
+        sys.stderr.write("".join(f"warning: {text}\n" for text in warnings))
     listener: StopListener | None = arguments.listener
     if listener is not None and listener.code and launch.world_size == 1:
         reason = describe(listener.code)
         sys.stderr.write(f"stopped before training; nothing to save reason={reason}\n")
         return EXIT_STOPPED
     return _train(prepared, launch, examples, listener=listener)
+
+
+def _warn_of_place(config: RunConfig, launch: LaunchEnvironment) -> Iterator[str]:
+    """Say where the run goes if a variable may have been lost on the way to this host."""
+    has_hosts = launch.world_size > launch.local_world_size
+    if launch.launcher == "deepspeed" and has_hosts and "GLM_RUNS" not in os.environ:
+        yield f"the run folder is {config.run_dir.resolve()}; deepspeed hands on no GLM_RUNS"
+
+
+def _say_finished(config: RunConfig, launch: LaunchEnvironment) -> int:
+    if launch.rank == 0:
+        sys.stderr.write(f"{config.run_dir} is finished: {config.run.steps} steps\n")
+    return EXIT_FINISHED
 
 
 def _train(
@@ -123,6 +146,12 @@ def _train(
     listener: StopListener | None,
 ) -> int:
     """Train in this process; loads torch."""
+    launch = with_threads(launch, os.environ)
+    if launch.threads is not None and launch.rank == 0:
+        sys.stderr.write(
+            f"OMP_NUM_THREADS={launch.threads}: the cores of a host divided among its"
+            f" {launch.local_world_size} processes\n"
+        )
     # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     job = import_module("glm_dist.train.job")

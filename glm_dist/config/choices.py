@@ -102,6 +102,14 @@ class Resume(Enum):
     never = "never"
 
 
+class Fusing(Enum):
+    """Use of fused kernels between matrix products."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class InitWith(Enum):
     """State that a run takes over from run.init_from."""
 

@@ -17,7 +17,7 @@ from glm_dist import files
 from glm_dist.config.explain import explain_composition
 from glm_dist.config.overrides import checked_overrides, parse_override, value_text
 from glm_dist.config.schema import RunConfig, TaskConfig, TaskKind
-from glm_dist.config.task import CHOICES_OF
+from glm_dist.config.task import head_outputs
 from glm_dist.config.text_values import check_text_in_file
 from glm_dist.errors import ConfigError
 
@@ -120,14 +120,7 @@ def inherit(
         _take_sections(composed, config, folder, keeps=chosen)
         if chosen.get("experiment") == EXPERIMENT and "precision" not in chosen:
             composed.precision = OmegaConf.structured(config.precision)
-    composed.model.num_classes = _num_classes(composed.task)
-
-
-def _num_classes(task: DictConfig) -> int:
-    """Return the outputs of the head; 0 for tasks without one, also after a task that had one."""
-    if task.kind is not TaskKind.classify:
-        return 0
-    return 1 if list(task.answers) == [CHOICES_OF] else max(len(task.answers), 2)
+    composed.model.num_classes = head_outputs(composed.task)
 
 
 def no_origin(task: str) -> ConfigError:

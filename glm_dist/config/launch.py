@@ -10,13 +10,11 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from glm_dist.config.lonely import in_step, refuse_lonely_host, refuse_lonely_process
 from glm_dist.errors import LaunchError
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Range of ports derived from job ids, below Linux' ephemeral ports (32768 and up)."""
-
-FIRST_SPECIAL_STEP = 0xFFFF_FFF0
-"""SLURM numbers its own steps (batch, extern, interactive) from here; none is an srun of ours."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class LaunchEnvironment:
     """Times that torchrun has restarted the ranks; its store keeps what earlier ones wrote."""
     has_agent_store: bool = False
     """True if a process of torchrun holds the job's store; else rank 0 does."""
+    threads: int | None = None
+    """Threads of each process as this program has chosen them; None: a variable says how many."""
 
 
 def read_launch_environment(
@@ -56,11 +56,19 @@ def read_launch_environment(
         LaunchError: Variables are missing, malformed or contradict each other.
     """
     if any(name in environ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")):
-        return _exported(environ)
+        launch = _exported(environ)
+        if trains:
+            refuse_lonely_host(
+                environ,
+                launcher=launch.launcher,
+                world_size=launch.world_size,
+                local_world_size=launch.local_world_size,
+            )
+        return launch
     if _is_srun_task(environ):
         return _srun(environ)
     if trains:
-        _refuse_lonely_process(environ)
+        refuse_lonely_process(environ)
     return LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0, "python")
 
 
@@ -163,7 +171,7 @@ def _is_srun_task(environ: Mapping[str, str]) -> bool:
     step = environ.get("SLURM_STEP_ID", environ.get("SLURM_STEPID"))
     if step is None:
         return "SLURM_NTASKS" in environ and environ.get("ENVIRONMENT") != "BATCH"
-    return step.isdecimal() and int(step) < FIRST_SPECIAL_STEP
+    return in_step(environ)
 
 
 def _srun(environ: Mapping[str, str]) -> LaunchEnvironment:
@@ -250,36 +258,6 @@ def _tasks_on_this_node(environ: Mapping[str, str], *, default: int) -> int:
         if nodes_left < 0:
             return int(tasks)
     return default
-
-
-def _refuse_lonely_process(environ: Mapping[str, str]) -> None:
-    """Refuse one process where several were reserved: it would train alone and nobody notice.
-
-    Raises:
-        LaunchError: A SLURM job of several tasks, or mpirun, without a launcher we read.
-    """
-    tasks = environ.get("SLURM_NTASKS", "1")
-    if tasks.isdecimal() and int(tasks) > 1:
-        raise LaunchError(
-            f"SLURM_NTASKS={tasks} tasks are reserved, but this python was not started by srun"
-            " and would"
-            " train alone.\n"
-            "  Start it as `srun python train.py ...`, or as `srun -n 1` for one process.",
-            key="SLURM_NTASKS",
-            value=tasks,
-            fix="srun python train.py ...",
-        )
-    name = "OMPI_COMM_WORLD_SIZE" if "OMPI_COMM_WORLD_SIZE" in environ else "PMI_SIZE"
-    ranks = environ.get(name, "1")
-    if ranks.isdecimal() and int(ranks) > 1:
-        raise LaunchError(
-            f"mpirun started {ranks} processes ({name}), but exports no RANK: each would train"
-            " alone.\n"
-            "  Start with torchrun, deepspeed or srun.",
-            key=name,
-            value=ranks,
-            fix="torchrun --nproc-per-node <processes> train.py ...",
-        )
 
 
 def _number(

@@ -6,7 +6,7 @@ What is refused here would be wrong without an error, or hang, once processes ru
 import math
 from collections.abc import Sequence
 
-from glm_dist.config.schema import Dtype, Offload, RecomputeMode, RunConfig
+from glm_dist.config.schema import Offload, RecomputeMode, RunConfig
 from glm_dist.config.wording import divisors, either, positive_multiples
 from glm_dist.errors import ConfigError
 
@@ -217,21 +217,15 @@ def _check_zero(config: RunConfig) -> None:
             value=stage,
             fix="zero=stage1",
         )
-    if stage == 0 and config.precision.dtype is not Dtype.fp32:
+    if (
+        config.zero.overlap_comm
+        and stage == 1
+        and config.zero.offload_optimizer is not Offload.none
+    ):
         raise ConfigError(
-            "zero.stage=0 keeps no fp32 master weights, which"
-            f" precision.dtype={config.precision.dtype.name}"
-            " needs.\n"
-            "  Choose zero=stage1, which also runs on one replica, or precision=fp32.",
-            key="zero.stage",
-            value=0,
-            fix="zero=stage1",
-        )
-    if stage < 2 and config.zero.overlap_comm:
-        raise ConfigError(
-            f"zero.overlap_comm=true has nothing to overlap with zero.stage={stage}, which"
-            " reduces gradients"
-            " once, after the last backward.\n"
+            "zero.overlap_comm=true does not work with zero.stage=1 and"
+            f" zero.offload_optimizer={config.zero.offload_optimizer.name}: DeepSpeed then reduces"
+            " gradients once, after the last backward.\n"
             "  Set zero.overlap_comm=false, or choose zero=stage2.",
             key="zero.overlap_comm",
             value=True,

@@ -17,6 +17,7 @@ from typing import ClassVar
 from glm_dist.config.architecture import ModelConfig as ModelConfig
 from glm_dist.config.choices import Activation as Activation
 from glm_dist.config.choices import Dtype as Dtype
+from glm_dist.config.choices import Fusing as Fusing
 from glm_dist.config.choices import InitWith as InitWith
 from glm_dist.config.choices import LossNormalization as LossNormalization
 from glm_dist.config.choices import LRScheduleKind as LRScheduleKind
@@ -129,18 +130,21 @@ class ParallelConfig(Section):
 
 @dataclass
 class ZeroConfig(Section):
-    """DeepSpeed ZeRO sharding over replicas (conf/zero)."""
+    """ZeRO sharding over replicas (conf/zero)."""
 
     key: ClassVar[str] = "zero"
 
     stage: int = bounded(1, at_least=0, at_most=3, default=0)
-    """0 none, 1 optimizer, 2 and gradients, 3 and parameters. Pipelines allow 0 and 1."""
+    """0 none, 1 optimizer, 2 and gradients, 3 and parameters. Pipelines allow 0 and 1. 0 and 1 keep
+    fp32 sums of all gradients and are the fastest; 2 and 3 are DeepSpeed's and need less memory."""
     reduce_bucket_size: int = bounded(50_000_000, at_least=1, default=500_000_000)
-    """Gradient elements reduced in one collective. Official 10B: 5e7."""
+    """Gradient elements reduced in one collective; a fraction of the model, to overlap. Official
+    10B: 5e7."""
     allgather_bucket_size: int = bounded(500_000_000, at_least=1, default=500_000_000)
-    """Parameter elements gathered in one collective. Official 10B: 5e8."""
+    """Parameter elements gathered in one collective by DeepSpeed (stages 2 and 3, offloading).
+    Official 10B: 5e8."""
     overlap_comm: bool = False
-    """Reduce gradients while backward runs; stages 2 and 3 only."""
+    """Reduce gradients while backward runs, and with stage 1 gather weights while forward runs."""
     offload_optimizer: Offload = Offload.none
     """cpu: master weights and moments (12 bytes a parameter / replicas) stay in the host's memory,
     and the update runs there; not with stage 0."""
@@ -185,7 +189,11 @@ class CompileConfig(Section):
     key: ClassVar[str] = "compile"
 
     enabled: bool = False
-    """Run each layer through torch.compile; needs a C++ compiler, on GPUs Triton."""
+    """Run whole layers through torch.compile; needs a C++ compiler, on GPUs Triton and gcc."""
+    pointwise: Fusing = Fusing.auto
+    """Fuse norms, biases, activations, dropout, residual sums and the loss into few kernels, which
+    takes seconds at the start: on; off; auto: on GPUs, if Triton and gcc are there. Whole layers
+    fuse their own operations."""
 
 
 @dataclass

@@ -223,3 +223,14 @@ class TaskConfig(Section):
         if self.kind is TaskKind.infill:
             return self.source_length + max(1, int(self.source_length * self.blank_share))
         return self.max_length
+
+
+def head_outputs(task: TaskConfig) -> int:
+    """Return the outputs of the classification head: 0 for tasks without one.
+
+    Args:
+        task: The section, checked or not.
+    """
+    if task.kind is not TaskKind.classify:
+        return 0
+    return 1 if list(task.answers) == [CHOICES_OF] else max(len(task.answers), 2)

@@ -6,8 +6,8 @@ What depends on the examples, such as a field that they lack, is checked where t
 from collections.abc import Sequence
 
 from glm_dist.config.patterns import PatternError, Piece, count_blanks, parse_field, parse_pattern
-from glm_dist.config.schema import ModelConfig, RunConfig
-from glm_dist.config.task import CHOICES_OF, LOSS, METRICS, TaskConfig, TaskKind
+from glm_dist.config.schema import InitWith, ModelConfig, RunConfig
+from glm_dist.config.task import CHOICES_OF, LOSS, METRICS, TaskConfig, TaskKind, head_outputs
 from glm_dist.errors import ConfigError
 
 CHOICE = "choice"
@@ -19,10 +19,11 @@ def check_task(config: RunConfig) -> None:
 
     Raises:
         ConfigError: A pattern is malformed or has no blank, answers are missing, a metric is
-            unknown, or the rows are longer than the model's positions.
+            unknown, or the model has too few positions or another head than the task needs.
     """
     task = config.task
     if task.kind is TaskKind.none:
+        _check_has_task(config)
         return
     pieces = _checked_pattern(task)
     _check_blanks(task, pieces)
@@ -33,6 +34,7 @@ def check_task(config: RunConfig) -> None:
     _check_metrics(task)
     _check_numbers(task)
     _check_length(task, config.model)
+    _check_outputs(task, config.model)
 
 
 def _checked_pattern(task: TaskConfig) -> list[Piece]:
@@ -251,3 +253,28 @@ def _check_length(task: TaskConfig, model: ModelConfig) -> None:
                 value=value,
                 fix=f"task.{key}={room}",
             )
+
+
+def _check_outputs(task: TaskConfig, model: ModelConfig) -> None:
+    needed = head_outputs(task)
+    if model.num_classes != needed:
+        raise ConfigError(
+            f"model.num_classes={model.num_classes}, but this task needs {needed}: task.answers"
+            f" has {len(task.answers)} and task.kind is {task.kind.name}.\n"
+            "  Leave model.num_classes out; the task sets it.",
+            key="model.num_classes",
+            value=model.num_classes,
+            fix=f"model.num_classes={needed}",
+        )
+
+
+def _check_has_task(config: RunConfig) -> None:
+    if config.run.init_with is InitWith.architecture:
+        raise ConfigError(
+            "run.init_with=architecture gives a task the model of another run, and there is no"
+            " task.\n"
+            "  Set task=<task>, or leave run.init_with out: a new run draws its weights anyway.",
+            key="run.init_with",
+            value="architecture",
+            fix="run.init_with=weights",
+        )

@@ -1,22 +1,21 @@
 """GLM's Transformer block as a megatron-core configuration and module spec.
 
 Pre-LayerNorm blocks, biases everywhere, tanh GELU, learned positions: the official model (GLM 2.1),
-or GLM-130B's options instead. Our own modules are self-attention with its core, the DeepNorm layer,
-linear layers with updates of low rank and, without fused kernels, the norm.
+or GLM-130B's options instead. Our own modules are the layer, its MLP, self-attention with its core,
+linear layers with updates of low rank and, without a library's kernels, the norm.
 """
 
 from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from glm_dist.config.schema import (
     Activation,
@@ -28,7 +27,7 @@ from glm_dist.config.schema import (
 )
 from glm_dist.model.attention.dispatch import PrefixAttention
 from glm_dist.model.attention.self_attention import GLMSelfAttention
-from glm_dist.model.deep_norm import DeepNormLayer
+from glm_dist.model.layer import MLP, DeepNormLayer, PreNormLayer
 from glm_dist.model.lora import column_linear, row_linear
 from glm_dist.model.norm import layer_norm_class
 from glm_dist.parallel.layout import Layout
@@ -103,11 +102,9 @@ def transformer_config(
         batch_p2p_comm=device.type == "cuda" and not interleaved,
         overlap_p2p_comm=interleaved,
         batch_p2p_sync=False,  # would synchronise after each message, for versions before torch 2
-        # DeepSpeed owns the gradient buffers that this fusion writes to.
+        # Our own linear layers add to main gradients, without apex's or other kernels.
         gradient_accumulation_fusion=False,
         masked_softmax_fusion=False,
-        bias_activation_fusion=False,
-        bias_dropout_fusion=False,
         # An overlapped send may still read the output that this would free.
         deallocate_pipeline_outputs=not interleaved,
         **_recompute_settings(recompute),
@@ -133,7 +130,7 @@ def block_spec(
     """
     norm = layer_norm_class(device)
     layer = ModuleSpec(
-        module=DeepNormLayer if model.residual is Residual.deep_norm else TransformerLayer,
+        module=DeepNormLayer if model.residual is Residual.deep_norm else PreNormLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=norm,
             self_attention=ModuleSpec(
@@ -145,7 +142,6 @@ def block_spec(
                     linear_proj=row_linear("linear_proj", model),
                 ),
             ),
-            self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=norm,
             mlp=ModuleSpec(
                 module=MLP,
@@ -154,7 +150,6 @@ def block_spec(
                     linear_fc2=row_linear("linear_fc2", model),
                 ),
             ),
-            mlp_bda=get_bias_dropout_add,
         ),
     )
     return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=norm)

@@ -5,7 +5,7 @@ Its input is equal on all tensor ranks, so its gradients are too, and nothing is
 
 import torch
 
-from glm_dist.model.head import sum_dtype
+from glm_dist.model.cross_entropy import sum_dtype
 
 
 class ClassificationHead(torch.nn.Module):

@@ -5,7 +5,9 @@ compiled code.
 """
 
 import torch
-from megatron.core.transformer.transformer_layer import TransformerLayer
+
+from glm_dist.model.layer import TransformerLayer
+from glm_dist.model.pointwise import ONE_BY_ONE, use_pointwise
 
 
 def compile_layers(model: torch.nn.Module) -> None:
@@ -16,4 +18,7 @@ def compile_layers(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, TransformerLayer):
+            # torch.compile fuses plain operations itself, and their gradients; it cannot look into
+            # functions with main gradients.
+            use_pointwise(module, ONE_BY_ONE)
             module.compile()

@@ -11,6 +11,7 @@ from megatron.core.tensor_parallel.layers import VocabParallelEmbedding
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import distributed as dist
 
+from glm_dist.model.pointwise import ONE_BY_ONE, Pointwise
 from glm_dist.model.prompt import Prompt
 from glm_dist.parallel.rng import get_cuda_rng_tracker
 from glm_dist.parallel.sequence import local_rows, mark_partial
@@ -95,7 +96,8 @@ class GLMEmbedding(torch.nn.Module):
                 mark_partial(self.position_embeddings.weight, self.block_position_embeddings.weight)
         self.prompt = prompt
         self.gradient_share = gradient_share
-        self.dropout = torch.nn.Dropout(config.hidden_dropout)
+        self.dropout = config.hidden_dropout
+        self.pointwise: Pointwise = ONE_BY_ONE
         self.sequence_parallel = config.sequence_parallel
 
     def forward(
@@ -111,41 +113,29 @@ class GLMEmbedding(torch.nn.Module):
         Returns:
             [s, b, h], under sequence parallelism this rank's part [s/t, b, h].
         """
-        if self.sequence_parallel:
-            return self._embed_part(tokens, positions, block_positions)
-        embedded = self._add_positions(self._words(tokens), positions, block_positions)
-        hidden: torch.Tensor = self.dropout(embedded.transpose(0, 1).contiguous())  # [s, b, h]
-        return hidden
+        # Rows are looked up in the order [s, b], so that nothing of [.., h] is transposed.
+        positions, block_positions = (self._local(ids.t()) for ids in (positions, block_positions))
+        parts = [self._words(tokens)]
+        if self.position_embeddings is not None and self.block_position_embeddings is not None:
+            parts.append(self.position_embeddings(positions))
+            parts.append(self.block_position_embeddings(block_positions))
+        dropout = self.dropout if self.training else 0.0
+        # Under sequence parallelism ranks hold different positions, so their masks differ.
+        forks = self.sequence_parallel and dropout > 0.0
+        with get_cuda_rng_tracker().fork() if forks else nullcontext():
+            return self.pointwise.sum_and_drop(parts, dropout=dropout)
+
+    def _local(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return ids [s, b], under sequence parallelism this rank's part [s/t, b]."""
+        return local_rows(ids, self.word_embeddings.tp_group) if self.sequence_parallel else ids
 
     def _words(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Embed token ids [b, s]; under sequence parallelism this rank's part [s/t, b, h]."""
+        """Embed token ids [b, s] as [s, b, h], under sequence parallelism as [s/t, b, h]."""
         words = tokens if self.prompt is None else self.prompt.words(tokens)
-        embedded = shrink_gradient(self.word_embeddings(words), self.gradient_share)
+        # megatron-core's table transposes by itself where it scatters the rows.
+        looked_up = self.word_embeddings(words if self.sequence_parallel else words.t())
+        embedded = shrink_gradient(looked_up, self.gradient_share)
         if self.prompt is None:
             return embedded
-        if self.sequence_parallel:
-            tokens = local_rows(tokens.t(), self.word_embeddings.tp_group)
-        prompted: torch.Tensor = self.prompt(tokens, embedded)
+        prompted: torch.Tensor = self.prompt(self._local(tokens.t()), embedded)
         return prompted
-
-    def _add_positions(
-        self, embedded: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
-    ) -> torch.Tensor:
-        if self.position_embeddings is None or self.block_position_embeddings is None:
-            return embedded
-        embedded = embedded + self.position_embeddings(positions)
-        summed: torch.Tensor = embedded + self.block_position_embeddings(block_positions)
-        return summed
-
-    def _embed_part(
-        self, tokens: torch.Tensor, positions: torch.Tensor, block_positions: torch.Tensor
-    ) -> torch.Tensor:
-        positions, block_positions = (
-            local_rows(ids.t(), self.word_embeddings.tp_group)  # [b, s] -> [s/t, b]
-            for ids in (positions, block_positions)
-        )
-        embedded = self._add_positions(self._words(tokens), positions, block_positions)
-        # Ranks hold different positions, so their masks differ.
-        with get_cuda_rng_tracker().fork() if self.dropout.p > 0.0 else nullcontext():
-            hidden: torch.Tensor = self.dropout(embedded)
-        return hidden

@@ -4,15 +4,24 @@ Logits never exist for a whole row, nor for all targets at once: they are comput
 into loss and gradient immediately, and freed. Padded vocabulary rows are excluded from the softmax,
 so the padding (and with it the tensor-parallel size) does not change the model.
 
-Letters: n targets, c of a chunk; h hidden; v/t vocabulary rows of this rank, r of them real.
+Letters: n targets, c of a chunk; h hidden; v/t vocabulary rows of this rank, r of them multiplied.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
-from glm_dist.model.main_gradient import add_product
+from glm_dist.model.cross_entropy import (
+    Terms,
+    Vocabulary,
+    head_rows,
+    sum_dtype,
+    terms_fused,
+    terms_one_by_one,
+)
+from glm_dist.model.main_gradient import add_product, arrived, main_gradient
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
 """Logits held at once on a rank: 32 MiB in fp32 on a CPU, 256 MiB on a GPU. Enough for the full
@@ -28,15 +37,16 @@ class _HeadLoss(torch.autograd.Function):
         hidden: torch.Tensor,
         weight: torch.Tensor,
         target_ids: torch.Tensor,
-        vocab_size: int,
-        group: dist.ProcessGroup,
         target_groups: torch.Tensor,
-        label_smoothing: float,
+        vocabulary: Vocabulary,
+        terms_of: Callable[..., Terms],
         needs_gradient: bool,
         chunk_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        group, smoothing = vocabulary.group, vocabulary.label_smoothing
         first_row = group.rank() * weight.size(0)
-        real = weight[: max(vocab_size - first_row, 0)]  # [r, h]
+        is_fused = terms_of is terms_fused
+        rows = head_rows(weight, vocabulary.num_real, is_fused=is_fused)  # [r, h]
         total = torch.zeros((), dtype=torch.float64, device=hidden.device)
         by_group = total.new_zeros(target_groups.size(0))
         hidden_gradient = weight_gradient = None
@@ -48,73 +58,63 @@ class _HeadLoss(torch.autograd.Function):
                 )
         for start in range(0, hidden.size(0), chunk_size):
             part = slice(start, start + chunk_size)
-            local_ids = target_ids[part] - first_row
-            log_p = log_probabilities(hidden[part], real, group=group)  # [c, r]
-            if real.size(0) == 0:
-                continue
-            here = (local_ids >= 0) & (local_ids < real.size(0))
-            column = local_ids.where(here, 0).unsqueeze(1)
-            found = log_p.gather(1, column).squeeze(1).where(here, 0.0).double()  # [c]
-            total -= (1 - label_smoothing) * found.sum()
-            if label_smoothing > 0.0:
-                total -= (label_smoothing / vocab_size) * log_p.sum(dim=1).double().sum()
+            terms = terms_of(
+                hidden[part] @ rows.t(),  # [c, h] -> [c, r]
+                target_ids[part] - first_row,
+                vocabulary,
+                needs_gradient=needs_gradient,
+            )
+            found = terms.found.double()
+            total -= (1 - smoothing) * found.sum()
+            if terms.total is not None:
+                total -= (smoothing / vocabulary.size) * terms.total.double().sum()
             by_group -= target_groups[:, part].double() @ found
-            if hidden_gradient is None:
+            if hidden_gradient is None or terms.gradient is None or rows.size(0) == 0:
                 continue
-            # Probabilities less the distribution that the loss aims at.
-            logit_gradient = log_p.exp_()
-            aim = here.to(log_p.dtype).mul_(1 - label_smoothing).unsqueeze(1)
-            logit_gradient.scatter_add_(1, column, -aim)
-            if label_smoothing > 0.0:
-                logit_gradient -= label_smoothing / vocab_size
-            logit_gradient = logit_gradient.to(hidden.dtype)
-            torch.mm(logit_gradient, real, out=hidden_gradient[part])
+            torch.mm(terms.gradient, rows, out=hidden_gradient[part])
             if weight_gradient is not None:
-                add_product(weight_gradient[: real.size(0)], logit_gradient.t(), hidden[part])
+                add_product(weight_gradient[: rows.size(0)], terms.gradient.t(), hidden[part])
         if group.size() > 1:
             dist.all_reduce(total, group=group)
             if hidden_gradient is not None:
                 dist.all_reduce(hidden_gradient, group=group)
         ctx.gradients = hidden_gradient, weight_gradient
-        ctx.weight_dtype = weight.dtype
+        ctx.weight = weight
         ctx.mark_non_differentiable(by_group)
         return total, by_group
 
     @staticmethod
     def backward(ctx: Any, scale: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Scaled in place without a copy: the table's gradient is the largest tensor of a step.
         hidden_gradient, weight_gradient = ctx.gradients
         del ctx.gradients
         if weight_gradient is not None:
-            weight_gradient = _scaled(weight_gradient, scale).to(ctx.weight_dtype)
-        return _scaled(hidden_gradient, scale), weight_gradient, *(None,) * 7
+            weight_gradient = _deliver(ctx.weight, weight_gradient, scale)
+        return _scaled(hidden_gradient, scale), weight_gradient, *(None,) * 6
+
+
+def _deliver(
+    weight: torch.Tensor, gradient: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor | None:
+    """Add the table's scaled gradient to its main gradient, or return it for autograd.
+
+    The scale arrives with backward. The sum made in forward is therefore a tensor of its own, and
+    one pass adds it, scaled in fp32, to the main gradient. Keeping the gradients of the logits and
+    multiplying in backward would save that pass, but the scale would have to be rounded into a
+    16-bit factor, and memory would grow with the number of targets.
+    """
+    main = main_gradient(weight)
+    if main is None:
+        # In place: the table's gradient is the largest tensor of a step.
+        return _scaled(gradient, scale).to(weight.dtype)
+    main.addcmul_(gradient, scale.to(gradient.dtype))
+    arrived(weight)
+    return None
 
 
 def _scaled(gradient: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """Multiply, in place if nothing is rounded; the scale itself may not fit into 16 bits."""
     wide = sum_dtype(gradient.dtype)
     return gradient.to(wide).mul_(scale.to(wide)).to(gradient.dtype)
-
-
-def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums: fp32 for 16-bit numbers."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def log_probabilities(
-    hidden: torch.Tensor, weight: torch.Tensor, *, group: dist.ProcessGroup
-) -> torch.Tensor:
-    """Return log probabilities [c, r] of this rank's tokens, over the vocabulary of all ranks."""
-    logits = hidden @ weight.t()  # [c, h] -> [c, r]
-    if group.size() == 1:
-        return torch.log_softmax(logits, dim=1, dtype=sum_dtype(logits.dtype))
-    logits = logits.to(sum_dtype(logits.dtype))
-    local = logits.logsumexp(dim=1)  # [c], -inf if a rank holds only padding
-    peak = local.clone()
-    dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=group)
-    total = (local - peak).exp_()
-    dist.all_reduce(total, group=group)
-    return logits.sub_(total.log_().add_(peak).unsqueeze(1))
 
 
 def head_loss(
@@ -127,6 +127,7 @@ def head_loss(
     target_groups: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
     chunk_elements: int | None = None,
+    is_fused: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum -log p(target) over targets, in nats, in total and by group of targets.
 
@@ -143,6 +144,7 @@ def head_loss(
         target_groups: Members of each group [g, n], bool; None: no groups.
         label_smoothing: Share of all tokens alike, from 0 to below 1.
         chunk_elements: Logits held at once; None: ``CHUNK_ELEMENTS`` of the device.
+        is_fused: Compute each chunk by compiled functions (``compile.pointwise``).
 
     Returns:
         The sum [], equal on every rank of the group; and the sums by group [g] over the targets
@@ -152,14 +154,14 @@ def head_loss(
     elements = chunk_elements or CHUNK_ELEMENTS[hidden.device.type]
     if target_groups is None:
         target_groups = target_ids.new_empty((0, target_ids.numel()), dtype=torch.bool)
+    num_real = min(max(vocab_size - group.rank() * weight.size(0), 0), weight.size(0))
     total, by_group = _HeadLoss.apply(  # type: ignore[no-untyped-call]
         hidden,
         weight,
         target_ids,
-        vocab_size,
-        group,
         target_groups,
-        label_smoothing,
+        Vocabulary(num_real, vocab_size, group, label_smoothing),
+        terms_fused if is_fused and num_real > 0 else terms_one_by_one,
         needs_gradient,
         max(elements // weight.size(0), 1),
     )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
@@ -24,6 +23,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from torch.nn import functional
 
 from glm_dist.config.architecture import ModelConfig
+from glm_dist.model.linear import ColumnLinear, RowLinear
 from glm_dist.parallel.rng import get_cuda_rng_tracker
 from glm_dist.parallel.sequence import mark_partial
 
@@ -37,20 +37,6 @@ class Update:
     """Factor of B A."""
     dropout: float
     """On the input."""
-
-
-class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
-    """A column-parallel layer in which any parameter may be frozen.
-
-    megatron-core (0.16) drops the gradient of a bias whose weight is frozen.
-    """
-
-    def _forward_impl(self, *, bias: torch.Tensor | None, **arguments: Any) -> torch.Tensor:
-        if bias is None or self.weight.requires_grad or not bias.requires_grad:
-            output: torch.Tensor = super()._forward_impl(bias=bias, **arguments)
-            return output
-        product: torch.Tensor = super()._forward_impl(bias=None, **arguments)
-        return product + bias
 
 
 class LoraColumnLinear(ColumnLinear):
@@ -83,7 +69,7 @@ class LoraColumnLinear(ColumnLinear):
         return output + self.update.scale * functional.linear(narrow, self.lora_b), bias
 
 
-class LoraRowLinear(RowParallelLinear):  # type: ignore[misc]
+class LoraRowLinear(RowLinear):
     """A row-parallel layer and its update."""
 
     def __init__(self, *arguments: Any, update: Update, **options: Any) -> None:
@@ -128,7 +114,7 @@ def row_linear(name: str, model: ModelConfig) -> ModuleSpec:
     """Return the spec of a layer's row-parallel linear layer; see ``column_linear``."""
     update = _update(name, model)
     if update is None:
-        return ModuleSpec(module=RowParallelLinear)
+        return ModuleSpec(module=RowLinear)
     return ModuleSpec(module=LoraRowLinear, params={"update": update})
 
 

@@ -6,7 +6,7 @@ returns none to autograd: there is no 16-bit gradient, no addition of its own, a
 between micro-batches. Parameters without a main gradient get theirs from autograd as usual.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -26,6 +26,39 @@ def arrived(parameter: torch.Tensor) -> None:
     listener: Callable[[], None] | None = getattr(parameter, ARRIVED, None)
     if listener is not None:
         listener()
+
+
+def hand_over(
+    parameters: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor],
+    needed: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """Add complete gradients to the main gradients, and return those that autograd must take.
+
+    Args:
+        parameters: Parameters of one autograd function.
+        gradients: Their fp32 gradients of this micro-batch; () if none is needed.
+        needed: False for frozen parameters.
+
+    Returns:
+        For each parameter its gradient in its own dtype, if it is needed and has no main gradient.
+    """
+    if not gradients:
+        return [None] * len(parameters)
+    returned: list[torch.Tensor | None] = []
+    sums, added, owners = [], [], []
+    for parameter, gradient, is_needed in zip(parameters, gradients, needed, strict=True):
+        total = main_gradient(parameter) if is_needed else None
+        returned.append(gradient.to(parameter.dtype) if is_needed and total is None else None)
+        if total is not None:
+            sums.append(total)
+            added.append(gradient)
+            owners.append(parameter)
+    if sums:
+        torch._foreach_add_(sums, added)  # one launch
+    for parameter in owners:
+        arrived(parameter)
+    return returned
 
 
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:

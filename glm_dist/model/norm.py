@@ -1,10 +1,11 @@
-"""Layer norm of a block: fused if TransformerEngine or apex is installed, otherwise torch's."""
+"""Layer norm of a block: TransformerEngine's or apex's if installed, otherwise ours."""
 
 from typing import Any
 
 import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from glm_dist.model.pointwise import ONE_BY_ONE, Pointwise
 from glm_dist.parallel.sequence import mark_partial
 
 try:
@@ -31,6 +32,36 @@ class LayerNorm(torch.nn.LayerNorm):
         super().__init__(hidden_size, eps=eps, dtype=config.params_dtype)
         if config.sequence_parallel:
             mark_partial(self.weight, self.bias)
+        self.pointwise: Pointwise = ONE_BY_ONE
+
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        update: tuple[torch.Tensor, torch.Tensor] | None = None,
+        alpha: float = 1.0,
+        dropout: float = 0.0,
+    ) -> Any:
+        """Normalise hidden states, or first add a sublayer's output to them.
+
+        Args:
+            hidden: [s, b, h].
+            update: Output of a sublayer [s, b, h] and its bias [h]; None to add nothing.
+            alpha: Weight of ``hidden`` in the sum.
+            dropout: Dropout on the update and its bias.
+
+        Returns:
+            The norm [s, b, h]; with an update the pair of the sum and its norm.
+        """
+        if update is None:
+            return self.pointwise.layer_norm(hidden, self.weight, self.bias, eps=self.eps)
+        return self.pointwise.add_and_norm(
+            *update,
+            hidden,
+            (self.weight, self.bias),
+            eps=self.eps,
+            alpha=alpha,
+            dropout=dropout,
+        )
 
 
 def layer_norm_class(device: torch.device) -> Any:

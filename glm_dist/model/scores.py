@@ -3,7 +3,7 @@
 Vocabulary-parallel and in chunks like ``head.py``, but for each target by itself: what multiplies a
 score's gradient may depend on all scores, so backward computes the logits of each chunk again.
 
-Letters: n targets, c of a chunk; h hidden; v/t vocabulary rows of this rank, r of them real.
+Letters: n targets, c of a chunk; h hidden; v/t vocabulary rows of this rank, r of them multiplied.
 """
 
 from typing import Any, NamedTuple
@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import distributed as dist
 
-from glm_dist.model.head import CHUNK_ELEMENTS, log_probabilities, sum_dtype
-from glm_dist.model.main_gradient import add_product
+from glm_dist.model.cross_entropy import head_rows, log_probabilities, sum_dtype
+from glm_dist.model.head import CHUNK_ELEMENTS
+from glm_dist.model.main_gradient import add_product, arrived, main_gradient
 
 
 class Scores(NamedTuple):
@@ -63,15 +64,16 @@ class _HeadScores(torch.autograd.Function):
         chunk_size: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         first_row = group.rank() * weight.size(0)
-        real = weight[: max(vocab_size - first_row, 0)]  # [r, h]
+        num_real = min(max(vocab_size - first_row, 0), weight.size(0))
+        rows = head_rows(weight, num_real)
         scores = torch.zeros(len(target_ids), dtype=torch.float32, device=hidden.device)
         likeliest = torch.empty_like(target_ids)
         for start in range(0, hidden.size(0), chunk_size):
             part = slice(start, start + chunk_size)
-            log_p = log_probabilities(hidden[part], real, group=group)  # [c, r]
+            log_p = log_probabilities(hidden[part], rows, num_real, group=group)  # [c, r]
             likeliest[part] = _likeliest(log_p, first_row, group=group)
-            here, column = _columns(target_ids[part], first_row, real.size(0))
-            if real.size(0) > 0:
+            here, column = _columns(target_ids[part], first_row, num_real)
+            if num_real > 0:
                 scores[part] = log_p.gather(1, column).squeeze(1).where(here, 0.0).float()
         if group.size() > 1:
             dist.all_reduce(scores, group=group)
@@ -88,29 +90,36 @@ class _HeadScores(torch.autograd.Function):
         hidden, weight, target_ids = ctx.saved_tensors
         vocab_size, group, chunk_size = ctx.sizes
         first_row = group.rank() * weight.size(0)
-        real = weight[: max(vocab_size - first_row, 0)]
+        num_real = min(max(vocab_size - first_row, 0), weight.size(0))
+        rows = head_rows(weight, num_real)
         hidden_gradient = torch.zeros_like(hidden)
         weight_gradient: torch.Tensor | None = None
-        if ctx.needs_input_grad[1]:  # else the table is frozen
+        main = main_gradient(weight) if ctx.needs_input_grad[1] else None
+        if main is not None:
+            weight_gradient = main
+        elif ctx.needs_input_grad[1]:  # else the table is frozen
             weight_gradient = torch.zeros(
                 weight.shape, dtype=sum_dtype(weight.dtype), device=weight.device
             )
         for start in range(0, hidden.size(0), chunk_size):
             part = slice(start, start + chunk_size)
-            log_p = log_probabilities(hidden[part], real, group=group)
-            if real.size(0) == 0:
+            log_p = log_probabilities(hidden[part], rows, num_real, group=group)
+            if num_real == 0:
                 continue
-            here, column = _columns(target_ids[part], first_row, real.size(0))
+            here, column = _columns(target_ids[part], first_row, num_real)
             # The gradient of log p(target) is 1 at the target less the probabilities.
             gradient = log_p.exp_().neg_()
             gradient.scatter_add_(1, column, here.to(gradient.dtype).unsqueeze(1))
             gradient = (gradient * factors[part].unsqueeze(1)).to(hidden.dtype)
-            torch.mm(gradient, real, out=hidden_gradient[part])
+            torch.mm(gradient, rows, out=hidden_gradient[part])
             if weight_gradient is not None:
-                add_product(weight_gradient[: real.size(0)], gradient.t(), hidden[part])
+                add_product(weight_gradient[: rows.size(0)], gradient.t(), hidden[part])
         if group.size() > 1:
             dist.all_reduce(hidden_gradient, group=group)
-        if weight_gradient is not None:
+        if main is not None:
+            arrived(weight)
+            weight_gradient = None
+        elif weight_gradient is not None:
             weight_gradient = weight_gradient.to(weight.dtype)
         return hidden_gradient, weight_gradient, *(None,) * 4
 

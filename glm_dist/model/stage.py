@@ -28,6 +28,7 @@ from glm_dist.model.classifier import ClassificationHead
 from glm_dist.model.embedding import GLMEmbedding, keep_weight
 from glm_dist.model.head import head_logits
 from glm_dist.model.parameters import ParameterShard, mark_for_norm, match_shards
+from glm_dist.model.pointwise import ONE_BY_ONE, Pointwise
 from glm_dist.model.prompt import Prompt
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import gather_targets, prepare_process
@@ -70,12 +71,13 @@ class GLMStage(torch.nn.Module):
         self.model_type = ModelType.encoder_or_decoder  # read by megatron's schedules
         self.groups = groups
         self.vocab_size = vocab_size
+        self.pointwise: Pointwise = ONE_BY_ONE  # of the head; each module has its own
         layers = layout.layers_of_stage(model.num_layers, stage, chunk=chunk)
         self.first_layer = layers.start
         self.is_first = groups.is_first_stage and chunk == 0
         self.is_last = groups.is_last_stage and chunk == layout.virtual_stages - 1
-        is_rotated = model.position_encoding is PositionEncoding.rotary_2d
-        self.head_size_to_rotate = model.head_size if is_rotated else None
+        is_rotary = model.position_encoding is PositionEncoding.rotary_2d
+        self.head_size_to_rotate = model.head_size if is_rotary else None
         self.embedding: GLMEmbedding | None = None
         self.head: VocabParallelEmbedding | None = None
         if self.is_first:

@@ -41,7 +41,7 @@ def write_finished(folder: Path, *, step: int, attempt: int) -> None:
         step: The last step.
         attempt: Start of the run that reached it.
     """
-    if _finished_step(folder) == step:
+    if finished_step(folder) == step:
         return  # an earlier attempt's, whose time is the true one
     time = datetime.now(UTC).isoformat(timespec="seconds")
     _write(folder / FINISHED_FILE, {"step": step, "attempt": attempt, "time": time})
@@ -52,6 +52,19 @@ def write_stopped(folder: Path, stopped: Stopped) -> None:
     _write(folder / STOPPED_FILE, asdict(stopped))
 
 
+def read_stopped(folder: Path) -> Stopped | None:
+    """Return the marker of a run that ended before its last step; None if there is no sound one.
+
+    Args:
+        folder: The run folder.
+    """
+    file = folder / STOPPED_FILE
+    try:
+        return Stopped(**json.loads(file.read_text(encoding="utf-8"))) if exists(file) else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
 def remove_endings(folder: Path, *, last_step: int) -> None:
     """Remove the endings that a start makes untrue; on rank 0, with the folder locked.
 
@@ -60,13 +73,17 @@ def remove_endings(folder: Path, *, last_step: int) -> None:
         last_step: ``run.steps``; above that of ``finished``, the run goes on.
     """
     (folder / STOPPED_FILE).unlink(missing_ok=True)
-    step = _finished_step(folder)
+    step = finished_step(folder)
     if step is None or step < last_step:
         (folder / FINISHED_FILE).unlink(missing_ok=True)
 
 
-def _finished_step(folder: Path) -> int | None:
-    """Return the step in ``finished``; None if there is no such file or it is damaged."""
+def finished_step(folder: Path) -> int | None:
+    """Return the step in ``finished``; None if there is no such file or it is damaged.
+
+    Args:
+        folder: The run folder.
+    """
     file = folder / FINISHED_FILE
     if not exists(file):
         return None

@@ -101,18 +101,20 @@ class Fence:
         )
 
 
-def claim(folder: Path, *, attempt: int, lock: IO[str] | None) -> Fence:
+def claim(folder: Path, *, attempt: int, lock: IO[str] | None, job: str = "") -> Fence:
     """Write an attempt's number into the lock file, and note what the attempt has opened.
 
     Args:
         folder: The run folder.
         attempt: Number of this start of the run, from 1.
         lock: The open lock file; None if the file system has no locks.
+        job: This job in the batch system, for whoever waits; empty: none.
 
     Raises:
         OSError: The lock file cannot be written.
     """
-    stamp = f"host {socket.gethostname()}, process {os.getpid()}, attempt {attempt}\n"
+    holder = f"host {socket.gethostname()}, process {os.getpid()}, attempt {attempt}"
+    stamp = f"{holder}, {job}\n" if job else f"{holder}\n"
     path = folder / LOCK_FILE
     if lock is None:
         path.write_text(stamp, encoding="utf-8")

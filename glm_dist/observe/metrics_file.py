@@ -131,6 +131,26 @@ def final_records(records: list[Record]) -> list[Record]:
     return sorted(kept, key=lambda record: (record["step"], record["attempt"]))
 
 
+def metrics_before(path: Path, *, attempt: int, step: int) -> list[Record]:
+    """Return the metrics of earlier attempts that an attempt continues, without repeated steps.
+
+    Args:
+        path: The file; may be missing.
+        attempt: Number of the attempt that begins.
+        step: Steps done before it.
+    """
+    earlier = [
+        {n: _NOT_FINITE.get(x, x) if _is_text(x) else x for n, x in record.items()}
+        for record in sound_records(path)
+        if record["attempt"] < attempt
+    ]
+    return [
+        {name: value for name, value in record.items() if name not in ("time", "phase_seconds")}
+        for record in final_records(earlier)
+        if "event" not in record and record["step"] <= step
+    ]
+
+
 def last_validation(path: Path) -> dict[str, float]:
     """Return the metrics of the last validation by name; empty if there was none.
 

@@ -7,24 +7,25 @@ one start of the run; resuming is the next attempt in the same folder. ``lock`` 
 job while one is running.
 """
 
-import importlib.metadata
 import json
 import logging
-import platform
-import subprocess
+import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-import glm_dist
-from glm_dist.config.migrations import PROVENANCE_FILE as PROVENANCE_FILE
-from glm_dist.errors import ConfigError, LaunchError
+from glm_dist.errors import EXIT_STOPPED, ConfigError, LaunchError
 from glm_dist.files import NO_ROOM, LockedError, exists, lock_file, write_atomically
 from glm_dist.observe.fence import LOCK_FILE as LOCK_FILE
 from glm_dist.observe.fence import Fence, claim
+from glm_dist.observe.provenance import PROVENANCE_FILE as PROVENANCE_FILE
+from glm_dist.observe.provenance import Provenance as Provenance
+from glm_dist.observe.provenance import collect_provenance as collect_provenance
+from glm_dist.observe.provenance import count_attempts, read_attempts
+from glm_dist.observe.provenance import library_versions as library_versions
 
 log = logging.getLogger(__name__)
 
@@ -35,28 +36,8 @@ CHECKPOINTS = "checkpoints"
 HEARTBEATS = "heartbeat"
 """Folder of the ranks' newest reports, for the watchdog, inside a run folder."""
 
-DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf", "numpy")
-"""Packages whose versions affect results, in addition to glm_dist itself."""
-
-GIT_TIMEOUT_SECONDS = 10
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Code, versions and hardware of one attempt."""
-
-    started: str
-    """UTC, ISO 8601."""
-    commit: str | None
-    """Commit of the checkout that the package runs from; None if it is no checkout."""
-    is_dirty: bool | None
-    """True if tracked files of the checkout were modified."""
-    versions: dict[str, str | None]
-    hosts: list[str]
-    world_size: int
-    layout: dict[str, int]
-    command: list[str]
-    launcher: str
+OWN_LOCK_SECONDS = 60.0
+"""Longest wait for the lock of an earlier attempt of the same job."""
 
 
 @dataclass(frozen=True)
@@ -71,48 +52,6 @@ class RunFolder:
     locks."""
     fence: Fence
     """This attempt's claim on the folder."""
-
-
-def collect_provenance(
-    *,
-    hosts: Sequence[str],
-    world_size: int,
-    layout: Mapping[str, int],
-    command: Sequence[str],
-    launcher: str,
-) -> Provenance:
-    """Collect code, versions and hardware of this attempt.
-
-    Args:
-        hosts: Name of each rank's host; repeated names are listed once.
-        world_size: Processes.
-        layout: Sizes of the process axes.
-        command: Command line, argument by argument.
-        launcher: Launcher that started the processes.
-    """
-    source = Path(glm_dist.__file__).resolve().parent
-    commit = _git(source, "rev-parse", "HEAD") if _is_tracked(source) else None
-    changes = _git(source, "status", "--porcelain", "--untracked-files=no") if commit else None
-    return Provenance(
-        started=datetime.now(UTC).isoformat(timespec="seconds"),
-        commit=commit,
-        is_dirty=None if changes is None else bool(changes),
-        versions=library_versions(),
-        hosts=list(dict.fromkeys(hosts)),
-        world_size=world_size,
-        layout=dict(layout),
-        command=list(command),
-        launcher=launcher,
-    )
-
-
-def library_versions() -> dict[str, str | None]:
-    """Return the version of each library that affects results; None where it is not installed."""
-    return {
-        "python": platform.python_version(),
-        "glm_dist": glm_dist.__version__,
-        **{name: _version(name) for name in DISTRIBUTIONS},
-    }
 
 
 def open_run_folder(
@@ -138,9 +77,10 @@ def lock_run_folder(path: Path) -> RunFolder:
     """
     with _explained(path):
         path.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path / LOCK_FILE)
-        attempt = len(_read_attempts(path / PROVENANCE_FILE)) + 1
-        fence = claim(path, attempt=attempt, lock=lock)
+        job = batch_job(os.environ)
+        lock = _lock(path / LOCK_FILE, job)
+        attempt = count_attempts(path) + 1
+        fence = claim(path, attempt=attempt, lock=lock, job=job)
     return RunFolder(path=path, attempt=attempt, lock=lock, fence=fence)
 
 
@@ -163,7 +103,7 @@ def begin_attempt(
     """
     path = folder.path
     with _explained(path):
-        attempts = _read_attempts(path / PROVENANCE_FILE)
+        attempts = read_attempts(path / PROVENANCE_FILE)
         _keep_older_config(path, config, attempt=len(attempts))
         write_atomically(path / CONFIG_FILE, config)
         write_atomically(path / OVERRIDES_FILE, "".join(f"{line}\n" for line in overrides))
@@ -171,6 +111,16 @@ def begin_attempt(
         write_atomically(
             path / PROVENANCE_FILE, json.dumps({"attempts": attempts}, indent=1) + "\n"
         )
+
+
+def batch_job(environ: Mapping[str, str]) -> str:
+    """Return this job's name in the lock file; empty outside a batch system.
+
+    Args:
+        environ: Environment of the process.
+    """
+    job = environ.get("SLURM_JOB_ID", "")
+    return f"job {job}" if job else ""
 
 
 @contextmanager
@@ -193,40 +143,54 @@ def _explained(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _lock(path: Path) -> IO[str] | None:
+def _lock(path: Path, job: str) -> IO[str] | None:
     """Lock the folder for this process: two jobs would remove each other's saves.
+
+    An earlier attempt of the same job may still end on a host that was cut off, or a network file
+    system may hold a dead process's lock for a minute: that is waited for.
+
+    Args:
+        path: The lock file.
+        job: This job in the batch system; empty: none.
 
     Raises:
         LaunchError: Another process holds the lock.
         OSError: The file cannot be written.
     """
-    try:
-        return lock_file(path)
-    except LockedError as error:
-        raise LaunchError(
-            f"Another job is running in {path.parent} ({error.holder}).\n"
-            "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
-            " the file"
-            f" system still holds the lock, remove {path}.",
+    deadline, pause = time.monotonic() + OWN_LOCK_SECONDS, 1.0
+    while True:
+        try:
+            return lock_file(path)
+        except LockedError as error:
+            is_own = bool(job) and error.holder.endswith(f", {job}")
+            if not is_own or time.monotonic() + pause > deadline:
+                raise _locked(path, error.holder, is_own=is_own) from error
+            log.warning("waiting for an earlier attempt of this job (%s)", error.holder)
+        time.sleep(pause)
+        pause *= 2
+
+
+def _locked(path: Path, holder: str, *, is_own: bool) -> LaunchError:
+    if is_own:
+        error = LaunchError(
+            f"An earlier attempt of this job still holds {path} ({holder}).\n"
+            "  The job may be started again in a minute. If that host is gone and the file system"
+            f" still holds the lock, remove {path}.",
             key=str(path.parent),
-            value=error.holder,
-            fix="run.name=<new>",
-        ) from error
-
-
-def _read_attempts(path: Path) -> list[dict[str, object]]:
-    if not exists(path):
-        return []
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return list(content["attempts"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ConfigError(
-            f"{path} is damaged ({error}).\n  Remove it; attempts are then counted from 1 again.",
-            key=str(path),
-            value=str(error),
-            fix=f"rm {path}",
-        ) from error
+            value=holder,
+            fix="start the job again",
+        )
+        error.status = EXIT_STOPPED  # nothing is wrong, and nothing lost
+        return error
+    return LaunchError(
+        f"Another job is running in {path.parent} ({holder}).\n"
+        "  Wait until it has ended, stop it, or set another run.name. If its host is gone and"
+        " the file"
+        f" system still holds the lock, remove {path}.",
+        key=str(path.parent),
+        value=holder,
+        fix="run.name=<new>",
+    )
 
 
 def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
@@ -240,30 +204,3 @@ def _keep_older_config(path: Path, config: str, *, attempt: int) -> None:
     # A copy: after a move and a failed write the run would have no configuration.
     write_atomically(older, earlier)
     log.warning("configuration changed since attempt=%d kept=%s", attempt, older)
-
-
-def _is_tracked(source: Path) -> bool:
-    """Return True if the package is under version control, not just installed inside a checkout."""
-    return _git(source, "ls-files", "--error-unmatch", "__init__.py") is not None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    """Return git's output; None if it fails or is not installed."""
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(folder), *arguments],
-            capture_output=True,
-            text=True,
-            timeout=GIT_TIMEOUT_SECONDS,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -248,5 +248,5 @@ def open_sinks(
         ),
     ]
     if config.observe.wandb_mode is not WandbMode.off:
-        sinks.append(WandbSink(config, attempt=attempt, environ=environ))
+        sinks.append(WandbSink(config, attempt=attempt, environ=environ, first_step=first_step))
     return SinkGroup(sinks, goodput=goodput)

@@ -16,15 +16,24 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+from glm_dist.errors import EXIT_BUG
+from glm_dist.files import exists
+from glm_dist.observe.endings import FINISHED_FILE, read_stopped
+from glm_dist.observe.metrics_file import METRICS_FILE, metrics_before
+
 LAST_LINE = "null\n"
 
 MAX_WAITING = 100_000
 """Records kept in memory while the library does not take them; further ones are dropped."""
+
+SUPERSEDED = "superseded"
+"""Folder of offline folders whose records a later one repeats."""
 
 TEARDOWN_SECONDS = 3.0
 """Time for the library to end its own processes and threads after the last record was stored."""
@@ -52,6 +61,12 @@ class Order:
     """Longest time for the upload of what is left at the end."""
     training_pid: int
     """Process whose use of the machine is shown."""
+    attempt: int = 1
+    """Number of this start of the run."""
+    first_step: int = 0
+    """Steps done before."""
+    marker_seconds: float = 3.0
+    """Longest wait for the file that says how the run has ended."""
 
     def encode(self) -> str:
         """Return the order as a line of JSON."""
@@ -133,7 +148,44 @@ def record(wandb: Any, order: Order, lines: Iterable[str], tell: Tell) -> None:
             f" the rest is in {order.folder}/wandb, for `wandb sync`"
         ),
     )
-    run.finish()
+    run.finish(exit_code=_exit_code(order))
+
+
+def _replay(run: Any, order: Order) -> None:
+    """Record the earlier attempts again, in place of their own offline folders.
+
+    Each offline folder begins at row 0 when it is synced, so a second one of the same run would
+    overwrite the rows of the first. So the newest one has all of them, and the others are moved.
+    """
+    folder = Path(order.folder)
+    path = folder / METRICS_FILE
+    for values in metrics_before(path, attempt=order.attempt, step=order.first_step):
+        run.log(values)
+    superseded = folder / "wandb" / SUPERSEDED
+    for older in _offline_folders(order):
+        if older.resolve() != Path(run.dir).resolve().parent:
+            superseded.mkdir(exist_ok=True)
+            older.rename(superseded / older.name)
+
+
+def _offline_folders(order: Order) -> list[Path]:
+    files = Path(order.folder).glob(f"wandb/offline-run-*/run-{order.run_id}.wandb")
+    return sorted(file.parent for file in files)
+
+
+def _exit_code(order: Order) -> int:
+    """Return the exit status of the run, from the files in which it says how it has ended."""
+    folder = Path(order.folder)
+    deadline = time.monotonic() + order.marker_seconds
+    while True:
+        if exists(folder / FINISHED_FILE):
+            return 0
+        stopped = read_stopped(folder)
+        if stopped is not None and stopped.attempt >= order.attempt:
+            return stopped.status
+        if time.monotonic() > deadline or os.getppid() != order.training_pid:
+            return EXIT_BUG
+        time.sleep(0.05)
 
 
 def _open(wandb: Any, order: Order, tell: Tell) -> Any:
@@ -141,9 +193,17 @@ def _open(wandb: Any, order: Order, tell: Tell) -> Any:
     if order.online:
         with _Reported(tell, "recording offline, for `wandb sync`: "):
             _check_reachable(wandb.setup().settings.base_url, order.probe_seconds)
-            return _init(wandb, order, mode="online")
+            run = _init(wandb, order, mode="online")
+            if [each for each in _offline_folders(order) if not list(each.glob("*.synced"))]:
+                tell(
+                    "earlier attempts were recorded offline: `wandb sync` them before this one ends"
+                )
+            return run
         wandb.teardown()  # its service still holds the run's id
-    return _init(wandb, order, mode="offline")
+    run = _init(wandb, order, mode="offline")
+    with _Reported(tell, "the records of earlier attempts are not repeated: "):
+        _replay(run, order)
+    return run
 
 
 def _check_reachable(url: str, seconds: float) -> None:

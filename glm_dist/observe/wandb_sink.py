@@ -22,6 +22,7 @@ from urllib.parse import urlparse
 import glm_dist
 from glm_dist.config.schema import RunConfig, WandbMode
 from glm_dist.files import exists, write_atomically
+from glm_dist.observe.provenance import last_provenance
 from glm_dist.observe.wandb_process import LAST_LINE, MAX_WAITING, Order
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ FINISH_SECONDS = 15.0
 """Longest time for the last upload, which the end of the job waits for. Batch systems allow 30 s
 from the signal to the kill, and a checkpoint is saved in that time, too."""
 
+MARKER_SECONDS = 3.0
+"""Longest wait for the file that says how the run has ended, which follows the last record."""
+
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -50,12 +54,15 @@ class WandbSink:
     separate metric: after a rewind they are logged again, which W&B's own counter would drop.
     """
 
-    def __init__(self, config: RunConfig, *, attempt: int, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: RunConfig, *, attempt: int, environ: Mapping[str, str], first_step: int = 0
+    ) -> None:
         """Start the process; if that fails, log it and record nothing.
 
         Args:
             config: Gives mode, project, entity and the run's name and folder; uploaded to W&B.
             attempt: Number of this start of the run, from 1.
+            first_step: Steps done before.
             environ: Environment of the process, which may hold an API key.
         """
         self._attempt = attempt
@@ -72,7 +79,9 @@ class WandbSink:
         except OSError as error:
             _warn(f"{type(error).__name__}: {error}")
             return
-        self._put(_order(config, mode, run_id=_run_id(config.run_dir)).encode())
+        run_id = _run_id(config.run_dir)
+        order = _order(config, mode, run_id=run_id, attempt=attempt, first_step=first_step)
+        self._put(order.encode())
         self._threads = [
             threading.Thread(target=each, args=(self._process,), daemon=True, name=f"wandb {name}")
             for name, each in (("records", self._feed), ("warnings", _repeat_warnings))
@@ -169,7 +178,9 @@ def _start(log_file: Path, environ: Mapping[str, str]) -> "subprocess.Popen[str]
         )
 
 
-def _order(config: RunConfig, mode: WandbMode, *, run_id: str) -> Order:
+def _order(
+    config: RunConfig, mode: WandbMode, *, run_id: str, attempt: int, first_step: int
+) -> Order:
     return Order(
         project=config.observe.wandb_project,
         entity=config.observe.wandb_entity,
@@ -177,11 +188,14 @@ def _order(config: RunConfig, mode: WandbMode, *, run_id: str) -> Order:
         run_id=run_id,
         online=mode is WandbMode.online,
         folder=str(config.run_dir),
-        config=_plain(asdict(config)),
+        config=_plain(asdict(config)) | {"provenance": last_provenance(config.run_dir)},
         probe_seconds=PROBE_SECONDS,
         init_seconds=INIT_SECONDS,
         finish_seconds=FINISH_SECONDS,
         training_pid=os.getpid(),
+        attempt=attempt,
+        first_step=first_step,
+        marker_seconds=MARKER_SECONDS,
     )
 
 

@@ -1,10 +1,8 @@
 """Creation of a DeepSpeed engine for a rank's part of the model; the only import of DeepSpeed."""
 
-import io
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -12,29 +10,27 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.parameters import ParameterShard
+from glm_dist.optim.deepspeed_adapter import DeepSpeedOptimizer
 from glm_dist.optim.param_groups import param_groups as decay_groups
-from glm_dist.optim.sharded import FlatBF16, FlatPartitionedShards, FlatShards, ParameterShards
-from glm_dist.optim.zero import PlainAdamW, ZeroOptimizer
+from glm_dist.optim.sharded import FlatPartitionedShards, FlatShards, ParameterShards
 from glm_dist.parallel.groups import ParallelGroups
 
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read once, when deepspeed is imported
 import deepspeed
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
 # Training never calls this op, yet DeepSpeed (0.19) compiles it at the first start on a CPU. That
 # needs a compiler, and a start killed meanwhile leaves a lock on which later starts hang.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
-ADAPTERS: Mapping[int, type[ZeroOptimizer]] = {
-    0: PlainAdamW,
+ADAPTERS: Mapping[int, type[DeepSpeedOptimizer]] = {
     1: FlatShards,
     2: FlatPartitionedShards,
     3: ParameterShards,
 }
 
 
-def open_zero_optimizer(
+def open_deepspeed_optimizer(
     module: torch.nn.Module,
     shards: Sequence[ParameterShard],
     config: OptimizerConfig,
@@ -42,22 +38,12 @@ def open_zero_optimizer(
     deepspeed_config: Mapping[str, Any],
     groups: ParallelGroups,
     tied_weight: torch.Tensor | None,
-) -> ZeroOptimizer:
+) -> DeepSpeedOptimizer:
     """Wrap a module in a DeepSpeed engine and adapt its optimizer. Collective over all ranks.
 
-    Args:
-        module: Module that ``ZeroOptimizer.forward`` runs; holds the parameters.
-        shards: The parameters; ZeRO 3 empties them, so their shapes are taken before.
-        config: AdamW's hyperparameters.
-        deepspeed_config: Output of ``train.deepspeed_config``.
-        groups: This rank's process groups.
-        tied_weight: Slice of the word table that ``module`` reads outside the embedding; None
-            if this rank has none.
+    See ``open.open_zero_optimizer`` for the arguments.
     """
     stage = int(deepspeed_config["zero_optimization"]["stage"])
-    settings = dict(deepspeed_config)
-    if stage == 0:
-        settings["gradient_clipping"] = 0.0  # PlainAdamW clips
     if stage == 3 and tied_weight is not None:
         deepspeed.zero.register_external_parameter(module, tied_weight)
     param_groups = _without_empty(
@@ -73,23 +59,20 @@ def open_zero_optimizer(
         eps=config.epsilon,
         fused=True,
     )
-    # BF16_Optimizer (0.19) prints memory statistics while it is built; failures still raise.
     _LOCAL_RANK.acquire(shards[0].parameter.device)
     try:
-        with redirect_stdout(io.StringIO()):
-            engine: Any = deepspeed.initialize(
-                model=module,
-                optimizer=optimizer,
-                mpu=_ModelParallelUnit(groups),
-                config=settings,
-                dist_init_required=False,
-            )[0]
+        engine: Any = deepspeed.initialize(
+            model=module,
+            optimizer=optimizer,
+            mpu=_ModelParallelUnit(groups),
+            config=dict(deepspeed_config),
+            dist_init_required=False,
+        )[0]
     except BaseException:
         _LOCAL_RANK.release()
         raise
     weakref.finalize(engine, _LOCAL_RANK.release)
-    adapter = FlatBF16 if isinstance(engine.optimizer, BF16_Optimizer) else ADAPTERS[stage]
-    return adapter(engine, shards, groups=groups, clip=config.gradient_clipping)
+    return ADAPTERS[stage](engine, shards, groups=groups, clip=config.gradient_clipping)
 
 
 def _without_empty(

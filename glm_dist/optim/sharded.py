@@ -5,23 +5,21 @@ caller refuses, the adapter gives DeepSpeed an invalid norm: it then clears its 
 an overflow.
 """
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from glm_dist.model.parameters import ParameterShard
+from glm_dist.optim.deepspeed_adapter import DeepSpeedOptimizer
 from glm_dist.optim.state import MOMENTS, StateSlice
-from glm_dist.optim.zero import ZeroOptimizer
 
 DROPPED_NORM = -1.0
 """DeepSpeed's own mark of a norm that is not finite."""
 
 
-class ShardedOptimizer(ZeroOptimizer):
+class ShardedOptimizer(DeepSpeedOptimizer):
     """Parts that DeepSpeed's stages 1 to 3 have in common."""
 
     def _note_before_clearing(
@@ -126,54 +124,6 @@ class FlatPartitionedShards(FlatShards):
     """Stage 2: DeepSpeed reduces and shards each gradient as backward produces it."""
 
     reduces_in_backward = True
-
-
-class FlatBF16(FlatShards):
-    """Stage 1 in bf16 with fp32 sums: DeepSpeed's ``BF16_Optimizer``."""
-
-    def gradient(self, parameter: torch.Tensor) -> torch.Tensor:
-        """See ``ZeroOptimizer``."""
-        held: Any = parameter
-        gradient: torch.Tensor = held._hp_grad
-        return gradient
-
-    def _prepare_for_no_gradients(self) -> None:
-        """Do nothing: there are no such buffers."""
-
-    def _watch_update(self) -> None:
-        inner = self._inner
-        gradients_of, clear = inner.get_grads_for_norm, inner.clear_hp_grads
-
-        def judged_gradients(*arguments: Any, **options: Any) -> Any:
-            gradients = gradients_of(*arguments, **options)
-            if not options.get("for_clipping") and not gradients[0]:
-                # A rank with nothing to count; DeepSpeed (0.19) fails to add up no norms.
-                gradients = [self.shards[0].parameter.new_zeros(1, dtype=torch.float32)], {}
-            if not options.get("for_clipping") and self._accepts is not None:
-                norm = self._norm_of(gradients[0])
-                if torch.isfinite(norm) and not self._is_accepted(norm):
-                    return [torch.full((1,), math.nan, device=norm.device)], {}
-            return gradients
-
-        def noting_clear() -> None:
-            if inner.overflow:
-                trained = (shard for shard in self.shards if shard.is_trained)
-                self._note_non_finite((s.name, self.gradient(s.parameter)) for s in trained)
-            clear()
-
-        self._replace("get_grads_for_norm", judged_gradients)
-        self._replace("clear_hp_grads", noting_clear)
-
-    def _norm_of(self, gradients: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Return the global norm [] of all stages, from what each rank counts."""
-        square = torch.zeros((), dtype=torch.float64, device=self.shards[0].parameter.device)
-        for gradient in gradients:
-            square += torch.linalg.vector_norm(gradient, dtype=torch.float64).square()
-        dist.all_reduce(square, group=self._groups.model)
-        return square.sqrt()
-
-    def _discard_gradients(self) -> None:
-        """Leave it to DeepSpeed, which has cleared them."""
 
 
 class ParameterShards(ShardedOptimizer):

@@ -54,7 +54,7 @@ def run_schedule(
 ) -> list[Any]:
     """Run every micro-batch forward and, unless ``forward_only``, backward.
 
-    Gradients accumulate in ``.grad`` of the chunks' parameters.
+    Gradients accumulate in the main gradients of the chunks' parameters, or in ``.grad``.
 
     Args:
         chunks: This rank's part of the model; several only with several stages.

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,10 +26,6 @@ LONGEST_REASON = 300
 """Characters of an error in a line of the sweep."""
 
 POLL_SECONDS = 0.2
-
-FIRST_PORT = 29_600
-"""Rendezvous of the first slot, above the launchers' default of 29500, which all jobs would share.
-"""
 
 _TORCHRUN = ("torchrun", "torch.distributed.run")
 
@@ -154,7 +151,7 @@ def _start(job: Job, slot: int, slots: int) -> _Running:
     with (job.folder / OUTPUT_FILE).open("ab") as output:
         # A session of its own: Ctrl-C reaches it through us, once and not twice.
         process = subprocess.Popen(
-            with_port(job.command, FIRST_PORT + slot),
+            with_port(job.command, _free_port()),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -197,6 +194,13 @@ def with_port(command: Sequence[str], port: int) -> list[str]:
     else:
         return list(command)
     return [*command[:place], f"--master_port={port}", *command[place:]]
+
+
+def _free_port() -> int:
+    """Ask the system for a port that nobody uses: other sweeps may run on this host."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def environment_of(environ: Mapping[str, str], slot: int, slots: int) -> dict[str, str]:

@@ -96,7 +96,7 @@ def _library(module: str, package: str) -> Any:
         raise ConfigError(
             f"This metric needs the package {package}, which is not installed.\n"
             '  Install it: pip install "glm-dist[tasks]"',
-            key="--metrics",
+            key="metrics",
             value=package,
             fix='pip install "glm-dist[tasks]"',
         ) from error

@@ -28,7 +28,7 @@ def deepspeed_config(config: RunConfig, *, world_size: int) -> dict[str, Json]:
         "zero_allow_untested_optimizer": True,  # torch's AdamW instead of DeepSpeed's Adam
         "zero_optimization": _zero(config.zero),
         **_offload_terms(config.zero),
-        **_precision(config.precision),
+        **_precision(config.precision, replicas=config.data_parallel_size(world_size)),
     }
 
 
@@ -55,19 +55,16 @@ def _offload_terms(zero: ZeroConfig) -> dict[str, Json]:
     return {"zero_force_ds_cpu_optimizer": False}
 
 
-def _precision(precision: PrecisionConfig) -> dict[str, Json]:
+def _precision(precision: PrecisionConfig, *, replicas: int) -> dict[str, Json]:
     """Return the dtype settings; half-precision gradients are summed and reduced in fp32."""
     if precision.dtype is Dtype.fp32:
         return {}
-    fp32_gradients: dict[str, Json] = {
+    fp32_gradients: dict[str, Json] = {"data_types": {"grad_accum_dtype": "fp32"}}
+    if replicas > 1:
         # DeepSpeed reduces in the model's dtype by default, which rounds the sum over replicas.
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-    }
+        fp32_gradients["communication_data_type"] = "fp32"
     if precision.dtype is Dtype.bf16:
-        # With fp32 accumulation ZeRO 1 becomes BF16_Optimizer, whose hooks add each micro-batch's
-        # gradient to the fp32 sum only with immediate_grad_update.
-        return fp32_gradients | {"bf16": {"enabled": True, "immediate_grad_update": True}}
+        return fp32_gradients | {"bf16": {"enabled": True}}
     return fp32_gradients | {
         "fp16": {
             "enabled": True,

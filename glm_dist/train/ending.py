@@ -1,10 +1,7 @@
 """End of a job: its exit status, and its markers in the run folder."""
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
 
-from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import (
     EXIT_FINISHED,
@@ -13,34 +10,12 @@ from glm_dist.errors import (
     EXIT_UNSAVED,
     GlmDistError,
 )
-from glm_dist.observe.endings import Stopped, remove_endings, write_finished, write_stopped
-from glm_dist.observe.run_folder import CHECKPOINTS, RunFolder
+from glm_dist.observe.endings import Stopped, write_finished, write_stopped
+from glm_dist.observe.run_folder import RunFolder
 from glm_dist.parallel.errors import RankFailure
 from glm_dist.train.preemption import StopRequest
 
 log = logging.getLogger(__name__)
-
-RUN_FOLDER_FILE = "GLM_RUN_FOLDER_FILE"
-"""Variable with the path of a file in which a script finds the run folder and its newest checkpoint
-at the start, a line each."""
-
-
-def clear_endings(folder: RunFolder, config: RunConfig, environ: Mapping[str, str]) -> None:
-    """Remove endings that are no longer true, and report the folder to the script that asks.
-
-    Args:
-        folder: Open and locked; on rank 0.
-        config: The run's configuration.
-        environ: Environment of the process.
-    """
-    remove_endings(folder.path, last_step=config.run.steps)
-    if environ.get(RUN_FOLDER_FILE):
-        steps = list_steps(folder.path / CHECKPOINTS)
-        newest = steps[0][1].name if steps else ""
-        try:
-            Path(environ[RUN_FOLDER_FILE]).write_text(f"{folder.path.resolve()}\n{newest}\n")
-        except OSError as error:
-            log.warning("could not write %s=%s (%s)", RUN_FOLDER_FILE, error.filename, error)
 
 
 def fail_attempt(folder: RunFolder | None, error: GlmDistError | RankFailure) -> None:

@@ -5,8 +5,8 @@ gradients of several ranks (tied embedding, sequence parallelism) are summed; th
 replicas and steps. ZeRO 2 and 3, one stage: DeepSpeed's own forward and backward, which shards
 gradients during backward. Callers use ``forward_backward`` and ``step`` for every ZeRO stage.
 
-Scaling: DeepSpeed averages gradients over replicas. Callers fold the number of replicas into the
-loss scales; nothing else divides.
+Scaling: the optimizer averages gradients over replicas. Callers fold the number of replicas into
+the loss scales; nothing else divides.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard
-from glm_dist.optim.deepspeed_engine import open_zero_optimizer
+from glm_dist.optim.open import open_zero_optimizer
 from glm_dist.optim.state import StepOutcome
 from glm_dist.optim.zero import Accept
 from glm_dist.parallel.groups import ParallelGroups
@@ -66,6 +66,7 @@ class TrainingEngine:
             deepspeed_config=deepspeed_config,
             groups=groups,
             tied_weight=model.tied_weight,
+            blocks=[*(layer for c in model.chunks for layer in c.decoder.layers), *model.chunks],
         )
         if self.zero.reduces_in_backward:
             sum_gradients_on_arrival(model.parameters(), groups.tensor)
@@ -92,7 +93,7 @@ class TrainingEngine:
                 self.zero.backward(total * scale, is_last=i == len(batches) - 1)
                 losses.append(TaskLoss(total.detach(), metrics))
             return losses
-        self.zero.begin_accumulation()
+        self.zero.begin_accumulation(len(batches))
         with self.own_time():
             losses = run_task(
                 self.model, self.task, batches, groups=self.groups, loss_scales=loss_scales

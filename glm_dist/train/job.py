@@ -22,8 +22,11 @@ from glm_dist.config.trainable import trainable_names
 from glm_dist.data.tokenizer.stored import store_tokenizer
 from glm_dist.errors import GlmDistError
 from glm_dist.model.compiled import compile_layers
+from glm_dist.model.fusing import choose_pointwise
 from glm_dist.model.parameters import freeze, initialize
+from glm_dist.model.pointwise import use_pointwise
 from glm_dist.model.stage import build_shard
+from glm_dist.observe.endings import remove_endings
 from glm_dist.observe.fence import FencedSink
 from glm_dist.observe.log import quiet_libraries, setup_logging
 from glm_dist.observe.phases import PhaseClock
@@ -38,17 +41,23 @@ from glm_dist.observe.run_folder import (
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.groups import ParallelGroups
+from glm_dist.parallel.hardware import describe_gpu
 from glm_dist.parallel.progress import FINISH
 from glm_dist.stop_signals import StopListener
+from glm_dist.train.already import note_run_folder
 from glm_dist.train.deepspeed_config import deepspeed_config
-from glm_dist.train.ending import clear_endings, end_attempt, fail_attempt
+from glm_dist.train.ending import end_attempt, fail_attempt
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.loop import LoopContext, finish_work, train
 from glm_dist.train.member import Member, as_member
 from glm_dist.train.observers import Benchmarks
 from glm_dist.train.preemption import StoppedBeforeTraining, StopRequest
 from glm_dist.train.rows import RunRows
-from glm_dist.train.same_everywhere import check_same_data, check_same_everywhere
+from glm_dist.train.same_everywhere import (
+    agree_on_surroundings,
+    check_same_data,
+    check_same_everywhere,
+)
 from glm_dist.train.same_run import passed_over, stability_memory
 from glm_dist.train.start import Start, facts_of_start, starting_point
 from glm_dist.train.task import Pretraining, Task
@@ -120,8 +129,11 @@ def train_run(
         RankFailure: Another rank failed.
     """
     request = member.begin_run()
+    agree_on_surroundings(member.launch, os.environ)
     check_same_everywhere(config)
     groups = member.groups(config)
+    if command and member.launch.rank == 0:  # else noted before torch was loaded
+        note_run_folder(config, os.environ, is_part=True)
     folder = _open_folder(config, member)
     member.process.watchdog.open_folder(config.run_dir / HEARTBEATS)
     member.process.board.last_words = partial(fail_attempt, folder)
@@ -317,9 +329,10 @@ def _begin_attempt(job: _Job) -> None:
                 layout=job.groups.layout.sizes(),
                 command=job.command,
                 launcher=job.member.launch.launcher,
+                hardware=describe_gpu(job.member.process.device),
             ),
         )
-        clear_endings(folder, config, os.environ)
+        remove_endings(folder.path, last_step=config.run.steps)
 
     ranks.on_first("write the configuration", str(config.run_dir), begin)
 
@@ -344,6 +357,7 @@ def build_engine(
     model = build_shard(config, groups=groups, device=device, recompute=config.recompute)
     initialize(model.shards(), seed=config.run.seed)
     freeze(model.shards(), trainable=trainable_names(config))
+    use_pointwise(model, choose_pointwise(config.compile, device=device))
     if config.compile.enabled:
         compile_layers(model)
     return TrainingEngine(

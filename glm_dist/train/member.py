@@ -19,6 +19,7 @@ from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
 from glm_dist.config.watchdog import WatchdogConfig
 from glm_dist.errors import GlmDistError
+from glm_dist.model.fusing import may_compile
 from glm_dist.observe.black_box import log_crashes
 from glm_dist.observe.log import setup_logging
 from glm_dist.parallel.errors import RankFailure
@@ -79,7 +80,7 @@ class Member:
         # Its timer writes to the log file.
         faulthandler.cancel_dump_traceback_later()
         setup_logging(self.launch.rank, console=self.console)
-        if config.compile.enabled:
+        if may_compile(config.compile, self.process.device):
             torch.compiler.reset()  # otherwise later models are recompilations, which have a limit
         gc.collect()
         if self.process.device.type == "cuda":

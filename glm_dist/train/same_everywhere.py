@@ -5,17 +5,24 @@ result, or fails much later in a place that says nothing of the cause.
 """
 
 import hashlib
+import logging
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
+
 import glm_dist
+from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.surroundings import THREADS, dropped_by_deepspeed, variables
 from glm_dist.errors import LaunchError
 from glm_dist.observe.run_folder import library_versions
 from glm_dist.parallel.errors import Ranks
 from glm_dist.train.same_run import values_of
+
+log = logging.getLogger(__name__)
 
 LOCAL_KEYS = ("paths.data", "tokenizer.path")
 """Keys that may differ: a host may have its own copy of the data, which hashes compare."""
@@ -40,6 +47,83 @@ def check_same_everywhere(config: RunConfig) -> None:
         fix="the same environment on every host",
         advice="Start all of them from the same environment and checkout, with the same variables.",
     )
+
+
+def agree_on_surroundings(launch: LaunchEnvironment, environ: Mapping[str, str]) -> None:
+    """Refuse ranks with other variables, and let all use the same number of threads. Collective.
+
+    Args:
+        launch: Identity of this process.
+        environ: Its environment.
+
+    Raises:
+        LaunchError: On every rank, with the variables, their values and ranks.
+    """
+    mine = variables(environ)
+    if launch.threads is not None:
+        del mine[THREADS]
+    ranks = Ranks(None)
+    dropped = dropped_by_deepspeed(launch, environ) if launch.local_rank == 0 else {}
+    threads = torch.get_num_threads()
+    gathered = ranks.gather((socket.gethostname(), mine, dropped, launch.threads, threads))
+    for host, _, names, _, _ in gathered:
+        if names:
+            raise _dropped(host, names)
+    # A number that this program chose, even on some ranks only, is compared as it is used.
+    if len({(chosen is None, used) for *_, chosen, used in gathered}) > 1:
+        if all(chosen is not None for *_, chosen, _ in gathered):
+            threads = min(used for *_, used in gathered)
+            log.info("OMP_NUM_THREADS=%d on all ranks: hosts have different cores", threads)
+            torch.set_num_threads(threads)
+        else:
+            gathered = [
+                (h, v | {THREADS: str(used)}, *rest, used) for h, v, *rest, used in gathered
+            ]
+    different = sorted(
+        name
+        for name in {name for _, found, *_ in gathered for name in found}
+        if len({found.get(name) for _, found, *_ in gathered}) > 1
+    )
+    if not different:
+        return
+    lines = [
+        _line_of_ranks(name, [(host, found) for host, found, *_ in gathered]) for name in different
+    ]
+    raise LaunchError(
+        "The processes of this job have different variables:\n" + "\n".join(lines) + "\n"
+        "  Export the same values on every host; under deepspeed --hostfile, write them to"
+        " .deepspeed_env (glm-dist hostfile --exports).",
+        key=different[0],
+        value=", ".join(different),
+        fix=f"export {different[0]} on every host",
+    )
+
+
+def _dropped(host: str, names: Facts) -> LaunchError:
+    shown = ", ".join(f"{name}={value}" for name, value in names.items())
+    return LaunchError(
+        f"deepspeed does not hand on {shown}, set where it was started ({host}).\n"
+        "  Write them to .deepspeed_env in this folder, which it reads:"
+        " glm-dist hostfile --exports > .deepspeed_env",
+        key=next(iter(names)),
+        value=shown,
+        fix="glm-dist hostfile --exports > .deepspeed_env",
+    )
+
+
+def _line_of_ranks(name: str, gathered: list[tuple[str, Facts]]) -> str:
+    """Show the values of one variable with their ranks and the first one's host."""
+    by_value: dict[str, list[int]] = {}
+    for rank, (_, found) in enumerate(gathered):
+        by_value.setdefault(found.get(name, "unset"), []).append(rank)
+    parts = []
+    for value, ranks in by_value.items():
+        more = f" and {len(ranks) - MAX_SHOWN} more" if len(ranks) > MAX_SHOWN else ""
+        shown = ", ".join(map(str, ranks[:MAX_SHOWN])) + more
+        parts.append(
+            f"{value} on rank{'s' if len(ranks) > 1 else ''} {shown} ({gathered[ranks[0]][0]})"
+        )
+    return f"  {name}: " + ", ".join(parts)
 
 
 def check_same_data(digests: Facts) -> None:

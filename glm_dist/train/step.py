@@ -48,7 +48,7 @@ def loss_scales(
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Compute the factor of each micro-batch's summed loss, and the step's weight.
 
-    The number of replicas is a factor, because DeepSpeed averages gradients over them.
+    The number of replicas is a factor, because the optimizer averages gradients over them.
 
     Args:
         weights: Weight of each micro-batch of this replica.

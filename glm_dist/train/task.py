@@ -106,6 +106,7 @@ class Pretraining:
             batch.target_ids,
             vocab_size=stage.vocab_size,
             group=stage.groups.tensor,
+            is_fused=stage.pointwise.is_fused,
             target_groups=batch.target_groups,
         )
         counts = torch.zeros_like(by_objective)

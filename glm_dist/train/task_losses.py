@@ -199,6 +199,7 @@ class SequenceTask:
             batch.target_ids,
             vocab_size=stage.vocab_size,
             group=stage.groups.tensor,
+            is_fused=stage.pointwise.is_fused,
             target_groups=every_target if smoothed else None,
             label_smoothing=self.label_smoothing,
         )

@@ -160,8 +160,13 @@ CASES = [
         key="batch.row_length",
     ),
     Case(
-        "overlap where gradients are reduced at the end",
-        ["experiment=tiny", "zero=stage1", "zero.overlap_comm=true"],
+        "overlap with an offloaded optimizer",
+        [
+            "experiment=tiny",
+            "zero=stage1",
+            "zero.offload_optimizer=cpu",
+            "zero.overlap_comm=true",
+        ],
         key="zero.overlap_comm",
     ),
 ]

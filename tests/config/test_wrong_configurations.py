@@ -269,7 +269,6 @@ CASES = [
         key="compile.enabled",
     ),
     Case("ZeRO stage 4", ["experiment=tiny", "zero.stage=4"], key="zero.stage"),
-    Case("half precision without ZeRO", ["experiment=glm_large", "zero=stage0"], key="zero.stage"),
     Case(
         "unfixed masks for another kind",
         ["experiment=tiny", "tokenizer.fixed_task_masks=false"],

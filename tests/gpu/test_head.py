@@ -14,7 +14,7 @@ LOSS_TOLERANCE = {torch.bfloat16: 1e-3, torch.float16: 1e-4, torch.float32: 1e-6
 """Relative; the rounding of logits averages out over the targets."""
 
 
-def check_head(dtype: torch.dtype) -> None:
+def check_head(dtype: torch.dtype, *, is_fused: bool) -> None:
     """This rank's loss and gradients, in several chunks."""
     generator = torch.Generator().manual_seed(3)
     device = rank_device()
@@ -30,17 +30,20 @@ def check_head(dtype: torch.dtype) -> None:
     shard = weight[rows].clone().requires_grad_()
     hidden.requires_grad_()
 
-    found = head_loss(
+    found, _ = head_loss(
         hidden,
         shard,
         ids,
         vocab_size=VOCAB,
         group=dist.group.WORLD,
         chunk_elements=100 * PADDED // ranks,
+        is_fused=is_fused,
     )
     found.backward()
 
-    torch.testing.assert_close(found, expected.detach(), rtol=LOSS_TOLERANCE[dtype], atol=0)
+    torch.testing.assert_close(
+        found.detach(), expected.detach(), rtol=LOSS_TOLERANCE[dtype], atol=0
+    )
     for ours, theirs in ((hidden.grad, exact_hidden.grad), (shard.grad, exact_weight.grad[rows])):
         assert ours.dtype is dtype
         atol = 16 * torch.finfo(dtype).eps * float(exact_weight.grad.abs().max())
@@ -54,4 +57,5 @@ def test_the_head_equals_cross_entropy_in_fp64(world_size: int) -> None:
 
 def check_all() -> None:
     for dtype in LOSS_TOLERANCE:
-        check_head(dtype)
+        for is_fused in (False, True):
+            check_head(dtype, is_fused=is_fused)

@@ -4,6 +4,7 @@ Several ranks share a GPU where there are fewer GPUs than ranks; NCCL then talks
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from tests.generate.test_infill import check_cache
 from tests.gpu.device import DEVICE
 from tests.ranks import run_ranks
 from tests.train.grid import ARCHITECTURE, Case, Trace, train_cases
-from tests.train.jobs import BIN, make_files, start, with_python
+from tests.train.jobs import make_files, start, with_python
 from tests.train.test_layout_grid import TOLERANCE, default_cases_of, differences
 from tests.train.test_resume import END, STOP, resume, save_and_go_on
 
@@ -115,7 +116,7 @@ def test_a_run_trains_resumes_and_fills_blanks(tmp_path: Path) -> None:
     assert re.search(r"steps=2\.\.4", done.stderr)
     filled = start(
         [
-            str(BIN / "glm-dist"),
+            *(sys.executable, "-m", "glm_dist"),
             "generate",
             "--greedy",
             str(tmp_path / "runs" / "gpu"),

@@ -9,6 +9,7 @@ from torch._dynamo.utils import counters
 
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.compiled import compile_layers
+from glm_dist.model.main_gradient import main_gradient
 from glm_dist.model.stage import GLMStage
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.task import Pretraining
@@ -22,13 +23,15 @@ def losses_and_gradients(
     stage: GLMStage, batches: list[StageBatch]
 ) -> tuple[list[float], list[torch.Tensor]]:
     """Loss of each micro-batch and the sum of their gradients."""
-    stage.zero_grad()
+    totals = [main_gradient(parameter) for parameter in stage.parameters()]
+    for total in totals:
+        total.zero_()
     losses = []
     for batch in batches:
         loss = Pretraining().loss(stage, stage(batch), batch).total
         loss.backward()
         losses.append(loss.item())
-    return losses, [parameter.grad.clone() for parameter in stage.parameters()]
+    return losses, [total.clone() for total in totals]
 
 
 def compare(tensor_parallel_size: int, architecture: tuple[str, ...] = ()) -> int:

@@ -1,10 +1,15 @@
 """Head and loss against torch's cross entropy over whole logits."""
 
+import shutil
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 import torch.distributed as dist
 
 from glm_dist.model.head import head_logits, head_loss
+from glm_dist.model.main_gradient import MAIN_GRADIENT, main_gradient
 from tests.memory import PeakMemory
 from tests.ranks import run_ranks
 
@@ -21,7 +26,18 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return hidden, weight, ids
 
 
-def check_head(chunk_elements: int, vocab_size: int = VOCAB) -> None:
+def uncompiled(check: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a check with the bodies of compiled functions as they are written."""
+    with torch.compiler.set_stance("force_eager"):
+        return check(*arguments)
+
+
+def check_head(
+    chunk_elements: int,
+    vocab_size: int = VOCAB,
+    is_fused: bool = False,
+    has_main_gradient: bool = False,
+) -> None:
     """This rank's loss, gradients and logits against torch's on the whole table."""
     hidden, weight, ids = inputs()
     ids = ids % vocab_size
@@ -33,6 +49,8 @@ def check_head(chunk_elements: int, vocab_size: int = VOCAB) -> None:
     rows = slice(rank * PADDED // ranks, (rank + 1) * PADDED // ranks)
     hidden = hidden.requires_grad_()
     shard = weight[rows].clone().requires_grad_()
+    if has_main_gradient:
+        setattr(shard, MAIN_GRADIENT, torch.ones_like(shard))
 
     found, _ = head_loss(
         hidden,
@@ -41,6 +59,7 @@ def check_head(chunk_elements: int, vocab_size: int = VOCAB) -> None:
         vocab_size=vocab_size,
         group=dist.group.WORLD,
         chunk_elements=chunk_elements,
+        is_fused=is_fused,
     )
     (found * 0.25).backward()
 
@@ -50,7 +69,11 @@ def check_head(chunk_elements: int, vocab_size: int = VOCAB) -> None:
     whole[:vocab_size] = (
         weight_ref.grad
     )  # padded rows get no gradient: they are outside the softmax
-    torch.testing.assert_close(shard.grad, whole[rows], rtol=0, atol=1e-5)
+    gradient = shard.grad
+    if has_main_gradient:
+        assert gradient is None
+        gradient = main_gradient(shard) - 1.0
+    torch.testing.assert_close(gradient, whole[rows], rtol=0, atol=1e-5)
     logits = head_logits(hidden, shard, vocab_size=vocab_size, group=dist.group.WORLD)
     torch.testing.assert_close(logits, (hidden_ref @ weight_ref.t()), rtol=0, atol=1e-5)
 
@@ -65,7 +88,26 @@ def test_chunks_do_not_change_the_loss() -> None:
     run_ranks(check_head, 5 * PADDED // 2, world_size=2)
 
 
-def check_smoothing(chunk_elements: int, vocab_size: int) -> tuple[float, float]:
+@pytest.mark.parametrize(
+    ("world_size", "chunk_elements", "vocab_size"),
+    [(1, 1 << 24, VOCAB), (2, 5 * PADDED // 2, VOCAB), (2, 1 << 24, 100)],
+    ids=["whole", "two ranks, chunks", "a rank of padding"],
+)
+def test_the_fused_head_equals_cross_entropy_and_adds_to_a_main_gradient(
+    world_size: int, chunk_elements: int, vocab_size: int
+) -> None:
+    arguments = chunk_elements, vocab_size, True, True
+    run_ranks(uncompiled, check_head, *arguments, world_size=world_size)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_the_compiled_head_equals_cross_entropy() -> None:
+    run_ranks(check_head, 1 << 24, VOCAB, True, world_size=1)
+
+
+def check_smoothing(
+    chunk_elements: int, vocab_size: int, is_fused: bool = False
+) -> tuple[float, float]:
     """Relative differences of the smoothed and of the plain loss to torch's in fp64."""
     hidden, weight, ids = inputs()
     ids = ids % vocab_size
@@ -86,6 +128,7 @@ def check_smoothing(chunk_elements: int, vocab_size: int) -> tuple[float, float]
         target_groups=torch.ones(1, TARGETS, dtype=torch.bool),
         label_smoothing=0.3,
         chunk_elements=chunk_elements,
+        is_fused=is_fused,
     )
     (found * 0.25).backward()
 
@@ -104,8 +147,10 @@ def check_smoothing(chunk_elements: int, vocab_size: int) -> tuple[float, float]
 def test_smoothing_shares_the_loss_among_real_tokens_alone(
     world_size: int, chunk_elements: int, vocab_size: int
 ) -> None:
-    for found in run_ranks(check_smoothing, chunk_elements, vocab_size, world_size=world_size):
-        assert found == pytest.approx((0.0, 0.0), abs=1e-6)
+    for is_fused in (False, True):
+        arguments = chunk_elements, vocab_size, is_fused
+        for found in run_ranks(uncompiled, check_smoothing, *arguments, world_size=world_size):
+            assert found == pytest.approx((0.0, 0.0), abs=1e-6)
 
 
 def check_no_targets() -> float:
@@ -129,7 +174,7 @@ def test_a_rank_may_hold_nothing_but_padding() -> None:
     run_ranks(check_head, 1 << 24, 100, world_size=2)
 
 
-def check_16_bits() -> None:
+def check_16_bits(is_fused: bool) -> None:
     """Loss and gradients of bf16 inputs against fp64 arithmetic on the same numbers."""
     hidden, weight, ids = (x.bfloat16() if x.is_floating_point() else x for x in inputs())
     hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
@@ -146,6 +191,7 @@ def check_16_bits() -> None:
         vocab_size=VOCAB,
         group=dist.group.WORLD,
         chunk_elements=3 * PADDED,
+        is_fused=is_fused,
     )
     found.backward()
 
@@ -158,21 +204,27 @@ def check_16_bits() -> None:
 
 
 def check_scale() -> None:
-    """A factor that bf16 cannot hold (it knows 1 and 1.0078) reaches both gradients in full."""
+    """A factor that bf16 cannot hold (it knows 1 and 1.0078) reaches all gradients in full."""
     hidden, weight, ids = (x.bfloat16() if x.is_floating_point() else x for x in inputs())
     gradients = []
     for factor in (1.0, 1.003):
         leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
-        loss, _ = head_loss(*leaves, ids, vocab_size=VOCAB, group=dist.group.WORLD)
-        (loss * factor).backward()
-        gradients.append([leaf.grad.double() for leaf in leaves])
+        with_main = weight.detach().clone().requires_grad_()
+        setattr(with_main, MAIN_GRADIENT, torch.zeros(weight.shape))
+        for table in (leaves[1], with_main):
+            loss, _ = head_loss(leaves[0], table, ids, vocab_size=VOCAB, group=dist.group.WORLD)
+            (loss * factor).backward()
+        gradients.append(
+            [x.double() for x in (*(y.grad for y in leaves), main_gradient(with_main))]
+        )
     for plain, scaled in zip(*gradients, strict=True):
         ratio = float((scaled.flatten() @ plain.flatten()) / plain.square().sum())
         assert ratio == pytest.approx(1.003, abs=2e-4)
 
 
 def test_16_bits_are_summed_in_32() -> None:
-    run_ranks(check_16_bits, world_size=1)
+    for is_fused in (False, True):
+        run_ranks(uncompiled, check_16_bits, is_fused, world_size=1)
 
 
 def test_the_scale_of_the_loss_is_not_rounded_to_16_bits() -> None:

@@ -4,12 +4,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from glm_dist.model.cross_entropy import log_probabilities
+from glm_dist.model.main_gradient import MAIN_GRADIENT, main_gradient
 from glm_dist.model.scores import head_scores
 from tests.model.test_head import HIDDEN, PADDED, TARGETS, VOCAB, inputs
 from tests.ranks import run_ranks
 
 
-def check_scores(chunk_elements: int, vocab_size: int = VOCAB) -> None:
+def check_scores(
+    chunk_elements: int, vocab_size: int = VOCAB, has_main_gradient: bool = False
+) -> None:
     """This rank's scores and gradients against torch's on the whole table."""
     hidden, weight, ids = inputs()
     weight[7] = weight[3]  # two tokens with equal logits
@@ -26,6 +30,8 @@ def check_scores(chunk_elements: int, vocab_size: int = VOCAB) -> None:
     rows = slice(rank * PADDED // ranks, (rank + 1) * PADDED // ranks)
     hidden = hidden.requires_grad_()
     shard = weight[rows].clone().requires_grad_()
+    if has_main_gradient:
+        setattr(shard, MAIN_GRADIENT, torch.ones_like(shard))
 
     found = head_scores(
         hidden,
@@ -43,7 +49,11 @@ def check_scores(chunk_elements: int, vocab_size: int = VOCAB) -> None:
     torch.testing.assert_close(hidden.grad, hidden_ref.grad, rtol=1e-6, atol=1e-6)
     whole = torch.zeros(PADDED, HIDDEN)
     whole[:vocab_size] = weight_ref.grad
-    torch.testing.assert_close(shard.grad, whole[rows], rtol=1e-6, atol=1e-6)
+    gradient = shard.grad
+    if has_main_gradient:
+        assert gradient is None
+        gradient = main_gradient(shard) - 1.0
+    torch.testing.assert_close(gradient, whole[rows], rtol=1e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -54,4 +64,21 @@ def check_scores(chunk_elements: int, vocab_size: int = VOCAB) -> None:
 def test_scores_and_gradients_equal_those_of_whole_logits(
     world_size: int, chunk_elements: int, vocab_size: int
 ) -> None:
-    run_ranks(check_scores, chunk_elements, vocab_size, world_size=world_size)
+    for has_main_gradient in (False, True):
+        arguments = chunk_elements, vocab_size, has_main_gradient
+        run_ranks(check_scores, *arguments, world_size=world_size)
+
+
+def check_padded_columns() -> None:
+    """Log-probabilities from a product with padded rows too, as GPUs compute it."""
+    hidden, weight, _ = inputs()
+    group = dist.group.WORLD
+    found = log_probabilities(hidden, weight, VOCAB, group=group)
+
+    expected = log_probabilities(hidden, weight[:VOCAB], VOCAB, group=group)
+    torch.testing.assert_close(found[:, :VOCAB], expected)
+    assert torch.equal(found[:, VOCAB:], torch.full((TARGETS, PADDED - VOCAB), -torch.inf))
+
+
+def test_padded_columns_have_no_probability() -> None:
+    run_ranks(check_padded_columns, world_size=1)

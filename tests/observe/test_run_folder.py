@@ -8,6 +8,7 @@ import resource
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 import glm_dist
 from glm_dist.errors import ConfigError, LaunchError
+from glm_dist.observe import run_folder
 from glm_dist.observe.run_folder import Provenance, collect_provenance, open_run_folder
 
 
@@ -163,3 +165,54 @@ def test_a_package_installed_inside_somebody_elses_checkout_has_no_commit(
     git(tmp_path, "add", "other.txt")
     git(tmp_path, "commit", "-q", "-m", "one")
     assert (provenance().commit, provenance().is_dirty) == (None, None)
+
+
+def test_provenance_names_the_job_its_restart_and_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4242")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    made = collect_provenance(
+        hosts=["a"], world_size=1, layout={}, command=[], launcher="srun", hardware={"gpu": "H100"}
+    )
+    assert made.job == {"SLURM_JOB_ID": "4242", "SLURM_RESTART_COUNT": "2"}
+    assert made.hardware == {"gpu": "H100"}
+
+
+def hold(folder: Path, job: str, seconds: float, held: multiprocessing.synchronize.Event) -> None:
+    """Be an earlier attempt that still ends."""
+    os.environ["SLURM_JOB_ID"] = job
+    opened = run_folder.lock_run_folder(folder)
+    held.set()
+    time.sleep(seconds)
+    assert opened.lock is not None
+
+
+@pytest.mark.parametrize(
+    ("job", "seconds", "status"),
+    [("42", 0.5, None), ("42", 30.0, 75), ("4", 30.0, 2)],
+    ids=["own, and ends", "own, and stays", "another job's"],
+)
+def test_the_lock_of_an_earlier_attempt_of_the_same_job_is_waited_for(
+    job: str,
+    seconds: float,
+    status: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_folder, "OWN_LOCK_SECONDS", 3.0)
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    context = multiprocessing.get_context("fork")
+    held = context.Event()
+    other = context.Process(target=hold, args=(tmp_path, job, seconds, held))
+    other.start()
+    assert held.wait(10)
+    try:
+        if status is None:
+            opened = run_folder.lock_run_folder(tmp_path)
+            assert opened.lock is not None
+        else:
+            with pytest.raises(LaunchError) as caught:
+                run_folder.lock_run_folder(tmp_path)
+            assert caught.value.status == status
+    finally:
+        other.kill()
+        other.join()

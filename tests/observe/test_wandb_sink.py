@@ -19,9 +19,11 @@ import pytest
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.observe import wandb_sink
+from glm_dist.observe.endings import Stopped, write_finished, write_stopped
+from glm_dist.observe.sinks import JsonlSink
 from glm_dist.observe.wandb_sink import WandbSink, has_wandb_key
 from tests.observe.test_sinks import config
-from tests.observe.wandb_files import history
+from tests.observe.wandb_files import configuration, exit_code, history
 from tests.train.jobs import free_port
 
 
@@ -54,12 +56,23 @@ def online(folder: Path, port: int) -> dict[str, str]:
     return environment(folder, WANDB_API_KEY="0" * 40, WANDB_BASE_URL=address)
 
 
+@pytest.fixture(autouse=True)
+def no_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody writes how these runs have ended."""
+    monkeypatch.setattr(wandb_sink, "MARKER_SECONDS", 0.0)
+
+
 def record(made: RunConfig, environ: dict[str, str], *, attempt: int, steps: range) -> None:
-    """Be an attempt of a run."""
-    sink = WandbSink(made, attempt=attempt, environ=environ)
+    """Be an attempt of a run, with its two records."""
+    first_step = steps.start - 1
+    metrics = made.run_dir / "metrics.jsonl"
+    jsonl = JsonlSink(metrics, attempt=attempt, first_step=first_step)
+    sink = WandbSink(made, attempt=attempt, environ=environ, first_step=first_step)
     for step in steps:
-        sink.write(step, {"train/loss": 2.0 + step})
-    sink.close()
+        for each in (jsonl, sink):
+            each.write(step, {"train/loss": 2.0 + step})
+    for each in (jsonl, sink):
+        each.close()
     sink.wait()
 
 
@@ -70,8 +83,10 @@ def recorded(run: Path) -> list[tuple[int, int, float]]:
     return sorted((r["attempt"], r["step"], r["train/loss"]) for f in files for r in history(f))
 
 
-EXPECTED = [(1, 1, 3.0), (1, 2, 4.0), (1, 3, 5.0), (2, 3, 5.0), (2, 4, 6.0)]
-"""Two attempts; the second begins after step 2."""
+EXPECTED = [(1, 1, 3.0), (1, 2, 4.0), (1, 3, 5.0)]
+
+RESUMED = [(1, 1, 3.0), (1, 2, 4.0), (2, 3, 5.0), (2, 4, 6.0)]
+"""Two attempts; the second begins after step 2, and replaces what the first had beyond."""
 
 
 def test_without_a_key_it_records_offline_through_the_signals_of_a_stop(
@@ -138,9 +153,40 @@ def test_without_a_server_attempts_are_recorded_offline_as_one_run(
         record(made, online(tmp_path, port), attempt=1, steps=range(1, 4))
         if kind == "refusing":
             record(made, online(tmp_path, port), attempt=2, steps=range(3, 5))
-    assert recorded(made.run_dir) == EXPECTED[: 5 if kind == "refusing" else 3]
+    assert recorded(made.run_dir) == (RESUMED if kind == "refusing" else EXPECTED)
     assert "recording offline, for `wandb sync`" in caplog.text
     assert reason in caplog.text
+
+
+def test_attempts_recorded_offline_are_one_history_with_every_step_once(tmp_path: Path) -> None:
+    made = config(tmp_path, "offline")
+    made.run_dir.mkdir(parents=True, exist_ok=True)
+    (made.run_dir / "provenance.json").write_text('{"attempts": [{"job": {"SLURM_JOB_ID": "7"}}]}')
+    for attempt, steps, status in (
+        (1, range(1, 5), 75),
+        (2, range(4, 8), 75),
+        (3, range(6, 10), 0),
+    ):
+        if status:
+            stopped = Stopped(steps.stop - 1, attempt, "SIGUSR1", saved=True, status=status)
+            write_stopped(made.run_dir, stopped)
+        else:
+            write_finished(made.run_dir, step=9, attempt=attempt)
+        record(made, environment(tmp_path), attempt=attempt, steps=steps)
+        (file,) = made.run_dir.glob("wandb/offline-run-*/run-*.wandb")
+        assert exit_code(file) == status
+    assert [step for _, step, _ in recorded(made.run_dir)] == list(range(1, 10))
+    assert [row["step"] for row in history(file)] == list(range(1, 10))
+    assert [row["_step"] for row in history(file)] == list(range(9))
+    assert configuration(file)["provenance"] == {"job": {"SLURM_JOB_ID": "7"}}
+    assert len(list(made.run_dir.glob("wandb/superseded/offline-run-*"))) == 2
+
+
+def test_a_run_that_leaves_no_marker_has_crashed(tmp_path: Path) -> None:
+    made = config(tmp_path, "offline")
+    record(made, environment(tmp_path), attempt=1, steps=range(1, 4))
+    (file,) = made.run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    assert exit_code(file) == 1
 
 
 @pytest.mark.parametrize("content", ["", "\n", "../../x", "\0\0"], ids=repr)
@@ -159,7 +205,7 @@ import time, types
 class Run:
     def define_metric(self, *a, **k): pass
     def log(self, values): {log}
-    def finish(self): {finish}
+    def finish(self, exit_code): {finish}
 def init(**k): return Run()
 def teardown(): pass
 def Settings(**k): return types.SimpleNamespace(**k)

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from glm_dist.sweep.children import (
-    FIRST_PORT,
     command_of,
     environment_of,
     last_error,
@@ -15,6 +14,7 @@ from glm_dist.sweep.children import (
 )
 
 POINT = ["train", "run.seed=1"]
+PORT = 4711
 
 
 @pytest.mark.parametrize(
@@ -41,8 +41,8 @@ POINT = ["train", "run.seed=1"]
 def test_launcher_starts_the_module_at_a_port_that_no_other_point_has(
     launcher: str, expected: str
 ) -> None:
-    found = with_port(command_of(POINT, launcher), FIRST_PORT)
-    port = f"--master_port={FIRST_PORT}"
+    found = with_port(command_of(POINT, launcher), PORT)
+    port = f"--master_port={PORT}"
     assert found == [*expected.replace("PORT", port).split(), *POINT]
 
 

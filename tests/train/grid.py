@@ -226,7 +226,7 @@ def run_config(case: Case) -> RunConfig:
             stage=case.zero,
             reduce_bucket_size=20_000,
             allgather_bucket_size=20_000,
-            overlap_comm=case.zero >= 2,
+            overlap_comm=case.zero >= 2 or (case.zero == 1 and not case.offload),
             offload_optimizer=Offload.cpu if case.offload else Offload.none,
         ),
         precision=replace(

@@ -12,7 +12,7 @@ GOLDEN = Path(__file__).parent / "golden"
 PAIRS = [("stage0", "fp32")] + [
     (zero, dtype) for zero in ("stage1", "stage2", "stage3") for dtype in ("fp32", "bf16", "fp16")
 ]
-"""Half precision needs at least ZeRO 1, which the checks demand."""
+"""Stages 0 and 1 are DeepSpeed's only if the optimizer is offloaded; 0 never is."""
 
 
 @pytest.mark.parametrize(("zero", "precision"), PAIRS, ids="-".join)
@@ -27,6 +27,13 @@ def test_accumulation_counts_replicas_not_processes() -> None:
     # 1024 rows / (4 replicas x 16 rows) = 16 micro-batches, though 8 processes are started.
     config = load_config(["experiment=glm_large", "parallel=tp2"])
     assert deepspeed_config(config, world_size=8)["gradient_accumulation_steps"] == 16
+
+
+def test_one_replica_communicates_nothing() -> None:
+    config = load_config(["experiment=glm_large", "parallel=tp2", "zero=stage2", "precision=bf16"])
+
+    assert "communication_data_type" not in deepspeed_config(config, world_size=2)
+    assert "communication_data_type" in deepspeed_config(config, world_size=4)
 
 
 def test_values_of_the_sections_arrive() -> None:

@@ -31,7 +31,7 @@ CASES = [
 ]
 STOP, END = 2, 3
 PADDING = 64
-"""Elements that DeepSpeed may add to a rank's shards."""
+"""Elements that may be added to each parameter in a rank's shards."""
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,13 @@ def test_a_partly_frozen_run_resumes_with_the_same_bits(results: list[Result], n
 def test_only_what_learns_has_optimizer_state(results: list[Result], number: int) -> None:
     case, result = CASES[number], results[number]
     elements, masters = result.updated
+    padding = PADDING * len(trainable_names(run_config(case)))
     replicas = 1 if case.zero == 0 else case.dp
     moments = {n.partition(".")[2] for n in result.saved if not n.startswith("model.")}
     learns = trainable_names(run_config(case))
     own = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[case.dtype]
 
-    assert elements / replicas <= masters <= elements / replicas + PADDING
+    assert elements / replicas <= masters <= elements / replicas + padding
     assert moments == learns
     for name in result.before:
         dtype = "float32" if name in learns else own
@@ -134,9 +135,10 @@ def held_bytes(cases: list[Case]) -> list[tuple[int, int]]:
 
 
 def test_frozen_parameters_cost_only_their_own_memory() -> None:
-    # fp32: two moments; with ZeRO 1 and 2, half of them and of the master weights on each of two
-    # ranks. The frozen weights alone would be 4 x 61 184 bytes for each.
+    # fp32: two moments; with ZeRO 1 and 2, half of them on each of two ranks. With ZeRO 0 and 1
+    # also the sums of gradients, with ZeRO 2 half of the master weights. The frozen weights alone
+    # would be 4 x 61 184 bytes for each.
     for (held, trained), case in zip(
         run_ranks(held_bytes, PLAIN[:3], world_size=2)[0], PLAIN[:3], strict=True
     ):
-        assert held <= (8 if case.zero == 0 else 6) * trained + 1_000, case
+        assert held <= {0: 12, 1: 8, 2: 6}[case.zero] * trained + 1_000, case

@@ -39,6 +39,8 @@ def overrides_of(folder: Path) -> list[str]:
         f"run.steps={STEPS}",
         f"lr_schedule.decay_steps={STEPS}",
         "evaluation.interval=0",
+        # A rank killed before it has joined: only time tells the others.
+        "watchdog.start_minutes=0.7",
     ]
 
 

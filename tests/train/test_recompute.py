@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-from megatron.core.transformer.mlp import MLP
 
 from glm_dist.model.attention.dispatch import PrefixAttention
+from glm_dist.model.layer import MLP
 from glm_dist.parallel.cpu import enable_cpu
 from tests.ranks import run_ranks
 from tests.train.grid import FEW_STEPS, Case, build_engine, run_steps, train_cases

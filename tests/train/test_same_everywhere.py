@@ -1,9 +1,12 @@
 """A host with other libraries, other code or another configuration is found before training."""
 
 import os
+from dataclasses import replace
 
 import pytest
+import torch
 
+from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.load import load_config
 from glm_dist.errors import LaunchError
 from glm_dist.train import same_everywhere
@@ -39,6 +42,43 @@ def compare_data(digest: str) -> str:
     except LaunchError as error:
         return str(error)
     return "same"
+
+
+def agree(case: str) -> tuple[str, int]:
+    """Compare variables of two ranks; the second one differs. Return error and threads."""
+    rank = int(os.environ["RANK"])
+    launch = LaunchEnvironment(rank, 2, rank, 2, "127.0.0.1", 1, "torchrun")
+    environ = {"GLM_RUNS": "/r", "OMP_NUM_THREADS": "1", "GLM_RUN_FOLDER_FILE": str(rank)}
+    if case == "chosen":  # 1 + rank: hosts with other numbers of cores
+        torch.set_num_threads(1 + rank)
+        launch = replace(launch, threads=1 + rank)
+    elif rank == 1 and case == "places":
+        environ |= {"GLM_RUNS": "./runs", "GLM_X": "1"}
+    elif rank == 1 and case == "threads":
+        environ["OMP_NUM_THREADS"] = "2"
+    elif rank == 1 and case == "partly chosen":
+        torch.set_num_threads(2)
+        launch = replace(launch, threads=2)
+    elif rank == 1 and case == "dropped":
+        same_everywhere.dropped_by_deepspeed = lambda *_: {"GLM_RUNS": "/shell"}
+        launch = replace(launch, local_rank=0)
+    try:
+        same_everywhere.agree_on_surroundings(launch, environ)
+    except LaunchError as error:
+        return f"{type(error).__name__}: {error}", torch.get_num_threads()
+    return "same", torch.get_num_threads()
+
+
+@pytest.mark.parametrize("case", ["places", "threads", "partly chosen", "dropped"])
+def test_variables_that_differ_are_named_with_values_and_ranks(case: str, says: Says) -> None:
+    first, second = run_ranks(agree, case, world_size=2)
+    assert first[0] == second[0] != "same"
+    says(first[0])
+
+
+def test_ranks_use_the_same_number_of_threads_if_nobody_has_set_it() -> None:
+    assert run_ranks(agree, "chosen", world_size=2) == [("same", 1), ("same", 1)]
+    assert run_ranks(agree, "same", world_size=2) == [("same", 1), ("same", 1)]
 
 
 def test_hosts_with_other_examples_are_refused_on_all_ranks() -> None:

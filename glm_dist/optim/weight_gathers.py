@@ -1,0 +1,53 @@
+"""Gathers of updated weights that forward waits for block by block."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+class WeightGathers:
+    """Gathers in flight, by bucket."""
+
+    def __init__(
+        self, bucket_of: Mapping[torch.nn.Parameter, int], blocks: Iterable[torch.nn.Module]
+    ) -> None:
+        """Let each block wait for its weights before it runs.
+
+        Args:
+            bucket_of: Bucket of each parameter that learns.
+            blocks: Modules that hold all parameters; of nested ones the inner first.
+        """
+        self._in_flight: dict[int, dist.Work] = {}
+        self._hooks = []
+        left = dict(bucket_of)
+        for block in blocks:
+            buckets = {left.pop(each) for each in list(block.parameters()) if each in left}
+            if buckets:
+                wait = partial(_wait_in_forward, self.wait, tuple(sorted(buckets)))
+                self._hooks.append(block.register_forward_pre_hook(wait))
+
+    def add(self, bucket: int, work: dist.Work) -> None:
+        """Note that a bucket's gather has begun."""
+        self._in_flight[bucket] = work
+
+    def wait(self, buckets: Iterable[int] | None = None) -> None:
+        """Let what follows wait for these buckets; None: for all."""
+        for bucket in list(self._in_flight) if buckets is None else buckets:
+            work = self._in_flight.pop(bucket, None)
+            if work is not None:
+                work.wait()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _wait_in_forward(
+    wait: Callable[[Iterable[int]], None], buckets: tuple[int, ...], *_: Any
+) -> None:
+    wait(buckets)
