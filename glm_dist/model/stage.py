@@ -76,8 +76,7 @@ class GLMStage(torch.nn.Module):
         self.first_layer = layers.start
         self.is_first = groups.is_first_stage and chunk == 0
         self.is_last = groups.is_last_stage and chunk == layout.virtual_stages - 1
-        is_rotary = model.position_encoding is PositionEncoding.rotary_2d
-        self.head_size_to_rotate = model.head_size if is_rotary else None
+        self.rotates = model.position_encoding is PositionEncoding.rotary_2d
         self.embedding: GLMEmbedding | None = None
         self.head: VocabParallelEmbedding | None = None
         if self.is_first:
@@ -182,9 +181,9 @@ class GLMStage(torch.nn.Module):
                 # of the embedding is frozen.
                 embedded.requires_grad_()
         plan = batch.attention
-        if self.head_size_to_rotate is not None:
+        if self.rotates:
             rotation = plan_rotation(
-                batch.positions, batch.block_positions, head_size=self.head_size_to_rotate
+                batch.positions, batch.block_positions, head_size=self.config.kv_channels
             )
             plan = replace(plan, rotation=rotation)
         if self._draws_words and self.training:
