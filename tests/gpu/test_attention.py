@@ -1,4 +1,4 @@
-"""The compiled attention kernels on a GPU: against dense fp64, at real sizes, under torch.compile."""
+"""The compiled attention kernels on a GPU: against dense fp64, at real sizes, and in graphs."""
 
 import pytest
 import torch
