@@ -1,7 +1,7 @@
-"""Prefix attention against one call with a dense mask, forward and backward.
+"""Prefix attention against other ways to compute it, forward and backward.
 
-CPU in fp32; on a GPU in bf16, against torch's fused attention with a dense mask and against
-flex_attention with the mask as a function.
+On a CPU in fp32, against torch's fused attention with a dense mask. On a GPU in bf16, kernel by
+kernel (``attention_gpu.py``).
 """
 
 from collections.abc import Callable, Sequence
@@ -26,29 +26,12 @@ def dense_mask(row_length: int, prefixes: Sequence[int]) -> torch.Tensor:
     return torch.stack([causal | (position[None, :] < prefix) for prefix in prefixes])[:, None]
 
 
-def flex(prefixes: Sequence[int], row_length: int) -> Callable[..., torch.Tensor]:
-    """Build flex_attention, compiled for this mask."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    limits = torch.tensor(prefixes, device=device())
-    block_mask = create_block_mask(
-        lambda b, h, q, k: (k <= q) | (k < limits[b]),
-        len(prefixes),
-        None,
-        row_length,
-        row_length,
-        device=device().type,
-    )
-    compiled = torch.compile(flex_attention)
-    return lambda q, k, v: compiled(q, k, v, block_mask=block_mask)
-
-
-def contestants(row_length: int, share: float, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+def contestants(row_length: int, share: float) -> dict[str, Callable[[], None]]:
     """Return implementations of the same attention on the same projection [s, b, a, 3 d]."""
     prefixes = [int(share * row_length) + i for i in range(-2, ROWS - 2)]
-    mixed = torch.randn(row_length, ROWS, HEADS, 3 * HEAD_SIZE, device=device(), dtype=dtype)
+    mixed = torch.randn(row_length, ROWS, HEADS, 3 * HEAD_SIZE, device=device())
     mixed.requires_grad_()
-    weight = torch.randn(row_length, ROWS, HEADS, HEAD_SIZE, device=device(), dtype=dtype)
+    weight = torch.randn(row_length, ROWS, HEADS, HEAD_SIZE, device=device())
     weight = weight.permute(1, 2, 0, 3)
     plan = plan_attention(prefixes, row_length=row_length).to(device())
     mask = dense_mask(row_length, prefixes)
@@ -61,25 +44,21 @@ def contestants(row_length: int, share: float, dtype: torch.dtype) -> dict[str, 
 
         return work
 
-    ways = {
+    return {
         "prefix": run(lambda q, k, v: prefix_attention(q, k, v, plan=plan, dropout=0.0)),
         "dense mask": run(lambda q, k, v: scaled_dot_product_attention(q, k, v, attn_mask=mask)),
     }
-    if device().type == "cuda":
-        ways["flex_attention"] = run(flex(prefixes, row_length))
-    return ways
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parsed = parse(options(__doc__, rounds=30), arguments)
-    dtype = torch.bfloat16 if device().type == "cuda" else torch.float32
+def on_cpu(rounds: int) -> Report:
+    """Compare the split calls with a dense mask."""
     report = Report(
         "attention", f"Prefix attention, {ROWS} rows, {HEADS} heads of {HEAD_SIZE}", machine()
     )
     for row_length in LENGTHS:
         for share in SHARES:
             torch.manual_seed(0)
-            timings = paired(contestants(row_length, share, dtype), rounds=parsed.rounds, warmup=3)
+            timings = paired(contestants(row_length, share), rounds=rounds, warmup=3)
             row = {"positions": row_length, "prefix": f"{share:.0%}"}
             for name, timing in timings.items():
                 row[f"{name}, ms"] = 1e3 * timing.median
@@ -87,7 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row[f"prefix / {name}"] = timings["prefix"].relative_to(timing)
             report.rows.append(row)
     report.notes.append("Forward and backward; a ratio is the median over turns, below 1 faster.")
-    report.save(parsed.output)
+    return report
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = options(__doc__, rounds=30)
+    parser.add_argument("--tune", action="store_true", help="GPU: try tiles, print the best")
+    parser.add_argument("--shapes", nargs="*", default=[], help="GPU: only these, e.g. 2B Large")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="the GPU's part on a CPU, in Triton's interpreter"
+    )
+    parsed = parse(parser, arguments)
+    if device().type == "cuda" or parsed.dry_run:
+        # Not at the top: a machine without a GPU need not have Triton.
+        from benchmarks import attention_gpu
+
+        result = attention_gpu.report(
+            machine(), device=device(), tunes=parsed.tune, only=parsed.shapes
+        )
+    else:
+        result = on_cpu(parsed.rounds)
+    result.save(parsed.output)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ class Blocks:
 INTERPRETED = Blocks(queries=32, keys=16, warps=1, stages=1)
 """On a CPU: small, so that short rows have several tiles."""
 
-# Sums stay in registers, so wide heads take smaller tiles. Measured on an H200 at 64; the others
-# keep the kernels below 255 registers a thread there without spilling.
+# Sums stay in registers, so wide heads take smaller tiles. 16-bit heads of 64 as a prototype on an
+# H200 preferred them; the others by the registers that the compiler needs for Hopper, unmeasured.
 _TABLE: dict[tuple[Kernel, int, int], Blocks] = {
     # (kernel, bytes of a number, widest head)
     ("forward", 2, 64): Blocks(128, 64, 4, 3),
@@ -41,17 +41,19 @@ _TABLE: dict[tuple[Kernel, int, int], Blocks] = {
     ("queries", 2, 64): Blocks(128, 64, 8, 3),
     ("queries", 2, 128): Blocks(128, 64, 8, 2),
     ("queries", 2, 256): Blocks(64, 32, 8, 2),
-    ("forward", 4, 64): Blocks(64, 32, 4, 2),
+    ("forward", 4, 64): Blocks(64, 32, 8, 2),
     ("forward", 4, 128): Blocks(32, 32, 4, 2),
     ("forward", 4, 256): Blocks(32, 16, 8, 2),
     ("keys", 4, 64): Blocks(32, 64, 8, 2),
-    ("keys", 4, 128): Blocks(32, 32, 8, 2),
+    ("keys", 4, 128): Blocks(16, 32, 8, 2),
     ("keys", 4, 256): Blocks(16, 32, 8, 1),
     ("queries", 4, 64): Blocks(64, 32, 8, 2),
     ("queries", 4, 128): Blocks(32, 32, 8, 2),
     ("queries", 4, 256): Blocks(32, 16, 8, 1),
 }
 HEAD_CLASSES = (64, 128, 256)
+VECTORS = 4096
+"""Bytes of shared memory for what is no tile: statistics, words, reductions."""
 SMALLEST = 16
 """Of a tile: tensor cores take no fewer rows."""
 
@@ -97,4 +99,5 @@ def shared_bytes(kernel: Kernel, blocks: Blocks, head_size: int, itemsize: int) 
     if kernel == "keys":
         own, passing = passing, own
     own_tiles = 1 if kernel == "forward" else 2
-    return (own_tiles * own + 2 * blocks.stages * passing) * padded_head(head_size) * itemsize
+    positions = own_tiles * own + 2 * blocks.stages * passing
+    return positions * padded_head(head_size) * itemsize + VECTORS
