@@ -33,7 +33,8 @@ say() {
 # USR1 for the batch shell (--signal=B:USR1@300), TERM and INT ask the tasks to stop. srun gets USR1 for
 # each: it hands that on, and TERM would end it.
 ask_to_stop() {
-  asked=${asked:-$1} interrupted=1
+  interrupted=1
+  [[ -n $asked && $1 == USR1 ]] || asked=$1 # scancel may follow a request
   [[ -z $note ]] || : >"$note.asked"
   [[ -z $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null || true
 }

@@ -70,6 +70,7 @@ OPTIONAL_LIBRARIES = {
     "rouge_score",
     "sacrebleu",
     "transformer_engine",
+    "triton",
     "wandb",
 }
 

@@ -76,8 +76,7 @@ class GLMStage(torch.nn.Module):
         self.first_layer = layers.start
         self.is_first = groups.is_first_stage and chunk == 0
         self.is_last = groups.is_last_stage and chunk == layout.virtual_stages - 1
-        is_rotary = model.position_encoding is PositionEncoding.rotary_2d
-        self.head_size_to_rotate = model.head_size if is_rotary else None
+        self.rotates = model.position_encoding is PositionEncoding.rotary_2d
         self.embedding: GLMEmbedding | None = None
         self.head: VocabParallelEmbedding | None = None
         if self.is_first:
@@ -97,20 +96,18 @@ class GLMStage(torch.nn.Module):
         self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
         mark_for_norm(self._shards)
 
-    def _settle_attention(self, device: torch.device) -> bool:
-        """Tell each layer its global number; return True if kernels need words for dropout."""
-        draws_words = False
-        for number, layer in enumerate(self.decoder.layers, start=self.first_layer):
-            attention = layer.self_attention.core_attention
-            attention.settle(number, device)
-            draws_words = attention.uses_kernels and attention.dropout > 0.0
-        return draws_words
-
     @property
     def _keeps_only_inputs(self) -> bool:
         """True if layers that learn are recomputed in backward as a whole."""
         learns = any(parameter.requires_grad for parameter in self.decoder.parameters())
         return learns and self.config.recompute_granularity == "full"
+
+    def _settle_attention(self, device: torch.device) -> bool:
+        """Number the attention layers; return True if their kernels drop weights in training."""
+        attentions = [layer.self_attention.core_attention for layer in self.decoder.layers]
+        for number, attention in enumerate(attentions, start=self.first_layer):
+            attention.settle(number, device)
+        return any(attention.uses_kernels and attention.dropout > 0.0 for attention in attentions)
 
     def _first_tables(
         self, model: ModelConfig, padded_vocab_size: int, *, device: torch.device
@@ -184,9 +181,9 @@ class GLMStage(torch.nn.Module):
                 # of the embedding is frozen.
                 embedded.requires_grad_()
         plan = batch.attention
-        if self.head_size_to_rotate is not None:
+        if self.rotates:
             rotation = plan_rotation(
-                batch.positions, batch.block_positions, head_size=self.head_size_to_rotate
+                batch.positions, batch.block_positions, head_size=self.config.kv_channels
             )
             plan = replace(plan, rotation=rotation)
         if self._draws_words and self.training:

@@ -81,21 +81,11 @@ def attend(
     log_sum = torch.empty((b, a, s), dtype=torch.float32, device=query.device)
     seed, keys, origin = _words(dropped, segments)
     grid = (triton.cdiv(s, blocks.queries), a, segments.size(0))
+    strides = tuple(_strides(x) for x in (query, key, value, out))
+    threshold = dropped.threshold if dropped else 0
     forward_kernel[grid](
-        query,
-        key,
-        value,
-        out,
-        log_sum,
-        segments,
-        seed,
-        keys,
-        origin,
-        tuple(_strides(x) for x in (query, key, value, out)),
-        d**-0.5 * LOG2_E,
-        dropped.threshold if dropped else 0,
-        _factor(dropped),
-        s,
+        *(query, key, value, out, log_sum, segments, seed, keys, origin, strides),
+        *(d**-0.5 * LOG2_E, threshold, _factor(dropped), s),
         DROP=dropped is not None,
         **_settings(blocks, d),
     )
@@ -131,62 +121,44 @@ def attend_backward(
         keys_blocks: Tiles of the kernel of keys and values; None: of the table.
         queries_blocks: Tiles of the kernel of queries; None: of the table.
     """
-    s, b, a, d = query.shape
-    seed, keys, origin = _words(dropped, segments)
-    delta = torch.empty_like(log_sum)
-    words = torch.empty((b, a, s) if dropped else (1,), dtype=torch.int32, device=query.device)
+    s, _, a, d = query.shape
+    delta, words = _prepare(grad, out, dropped)
+    _, keys, _ = _words(dropped, segments)
+    factor, threshold = _factor(dropped), dropped.threshold if dropped else 0
+    scale = d**-0.5
+    read = (query, key, value, grad, log_sum, delta, words)
+    strides = tuple(_strides(x) for x in (query, key, value, grad))
+    grad_strides = tuple(_strides(x) for x in gradients)
+    shared = (segments, keys, strides, grad_strides, scale * LOG2_E, threshold, scale * factor)
+    grad_query, grad_key, grad_value = gradients
+    drops = dropped is not None
+    blocks = keys_blocks or blocks_of("keys", query)
+    keys_kernel[triton.cdiv(s, blocks.keys), a, segments.size(0)](
+        *read, grad_key, grad_value, *shared, factor, s, DROP=drops, **_settings(blocks, d)
+    )
+    blocks = queries_blocks or blocks_of("queries", query)
+    queries_kernel[triton.cdiv(s, blocks.queries), a, segments.size(0)](
+        *read, grad_query, *shared, s, DROP=drops, **_settings(blocks, d)
+    )
+
+
+def _prepare(
+    grad: torch.Tensor, out: torch.Tensor, dropped: Dropped | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute delta times the keep probability [b, a, s], and the words of the queries."""
+    s, b, a, d = out.shape
+    delta = torch.empty((b, a, s), dtype=torch.float32, device=out.device)
+    words = torch.empty((b, a, s) if dropped else (1,), dtype=torch.int32, device=out.device)
+    seed, _, origin = _words(dropped, words)
+    strides = (_strides(out), _strides(grad))
     prepare_kernel[triton.cdiv(s, PREPARED), a, b](
-        out,
-        grad,
-        delta,
-        words,
-        seed,
-        origin,
-        (_strides(out), _strides(grad)),
-        1.0 / _factor(dropped),
-        s,
+        *(out, grad, delta, words, seed, origin, strides, 1.0 / _factor(dropped), s),
         HEAD=d,
         D=padded_head(d),
         M=PREPARED,
         DROP=dropped is not None,
     )
-    read = (query, key, value, grad, log_sum, delta, words)
-    strides = tuple(_strides(x) for x in (query, key, value, grad))
-    grad_strides = tuple(_strides(x) for x in gradients)
-    scale, factor, threshold = d**-0.5, _factor(dropped), dropped.threshold if dropped else 0
-    grad_query, grad_key, grad_value = gradients
-    blocks = keys_blocks or blocks_of("keys", query)
-    keys_kernel[triton.cdiv(s, blocks.keys), a, segments.size(0)](
-        *read,
-        grad_key,
-        grad_value,
-        segments,
-        keys,
-        strides,
-        grad_strides,
-        scale * LOG2_E,
-        threshold,
-        scale * factor,
-        factor,
-        s,
-        DROP=dropped is not None,
-        **_settings(blocks, d),
-    )
-    blocks = queries_blocks or blocks_of("queries", query)
-    queries_kernel[triton.cdiv(s, blocks.queries), a, segments.size(0)](
-        *read,
-        grad_query,
-        segments,
-        keys,
-        strides,
-        grad_strides,
-        scale * LOG2_E,
-        threshold,
-        scale * factor,
-        s,
-        DROP=dropped is not None,
-        **_settings(blocks, d),
-    )
+    return delta, words
 
 
 def _settings(blocks: Blocks, head_size: int) -> dict[str, Any]:
