@@ -202,5 +202,5 @@ class DeepNormLayer(TransformerLayer):
         alpha = (2 * self.config.num_layers) ** 0.5
         normed = self.input_layernorm(hidden_states)
         attended = self._attend(normed, packed_seq_params)
-        _, normed = self._add_and_norm(attended, normed, alpha=alpha)
+        normed = self._add_and_norm(attended, normed, alpha=alpha)[1]
         return self._add(self.mlp(normed), normed, alpha=alpha), None
