@@ -142,7 +142,7 @@ def _launch_commands(arguments: list[str], world_size: int) -> list[tuple[str, s
     commands = [f"srun --nodes={nodes} --ntasks={world_size} python train.py {typed}"]
     for argument in arguments:
         script = Path("launchers", f"{argument.removeprefix('experiment=')}.sh")
-        if argument.startswith("experiment=") and script.exists():
+        if nodes > 1 and argument.startswith("experiment=") and script.exists():
             rest = shlex.join(each for each in arguments if each != argument)
             tasks = f"--nodes={nodes} --ntasks-per-node={each}"
             commands.append(f"sbatch {tasks} {script} {rest}".rstrip())
