@@ -238,7 +238,7 @@ run_step() {
 run_and_conclude() {
   local status=0 folder='' before='' attempt=1 part='' ending=crash
   note="$PWD/slurm-$SLURM_JOB_ID.run" count="$PWD/slurm-$SLURM_JOB_ID.crashes"
-  rm -f "$note" "$note.asked"
+  rm -f "$note" "$note.asked" "$note.refused"
   export GLM_RUN_FOLDER_FILE=$note
   if [[ -z $asked ]]; then
     run_step || status=$?
@@ -248,8 +248,10 @@ run_and_conclude() {
   if [[ -f $note ]]; then
     { read -r folder && read -r before && read -r attempt && read -r part; } <"$note" || true
   fi
-  rm -f "$note"
   attempt=${attempt:-1}
+  # A rank that was still starting when the others left makes it 143.
+  [[ ! -f $note.refused ]] || status=2
+  rm -f "$note" "$note.refused"
   judge
   case $ending in
   finished | final) rm -f "$count" ;;

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
+from glm_dist.train.already import RUN_FOLDER_FILE
 
 FIRST_NODE_SECONDS = 30.0
 """Longest wait of the other nodes for a message that concerns all: the first one may start late."""
@@ -70,6 +71,8 @@ def print_once(error: GlmDistError, launch: LaunchEnvironment, *, is_everywhere:
         _answer(launch, text, within=ANSWER_SECONDS if is_everywhere else SAME_SECONDS)
     with suppress(OSError):
         _claim_file(text).write_text("said")
+        if RUN_FOLDER_FILE in os.environ:  # a launcher may hide the status
+            Path(f"{os.environ[RUN_FOLDER_FILE]}.refused").touch()
     return EXIT_USER_ERROR
 
 

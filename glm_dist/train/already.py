@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 RUN_FOLDER_FILE = "GLM_RUN_FOLDER_FILE"
 """Variable with the path of a file for the script that started the job. It gets the run folder, its
 newest checkpoint, the number of the attempt, and "part" if the job trains further runs, a line
-each."""
+each. A file beside it, with .refused at its end, says that the job was refused with status 2."""
 
 
 def note_run_folder(

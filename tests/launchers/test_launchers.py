@@ -44,6 +44,8 @@ if "BEFORE" in env:
             status, attempt = map(int, env[name.upper()].split())
             marker = {"step": 20, "attempt": attempt, "status": status}
             open(f"{run}/{name}", "w").write(json.dumps(marker))
+if "REFUSED" in env:
+    open(env["GLM_RUN_FOLDER_FILE"] + ".refused", "w").close()
 if "SIGNAL_BATCH_SHELL" in env:
     os.kill(os.getppid(), int(env["SIGNAL_BATCH_SHELL"]))
     while not heard:
@@ -185,9 +187,9 @@ def test_a_mistake_fails_in_the_dry_run(repository: Path) -> None:
 
     # The real check, of a key that does not exist.
     python = {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
-    done = _run(repository, "glm_base", "run.nmae=x", DRY_RUN="1", **python)
+    done = _run(repository, "glm_base", "run.naem=x", DRY_RUN="1", **python)
     assert done.returncode == 2
-    assert "run has no key nmae" in done.stderr
+    assert "run has no key naem" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -331,6 +333,7 @@ VAIN = {"BEFORE": "step_0000020", "AFTER": "step_0000020"}
         ({"TASK_STATUS": "76", **SAVED}, 76, False),
         ({"TASK_STATUS": "2", "BEFORE": ""}, 2, False),
         ({"TASK_STATUS": "143"}, 143, False),
+        ({"TASK_STATUS": "143", "REFUSED": "1", **SAVED}, 2, False),
         ({"TASK_STATUS": "1", "AUTO_REQUEUE": "0", **SAVED}, 1, False),
     ],
     ids=[
@@ -359,6 +362,7 @@ VAIN = {"BEFORE": "step_0000020", "AFTER": "step_0000020"}
         "needs a human, by status",
         "a mistake",
         "killed before it began",
+        "a mistake, and a rank was killed",
         "no crash wanted",
     ],
 )
