@@ -152,7 +152,9 @@ def _claim_file(text: str) -> Path:
 
 def _start_of_job(environ: Mapping[str, str]) -> str:
     """Return what the ranks of one start have in common on a node, and no other start has."""
-    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+    names = ["SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"]
+    # Numbers of jobs may begin again; the port of each srun is another one.
+    names += ["SLURM_STEP_LAUNCHER_PORT", "SLURM_SRUN_COMM_PORT"]
     # Tasks of several containers may share a folder for claims, nodes in tests as well.
     parts = [socket.gethostname(), *(environ.get(name, "") for name in names)]
     if not environ.get("SLURM_STEP_ID"):
