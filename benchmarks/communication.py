@@ -68,7 +68,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a GPU sends in a step, and what that takes."""
+    """Messages of a GPU in a step, and their time."""
 
     num_bytes: float
     seconds: float

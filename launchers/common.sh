@@ -33,7 +33,8 @@ say() {
 # USR1 for the batch shell (--signal=B:USR1@300), TERM and INT ask the tasks to stop. srun gets USR1 for
 # each: it hands that on, and TERM would end it.
 ask_to_stop() {
-  asked=${asked:-$1} interrupted=1
+  interrupted=1
+  [[ -n $asked && $1 == USR1 ]] || asked=$1 # scancel may follow a request
   [[ -z $note ]] || : >"$note.asked"
   [[ -z $srun_pid ]] || kill -USR1 "$srun_pid" 2>/dev/null || true
 }
@@ -327,7 +328,7 @@ requeue_if_worth_it() {
   else
     [[ ! -f $count ]] || crashes=$(<"$count")
     if ((crashes >= ${MAX_CRASHES:-3})); then
-      say "ended $ending with $status after $((crashes + 1)) starts in a row; not requeued again (MAX_CRASHES)"
+      say "$(describe_end), the last of $((crashes + 1)) starts in a row; not requeued again (MAX_CRASHES)"
       rm -f "$count"
       return
     fi
@@ -336,13 +337,22 @@ requeue_if_worth_it() {
   requeue $((${CRASH_WAIT:-60} * 2 ** crashes))
 }
 
+describe_end() {
+  case $ending in
+  stopped) echo "stopped on request${newest:+ at $newest}" ;;
+  early) echo "asked to stop before it listened" ;;
+  busy) echo "could not begin yet (status $status)" ;;
+  *) echo "crashed with status $status${newest:+ after $newest}" ;;
+  esac
+}
+
 # requeue SECONDS: those are waited after a crash, and for a run folder that is still locked.
 requeue() {
   if scontrol show job "$SLURM_JOB_ID" --oneliner 2>/dev/null | grep -q ' Requeue=0'; then
-    say "ended $ending with $status, and was submitted with --no-requeue: submit it again to continue"
+    say "$(describe_end), and was submitted with --no-requeue: submit it again to continue"
     return
   fi
-  say "ended $ending with $status${newest:+ at $newest}; back into the queue"
+  say "$(describe_end); back into the queue"
   if [[ $ending == crash || $ending == busy ]]; then
     interrupted=0
     sleep "$1" &

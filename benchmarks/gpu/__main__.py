@@ -37,7 +37,8 @@ def run(parsed: Namespace, listed: Sequence[Job]) -> GpuReport:
     report.notes.append(
         f"{MICRO_BATCHES} micro-batches a step; medians of {parsed.rounds} steps after a warm-up. "
         "MFU by 6 N + 12 l h s, useful MFU without masked pairs, padding and logits of no target. "
-        "Idle is the time of a step less that of the union of its kernels, by the profiler."
+        "Idle is the time of a step less that of the union of its kernels, by the profiler; the "
+        "host's time is that of queueing a step, waits for a full queue included."
     )
     parsed.output.mkdir(parents=True, exist_ok=True)
     kernels: list[dict[str, Any]] = []

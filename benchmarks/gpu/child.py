@@ -106,27 +106,33 @@ class Steps:
     times: list[float] = field(default_factory=list)
     """Milliseconds of each timed step on the device."""
     host: list[float] = field(default_factory=list)
-    """Milliseconds in which the host queued it."""
+    """Milliseconds in which the host queued each step, warm-up included."""
+    _last: StepResult | None = None
 
     def step(self) -> StepResult:
+        """Queue a step; then read the outcome of the one before, as the training loop does."""
         seed_step(self.config.run.seed, self.done, coordinates=self.engine.groups.coordinates)
         self.done += 1
-        return train_step(
+        started = time.perf_counter()
+        result = train_step(
             self.engine,
             self.micro_batches,
             learning_rate=1e-4,
             normalize_by=self.config.loss.normalize_by,
             device=device(),
         )
+        self.host.append(1e3 * (time.perf_counter() - started))
+        if self._last is not None:
+            self._last.outcome  # noqa: B018 - waits where it is not known yet
+        self._last = result
+        return result
 
     def timed(self, count: int) -> None:
         """Make steps one after another; the device's clock is read between them."""
         on_gpu = device().type == "cuda"
         marks = [_Mark(on_gpu)]
         for _ in range(count):
-            started = time.perf_counter()
             self.step()
-            self.host.append(1e3 * (time.perf_counter() - started))
             marks.append(_Mark(on_gpu))
         if on_gpu:
             torch.cuda.synchronize()
@@ -225,7 +231,7 @@ def measure(job: Job, groups: ParallelGroups, report: Callable[[dict[str, Any]],
     median = statistics.median(steps.times)
     figures = {"ms a step": median, "fastest": min(steps.times)}
     figures |= rates(job, steps, median / 1e3)
-    figures["host, ms"] = statistics.median(steps.host)
+    figures["host, ms"] = statistics.median(steps.host[WARM_UP:])
     if device().type == "cuda":
         figures["peak GiB"] = torch.cuda.max_memory_allocated() / 2**30
     report(figures)

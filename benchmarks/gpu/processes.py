@@ -22,6 +22,7 @@ from benchmarks.harness import ROOT
 
 LEAST = 20.0
 """Seconds under which no process is started any more."""
+NOT_RUN = "not run: out of time"
 GRACE = 5.0
 """Seconds between the request to end and the end."""
 TRIES = {"TRITON_CACHE_AUTOTUNING": "1"}
@@ -164,7 +165,7 @@ def results(
         try:
             for index, job in enumerate(jobs):
                 if budget.left < LEAST:
-                    yield job, {"note": "not run: out of time"}
+                    yield job, {"note": NOT_RUN}
                     continue
                 process, waiting = waiting or start(index), None
                 if ahead and index + 1 < len(jobs) and can_wait(jobs[index + 1]):

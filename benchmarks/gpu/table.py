@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.device_time import KIND_NAMES
+from benchmarks.gpu.processes import NOT_RUN
 from benchmarks.harness import Report, cell
 
 Row = dict[str, Any]
@@ -82,19 +83,25 @@ class GpuReport(Report):
         """Return the tables with their head and notes."""
         state = ", ".join(f"{name} {value}" for name, value in self.machine.items() if value)
         parts = [f"# {self.title}", f"`{self.command}`", state]
+        run = [row for row in self.rows if row.get("note") != NOT_RUN]
         for title, columns in (
             ("Speed", SPEED),
             ("Time of the device, a step", DEVICE),
             ("Loss and gradient norm", CHECK),
             ("Ceilings of the machine", CEILINGS),
         ):
-            table = markdown(self.rows, columns)
+            table = markdown(run, columns)
             parts += [f"## {title}", table.rstrip()] if table else []
         parts += ["\n".join(self.notes)] if self.notes else []
-        different = disagreements(self.rows)
-        parts += ["Contestants that disagree:", "\n".join(f"- {each}" for each in different)][
-            : 2 * bool(different)
+        late = [
+            f"{row['what']} ({row['size']}, {row['dropout']:g})"
+            for row in self.rows
+            if row.get("note") == NOT_RUN
         ]
+        parts += [f"Not run, as time was out: {'; '.join(late)}."] if late else []
+        different = disagreements(self.rows)
+        if different:
+            parts += ["Contestants that disagree:", "\n".join(f"- {each}" for each in different)]
         return "\n\n".join(parts) + "\n"
 
 

@@ -140,6 +140,12 @@ def _launch_commands(arguments: list[str], world_size: int) -> list[tuple[str, s
     nodes = -(-world_size // PROCESSES_PER_NODE)
     each = world_size if nodes == 1 else PROCESSES_PER_NODE
     commands = [f"srun --nodes={nodes} --ntasks={world_size} python train.py {typed}"]
+    for argument in arguments:
+        script = Path("launchers", f"{argument.removeprefix('experiment=')}.sh")
+        if nodes > 1 and argument.startswith("experiment=") and script.exists():
+            rest = shlex.join(each for each in arguments if each != argument)
+            tasks = f"--nodes={nodes} --ntasks-per-node={each}"
+            commands.append(f"sbatch {tasks} {script} {rest}".rstrip())
     if nodes == 1:
         commands = [
             f"deepspeed --num_accelerators {each} train.py {typed}",

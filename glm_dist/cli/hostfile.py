@@ -1,7 +1,7 @@
 """Write the list of hosts that `deepspeed --hostfile` reads, from a SLURM job or from names.
 
 glm-dist hostfile > hostfile                          in a SLURM job: its nodes and their tasks
-glm-dist hostfile gpu[01-16] --slots 8 > hostfile
+glm-dist hostfile 'gpu[01-16]' --slots 8 > hostfile
 glm-dist hostfile --exports > .deepspeed_env          variables that deepspeed would not hand on
 deepspeed --hostfile hostfile train.py experiment=glm_large
 """
@@ -49,10 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     if not typed:
         raise LaunchError(
             "There is no SLURM job here whose nodes could be listed (SLURM_JOB_NODELIST).\n"
-            "  Name the hosts: glm-dist hostfile gpu[01-16] --slots 8",
+            "  Name the hosts: glm-dist hostfile 'gpu[01-16]' --slots 8",
             key="hosts",
             value=None,
-            fix="glm-dist hostfile gpu[01-16] --slots 8",
+            fix="glm-dist hostfile 'gpu[01-16]' --slots 8",
         )
     hosts = expand_hosts(typed)
     slots = [] if arguments.hosts else slots_of_job(os.environ, len(hosts))

@@ -25,7 +25,7 @@ from glm_dist.config.launch import (
 )
 from glm_dist.config.load import dump_config, load_config
 from glm_dist.config.schema import RunConfig, TaskKind
-from glm_dist.config.surroundings import with_threads
+from glm_dist.config.surroundings import refuse_dropped, with_threads
 from glm_dist.errors import EXIT_FINISHED, EXIT_STOPPED, ConfigError, GlmDistError
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.tasks.examples import Examples, read_benchmarks
@@ -79,9 +79,10 @@ def run(arguments: argparse.Namespace, *, needs_task: bool = False) -> int:
         single process is asked to stop before torch is loaded.
 
     Raises:
-        LaunchError: The variables of the launcher contradict each other.
+        LaunchError: The variables of the launcher contradict each other, or are incomplete.
     """
     launch = read_launch_environment(os.environ, trains=not arguments.cfg)
+    refuse_dropped(launch, os.environ)
     hide_gpus_if_asked(os.environ)
     try:
         if arguments.multirun:

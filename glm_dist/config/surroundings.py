@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from glm_dist.config.launch import LaunchEnvironment
+from glm_dist.errors import LaunchError
 
 THREADS = "OMP_NUM_THREADS"
 
@@ -78,22 +79,27 @@ def with_threads(launch: LaunchEnvironment, environ: MutableMapping[str, str]) -
     return replace(launch, threads=threads)
 
 
-def dropped_by_deepspeed(
+def refuse_dropped(
     launch: LaunchEnvironment, environ: Mapping[str, str], *, processes: Path = Path("/proc")
-) -> dict[str, str]:
-    """Return variables that were set where ``deepspeed --hostfile`` was started, but not here.
+) -> None:
+    """Refuse a job of ``deepspeed --hostfile`` whose variables are not those of its shell.
 
     Its runner still waits for the hosts, on one of them as a rule, in a process with the command
-    that it has sent.
+    that it has sent. That host's first rank finds it.
 
     Args:
         launch: Identity of this process.
         environ: Its environment.
         processes: Folder with one folder per process.
+
+    Raises:
+        LaunchError: Variables were set where it was started, but not here.
     """
-    if launch.launcher != "deepspeed" or launch.world_size == launch.local_world_size:
-        return {}
-    mine, found = variables(environ), {}
+    has_hosts = launch.world_size > launch.local_world_size
+    if launch.launcher != "deepspeed" or not has_hosts or launch.local_rank > 0:
+        return
+    mine = variables(environ)
+    found: dict[str, str] = {}
     port = f"--master_port={launch.master_port}".encode()
     for folder in processes.glob("[0-9]*"):
         try:
@@ -105,9 +111,15 @@ def dropped_by_deepspeed(
             continue
         pairs = (line.partition("=") for line in theirs.split("\0"))
         found |= {name: value for name, _, value in pairs if name}
-    is_chosen = launch.threads is not None
-    return {
-        name: found[name]
-        for name in variables(found)
-        if name not in mine or (name == THREADS and is_chosen)
-    }
+    names = {name: found[name] for name in variables(found) if name not in mine}
+    if not names:
+        return
+    shown = ", ".join(f"{name}={value}" for name, value in names.items())
+    raise LaunchError(
+        f"deepspeed does not hand on {shown}, set where it was started.\n"
+        "  Write them to .deepspeed_env in this folder, which it reads:"
+        " glm-dist hostfile --exports > .deepspeed_env",
+        key=next(iter(names)),
+        value=shown,
+        fix="glm-dist hostfile --exports > .deepspeed_env",
+    )

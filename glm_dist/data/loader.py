@@ -17,7 +17,7 @@ import signal
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.process import BaseProcess
 from typing import Protocol
 
@@ -234,5 +234,36 @@ class _MicroBatches(IterableDataset["MicroBatch | _Failure"]):
             except GlmDistError as error:
                 yield _Failure(error)
                 return
-            yield MicroBatch.stack(rows)
+            micro_batch = MicroBatch.stack(rows)
+            if worker is not None:
+                try:
+                    _share(micro_batch)
+                except RuntimeError as error:
+                    yield _Failure(_no_shared_memory(error))
+                    return
+            yield micro_batch
             number += step
+
+
+def _share(micro_batch: MicroBatch) -> None:
+    """Move tensors to shared memory now: later, torch does it in a thread whose errors are lost.
+
+    Raises:
+        RuntimeError: There is no room.
+    """
+    for field in fields(micro_batch):
+        value = getattr(micro_batch, field.name)
+        if isinstance(value, torch.Tensor):
+            value.share_memory_()  # type: ignore[no-untyped-call]
+
+
+def _no_shared_memory(error: RuntimeError) -> DataError:
+    reason = (str(error).splitlines() or [""])[0]
+    return DataError(
+        f"A data worker has no room in shared memory for its rows ({reason}).\n"
+        "  Enlarge /dev/shm (docker run --shm-size 8g; in Kubernetes an emptyDir with medium:"
+        " Memory), or set data.num_workers=0.",
+        key="data.num_workers",
+        value=reason,
+        fix="data.num_workers=0",
+    )

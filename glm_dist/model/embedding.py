@@ -114,7 +114,7 @@ class GLMEmbedding(torch.nn.Module):
             [s, b, h], under sequence parallelism this rank's part [s/t, b, h].
         """
         # Rows are looked up in the order [s, b], so that nothing of [.., h] is transposed.
-        positions, block_positions = (self._local(ids.t()) for ids in (positions, block_positions))
+        positions, block_positions = (self._local(ids) for ids in (positions, block_positions))
         parts = [self._words(tokens)]
         if self.position_embeddings is not None and self.block_position_embeddings is not None:
             parts.append(self.position_embeddings(positions))
@@ -126,16 +126,18 @@ class GLMEmbedding(torch.nn.Module):
             return self.pointwise.sum_and_drop(parts, dropout=dropout)
 
     def _local(self, ids: torch.Tensor) -> torch.Tensor:
-        """Return ids [s, b], under sequence parallelism this rank's part [s/t, b]."""
+        """Return ids [b, s] as [s, b], under sequence parallelism this rank's part [s/t, b]."""
+        # What is looked up by strided ids may be strided too, and stages send contiguous tensors.
+        ids = ids.t().contiguous()
         return local_rows(ids, self.word_embeddings.tp_group) if self.sequence_parallel else ids
 
     def _words(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embed token ids [b, s] as [s, b, h], under sequence parallelism as [s/t, b, h]."""
         words = tokens if self.prompt is None else self.prompt.words(tokens)
         # megatron-core's table transposes by itself where it scatters the rows.
-        looked_up = self.word_embeddings(words if self.sequence_parallel else words.t())
+        looked_up = self.word_embeddings(words if self.sequence_parallel else self._local(words))
         embedded = shrink_gradient(looked_up, self.gradient_share)
         if self.prompt is None:
             return embedded
-        prompted: torch.Tensor = self.prompt(self._local(tokens.t()), embedded)
+        prompted: torch.Tensor = self.prompt(self._local(tokens), embedded)
         return prompted

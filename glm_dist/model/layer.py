@@ -199,13 +199,8 @@ class DeepNormLayer(TransformerLayer):
         **_: object,
     ) -> tuple[torch.Tensor, None]:
         """Run the layer; see ``PreNormLayer``."""
-        alpha = residual_factor(self.config.num_layers)
+        alpha = (2 * self.config.num_layers) ** 0.5
         normed = self.input_layernorm(hidden_states)
         attended = self._attend(normed, packed_seq_params)
-        _, normed = self._add_and_norm(attended, normed, alpha=alpha)
+        normed = self._add_and_norm(attended, normed, alpha=alpha)[1]
         return self._add(self.mlp(normed), normed, alpha=alpha), None
-
-
-def residual_factor(num_layers: int) -> float:
-    """Return the weight of a sublayer's input relative to its output: α = sqrt(2 L)."""
-    return float((2 * num_layers) ** 0.5)

@@ -103,9 +103,14 @@ class _Product(torch.autograd.Function):
         if splits_rows:
             rows, gathering = _begin_gather(rows, group)
             gathering.wait()
-        flat = rows.flatten(0, -2)  # [s * b, i]
-        product = flat @ weight.t() if bias is None else torch.addmm(bias, flat, weight.t())
-        return product.view(*rows.shape[:-1], -1)
+        # Not a view of the product, which autograd would let nobody change in place.
+        output = rows.new_empty(*rows.shape[:-1], weight.size(0))
+        flat, product = rows.flatten(0, -2), output.flatten(0, -2)  # [s * b, i], [s * b, o]
+        if bias is None:
+            torch.mm(flat, weight.t(), out=product)
+        else:
+            torch.addmm(bias, flat, weight.t(), out=product)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -107,7 +107,7 @@ class Pointwise:
 
 
 ONE_BY_ONE = Pointwise()
-"""What every module starts with."""
+"""Default of every module."""
 
 
 def use_pointwise(model: torch.nn.Module, pointwise: Pointwise) -> None:
@@ -119,4 +119,4 @@ def use_pointwise(model: torch.nn.Module, pointwise: Pointwise) -> None:
     """
     for module in model.modules():
         if hasattr(module, "pointwise"):
-            module.pointwise = pointwise
+            module.pointwise = pointwise  # type: ignore[assignment]

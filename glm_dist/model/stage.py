@@ -90,9 +90,7 @@ class GLMStage(torch.nn.Module):
             post_process=self.is_last,
             pg_collection=groups.collection(),
         )
-        self.classifier: ClassificationHead | None = None
-        if self.is_last and model.num_classes > 0:
-            self.classifier = self._classifier(model.num_classes, device=device)
+        self.classifier = self._classifier(model.num_classes, device=device)
         self.to(device)
         self._draws_words = self._settle_attention(device)
         self._shards = self._matched(parameter_specs(model, padded_vocab_size), layers)
@@ -147,7 +145,9 @@ class GLMStage(torch.nn.Module):
         head.weight.ds_pipe_replicated = True
         return head
 
-    def _classifier(self, num_classes: int, *, device: torch.device) -> ClassificationHead:
+    def _classifier(self, num_classes: int, *, device: torch.device) -> ClassificationHead | None:
+        if not self.is_last or num_classes == 0:
+            return None
         return ClassificationHead(
             self.config.hidden_size,
             num_classes,

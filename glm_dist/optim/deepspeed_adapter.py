@@ -15,6 +15,9 @@ from glm_dist.optim.state import (
     MOMENTS,
     Number,
     OptimizerCounters,
+    PendingStep,
+    Rates,
+    SettledStep,
     StepOutcome,
 )
 from glm_dist.optim.zero import Accept, ZeroOptimizer
@@ -100,16 +103,10 @@ class DeepSpeedOptimizer(ZeroOptimizer):
         self._engine.set_gradient_accumulation_boundary(is_last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
-        """Clip and update, unless a gradient is not finite; then no weight changes on any rank.
-
-        Args:
-            learning_rate: Rate of every parameter group.
-            accept: Called with the finite norm [] before the update; if it returns False, the
-                update is dropped. May be collective, and must return the same on all ranks.
-        """
+    def step(self, rates: Rates, accept: Accept | None = None) -> PendingStep:
+        """See ``ZeroOptimizer``; DeepSpeed waits for the device, so the step is settled."""
         for group in self._inner.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = rates.if_applied  # every step before is settled
         is_recoverable = self._may_shrink_loss_scale()
         self._accepts, self._refused_norm, self._non_finite = accept, None, ()
         scaler = self._scaler_state()
@@ -122,12 +119,14 @@ class DeepSpeedOptimizer(ZeroOptimizer):
             # DeepSpeed took it for an overflow; neither its norm nor the smaller scale holds.
             norm, is_recoverable = refused, False
             self._set_scaler(scaler)
-        return StepOutcome(
-            norm,
-            is_skipped=not is_applied,
-            is_recoverable=is_recoverable,
-            is_refused=refused is not None,
-            non_finite=() if is_recoverable or is_applied else self._non_finite,
+        return SettledStep(
+            StepOutcome(
+                norm,
+                is_skipped=not is_applied,
+                is_recoverable=is_recoverable,
+                is_refused=refused is not None,
+                non_finite=() if is_recoverable or is_applied else self._non_finite,
+            )
         )
 
     def _update(self) -> tuple[torch.Tensor, bool]:

@@ -22,7 +22,7 @@ from glm_dist.optim.flat_buffers import FlatBuffers, OwnRange, plan_buckets
 from glm_dist.optim.flat_step import FlatStep
 from glm_dist.optim.gradient_norm import GradientNorm
 from glm_dist.optim.loss_scale import DynamicLossScale
-from glm_dist.optim.state import MOMENTS, OptimizerCounters, StateSlice, StepOutcome
+from glm_dist.optim.state import MOMENTS, OptimizerCounters, PendingStep, Rates, StateSlice
 from glm_dist.optim.weight_gathers import WeightGathers
 from glm_dist.optim.zero import Accept, ZeroOptimizer
 from glm_dist.parallel.groups import ParallelGroups
@@ -157,6 +157,8 @@ class FlatAdamW(ZeroOptimizer):
 
     def begin_accumulation(self, micro_batches: int) -> None:
         """See ``ZeroOptimizer``."""
+        if self._scale is not None:
+            self._settle()  # the scale of this step depends on it
         self._buffers.gradients.zero_()
         if self._arrivals is not None:
             self._arrivals.expect(micro_batches)
@@ -183,15 +185,14 @@ class FlatAdamW(ZeroOptimizer):
         self._reductions.append(work)
 
     @torch.no_grad()
-    def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
+    def step(self, rates: Rates, accept: Accept | None = None) -> PendingStep:
         """See ``ZeroOptimizer``."""
         norm_of_sums, squares = self._norm()
         divisor = self._replicas * (self.loss_scale or 1.0)
         norm = norm_of_sums / divisor
         is_refused = accept is not None and bool(torch.isfinite(norm)) and not accept(norm)
         if not is_refused:
-            rate = torch.full((), learning_rate, device=self._device)
-            self._update(norm, divisor=divisor, rate=rate)
+            self._update(norm, divisor=divisor, rate=self._rate(rates))
         if self._scale is not None:
             norm = norm.nan_to_num(nan=torch.inf, posinf=torch.inf)  # it overflowed, either way
         self._last = FlatStep(
@@ -202,7 +203,22 @@ class FlatAdamW(ZeroOptimizer):
             is_recoverable=self._scale is not None and self._scale.may_shrink and not is_refused,
             settled=self._count,
         )
-        return self._last.settle()
+        return self._last
+
+    def _rate(self, rates: Rates) -> torch.Tensor:
+        """Return the learning rate [] in fp32, chosen on the device if its step is not settled."""
+        applied = torch.full((), rates.if_applied, device=self._device)
+        if self._last is None or self._last.is_settled:
+            return applied
+        dropped = torch.full((), rates.if_dropped, device=self._device)
+        if self._last.is_refused:
+            return dropped
+        return applied.where(torch.isfinite(self._last.norm), dropped)
+
+    def _settle(self) -> None:
+        """Wait for the last step."""
+        if self._last is not None:
+            self._last.settle()
 
     def _count(self, step: FlatStep, is_applied: bool) -> None:
         """Count a step whose outcome is known."""
@@ -272,6 +288,7 @@ class FlatAdamW(ZeroOptimizer):
 
     def prepare_for_load(self, *, updates: int) -> None:
         """See ``ZeroOptimizer``."""
+        self._settle()
         self._updates = updates
         for part in self._parts:
             part.updates.fill_(updates)
@@ -297,6 +314,7 @@ class FlatAdamW(ZeroOptimizer):
 
     def counters(self) -> OptimizerCounters:
         """See ``ZeroOptimizer``."""
+        self._settle()
         return OptimizerCounters(
             updates=self._updates,
             skipped_steps=self._skipped,

@@ -42,6 +42,11 @@ class FlatStep:
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
+    @property
+    def is_settled(self) -> bool:
+        """True once the outcome is known."""
+        return self._outcome is not None
+
     def settle(self) -> StepOutcome:
         """Wait for the values, count the step, and return its outcome; later calls return it."""
         if self._outcome is not None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 
@@ -53,3 +53,48 @@ class StepOutcome:
     non_finite: tuple[str, ...] = ()
     """Parameters of which this rank saw gradients that are not finite, under their global names;
     empty after an fp16 overflow that a smaller loss scale may avoid."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of a step whose predecessor the device may still be computing."""
+
+    if_applied: float
+    """Rate if the previous step's update was applied."""
+    if_dropped: float
+    """Rate if it was dropped; the same if the outcome is known."""
+
+    @classmethod
+    def known(cls, rate: float) -> "Rates":
+        """Return the rates of a step whose predecessor is settled."""
+        return cls(rate, rate)
+
+
+class PendingStep(Protocol):
+    """A step whose outcome may still be on its way from the device."""
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """Global gradient norm before clipping [], on the device."""
+
+    def settle(self) -> StepOutcome:
+        """Wait for the device, count the step, and return its outcome.
+
+        Counters, loss scale and weights are up to date afterwards. Later calls return the same.
+        """
+
+
+@dataclass(frozen=True)
+class SettledStep:
+    """A step whose outcome was known at once."""
+
+    outcome: StepOutcome
+
+    @property
+    def norm(self) -> torch.Tensor:
+        """See ``PendingStep``."""
+        return self.outcome.norm
+
+    def settle(self) -> StepOutcome:
+        """See ``PendingStep``."""
+        return self.outcome

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 
 from glm_dist.model.parameters import ParameterShard
-from glm_dist.optim.state import OptimizerCounters, StateSlice, StepOutcome
+from glm_dist.optim.state import OptimizerCounters, PendingStep, Rates, StateSlice
 
 Accept: TypeAlias = Callable[[torch.Tensor], bool]
 """Says of a finite gradient norm [] whether to apply its update."""
@@ -80,11 +80,11 @@ class ZeroOptimizer(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
+    def step(self, rates: Rates, accept: Accept | None = None) -> PendingStep:
         """Clip and update, unless a gradient is not finite; then no weight changes on any rank.
 
         Args:
-            learning_rate: Rate of every parameter group.
+            rates: Rates of every parameter group; the previous step may not be settled.
             accept: Called with the finite norm [] before the update; if it returns False, the
                 update is dropped. May be collective, and must return the same on all ranks.
         """

@@ -17,7 +17,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import TCPStore
 
 from glm_dist.config.launch import LaunchEnvironment
-from glm_dist.errors import EXIT_STOPPED
+from glm_dist.errors import EXIT_STOPPED, LaunchError
 from glm_dist.stop_signals import StopListener, describe
 
 POLL_SECONDS = 0.3
@@ -54,6 +54,10 @@ def leaving_on_request(launch: LaunchEnvironment, listener: StopListener) -> Ite
         # torchrun holds the store: its end breaks the store first, and is noticed a moment later.
         if listener.wait(NOTICE_SECONDS):
             _leave(describe(listener.code), speaks=launch.rank == 0)
+        raise
+    except LaunchError:
+        if listener.code:  # rank 0 was asked as well, and has left with the store
+            _leave(describe(listener.code), speaks=False)
         raise
     finally:
         ends.set()

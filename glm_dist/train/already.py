@@ -11,7 +11,8 @@ from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.files import exists
 from glm_dist.observe.endings import finished_step
-from glm_dist.observe.run_folder import CHECKPOINTS, count_attempts
+from glm_dist.observe.provenance import count_attempts
+from glm_dist.observe.run_folder import CHECKPOINTS
 from glm_dist.train.preflight import check_run_folder
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard
 from glm_dist.optim.open import open_zero_optimizer
-from glm_dist.optim.state import StepOutcome
+from glm_dist.optim.state import PendingStep, Rates
 from glm_dist.optim.zero import Accept
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import (
@@ -152,9 +152,9 @@ class TrainingEngine:
         partial = [parameter for parameter in trained if has_partial_gradient(parameter)]
         sum_gradients([self.zero.gradient(parameter) for parameter in partial], self.groups.tensor)
 
-    def step(self, learning_rate: float, accept: Accept | None = None) -> StepOutcome:
+    def step(self, rates: Rates, accept: Accept | None = None) -> PendingStep:
         """Clip and update; see ``ZeroOptimizer.step``."""
-        return self.zero.step(learning_rate, accept)
+        return self.zero.step(rates, accept)
 
     def close(self) -> None:
         """Release the optimizer's hooks and memory; the engine cannot be used afterwards."""

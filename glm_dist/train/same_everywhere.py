@@ -16,7 +16,7 @@ import torch
 import glm_dist
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
-from glm_dist.config.surroundings import THREADS, dropped_by_deepspeed, variables
+from glm_dist.config.surroundings import THREADS, variables
 from glm_dist.errors import LaunchError
 from glm_dist.observe.run_folder import library_versions
 from glm_dist.parallel.errors import Ranks
@@ -63,12 +63,8 @@ def agree_on_surroundings(launch: LaunchEnvironment, environ: Mapping[str, str])
     if launch.threads is not None:
         del mine[THREADS]
     ranks = Ranks(None)
-    dropped = dropped_by_deepspeed(launch, environ) if launch.local_rank == 0 else {}
     threads = torch.get_num_threads()
-    gathered = ranks.gather((socket.gethostname(), mine, dropped, launch.threads, threads))
-    for host, _, names, _, _ in gathered:
-        if names:
-            raise _dropped(host, names)
+    gathered = ranks.gather((socket.gethostname(), mine, launch.threads, threads))
     # A number that this program chose, even on some ranks only, is compared as it is used.
     if len({(chosen is None, used) for *_, chosen, used in gathered}) > 1:
         if all(chosen is not None for *_, chosen, _ in gathered):
@@ -77,7 +73,8 @@ def agree_on_surroundings(launch: LaunchEnvironment, environ: Mapping[str, str])
             torch.set_num_threads(threads)
         else:
             gathered = [
-                (h, v | {THREADS: str(used)}, *rest, used) for h, v, *rest, used in gathered
+                (host, found | {THREADS: str(used)}, chosen, used)
+                for host, found, chosen, used in gathered
             ]
     different = sorted(
         name
@@ -96,18 +93,6 @@ def agree_on_surroundings(launch: LaunchEnvironment, environ: Mapping[str, str])
         key=different[0],
         value=", ".join(different),
         fix=f"export {different[0]} on every host",
-    )
-
-
-def _dropped(host: str, names: Facts) -> LaunchError:
-    shown = ", ".join(f"{name}={value}" for name, value in names.items())
-    return LaunchError(
-        f"deepspeed does not hand on {shown}, set where it was started ({host}).\n"
-        "  Write them to .deepspeed_env in this folder, which it reads:"
-        " glm-dist hostfile --exports > .deepspeed_env",
-        key=next(iter(names)),
-        value=shown,
-        fix="glm-dist hostfile --exports > .deepspeed_env",
     )
 
 

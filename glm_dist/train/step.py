@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import LossNormalization
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.optim.state import StepOutcome
+from glm_dist.optim.state import Rates, StepOutcome
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.engine import TrainingEngine
 
@@ -108,5 +108,6 @@ def train_step(
         if groups.reports_loss:
             share += loss.total * scale
     share /= groups.layout.data_parallel_size
-    outcome = engine.step(learning_rate, None if accept is None else partial(accept, share))
+    judge = None if accept is None else partial(accept, share)
+    outcome = engine.step(Rates.known(learning_rate), judge).settle()
     return StepResult(share, metrics, outcome, weight, [loss.total for loss in losses])

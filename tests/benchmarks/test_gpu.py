@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from benchmarks.gpu.ceilings import ceilings
-from benchmarks.gpu.child import WARM_UP, measure
+from benchmarks.gpu.child import WARM_UP, configure, measure
 from benchmarks.gpu.contestants import (
     ATTENTION,
     GPT_FLASH,
     GPT_OWN,
     MACHINE,
+    MICRO_BATCHES,
     OPTIONS,
     STANDARD,
     Contestant,
@@ -27,7 +28,7 @@ from benchmarks.gpu.contestants import (
     jobs,
 )
 from benchmarks.gpu.device_time import Kernel, busy, by_kind, device_figures, kind_of, longest
-from benchmarks.gpu.processes import LEAST, Budget, results
+from benchmarks.gpu.processes import LEAST, NOT_RUN, Budget, results
 from benchmarks.gpu.table import GpuReport, disagreements, markdown, short_table
 from benchmarks.problems import model_config
 from glm_dist.parallel.cpu import enable_cpu
@@ -150,7 +151,7 @@ def test_the_budget_ends_the_benchmark(tmp_path: Path) -> None:
     found = results(listed, budget, limit=50, log=tmp_path / "log", command=scripted)
 
     notes = [figures.get("note") for _, figures in found]
-    assert notes == [None, "not run: out of time", "not run: out of time"]
+    assert notes == [None, NOT_RUN, NOT_RUN]
 
 
 def test_the_largest_model_comes_first_and_arguments_choose() -> None:
@@ -168,6 +169,19 @@ def test_the_largest_model_comes_first_and_arguments_choose() -> None:
     kept = chosen(listed, sizes=["large"], dropout=0.1, only="GLM", attention=False)
     assert [str(job) for job in kept] == ["GLM, ZeRO 1 (large, 512, dropout 0.1)"]
     assert [Job.from_json(json.loads(json.dumps(job.as_json()))) for job in listed] == listed
+
+
+def test_every_contestant_and_size_can_be_configured() -> None:
+    listed = jobs(has_te=True, steps=5)
+    contestants = {job.contestant for job in listed}
+    problems = {replace(job.problem, dropout=0.0) for job in listed}
+
+    for each in contestants:
+        configure(Job(TOY, each))
+    for each in problems:
+        config = configure(Job(each, STANDARD))
+        assert config.num_micro_batches(1) == MICRO_BATCHES
+        assert config.precision.dtype.name == "bf16"
 
 
 def test_contestants_of_equal_mathematics_must_agree() -> None:
@@ -202,7 +216,11 @@ def test_tables_show_what_there_is() -> None:
     assert "| 2b | 1024 | 0 | GPTModel |  |  | failed: it broke |" in markdown(
         rows, ("ms a step", "useful MFU", "note")
     )
-    assert "| 4300 |" in GpuReport("gpu", "title", {}, rows).markdown()
+    rows.append(problem | {"what": "GLM, ZeRO 2", "note": NOT_RUN})
+    shown = GpuReport("gpu", "title", {}, rows).markdown()
+    assert "| 4300 |" in shown
+    assert "Not run, as time was out: GLM, ZeRO 2 (2b, 0)." in shown
+    assert NOT_RUN not in shown
 
 
 def measured(contestants: list[Contestant]) -> list[dict[str, object]]:

@@ -225,12 +225,13 @@ def test_slurm_gets_one_array_of_the_points_that_are_left(
     task = subprocess.run(
         ["bash", script, points],
         cwd=ROOT,
-        env={"PATH": path, "DRY_RUN": "1", "PYTHON": "python3", "SLURM_ARRAY_TASK_ID": "3"},
+        env={"PATH": path, "DRY_RUN": "1", "PYTHON": sys.executable, "SLURM_ARRAY_TASK_ID": "3"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert task.stdout.startswith("srun --kill-on-bad-exit=1 python3 -m glm_dist train model=tiny")
+    command = f"\nsrun --export=ALL --kill-on-bad-exit=1 --cpus-per-task=8 {sys.executable} -m"
+    assert f"{command} glm_dist train model=tiny" in task.stdout
     assert task.stdout.endswith(f" run.name={NAMES[3]}\n")
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from glm_dist.config.launch import LaunchEnvironment
-from glm_dist.config.surroundings import dropped_by_deepspeed, variables, with_threads
+from glm_dist.config.surroundings import refuse_dropped, variables, with_threads
+from glm_dist.errors import LaunchError
+from tests.messages import Says
 
 
 def launch(launcher: str = "deepspeed", *, local: int = 2, world: int = 4) -> LaunchEnvironment:
@@ -49,7 +51,9 @@ def test_cores_are_divided_among_the_processes_of_a_host(
     assert single == {}
 
 
-def test_what_deepspeed_has_dropped_is_found_where_it_was_started(tmp_path: Path) -> None:
+def test_what_deepspeed_has_dropped_is_found_where_it_was_started(
+    tmp_path: Path, says: Says
+) -> None:
     def process(pid: int, command: str, environ: str) -> None:
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "cmdline").write_text(command.replace(" ", "\0"))
@@ -60,6 +64,8 @@ def test_what_deepspeed_has_dropped_is_found_where_it_was_started(tmp_path: Path
     process(11, f"pdsh -w node1,node2 python {sent}29501 train.py", "GLM_OTHER=/another job\0")
     process(12, f"python {sent}29500 train.py", "PATH=/bin\0")
     process(13, "vim train.py", "GLM_EDITOR=1\0")
-    assert dropped_by_deepspeed(launch(), {}, processes=tmp_path) == {"GLM_RUNS": "/r"}
-    assert dropped_by_deepspeed(launch(), {"GLM_RUNS": "/r"}, processes=tmp_path) == {}
-    assert dropped_by_deepspeed(launch(local=4), {}, processes=tmp_path) == {}
+    with pytest.raises(LaunchError) as caught:
+        refuse_dropped(launch(), {}, processes=tmp_path)
+    says(caught.value)
+    refuse_dropped(launch(), {"GLM_RUNS": "/r"}, processes=tmp_path)
+    refuse_dropped(launch(local=4), {}, processes=tmp_path)

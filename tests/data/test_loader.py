@@ -14,6 +14,7 @@ import torch
 from glm_dist.data.loader import TrainingBatches, training_batches
 from glm_dist.data.rows import Row
 from glm_dist.errors import DataError
+from tests.messages import Says
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,3 +131,16 @@ def test_signals_to_the_whole_process_group_leave_the_workers_alive() -> None:
     )
 
     assert done.stdout == "80\n", done.stderr
+
+
+def test_no_room_in_shared_memory_is_one_sentence_with_its_remedy(
+    monkeypatch: pytest.MonkeyPatch, says: Says
+) -> None:
+    def full(tensor: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("unable to allocate shared memory: No space left on device (28)")
+
+    # Workers are forked, and meet it there.
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(DataError) as caught:
+        next(iter(read(NumberedRows(), num_workers=1)))
+    says(caught.value)

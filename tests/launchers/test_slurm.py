@@ -228,10 +228,18 @@ def test_a_request_before_anything_listens_does_not_fail_the_job(
 
 
 def test_a_job_near_its_time_limit_saves_and_goes_on(cluster: Cluster, undisturbed: Path) -> None:
-    # SLURM looks at limits every half minute, and sends the signal up to a minute early.
-    job = cluster.submit("limit", options=("--time=2", "--signal=B:USR1@90"))
+    # SLURM looks at limits every half minute, so the signal comes after 90 to 120 s. A rank pauses
+    # until then.
+    job = cluster.submit("limit", options=("--time=3", "--signal=B:USR1@60"))
+    job.wait_for(13)
+    paused = job.tasks()[3]
+    os.kill(paused, signal.SIGSTOP)
+    while job.show("RunTime") < "00:02:05":
+        time.sleep(1.0)
+    os.kill(paused, signal.SIGCONT)
     assert job.end() == "COMPLETED", job.text()
-    check(job, undisturbed, attempts=1)
+    assert job.show("Restarts") == "1"
+    check(job, undisturbed)
 
 
 def test_a_job_cancelled_in_a_validation_has_saved(cluster: Cluster, undisturbed: Path) -> None:

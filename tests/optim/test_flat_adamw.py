@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from glm_dist.optim.flat_adamw import FlatAdamW
 from glm_dist.optim.flat_buffers import plan_buckets
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train import job
 from glm_dist.train.engine import TrainingEngine
@@ -136,7 +137,7 @@ def norms_of(cases: list[Case]) -> list[tuple[float, float]]:
         divisor = engine.zero.loss_scale or 1.0
         if isinstance(engine.zero, FlatAdamW):
             divisor *= case.dp  # it sums over replicas; the update divides
-        norm = engine.step(1e-3).norm
+        norm = engine.step(Rates.known(1e-3)).norm
         answers.append((float(norm), total**0.5 / divisor))
     return answers
 
@@ -173,7 +174,7 @@ def waits_of_a_step(cases: list[Case]) -> list[list[str]]:
             task = [engine.task.batch(each, torch.device("cpu")) for each in batches]
             engine.forward_backward(task, loss_scales=[torch.tensor(0.01)] * len(task))
             with Waits() as waits:
-                engine.zero.step(1e-3, accept)
+                engine.zero.step(Rates(1e-3, 2e-3), accept)
             answers.append(waits.seen)
     return answers
 
@@ -184,6 +185,43 @@ def test_an_update_does_not_wait_for_the_device() -> None:
     found = run_ranks(waits_of_a_step, cases, world_size=1)[0]
 
     assert [bool(waits) for waits in found] == [False, True, False, True]
+
+
+def queued_steps(case: Case, is_bad: bool) -> tuple[list[bool], int, bool]:
+    """Queue two steps before the first is settled, and compare with one after the other.
+
+    Returns whether the steps were skipped, the updates made, and whether all bits are equal.
+    """
+    enable_cpu()
+    weights, skipped, updates = [], [], 0
+    for waits in (True, False):
+        engine = build_engine(case)
+        steps = []
+        for number, rates in enumerate([Rates.known(1e-3), Rates(3e-3, 7e-3)]):
+            batches = micro_batches_of(rows_of_step(number), case, engine.groups.coordinates.data)
+            task = [engine.task.batch(each, torch.device("cpu")) for each in batches]
+            engine.forward_backward(task, loss_scales=[torch.tensor(0.01)] * len(task))
+            if is_bad and number == 0:
+                gradient = engine.zero.gradient(engine.shards[0].parameter)
+                gradient.view(-1)[5] = torch.nan
+            if waits and number == 1:
+                steps[0].settle()
+                rates = Rates.known(7e-3 if is_bad else 3e-3)
+            steps.append(engine.zero.step(rates))
+        skipped = [step.settle().is_skipped for step in steps]
+        updates = engine.zero.counters().updates
+        weights.append(whole_weights(engine))
+    is_equal = all(np.array_equal(weights[0][name], found) for name, found in weights[1].items())
+    return skipped, updates, is_equal
+
+
+@pytest.mark.parametrize("is_bad", [False, True])
+def test_the_rate_of_a_queued_step_depends_on_the_step_before(is_bad: bool) -> None:
+    case = Case(micro_batch=16, dtype="bf16", zero=1)
+
+    found = run_ranks(queued_steps, case, is_bad, world_size=1)[0]
+
+    assert found == ([is_bad, False], 1 if is_bad else 2, True)
 
 
 def plan(bucket_size: int, parts: int) -> list[tuple[list[str], int, int, bool, bool]]:

@@ -121,7 +121,7 @@ def test_a_finished_run_is_left_as_it_is(
     result = with_python([*overrides, "run.name=python"])
 
     assert result.returncode == 0, result.stderr
-    assert "nothing left to train" in result.stderr
+    assert "is finished: 4 steps" in result.stderr
     assert {p: p.stat().st_mtime_ns for p in (runs / "python" / "checkpoints").rglob("*")} == before
 
 

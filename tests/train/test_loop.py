@@ -109,7 +109,7 @@ def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:
     assert checkpoints == ["step_0000002"]
     host = socket.gethostname()
     assert end == (
-        "The gradient norm is nan in step 3; no weight was changed.\n"
+        "The gradient norm is inf in step 3; no weight was changed.\n"
         f"  rank 0 on {host}: 1 gradient is not finite:"
         " decoder.layers.0.mlp.linear_fc1.weight\n"
         "  The loss of every micro-batch is finite: the value arose in backward, or on a faulty"

@@ -13,12 +13,15 @@ from glm_dist.model.fused import FusedPointwise
 from glm_dist.model.fusing import choose_pointwise, refuse_or_warn
 from glm_dist.model.pointwise import use_pointwise
 from glm_dist.parallel.cpu import enable_cpu
+from glm_dist.train import job
 from tests.ranks import run_ranks
 from tests.train.grid import (
     FEW_STEPS,
     Case,
     Trace,
     build_engine,
+    groups_of,
+    run_config,
     run_steps,
     train_cases,
     whole_weights,
@@ -136,3 +139,37 @@ def fuse_where_one_rank_cannot() -> bool:
 @needs_compiler
 def test_all_ranks_decide_alike() -> None:
     assert run_ranks(fuse_where_one_rank_cannot, world_size=2) == [False, False]
+
+
+def fused_modules(compile_config: CompileConfig) -> dict[str, bool]:
+    """Modules that choose between operations, by name: whether they are fused in a job."""
+    enable_cpu()
+    case = Case()
+    engine = job.build_engine(
+        replace(run_config(case), compile=compile_config),
+        groups_of(case.layout),
+        device=torch.device("cpu"),
+        world_size=1,
+    )
+    (stage,) = engine.model.chunks
+    return {
+        name: module.pointwise.is_fused
+        for name, module in stage.named_modules()
+        if hasattr(module, "pointwise")
+    }
+
+
+@needs_compiler
+def test_a_job_fuses_what_its_configuration_says() -> None:
+    (found,) = run_ranks(fused_modules, CompileConfig(pointwise=Fusing.on), world_size=1)
+    # Stage, embedding, final norm; layer, MLP and two norms in each of 4 layers.
+    assert len(found) == 3 + 4 * 4
+    assert all(found.values())
+
+    both = CompileConfig(enabled=True, pointwise=Fusing.on)
+    (found,) = run_ranks(fused_modules, both, world_size=1)
+    assert {name for name, fused in found.items() if fused} == {
+        "",
+        "embedding",
+        "decoder.final_layernorm",
+    }

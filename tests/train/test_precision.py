@@ -39,6 +39,7 @@ LAYOUTS = [
     Case(dp=2, zero=3, micro_batch=8),
     Case(dp=2, zero=1, micro_batch=4, offload=True),
     Case(dp=2, zero=2, micro_batch=4, offload=True),
+    Case(dp=2, zero=0, micro_batch=4),
 ]
 
 
@@ -90,7 +91,7 @@ def test_the_trend_falls() -> None:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("dtype", "chosen"), [("bf16", (0, 2, 4, 6)), ("fp16", (1, 3, 4, 5))])
+@pytest.mark.parametrize(("dtype", "chosen"), [("bf16", (0, 2, 4, 6, 7)), ("fp16", (1, 3, 4, 5))])
 def test_half_precision_follows_the_trend_of_single_precision(
     dtype: str, chosen: tuple[int, ...]
 ) -> None:

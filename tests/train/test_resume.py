@@ -67,6 +67,7 @@ DEFAULT = {
         Case(dp=2, zero=3, micro_batch=4, offload=True),
         Case(dp=2, zero=1, micro_batch=4, dtype="bf16", offload=True),
         Case(dp=2, zero=1, micro_batch=4, dtype="bf16"),
+        Case(dp=2, zero=0, micro_batch=4, dtype="bf16"),
         Case(pp=2, zero=1, micro_batch=4, dtype="bf16", vp=2),
         Case(dp=2, zero=2, micro_batch=4, dtype="fp16"),
         Case(tp=2, zero=1, micro_batch=4, dtype="fp16", sp=True),
