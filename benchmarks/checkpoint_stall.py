@@ -30,6 +30,7 @@ from glm_dist.config.schema import Dtype, LossNormalization
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.files import sha256_of
 from glm_dist.model.stage import GLMShard
+from glm_dist.optim.state import Rates
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.state import save_state, training_fragments
@@ -75,7 +76,7 @@ class Training:
             lambda: train_step(
                 self._engine,
                 self._rows,
-                learning_rate=1e-4,
+                rates=Rates.known(1e-4),
                 normalize_by=LossNormalization.global_tokens,
                 device=device(),
             )

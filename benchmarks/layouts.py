@@ -31,6 +31,7 @@ from glm_dist.config.schema import Dtype, ModelConfig, RunConfig
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.stage import GLMShard, GLMStage
 from glm_dist.observe.flops import weights_per_layer
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Coordinates, Layout
@@ -94,7 +95,7 @@ def shared_work(config: RunConfig, layout: Layout, micro_batches: Sequence[Micro
     return lambda: train_step(
         engine,
         mine,
-        learning_rate=1e-4,
+        rates=Rates.known(1e-4),
         normalize_by=config.loss.normalize_by,
         device=CPU,
     )

@@ -14,6 +14,7 @@ from benchmarks.problems import VOCAB_SIZE, device, one_process, span_micro_batc
 from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.micro_batch import MicroBatch
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.job import build_engine
 from glm_dist.train.step import train_step
@@ -69,7 +70,7 @@ def measure(
             train_step(
                 engine,
                 micro_batches,
-                learning_rate=1e-4,
+                rates=Rates.known(1e-4),
                 normalize_by=config.loss.normalize_by,
                 device=device(),
             )

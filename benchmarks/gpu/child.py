@@ -41,6 +41,7 @@ from glm_dist.observe.flops import (
     useful_operations,
 )
 from glm_dist.observe.metrics import HFU, MFU, USEFUL_MFU, USEFUL_TFLOPS
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.deepspeed_config import deepspeed_config
@@ -117,7 +118,7 @@ class Steps:
         result = train_step(
             self.engine,
             self.micro_batches,
-            learning_rate=1e-4,
+            rates=Rates.known(1e-4),
             normalize_by=self.config.loss.normalize_by,
             device=device(),
         )

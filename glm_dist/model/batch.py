@@ -7,6 +7,7 @@ the host, where the loss mask already is: building it on a GPU would synchronise
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 
@@ -48,6 +49,11 @@ class StageBatch:
             row_length=self.tokens.size(1),
             segments=self.segments,
         ).to(self.tokens.device)
+
+    def planned(self) -> Self:
+        """Plan the attention now, while the device is busy, and return the batch."""
+        _ = self.attention
+        return self
 
     @classmethod
     def from_micro_batch(

@@ -206,7 +206,7 @@ class GLMStage(torch.nn.Module):
         if self.config.sequence_parallel:
             # The head's gradient is already summed over its ranks, as gather_targets requires.
             return gather_targets(hidden, target_index, group=self.groups.tensor)
-        return hidden.flatten(0, 1)[target_index]  # [s, b, h] -> [n, h]
+        return hidden.flatten(0, 1).index_select(0, target_index)  # [s, b, h] -> [n, h]
 
     @property
     def head_weight(self) -> torch.Tensor:

@@ -77,6 +77,10 @@ class PendingStep(Protocol):
     def norm(self) -> torch.Tensor:
         """Global gradient norm before clipping [], on the device."""
 
+    @property
+    def is_settled(self) -> bool:
+        """True if the outcome is known; equal on all ranks."""
+
     def settle(self) -> StepOutcome:
         """Wait for the device, count the step, and return its outcome.
 
@@ -94,6 +98,11 @@ class SettledStep:
     def norm(self) -> torch.Tensor:
         """See ``PendingStep``."""
         return self.outcome.norm
+
+    @property
+    def is_settled(self) -> bool:
+        """See ``PendingStep``."""
+        return True
 
     def settle(self) -> StepOutcome:
         """See ``PendingStep``."""

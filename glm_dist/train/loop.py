@@ -20,6 +20,7 @@ from glm_dist.errors import GlmDistError
 from glm_dist.observe.phases import DATA, SAVE, STEP, VALIDATE, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
 from glm_dist.optim.lr_schedule import learning_rate
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.errors import on_this_rank
 from glm_dist.parallel.progress import Progress
 from glm_dist.parallel.rng import seed_step
@@ -31,6 +32,7 @@ from glm_dist.train.preemption import StopRequest
 from glm_dist.train.replicas import ReplicaCheck
 from glm_dist.train.rows import StepBatches
 from glm_dist.train.saver import Saver
+from glm_dist.train.settling import QueuedStep, StepQueue
 from glm_dist.train.stability import STABILITY, Guard
 from glm_dist.train.step import StepResult, train_step
 from glm_dist.train.stragglers import StragglerWatch
@@ -102,10 +104,10 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     recorder, replicas, validator, saver = _observers(run, guard, best, first_step=first_step)
     guard.settles_saves = saver.finish
     wait = OwnTime(torch.device("cpu"))
-    stragglers = _straggler_watch(run, wait)
-    observers: list[Observer] = [recorder, replicas, validator, saver, stragglers]
+    readers: list[Observer] = [recorder, replicas, validator, saver]
+    others: list[Observer] = [_straggler_watch(run, wait)]
     if run.uploads is not None:
-        observers.append(run.uploads)
+        others.append(run.uploads)
     try:
         is_owed = run.validates_first or best.lacks(first_step)
         if is_owed and config.evaluation.interval > 0:
@@ -113,7 +115,9 @@ def train(run: LoopContext, *, first_step: int) -> bool:
                 validator.act(StepDone(first_step))
             run.stop_request.raise_if_agreed()
             best.saved(first_step)  # the run has just been resumed from there
-        is_finished = _train(run, guard, best, recorder, observers, wait, first_step=first_step)
+        is_finished = _train(
+            run, guard, best, recorder, readers, others, wait, first_step=first_step
+        )
         saver.finish_uploads()
         return is_finished
     except GlmDistError as error:
@@ -127,14 +131,16 @@ def _train(
     guard: Guard,
     best: BestTracker,
     recorder: Recorder,
-    observers: Sequence[Observer],
+    readers: Sequence[Observer],
+    others: Sequence[Observer],
     wait: OwnTime,
     *,
     first_step: int,
 ) -> bool:
-    """See ``train``."""
+    """See ``train``; ``readers`` are the observers that read a step's outcome or the model."""
     config, engine, phases = run.config, run.engine, run.phases
     run.stop_request.begin_training()
+    queue = StepQueue(guard, recorder)
     step = first_step
     while step < config.run.steps and not best.is_exhausted:
         step += 1
@@ -143,26 +149,30 @@ def _train(
         with phases(DATA), wait(), on_this_rank(engine.groups.rank):
             micro_batches = next(run.rows)
         run.alive(step - 1)
-        rate = _rate(run, done=step - 1)
+        rates = _rates(run, queue, done=step - 1)
         with phases(STEP):
-            result = _run_step(run, guard, micro_batches, rate=rate)
-            verdict = guard.settle(step, result)
+            result = _run_step(run, guard, micro_batches, rates)
+            verdict = queue.add(QueuedStep(step, result, micro_batches))
+            done = StepDone(
+                step,
+                is_first=step == first_step + 1,
+                is_last=step == config.run.steps,
+                learning_rate=rates.if_dropped if queue.was_dropped else rates.if_applied,
+            )
+            if verdict.back_to is None and _is_read(run, guard, readers, result, done):
+                verdict = queue.settle()
+        if verdict.back_to is None:
+            with phases(VOTE):
+                done = replace(done, stops=run.stop_request.agreed())
+            if done.stops:
+                with phases(STEP):
+                    verdict = queue.settle()
         if verdict.back_to is not None:
             step = verdict.back_to
             recorder.restart(step)
             best.restore(verdict.extra)
             continue
-        recorder.add(step, result, micro_batches, counts=not verdict.is_dropped)
-        with phases(VOTE):
-            stops = run.stop_request.agreed()
-        done = StepDone(
-            step,
-            is_first=step == first_step + 1,
-            is_last=step == config.run.steps,
-            stops=stops,
-            learning_rate=rate,
-        )
-        _observe(run, best, observers, done)
+        _observe(run, best, [*readers, *others], done)
         if run.stop_request.is_agreed and not done.is_last and not best.is_exhausted:
             run.sink.event(step, "stopped", {"reason": run.stop_request.reason})
             run.stop_request.stop(step)
@@ -205,13 +215,30 @@ def _observe(
                     observer.act(seen())
 
 
+def _is_read(
+    run: LoopContext,
+    guard: Guard,
+    readers: Sequence[Observer],
+    result: StepResult,
+    done: StepDone,
+) -> bool:
+    """Return True if the outcome of a step is wanted before the next one is queued."""
+    return (
+        done.is_last
+        or result.pending.is_settled
+        or guard.judge is not None
+        or run.engine.zero.has_loss_scale  # the next step's scale follows from it
+        or any(reader.due(done) for reader in readers)
+    )
+
+
 def _run_step(
-    run: LoopContext, guard: Guard, micro_batches: Sequence[MicroBatch], *, rate: float
+    run: LoopContext, guard: Guard, micro_batches: Sequence[MicroBatch], rates: Rates
 ) -> StepResult:
     return train_step(
         run.engine,
         micro_batches,
-        learning_rate=rate,
+        rates=rates,
         normalize_by=run.config.loss.normalize_by,
         device=run.device,
         accept=guard.judge,
@@ -341,8 +368,18 @@ def _straggler_watch(run: LoopContext, wait: OwnTime) -> StragglerWatch:
     )
 
 
-def _rate(run: LoopContext, *, done: int) -> float:
-    """Return the learning rate after ``done`` steps; like the official code, it counts updates."""
-    config = run.config
+def _rates(run: LoopContext, queue: StepQueue, *, done: int) -> Rates:
+    """Return the rates after ``done`` steps; like the official code, the schedule counts updates.
+
+    Args:
+        run: Inputs of the loop.
+        queue: Tells whether the outcome of the last of these steps is known.
+        done: Steps queued so far.
+    """
+
+    def after(updates: int) -> float:
+        return learning_rate(run.config.lr_schedule, run.config.optimizer.learning_rate, updates)
+
     updates = done - run.engine.zero.skipped_steps
-    return learning_rate(config.lr_schedule, config.optimizer.learning_rate, updates)
+    rate = after(updates)
+    return Rates(rate, rate if queue.is_empty else after(updates - 1))

@@ -194,7 +194,7 @@ class Recorder:
             for name, (total, count) in zip(names, sums[1:end].view(-1, 2).tolist(), strict=True)
             if count > 0
         }
-        return {TRAIN_LOSS: loss, GRAD_NORM: float(results[-1].outcome.norm)} | means
+        return {TRAIN_LOSS: loss, GRAD_NORM: float(results[-1].pending.norm)} | means
 
     def _non_finite(self, steps: Sequence[int], shares: torch.Tensor) -> TrainingError:
         """Look for the steps whose loss is not finite, from loss shares [n]; all ranks do."""
@@ -210,7 +210,7 @@ class Recorder:
         if not self._guard.observes:
             return []
         world = self._engine.groups.layout.world_size
-        norms = [result.outcome.norm.to(shares) / world for result in self._results.values()]
+        norms = [result.pending.norm.to(shares) / world for result in self._results.values()]
         return [shares, torch.stack(norms)]
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from glm_dist.config.schema import LossNormalization
 from glm_dist.data.micro_batch import MicroBatch
-from glm_dist.optim.state import Rates, StepOutcome
+from glm_dist.optim.state import PendingStep, Rates, StepOutcome
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.train.engine import TrainingEngine
 
@@ -31,12 +31,17 @@ class StepResult:
     """This rank's part of the loss []; the sum over all ranks of the job is the step's loss."""
     metrics: torch.Tensor
     """This rank's part of the sum and count of each of the task's metrics [m, 2]."""
-    outcome: StepOutcome
-    """Gradient norm, equal on all ranks, and a flag for a skipped update."""
+    pending: PendingStep
+    """Gradient norm, equal on all ranks, and whether the update was applied."""
     weight: torch.Tensor
     """Divisor of the loss []; in pretraining, the predicted tokens of the whole step."""
     micro_losses: Sequence[torch.Tensor] = ()
     """Summed loss [] of each micro-batch of this replica, on the last stage."""
+
+    @property
+    def outcome(self) -> StepOutcome:
+        """Outcome of the update; waits for the device if it is not known yet."""
+        return self.pending.settle()
 
 
 def loss_scales(
@@ -77,23 +82,25 @@ def train_step(
     engine: TrainingEngine,
     micro_batches: Sequence[MicroBatch],
     *,
-    learning_rate: float,
+    rates: Rates,
     normalize_by: LossNormalization,
     device: torch.device,
     accept: Judge | None = None,
 ) -> StepResult:
-    """Run forward, backward, reduction, clipping, check and update.
+    """Queue forward, backward, reduction, clipping, check and update.
+
+    Nothing here waits for the device, apart from ``accept`` and DeepSpeed's own update.
 
     Args:
         engine: Model and optimizer of this rank.
         micro_batches: Rows of this replica for this step.
-        learning_rate: Rate of this step.
+        rates: Learning rates of this step; see ``Rates``.
         normalize_by: See ``loss_scales``.
         device: The rank's device.
         accept: Called before the update; if it returns False, the update is dropped.
     """
     groups, task = engine.groups, engine.task
-    batches = [task.batch(micro_batch, device) for micro_batch in micro_batches]
+    batches = [task.batch(micro_batch, device).planned() for micro_batch in micro_batches]
     scales, weight = loss_scales(
         [task.weight(batch) for batch in batches],
         normalize_by=normalize_by,
@@ -109,5 +116,5 @@ def train_step(
             share += loss.total * scale
     share /= groups.layout.data_parallel_size
     judge = None if accept is None else partial(accept, share)
-    outcome = engine.step(Rates.known(learning_rate), judge).settle()
-    return StepResult(share, metrics, outcome, weight, [loss.total for loss in losses])
+    pending = engine.step(rates, judge)
+    return StepResult(share, metrics, pending, weight, [loss.total for loss in losses])

@@ -18,6 +18,7 @@ from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.model.parameters import local_slice
 from glm_dist.model.stage import GLMShard
 from glm_dist.optim.lr_schedule import learning_rate
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.layout import Layout
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.step import train_step
@@ -89,7 +90,7 @@ def replay(file: Path, zero_stage: int) -> tuple[list[float], list[float], list[
         result = train_step(
             engine,
             [batch_of(arrays, step)],
-            learning_rate=rates[-1],
+            rates=Rates.known(rates[-1]),
             normalize_by=LossNormalization.micro_batch,
             device=torch.device("cpu"),
         )

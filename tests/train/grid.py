@@ -29,6 +29,7 @@ from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
 from glm_dist.model.parameters import ParameterShard
 from glm_dist.optim.sharded import ParameterShards
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
@@ -284,7 +285,7 @@ def run_steps(
         result = train_step(
             engine,
             micro_batches_of(rows_of_case(step, case), case, groups.coordinates.data),
-            learning_rate=OPTIMIZER.learning_rate,
+            rates=Rates.known(OPTIMIZER.learning_rate),
             normalize_by=LossNormalization.global_tokens,
             device=rank_device(),
         )

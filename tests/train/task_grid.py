@@ -13,6 +13,7 @@ from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.config.schema import ChoiceLoss, LossNormalization, Pool
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.data.rows import Row
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.rng import seed_step
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.predict import predict_examples
@@ -158,7 +159,7 @@ def run_steps(
         result = train_step(
             engine,
             micro_batches_of(job, step, case, engine.groups.coordinates.data),
-            learning_rate=OPTIMIZER.learning_rate,
+            rates=Rates.known(OPTIMIZER.learning_rate),
             normalize_by=LossNormalization.global_tokens,
             device=rank_device(),
         )

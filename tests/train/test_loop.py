@@ -60,8 +60,15 @@ class PoisonedRows(RunRows):
 
 def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str], str]:
     """Records, checkpoints, and how the run ended."""
+    return run_poisoned(overrides, step)[:3]
+
+
+def run_poisoned(
+    overrides: list[str], step: int, name: str = "poisoned"
+) -> tuple[Records, list[str], str, TrainingEngine]:
+    """The same, and the engine at the end."""
     enable_cpu()
-    config = load_config([*overrides, "run.name=poisoned"])
+    config = load_config([*overrides, f"run.name={name}"])
     config.run_dir.mkdir(parents=True)
     if config.precision.dtype.name == "fp16":
         from deepspeed.accelerator import get_accelerator
@@ -89,7 +96,7 @@ def train_poisoned(overrides: list[str], step: int) -> tuple[Records, list[str],
         train(run, first_step=0)
     except TrainingError as error:
         end = str(error)
-    return sink, sorted(p.name for p in run.checkpoints.glob("step_*")), end
+    return sink, sorted(p.name for p in run.checkpoints.glob("step_*")), end, engine
 
 
 def test_an_infinite_gradient_ends_the_run_in_its_step(tmp_path: Path) -> None:

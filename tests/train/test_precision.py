@@ -13,6 +13,7 @@ import torch.distributed as dist
 from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.config.schema import LossNormalization
 from glm_dist.model.main_gradient import ARRIVED, main_gradient
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.engine import TrainingEngine
 from glm_dist.train.state import restore_state, save_state
@@ -180,7 +181,7 @@ def poisoned_steps(cases: list[Case]) -> list[Answer]:
         outcome = train_step(
             engine,
             micro_batches_of(rows_of_step(1), case, engine.groups.coordinates.data),
-            learning_rate=1e-3,
+            rates=Rates.known(1e-3),
             normalize_by=LossNormalization.global_tokens,
             device=torch.device("cpu"),
         ).outcome

@@ -10,6 +10,7 @@ import torch
 
 from glm_dist.checkpoint.load import find_checkpoint
 from glm_dist.config.schema import LossNormalization
+from glm_dist.optim.state import Rates
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train.state import restore_state, save_state
 from glm_dist.train.step import train_step
@@ -132,7 +133,7 @@ def refused_steps(cases: list[Case], folder: Path) -> list[tuple[str, bool, bool
         outcome = train_step(
             engine,
             micro_batches_of(rows_of_step(1), case, engine.groups.coordinates.data),
-            learning_rate=1e-3,
+            rates=Rates.known(1e-3),
             normalize_by=LossNormalization.global_tokens,
             device=torch.device("cpu"),
             accept=lambda share, norm: False,

@@ -29,6 +29,7 @@ from glm_dist.model.attention.kernels import (
     query_words,
     segment_of,
     store_rows,
+    zero_of,
 )
 
 
@@ -81,7 +82,7 @@ def _from_queries(dk, dv, k, v, keys, js, pointers, offsets, i, length, prefix, 
     if DROP:
         words = tl.load(pointers[4] + ii, mask=ii < length, other=1)
         is_kept = keys[:, None] * words[None, :] >= threshold
-        kept = tl.where(is_kept, weights, 0.0)
+        kept = tl.where(is_kept, weights, zero_of(scale))
         grad_weights = tl.where(is_kept, grad_weights, 0.0)
     dv = tl.dot(kept.to(grad.dtype), grad, dv, input_precision=PRECISION)
     grad_scores = weights * (grad_weights - delta[None, :])
