@@ -6,7 +6,7 @@ What depends on the examples, such as a field that they lack, is checked where t
 from collections.abc import Sequence
 
 from glm_dist.config.patterns import PatternError, Piece, count_blanks, parse_field, parse_pattern
-from glm_dist.config.schema import InitWith, ModelConfig, RunConfig
+from glm_dist.config.schema import ModelConfig, RunConfig
 from glm_dist.config.task import CHOICES_OF, LOSS, METRICS, TaskConfig, TaskKind, head_outputs
 from glm_dist.errors import ConfigError
 
@@ -23,7 +23,6 @@ def check_task(config: RunConfig) -> None:
     """
     task = config.task
     if task.kind is TaskKind.none:
-        _check_has_task(config)
         return
     pieces = _checked_pattern(task)
     _check_blanks(task, pieces)
@@ -265,16 +264,4 @@ def _check_outputs(task: TaskConfig, model: ModelConfig) -> None:
             key="model.num_classes",
             value=model.num_classes,
             fix=f"model.num_classes={needed}",
-        )
-
-
-def _check_has_task(config: RunConfig) -> None:
-    if config.run.init_with is InitWith.architecture:
-        raise ConfigError(
-            "run.init_with=architecture gives a task the model of another run, and there is no"
-            " task.\n"
-            "  Set task=<task>, or leave run.init_with out: a new run draws its weights anyway.",
-            key="run.init_with",
-            value="architecture",
-            fix="run.init_with=weights",
         )

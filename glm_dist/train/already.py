@@ -12,7 +12,7 @@ from glm_dist.config.schema import Resume, RunConfig
 from glm_dist.files import exists
 from glm_dist.observe.endings import finished_step
 from glm_dist.observe.provenance import count_attempts
-from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
 from glm_dist.train.preflight import check_run_folder
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,6 @@ def is_finished(config: RunConfig) -> bool:
     if config.checkpoint.resume is Resume.never or config.checkpoint.step is not None:
         return False
     step = finished_step(config.run_dir)
-    if step is None or step < config.run.steps:
-        return False
+    if step is None or step < config.run.steps or not exists(config.run_dir / CONFIG_FILE):
+        return False  # without its configuration, only the checkpoint tells what the run is
     return check_run_folder(config) == step

@@ -12,7 +12,6 @@ from glm_dist.config.patterns import Field, Group, Mark, parse_pattern
 from glm_dist.config.schema import (
     ChoiceLoss,
     DecodeConfig,
-    InitWith,
     RunConfig,
     TaskConfig,
     TaskDataConfig,
@@ -177,13 +176,6 @@ def test_a_head_that_the_task_has_no_use_for_is_refused(
     model = replace(config.model, num_classes=outputs)
     with pytest.raises(ConfigError) as caught:
         check_task(replace(config, task=replace(task, max_length=64), model=model))
-    says(caught.value)
-
-
-def test_an_architecture_is_taken_for_a_task_only(config: RunConfig, says: Says) -> None:
-    run = replace(config.run, init_from="runs/base", init_with=InitWith.architecture)
-    with pytest.raises(ConfigError) as caught:
-        check_task(replace(config, run=run))
     says(caught.value)
 
 

@@ -39,6 +39,8 @@ def test_a_finished_run_is_known(
     if step is not None:
         write_finished(config.run_dir, step=step, attempt=1)
     monkeypatch.setattr(already, "check_run_folder", lambda config: newest)
+    assert not is_finished(config), "nothing says which configuration it was"
+    (config.run_dir / "config.yaml").touch()
     assert is_finished(config) is expected
 
 

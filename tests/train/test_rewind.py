@@ -63,6 +63,7 @@ def test_a_folder_with_the_name_of_another_step_is_set_aside(
     folder, job = finished
     checkpoints = copy(folder, "renamed")
     (checkpoints / "step_0000002").rename(checkpoints / "step_0000099")
+    (checkpoints.parent / "finished").unlink()  # with it, nothing would be looked at
 
     done = with_python([*job, "run.name=renamed"])
 
