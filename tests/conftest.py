@@ -2,11 +2,14 @@
 
 import os
 import re
+import signal
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from glm_dist.stop_signals import STOP_SIGNALS
 from tests.environment import CPU_ONLY, ONE_THREAD
 
 pytest_plugins = ["tests.messages"]
@@ -20,6 +23,9 @@ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
     os.environ.pop(name, None)
 
 ROOT = Path(__file__).resolve().parents[1]
+
+HANDLERS = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGTSTP)}
+"""What signals did before any test."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -49,6 +55,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         # Files side by side: the long ones first, or the last of them runs alone.
         items.sort(key=lambda item: "train" not in item.path.relative_to(ROOT).parts)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """Forget what a command that ran in this process did with signals.
+
+    It ignores them at its end, and so would every program that a later test starts.
+    """
+    yield
+    for number, handler in HANDLERS.items():
+        if handler is not None and signal.getsignal(number) is not handler:
+            signal.signal(number, handler)
+            signal.set_wakeup_fd(-1)
 
 
 def _asks_for_gpus(config: pytest.Config) -> bool:
