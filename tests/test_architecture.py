@@ -27,7 +27,7 @@ LAYERS = (
     ("stop_signals",),
     ("config",),
     ("data", "parallel", "observe"),
-    ("model",),
+    ("model", "plan"),
     ("optim",),
     ("checkpoint",),
     ("train",),
