@@ -1,1 +1,1 @@
-"""What a run will need, by arithmetic on its configuration: no torch, no GPU."""
+"""Memory of a run, computed from its configuration without torch."""

@@ -1,5 +1,7 @@
 """The planned memory of a rank is what a real engine allocates."""
 
+import subprocess
+import sys
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -36,7 +38,7 @@ def _bytes(tensors: Iterable[torch.Tensor]) -> int:
 def _measure(cases: tuple[Case, ...]) -> list[StateMemory]:
     measured = []
     for case in cases:
-        optimizer = build_engine(case).optimizer
+        optimizer = build_engine(case).zero
         assert isinstance(optimizer, FlatAdamW)
         parts, weights = optimizer._parts, [s.parameter for s in optimizer.shards]
         owned = [] if case.dtype == "fp32" else [part.master for part in parts]
@@ -62,3 +64,8 @@ def test_deepspeed_memory_is_refused_rather_than_guessed() -> None:
     config = replace(config, zero=replace(config.zero, stage=2))
     with pytest.raises(ValueError, match="ZeRO 0 and 1"):
         state_memory(config, Case().layout, 0)
+
+
+def test_torch_is_not_loaded() -> None:
+    program = "import sys; sys.modules['torch'] = None; import glm_dist.plan.memory"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
