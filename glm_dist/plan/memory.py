@@ -1,121 +1,109 @@
-"""Memory of weights, gradients and optimizer on each rank, under ZeRO 0 and 1.
+"""Memory of a run on each rank, by part; neither torch nor a GPU is needed.
 
-The flat optimizer keeps the parameters that learn in padded buckets (``optim/flat_buffers.py``).
-Padding is counted here as it is made there, so the sums are exact also for small models.
+Weights, gradients and optimizer are exact (``state.py``), activations are counted from what the
+operations save (``activations.py``), buffers are the largest temporary tensors of a step, and the
+margin stands for what no formula gives: the CUDA context, NCCL's channels, kernels, and
+fragmentation of the caching allocator.
 """
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from glm_dist.config.parameter_specs import WORD_EMBEDDINGS, ParameterSpec, parameter_specs
-from glm_dist.config.schema import Dtype, Offload, RunConfig
-from glm_dist.config.trainable import trainable_names
+from glm_dist.config.schema import RunConfig
 from glm_dist.parallel.layout import Layout
+from glm_dist.plan.activations import Sizes, kept_bytes, recomputed_bytes
+from glm_dist.plan.buffers import buffer_bytes
+from glm_dist.plan.in_flight import most_kept
+from glm_dist.plan.state import state_memory
 
-ALIGNMENT = 64
-"""Elements to which the flat buffers align parameters and parts."""
-
-FP32_BYTES = 4
-MOMENTS = 2
+CONTEXT_BYTES = 1 << 30
+"""CUDA context with torch's, Triton's and cuBLAS' kernels and workspaces."""
+CHANNEL_BYTES = 1 << 28
+"""Buffers of NCCL for each kind of group with several ranks."""
+FRAGMENTATION = 0.05
+"""Share of activations and buffers that the caching allocator cannot use."""
 
 
 @dataclass(frozen=True)
-class StateMemory:
-    """Bytes on one rank that stay allocated for the whole run."""
+class RankMemory:
+    """Bytes on the device of one rank when a step needs most."""
 
     weights: int
-    """Parameters in the precision of the model, frozen ones too."""
     gradients: int
-    """Whole fp32 sums, under ZeRO 1 too."""
     optimizer: int
-    """Moments, and fp32 master weights if the model is in 16 bits."""
+    activations: int
+    """What forward passes keep for backward, with what is recomputed at once."""
+    buffers: int
+    """Gradients between layers, head, communication, gathered weights of ZeRO 3."""
+    margin: int
+    """CUDA context, NCCL, fragmentation."""
+    host: int = 0
+    """Bytes of the host's memory that an offloaded optimizer needs; not in ``total``."""
+
+    @property
+    def state(self) -> int:
+        """Weights, gradients and optimizer, allocated for the whole run."""
+        return self.weights + self.gradients + self.optimizer
 
     @property
     def total(self) -> int:
-        """Sum of the parts."""
-        return self.weights + self.gradients + self.optimizer
+        """Sum of the parts on the device."""
+        return self.state + self.activations + self.buffers + self.margin
 
 
-def state_memory(config: RunConfig, layout: Layout, rank: int) -> StateMemory:
-    """Compute what weights, gradients and optimizer occupy on a rank.
+def rank_memory(
+    config: RunConfig, layout: Layout, rank: int, *, rows_per_item: int = 1
+) -> RankMemory:
+    """Compute the memory of a rank.
 
     Args:
-        config: Configuration of the run.
+        config: Checked configuration.
         layout: Layout of its processes.
         rank: Global rank.
+        rows_per_item: Rows of an example, in finetuning.
 
     Raises:
-        ValueError: The optimizer is DeepSpeed's (ZeRO 2 and 3, offloading).
         ConfigError: The layout does not divide the layers.
     """
-    if config.zero.stage > 1 or config.zero.offload_optimizer is not Offload.none:
-        raise ValueError("only the memory of ZeRO 0 and 1 without offloading is known")
-    names = trainable_names(config)
-    held = _held_specs(config, layout, layout.coordinates(rank).pipeline)
-    sizes = {spec.name: _local_size(spec, layout.tensor_parallel_size) for spec in held}
-    parts = layout.data_parallel_size if config.zero.stage == 1 else 1
-    flat = sum(
-        _aligned(sum(_aligned(sizes[spec.name], ALIGNMENT) for spec in bucket), ALIGNMENT * parts)
-        for bucket in _buckets(
-            [spec for spec in held if spec.name in names],
-            sizes,
-            bucket_size=config.zero.reduce_bucket_size,
-            sequence_parallel=layout.sequence_parallel,
-        )
-    )
-    frozen = sum(size for name, size in sizes.items() if name not in names)
-    is_fp32 = config.precision.dtype is Dtype.fp32
-    copies = MOMENTS + (0 if is_fp32 else 1)  # an fp32 model is its own master
-    return StateMemory(
-        weights=(flat + frozen) * (FP32_BYTES if is_fp32 else 2),
-        gradients=flat * FP32_BYTES,
-        optimizer=flat // parts * copies * FP32_BYTES,
-    )
-
-
-def _held_specs(config: RunConfig, layout: Layout, stage: int) -> list[ParameterSpec]:
-    """List the parameters of a stage; one stage alone has the tied table once."""
-    num_layers = config.model.num_layers
-    layers = {
-        layer
-        for chunk in range(layout.virtual_stages)
-        for layer in layout.layers_of_stage(num_layers, stage, chunk=chunk)
-    }
-    is_first, is_last = stage == 0, stage == layout.pipeline_parallel_size - 1
-    return [
-        spec
-        for spec in parameter_specs(config.model, config.padded_vocab_size)
-        if spec.layer in layers
-        or (is_first and spec.on_first_stage)
-        or (is_last and spec.on_last_stage)
+    stage = layout.coordinates(rank).pipeline
+    stages, chunks = layout.pipeline_parallel_size, layout.virtual_stages
+    sizes = Sizes.of(config, layout, rows_per_item=rows_per_item)
+    rows = config.batch.micro_batch_size * layout.data_parallel_size
+    counts = [
+        len(layout.layers_of_stage(config.model.num_layers, stage, chunk=chunk))
+        for chunk in range(chunks)
     ]
+    kept = [
+        kept_bytes(
+            sizes,
+            layers=layers,
+            is_first=stage == 0 and chunk == 0,
+            is_last=stage == stages - 1 and chunk == chunks - 1,
+            is_sent=chunks > 1,
+        )
+        for chunk, layers in enumerate(counts)
+    ]
+    activations = most_kept(
+        layout, stage, micro_batches=max(config.batch.global_batch_size // rows, 1), kept=kept
+    ) + recomputed_bytes(sizes, layers=max(counts))
+    state = state_memory(config, layout, rank)
+    buffers = buffer_bytes(config, layout, stage, sizes=sizes)
+    return RankMemory(
+        weights=state.weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        activations=activations,
+        buffers=buffers,
+        margin=margin_bytes(layout, dynamic=activations + buffers),
+        host=state.host,
+    )
 
 
-def _local_size(spec: ParameterSpec, tensor_size: int) -> int:
-    return spec.size if spec.tensor_dim is None else spec.size // tensor_size
+def margin_bytes(layout: Layout, *, dynamic: int) -> int:
+    """Estimate what no formula gives.
 
-
-def _buckets(
-    trained: Sequence[ParameterSpec],
-    sizes: dict[str, int],
-    *,
-    bucket_size: int,
-    sequence_parallel: bool,
-) -> Iterable[list[ParameterSpec]]:
-    """Fill buckets from the last parameter to the first, apart by decay and by time of arrival."""
-    filled: list[list[ParameterSpec]] = []
-    current: dict[tuple[bool, bool], list[ParameterSpec]] = {}
-    for spec in reversed(trained):
-        is_partial = sequence_parallel and spec.tensor_dim is None
-        key = (spec.name == WORD_EMBEDDINGS or is_partial, spec.decays)
-        if key not in current:
-            current[key] = []
-            filled.append(current[key])
-        current[key].append(spec)
-        if sum(sizes[each.name] for each in current[key]) >= bucket_size:
-            del current[key]
-    return filled
-
-
-def _aligned(number: int, unit: int) -> int:
-    return -(-number // unit) * unit
+    Args:
+        layout: Layout of the processes.
+        dynamic: Bytes of activations and buffers.
+    """
+    groups = sum(size > 1 for size in layout.sizes().values())
+    return CONTEXT_BYTES + groups * CHANNEL_BYTES + round(FRAGMENTATION * dynamic)
