@@ -10,7 +10,9 @@ LIVE_PARAMETERS = 1_000_000_000
 """Elements that ZeRO 3 keeps gathered at once (DeepSpeed's stage3_max_live_parameters)."""
 
 
-def buffer_bytes(config: RunConfig, layout: Layout, stage: int, *, sizes: Sizes) -> int:
+def buffer_bytes(
+    config: RunConfig, layout: Layout, stage: int, *, sizes: Sizes, parameters: int
+) -> int:
     """Compute what a stage allocates besides state and kept activations.
 
     Args:
@@ -18,11 +20,12 @@ def buffer_bytes(config: RunConfig, layout: Layout, stage: int, *, sizes: Sizes)
         layout: Layout of its processes.
         stage: Pipeline coordinate.
         sizes: Sizes of a micro-batch.
+        parameters: Elements of the stage's parameters on one tensor rank, before ZeRO cuts them.
     """
     is_last = stage == layout.pipeline_parallel_size - 1
     in_backward = workspace_bytes(sizes) + _exchanged(layout, sizes)
     head = _head_bytes(config, sizes) if is_last else 0
-    return max(in_backward, head) + _sharding_bytes(config, layout)
+    return max(in_backward, head) + _sharding_bytes(config, layout, parameters)
 
 
 def _exchanged(layout: Layout, sizes: Sizes) -> int:
@@ -40,11 +43,18 @@ def _head_bytes(config: RunConfig, sizes: Sizes) -> int:
     return table + 2 * sizes.wide_hidden + logits * each
 
 
-def _sharding_bytes(config: RunConfig, layout: Layout) -> int:
-    """DeepSpeed's buckets of gradients and weights."""
+def _sharding_bytes(config: RunConfig, layout: Layout, parameters: int) -> int:
+    """DeepSpeed's buckets of gradients, and the weights that ZeRO 3 gathers."""
     zero = config.zero
     if zero.stage <= 1 and zero.offload_optimizer is Offload.none:
         return 0
     number = FP32_BYTES if config.precision.dtype is Dtype.fp32 else 2
-    buckets = zero.reduce_bucket_size * (number * (2 if zero.overlap_comm else 1) + FP32_BYTES)
-    return buckets
+    of_bucket = FP32_BYTES if zero.stage == 1 else number
+    if zero.stage == 2:
+        # A bucket is filled while another is reduced, and several replicas reduce an fp32 copy.
+        of_bucket *= 2 if zero.overlap_comm else 1
+        of_bucket += FP32_BYTES if number < FP32_BYTES and layout.data_parallel_size > 1 else 0
+    elif zero.stage == 3 and layout.data_parallel_size > 1:
+        of_bucket = FP32_BYTES
+    gathered = min(parameters, LIVE_PARAMETERS) * number if zero.stage == 3 else 0
+    return zero.reduce_bucket_size * of_bucket + gathered

@@ -13,7 +13,7 @@ from glm_dist.parallel.layout import Layout
 from glm_dist.plan.activations import Sizes, kept_bytes, recomputed_bytes
 from glm_dist.plan.buffers import buffer_bytes
 from glm_dist.plan.in_flight import most_kept
-from glm_dist.plan.state import state_memory
+from glm_dist.plan.state import ParameterTable, state_memory
 
 CONTEXT_BYTES = 1 << 30
 """CUDA context with torch's, Triton's and cuBLAS' kernels and workspaces."""
@@ -51,7 +51,12 @@ class RankMemory:
 
 
 def rank_memory(
-    config: RunConfig, layout: Layout, rank: int, *, rows_per_item: int = 1
+    config: RunConfig,
+    layout: Layout,
+    rank: int,
+    *,
+    rows_per_item: int = 1,
+    table: ParameterTable | None = None,
 ) -> RankMemory:
     """Compute the memory of a rank.
 
@@ -60,6 +65,7 @@ def rank_memory(
         layout: Layout of its processes.
         rank: Global rank.
         rows_per_item: Rows of an example, in finetuning.
+        table: The model's parameters, for many layouts of one model; None lists them again.
 
     Raises:
         ConfigError: The layout does not divide the layers.
@@ -85,8 +91,11 @@ def rank_memory(
     activations = most_kept(
         layout, stage, micro_batches=max(config.batch.global_batch_size // rows, 1), kept=kept
     ) + recomputed_bytes(sizes, layers=max(counts))
-    state = state_memory(config, layout, rank)
-    buffers = buffer_bytes(config, layout, stage, sizes=sizes)
+    table = table or ParameterTable.of(config)
+    state = state_memory(config, layout, rank, table=table)
+    buffers = buffer_bytes(
+        config, layout, stage, sizes=sizes, parameters=table.elements(layout, stage)
+    )
     return RankMemory(
         weights=state.weights,
         gradients=state.gradients,
