@@ -37,8 +37,7 @@ def test_without_a_terminal_a_record_is_one_line(caplog: pytest.LogCaptureFixtur
     shown.write(20, RECORD)
     shown.close()
     assert lines(caplog) == [
-        "step   20/1000  loss  9.8765  norm   1.500  lr 4.00e-04  tokens/s    12,346"
-        "  eta 01:02:03"
+        "step   20/1000  loss  9.8765  norm   1.500  lr 4.00e-04  tokens/s    12,346  eta 01:02:03"
     ]
     assert file.getvalue() == ""
 
