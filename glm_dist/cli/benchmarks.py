@@ -3,13 +3,11 @@
 import argparse
 import json
 import math
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -21,6 +19,7 @@ from glm_dist.files import exists, is_dir, is_file, write_result
 from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions
 from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.observe.tables import table_console
 from glm_dist.tasks.examples import read_examples
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def check_result(path: str) -> None:
 
 
 def _show(results: "list[Result]", harness: dict[str, dict[str, float]]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     table = Table("task", "examples", "metric", "value", "95 % interval")
     for result in results:
         for name, mean in result.metrics.items():

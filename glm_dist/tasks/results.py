@@ -54,8 +54,8 @@ class Results:
 
     @property
     def is_optimistic(self) -> bool:
-        """True if the examples that chose the checkpoint are those that it is measured on."""
-        return self.best is not None and Split.test not in self.chosen.outcomes
+        """True if the examples of validation chose the checkpoint that is measured on them."""
+        return self.best is not None
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -117,11 +117,12 @@ def show_results(results: Results, console: Console) -> None:
     ]
     show_outcomes(rows, console)
     if results.is_optimistic:
-        console.print(
-            f"The checkpoint was chosen by {results.select} on the same examples, so the best"
-            " value is optimistic; task.data.test names others.",
-            highlight=False,
+        text = (
+            f"The best checkpoint was chosen by {results.select} on {Split.valid.value}, so its "
+            "values there are optimistic"
         )
+        has_test = Split.test in results.chosen.outcomes
+        console.print(text + ("." if has_test else "; task.data.test names other examples."))
 
 
 def show_outcomes(rows: Sequence[tuple[str, str, Outcome]], console: Console) -> None:
