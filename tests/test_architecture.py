@@ -75,7 +75,7 @@ OPTIONAL_LIBRARIES = {
 }
 
 # Import what they choose only when it is chosen: it takes seconds.
-DISPATCHERS = ("cli/main.py", "cli/train.py", "optim/open.py")
+DISPATCHERS = ("cli/dryrun.py", "cli/main.py", "cli/train.py", "optim/open.py")
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

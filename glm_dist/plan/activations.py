@@ -11,7 +11,6 @@ number; under sequence parallelism a rank keeps n/t rows outside of tensor-paral
 
 from dataclasses import dataclass
 
-from glm_dist.config.parameter_specs import layer_specs
 from glm_dist.config.schema import (
     Activation,
     Dtype,
@@ -111,7 +110,7 @@ def layer_bytes(sizes: Sizes) -> int:
 
 
 def _attention_bytes(sizes: Sizes) -> int:
-    """Norm, projection and residual sum of attention, with the input of the layer."""
+    """Count norm, projection and residual sum of attention, with the input of the layer."""
     hidden_and_normed = 2 * sizes.hidden + sizes.statistics
     projected = 3 * sizes.shared_hidden  # [s, b, 3 h/t]; rotated or not, one copy is kept
     attended = sizes.shared_hidden
@@ -119,13 +118,13 @@ def _attention_bytes(sizes: Sizes) -> int:
 
 
 def _core_bytes(sizes: Sizes) -> int:
-    """What only the inside of attention keeps: log-sum-exp of each head in fp32."""
+    """Count only the inside of attention: log-sum-exp of each head in fp32."""
     heads = sizes.config.model.num_attention_heads // sizes.tensor_size
     return sizes.tokens * heads * FP32_BYTES
 
 
 def _mlp_bytes(sizes: Sizes) -> int:
-    """Norm, products, activation and residual sum of the MLP, with its input."""
+    """Count norm, products, activation and residual sum of the MLP, with its input."""
     kept = 2 * sizes.hidden + sizes.statistics + sizes.mlp_inputs + sizes.inner + sizes.mask
     gated = sizes.config.model.activation is Activation.geglu
     # One by one, the gate's GELU is kept for the product with the value.
@@ -154,13 +153,18 @@ def kept_bytes(
     if is_first:
         kept += ID_TENSORS * INT64_BYTES * sizes.tokens + sizes.mask
     if is_last:
-        kept += sizes.hidden + sizes.statistics
+        kept += final_norm_bytes(sizes)
     kept += _plan_bytes(sizes)
     return kept + (sizes.hidden if is_sent else 0)
 
 
+def final_norm_bytes(sizes: Sizes) -> int:
+    """Compute what the final norm keeps."""
+    return sizes.hidden + sizes.statistics
+
+
 def _plan_bytes(sizes: Sizes) -> int:
-    """What all layers share: the micro-batch itself, and angles of rotary positions."""
+    """Count what all layers share: the micro-batch itself, and angles of rotary positions."""
     model = sizes.config.model
     shared = ID_TENSORS * INT64_BYTES * sizes.tokens
     if model.position_encoding is PositionEncoding.rotary_2d:
@@ -189,8 +193,3 @@ def workspace_bytes(sizes: Sizes) -> int:
     in_mlp = 2 * sizes.hidden + sizes.inner + sizes.mlp_inputs + sizes.wide_hidden
     in_attention = 2 * sizes.hidden + 4 * sizes.shared_hidden + sizes.wide_hidden
     return max(in_mlp, in_attention)
-
-
-def layer_parameters(config: RunConfig) -> int:
-    """Count the parameters of one layer on all tensor ranks."""
-    return sum(spec.size for spec in layer_specs(config.model, 0))

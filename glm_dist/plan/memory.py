@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from glm_dist.config.schema import RunConfig
 from glm_dist.parallel.layout import Layout
-from glm_dist.plan.activations import Sizes, kept_bytes, recomputed_bytes
+from glm_dist.plan.activations import Sizes, final_norm_bytes, kept_bytes, recomputed_bytes
 from glm_dist.plan.buffers import buffer_bytes
 from glm_dist.plan.in_flight import most_kept
 from glm_dist.plan.state import ParameterTable, state_memory
@@ -31,7 +31,7 @@ class RankMemory:
     gradients: int
     optimizer: int
     activations: int
-    """What forward passes keep for backward, with what is recomputed at once."""
+    """Tensors that forward passes keep for backward, and those recomputed at once."""
     buffers: int
     """Gradients between layers, head, communication, gathered weights of ZeRO 3."""
     margin: int
@@ -90,7 +90,10 @@ def rank_memory(
     ]
     activations = most_kept(
         layout, stage, micro_batches=max(config.batch.global_batch_size // rows, 1), kept=kept
-    ) + recomputed_bytes(sizes, layers=max(counts))
+    )
+    # Backward frees what the final norm kept before it computes a layer again.
+    freed = final_norm_bytes(sizes) if stage == stages - 1 else 0
+    activations += max(recomputed_bytes(sizes, layers=max(counts)) - freed, 0)
     table = table or ParameterTable.of(config)
     state = state_memory(config, layout, rank, table=table)
     buffers = buffer_bytes(
