@@ -23,7 +23,7 @@ HUB = "convert/hub/"
 # A layer imports from the lines above it, and from itself; never from a neighbour on its line.
 LAYERS = (
     ("errors",),
-    ("files", "seeds", "ancestors"),
+    ("files", "seeds", "ancestors", "json_text"),
     ("stop_signals",),
     ("config",),
     ("data", "parallel", "observe"),
