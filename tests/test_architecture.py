@@ -23,7 +23,7 @@ HUB = "convert/hub/"
 # A layer imports from the lines above it, and from itself; never from a neighbour on its line.
 LAYERS = (
     ("errors",),
-    ("files", "seeds", "ancestors"),
+    ("files", "seeds", "ancestors", "json_text"),
     ("stop_signals",),
     ("config",),
     ("data", "parallel", "observe"),
@@ -54,6 +54,7 @@ DOORS = {
     "deepspeed": ("optim/deepspeed_engine.py",),
     "safetensors": ("convert/*.py",),
     "wandb": ("observe/wandb_process.py",),
+    "tensorboard": ("observe/tensorboard_sink.py",),
     "fsspec": ("checkpoint/remote.py",),
     "sentencepiece": ("data/tokenizer/*.py",),
     "tokenizers": ("data/tokenizer/*.py",),
@@ -69,6 +70,7 @@ OPTIONAL_LIBRARIES = {
     "pyarrow",
     "rouge_score",
     "sacrebleu",
+    "tensorboard",
     "transformer_engine",
     "triton",
     "wandb",

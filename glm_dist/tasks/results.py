@@ -12,6 +12,7 @@ from rich.table import Table
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.files import write_atomically
+from glm_dist.json_text import json_text
 from glm_dist.tasks.outcome import Outcome, Prediction
 from glm_dist.tasks.readers.records import Split
 
@@ -73,7 +74,7 @@ def write_results(results: Results, folder: Path) -> None:
         lines = [_line(n, each) for n, each in enumerate(outcome.predictions)]
         write_atomically(folder / name, "".join(lines))
     content = _as_json(results)
-    write_atomically(folder / RESULTS_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / RESULTS_FILE, json_text(content, indent=2) + "\n")
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -168,7 +169,7 @@ def outcome_as_json(
         split.value: _outcome(outcome, file),
         "predictions": [_prediction(n, each) for n, each in enumerate(outcome.predictions)],
     }
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    return json_text(content, indent=2) + "\n"
 
 
 def _as_json(results: Results) -> dict[str, Json]:
@@ -204,21 +205,16 @@ def _outcome(outcome: Outcome, file: str) -> dict[str, Json]:
     return {
         "file": file,
         "examples": len(outcome.predictions),
-        "loss": _number(outcome.loss),
+        "loss": outcome.loss,
         "metrics": {
-            name: {
-                "value": _number(mean.value),
-                "low": _number(mean.low),
-                "high": _number(mean.high),
-            }
+            name: {"value": mean.value, "low": mean.low, "high": mean.high}
             for name, mean in outcome.metrics.items()
         },
     }
 
 
 def _line(index: int, prediction: Prediction) -> str:
-    content = _prediction(index, prediction)
-    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(_prediction(index, prediction)) + "\n"
 
 
 def _prediction(index: int, prediction: Prediction) -> dict[str, Json]:
@@ -227,10 +223,6 @@ def _prediction(index: int, prediction: Prediction) -> dict[str, Json]:
         "index": index,
         "label": list(label) if isinstance(label, list) else label,
         "prediction": prediction.prediction,
-        "scores": [_number(score) for score in prediction.scores],
-        "values": {name: _number(value) for name, value in prediction.values.items()},
+        "scores": list(prediction.scores),
+        "values": dict(prediction.values),
     }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
