@@ -1,4 +1,8 @@
-"""Bytes of the largest temporary tensors of a step: gradients, head, communication."""
+"""Bytes of the largest temporary tensors of a step: gradients, head, communication.
+
+The start needs memory as well: weights exist as a whole before DeepSpeed cuts them, and the largest
+parameter is drawn in fp32 before a rank takes its slice.
+"""
 
 from glm_dist.config.schema import Dtype, Offload, RunConfig
 from glm_dist.parallel.layout import Layout
@@ -26,6 +30,18 @@ def buffer_bytes(
     in_backward = workspace_bytes(sizes) + _exchanged(layout, sizes)
     head = _head_bytes(config, sizes) if is_last else 0
     return max(in_backward, head) + _sharding_bytes(config, layout, parameters)
+
+
+def start_bytes(config: RunConfig, *, parameters: int, largest: int) -> int:
+    """Compute what a rank needs before its optimizer exists.
+
+    Args:
+        config: Configuration of the run.
+        parameters: Elements of the rank's parameters before ZeRO cuts them.
+        largest: Elements of the largest parameter of the whole model.
+    """
+    number = FP32_BYTES if config.precision.dtype is Dtype.fp32 else 2
+    return parameters * number + largest * FP32_BYTES
 
 
 def _exchanged(layout: Layout, sizes: Sizes) -> int:

@@ -27,7 +27,7 @@ class Gpu:
     source: str
     """Origin of the figures."""
     has_bf16: bool = True
-    """Whether its tensor cores multiply bf16."""
+    """True if its tensor cores multiply bf16."""
 
     @property
     def memory(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from glm_dist.config.schema import RunConfig
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.activations import Sizes, final_norm_bytes, kept_bytes, recomputed_bytes
-from glm_dist.plan.buffers import buffer_bytes
+from glm_dist.plan.buffers import buffer_bytes, start_bytes
 from glm_dist.plan.in_flight import most_kept
 from glm_dist.plan.state import ParameterTable, state_memory
 
@@ -33,7 +33,8 @@ class RankMemory:
     activations: int
     """Tensors that forward passes keep for backward, and those recomputed at once."""
     buffers: int
-    """Gradients between layers, head, communication, gathered weights of ZeRO 3."""
+    """Gradients between layers, head, communication, gathered weights of ZeRO 3; or, if that is
+    more, whole weights at the start."""
     margin: int
     """CUDA context, NCCL, fragmentation."""
     host: int = 0
@@ -71,8 +72,37 @@ def rank_memory(
         ConfigError: The layout does not divide the layers.
     """
     stage = layout.coordinates(rank).pipeline
-    stages, chunks = layout.pipeline_parallel_size, layout.virtual_stages
     sizes = Sizes.of(config, layout, rows_per_item=rows_per_item)
+    activations = activation_bytes(layout, stage, sizes=sizes)
+    table = table or ParameterTable.of(config)
+    state = state_memory(config, layout, rank, table=table)
+    parameters = table.elements(layout, stage)
+    buffers = buffer_bytes(config, layout, stage, sizes=sizes, parameters=parameters)
+    at_start = start_bytes(
+        config, parameters=parameters, largest=max(spec.size for spec in table.specs)
+    )
+    buffers = max(buffers, at_start - state.total - activations)
+    return RankMemory(
+        weights=state.weights,
+        gradients=state.gradients,
+        optimizer=state.optimizer,
+        activations=activations,
+        buffers=buffers,
+        margin=margin_bytes(layout, dynamic=activations + buffers),
+        host=state.host,
+    )
+
+
+def activation_bytes(layout: Layout, stage: int, *, sizes: Sizes) -> int:
+    """Compute the most that a stage keeps for backward, with what it recomputes at once.
+
+    Args:
+        layout: Layout of the processes.
+        stage: Pipeline coordinate.
+        sizes: Sizes of a micro-batch.
+    """
+    config, chunks = sizes.config, layout.virtual_stages
+    stages = layout.pipeline_parallel_size
     rows = config.batch.micro_batch_size * layout.data_parallel_size
     counts = [
         len(layout.layers_of_stage(config.model.num_layers, stage, chunk=chunk))
@@ -88,26 +118,11 @@ def rank_memory(
         )
         for chunk, layers in enumerate(counts)
     ]
-    activations = most_kept(
-        layout, stage, micro_batches=max(config.batch.global_batch_size // rows, 1), kept=kept
-    )
+    micro_batches = max(config.batch.global_batch_size // rows, 1)
+    most = most_kept(layout, stage, micro_batches=micro_batches, kept=kept)
     # Backward frees what the final norm kept before it computes a layer again.
     freed = final_norm_bytes(sizes) if stage == stages - 1 else 0
-    activations += max(recomputed_bytes(sizes, layers=max(counts)) - freed, 0)
-    table = table or ParameterTable.of(config)
-    state = state_memory(config, layout, rank, table=table)
-    buffers = buffer_bytes(
-        config, layout, stage, sizes=sizes, parameters=table.elements(layout, stage)
-    )
-    return RankMemory(
-        weights=state.weights,
-        gradients=state.gradients,
-        optimizer=state.optimizer,
-        activations=activations,
-        buffers=buffers,
-        margin=margin_bytes(layout, dynamic=activations + buffers),
-        host=state.host,
-    )
+    return most + max(recomputed_bytes(sizes, layers=max(counts)) - freed, 0)
 
 
 def margin_bytes(layout: Layout, *, dynamic: int) -> int:

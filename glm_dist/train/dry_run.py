@@ -39,7 +39,7 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class DryRank:
-    """What one rank of a job would hold."""
+    """Contents of one rank of a job."""
 
     layers: list[range]
     """Global indices of the layers in each of its chunks."""
@@ -165,7 +165,7 @@ def _storages(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
 
 @dataclass
 class _Kept:
-    """What operations keep for backward, while they keep it."""
+    """Tensors that operations keep for backward, while they keep them."""
 
     ignored: frozenset[int]
     """Storages of the parameters."""
