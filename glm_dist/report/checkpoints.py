@@ -48,7 +48,7 @@ def _facts(
         **facts,
         "bytes": sum(file.num_bytes for file in manifest.files.values()),
         "files": len(manifest.files),
-        "layout": " ".join(f"{name}={size}" for name, size in manifest.layout.items()),
+        "layout": dict(manifest.layout),
         "holds": "weights and optimizer" if manifest.has_optimizer else "weights",
         "attempt": manifest.extra.get("attempt"),
         "is_sound": not problems,

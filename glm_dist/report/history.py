@@ -33,14 +33,12 @@ class Column:
     """Seconds since 1970."""
     values: NDArray[np.float64]
     """Those that are not finite are NaN."""
+    means: NDArray[np.float64] | None = None
+    """Of a thinned column: the mean of the part that a record comes from."""
 
     def __len__(self) -> int:
         """Return the number of records."""
         return len(self.steps)
-
-    def take(self, places: NDArray[np.int64]) -> "Column":
-        """Return some of the records."""
-        return Column(self.steps[places], self.times[places], self.values[places])
 
 
 @dataclass
@@ -129,8 +127,8 @@ def thin(column: Column, most: int) -> Column:
         most: Records that may stay; at least 4.
 
     Returns:
-        The least and the greatest value of each of ``most / 2 - 1`` equal parts, the first and the
-        last record, and what is not finite beside them.
+        The least and the greatest value of each of ``most / 2 - 1`` equal parts, and the first and
+        the last record; with the means of the parts, to be averaged instead of the extremes.
     """
     count = len(column)
     if count <= most:
@@ -143,7 +141,12 @@ def thin(column: Column, most: int) -> Column:
     for begin, end in zip(parts[:-1].tolist(), parts[1:].tolist(), strict=True):
         kept.add(begin + int(low[begin:end].argmin()))
         kept.add(begin + int(high[begin:end].argmax()))
-    return column.take(np.array(sorted(kept), np.int64))
+    places = np.array(sorted(kept), np.int64)
+    sums = np.add.reduceat(np.where(np.isnan(values), 0.0, values), parts[:-1])
+    finite = np.add.reduceat(~np.isnan(values), parts[:-1], dtype=np.int64)
+    means = np.where(finite > 0, sums / np.maximum(finite, 1), np.nan)
+    part = np.searchsorted(parts, places, side="right") - 1
+    return Column(column.steps[places], column.times[places], values[places], means[part])
 
 
 class _Builder:

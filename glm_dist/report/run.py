@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -159,7 +160,7 @@ def _last_sign(history: History) -> float:
 
 def _tables(columns: Mapping[str, Column], begin: float, most: int) -> list[Json]:
     """Put columns with the same records into one table."""
-    tables: dict[bytes, dict[str, Json]] = {}
+    tables: dict[bytes, dict[str, Any]] = {}
     for name, whole in columns.items():
         column = thin(whole, most) if most else whole
         key = column.steps.tobytes() + column.times.tobytes()
@@ -169,10 +170,13 @@ def _tables(columns: Mapping[str, Column], begin: float, most: int) -> list[Json
                 "steps": column.steps.tolist(),
                 "seconds": [round(x, 3) for x in (column.times - begin).tolist()],
                 "columns": {},
+                "means": {},
                 "recorded": len(whole),
             },
         )
-        table["columns"][name] = list(map(rounded, column.values.tolist()))  # type: ignore[index,call-overload]
+        for kind, values in (("columns", column.values), ("means", column.means)):
+            if values is not None:
+                table[kind][name] = list(map(rounded, values.tolist()))
     return list(tables.values())
 
 

@@ -110,12 +110,12 @@ const Charts = (() => {
     #data() {
       const [from, to] = this.range;
       const columns = Math.max(100, Math.round(this.width - 60));
-      const accepts = this.isLog ? (y) => y > 0 : () => true;
+      const floor = this.isLog ? 0 : -Infinity;
       const tables = [];
       for (const line of this.drawn) {
         const xs = line.run.places(line.name, shared.axis);
         const ys = line.isSmooth ? line.run.smoothed(line.name, shared.smoothing) : line.run.values(line.name);
-        tables.push(Series.visiblePoints(xs, ys, from, to, columns, accepts));
+        tables.push(Series.visiblePoints(xs, ys, from, to, columns, floor));
       }
       return tables.length ? uPlot.join(tables) : [[from, to]];
     }
@@ -160,7 +160,7 @@ const Charts = (() => {
         width: this.width,
         height: HEIGHT,
         pxAlign: 0,
-        padding: [12, 12, 0, 0],
+        padding: [12, 20, 0, 0],
         scales: {
           x: { time: isDate, range: (u, low, high) => (low === high ? [low - 0.5, high + 0.5] : [low, high]) },
           y: { distr: this.isLog ? 3 : 1, range: (u, low, high) => this.#yRange(low, high) },

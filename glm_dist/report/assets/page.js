@@ -44,10 +44,13 @@
   }
 
   function row() {
-    const [first, ...others] = runs.filter((run) => run.facts.row);
-    if (!first) return null;
-    const choice = others.length ? h("p", { class: "unit" }, `Of ${first.facts.label}.`) : null;
-    return [choice, RowView.draw(first.facts.row)];
+    const having = runs.filter((run) => run.facts.row);
+    if (!having.length) return null;
+    const drawn = h("div", {}, RowView.draw(having[0].facts.row));
+    if (having.length === 1) return drawn;
+    const choose = (event) => drawn.replaceChildren(RowView.draw(having[event.target.value].facts.row));
+    const select = h("select", { onchange: choose }, ...having.map((run, i) => h("option", { value: i }, run.facts.label)));
+    return [h("p", { class: "chips" }, h("label", { class: "chip" }, "run", select)), drawn];
   }
 
   function notes() {

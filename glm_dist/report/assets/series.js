@@ -39,7 +39,7 @@ const Series = (() => {
       const tables = new Map();
       for (const [name, value] of Object.entries(metrics)) {
         if (!this.byMetric.has(name)) {
-          const table = new Table({ steps: [], seconds: [], columns: { [name]: [] }, recorded: 0 });
+          const table = new Table({ steps: [], seconds: [], columns: { [name]: [] }, means: {}, recorded: 0 });
           this.tables.push(table);
           this.#list(table);
         }
@@ -87,7 +87,7 @@ const Series = (() => {
 
     smoothed(name, weight) {
       const table = this.byMetric.get(name);
-      return table.cached(`smooth ${weight} ${name}`, () => average(this.values(name), weight));
+      return table.cached(`smooth ${weight} ${name}`, () => average(table.typical(name), table.steps, weight));
     }
 
     last(name) {
@@ -99,7 +99,7 @@ const Series = (() => {
 
     median(name) {
       if (!this.has(name)) return null;
-      const sorted = this.values(name).filter((value) => !Number.isNaN(value)).sort((a, b) => a - b);
+      const sorted = this.byMetric.get(name).typical(name).filter((value) => !Number.isNaN(value)).sort((a, b) => a - b);
       return sorted.length ? sorted[sorted.length >> 1] : null;
     }
 
@@ -122,15 +122,16 @@ const Series = (() => {
   class Table {
     #cache = new Map();
 
-    constructor({ steps, seconds, columns, recorded }) {
+    constructor({ steps, seconds, columns, means, recorded }) {
       this.steps = steps;
       this.seconds = seconds;
       this.recorded = recorded;
-      this.columns = new Map();
-      for (const [name, values] of Object.entries(columns)) {
-        this.columns.set(name, values.map((value) => (value === null ? NaN : value)));
-      }
+      this.columns = decode(columns);
+      this.means = decode(means);
     }
+
+    // Values to average: of a column that was thinned out, the means around its extremes.
+    typical(name) { return this.means.get(name) || this.columns.get(name); }
 
     append(step, second, values) {
       this.steps.push(step);
@@ -139,6 +140,7 @@ const Series = (() => {
       for (const [name, column] of this.columns) {
         const value = values.get(name);
         column.push(value === undefined || value === null ? NaN : value);
+        if (this.means.has(name)) this.means.get(name).push(column[column.length - 1]);
       }
       this.#cache.clear();
     }
@@ -152,15 +154,31 @@ const Series = (() => {
     }
   }
 
-  // Exponential moving average whose beginning is not drawn towards 0.
-  function average(values, weight) {
+  function decode(columns) {
+    const found = new Map();
+    for (const [name, values] of Object.entries(columns || {})) {
+      found.set(name, values.map((value) => (value === null ? NaN : value)));
+    }
+    return found;
+  }
+
+  const RECORDS_OF_WEIGHT = 500;
+
+  // Exponential moving average whose beginning is not drawn towards 0. In a run of more than
+  // RECORDS_OF_WEIGHT records it reaches as far in the picture as in one of that many.
+  function average(values, steps, weight) {
     const found = new Array(values.length);
-    let sum = 0, total = 0;
+    const scale = RECORDS_OF_WEIGHT / Math.max(1, steps[steps.length - 1] - steps[0]);
+    let sum = 0, total = 0, kept = weight, distance = NaN;
     for (let i = 0; i < values.length; i++) {
       const value = values[i];
       if (!Number.isNaN(value)) {
-        sum = weight * sum + (1 - weight) * value;
-        total = weight * total + (1 - weight);
+        if (i && steps[i] - steps[i - 1] !== distance) { // a power takes time
+          distance = steps[i] - steps[i - 1];
+          kept = weight ** Math.min(1, scale * distance);
+        }
+        sum = kept * sum + (1 - kept) * value;
+        total = kept * total + (1 - kept);
       }
       found[i] = total > 0 ? sum / total : NaN;
     }
@@ -185,16 +203,17 @@ const Series = (() => {
   }
 
   // Points of a line between two x: all, or where there are too many the extremes of each of
-  // `columns` pixel columns, at x values that every line of the picture shares.
-  function visiblePoints(xs, ys, from, to, columns, accepts) {
+  // `columns` pixel columns, at x values that every line of the picture shares. Only values above
+  // `floor` have a place in it.
+  function visiblePoints(xs, ys, from, to, columns, floor) {
     const first = Math.max(0, lowerBound(xs, from) - 1);
     const last = Math.min(xs.length - 1, lowerBound(xs, to));
     const points = [[], []];
     if (last - first <= 2 * columns || !(to > from)) {
-      for (let i = first; i <= last; i++) push(points, xs[i], ys[i], accepts);
+      for (let i = first; i <= last; i++) push(points, xs[i], ys[i], floor);
       return points;
     }
-    push(points, xs[first], ys[first], accepts);
+    push(points, xs[first], ys[first], floor);
     const width = (to - from) / columns;
     let i = first + 1;
     for (let column = 0; column < columns; column++) {
@@ -202,21 +221,21 @@ const Series = (() => {
       let low = -1, high = -1;
       for (; i < last && (xs[i] < end || column === columns - 1); i++) {
         const y = ys[i];
-        if (Number.isNaN(y) || !accepts(y)) continue;
+        if (!(y > floor)) continue; // NaN as well
         if (low < 0 || y < ys[low]) low = i;
         if (high < 0 || y > ys[high]) high = i;
       }
       if (low < 0) continue;
       const begin = from + column * width;
-      push(points, begin + 0.25 * width, ys[Math.min(low, high)], accepts);
-      if (low !== high) push(points, begin + 0.75 * width, ys[Math.max(low, high)], accepts);
+      push(points, begin + 0.25 * width, ys[Math.min(low, high)], floor);
+      if (low !== high) push(points, begin + 0.75 * width, ys[Math.max(low, high)], floor);
     }
-    push(points, xs[last], ys[last], accepts);
+    push(points, xs[last], ys[last], floor);
     return points;
   }
 
-  function push(points, x, y, accepts) {
-    if (Number.isNaN(y) || !accepts(y)) return;
+  function push(points, x, y, floor) {
+    if (!(y > floor)) return;
     const count = points[0].length;
     if (count && points[0][count - 1] >= x) return; // the same step in two attempts' clocks
     points[0].push(x);

@@ -87,7 +87,7 @@ const Tables = (() => {
   function summary(runs, now, toggle) {
     if (runs.length === 1) {
       const [run] = runs, { shape } = run.facts;
-      const about = [shape.task ? `finetuned on ${shape.task}` : null, shape.model, shape.dtype, shape.zero === undefined ? null : `ZeRO ${shape.zero}`, layout(run), hardware(run)];
+      const about = [shape.task ? `finetuned on ${shape.task}` : null, shape.model, shape.dtype, shape.zero === undefined ? null : `ZeRO ${shape.zero}`, layout((run.facts.attempts[run.facts.attempts.length - 1] || {}).layout), hardware(run)];
       return h("div", { class: "card" },
         h("div", { class: "head" }, h("span", {}, state(run, now)), progress(run)),
         h("dl", { class: "figures" }, ...figures(run).filter(([, value]) => value !== "–").map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value)))),
@@ -102,11 +102,9 @@ const Tables = (() => {
     return table("Runs", ["run", "state", "progress", ...kept.map((i) => all[0][i][0])], rows, kept.map((_, i) => i + 3));
   }
 
-  function layout(run) {
-    const last = run.facts.attempts[run.facts.attempts.length - 1];
-    if (!last || !last.layout) return null;
-    const short = { tensor_parallel_size: "tp", pipeline_parallel_size: "pp", data_parallel_size: "dp", virtual_stages: "vp" };
-    return Object.entries(last.layout).map(([name, size]) => `${short[name] || name} ${size}`).join(" ");
+  function layout(sizes) {
+    const short = { tensor_parallel_size: "tp", pipeline_parallel_size: "pp", data_parallel_size: "dp" };
+    return Object.entries(sizes || {}).map(([name, size]) => `${short[name] || words(name)} ${size}`).join(" · ");
   }
 
   function hardware(run) {
@@ -179,7 +177,7 @@ const Tables = (() => {
   function checkpoints(runs) {
     const rows = runs.flatMap((run) => run.facts.checkpoints.map((each) => [
       ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
-      Format.count(each.step), each.bytes === undefined ? "–" : Format.bytes(each.bytes), each.holds || "–", each.layout || "–",
+      Format.count(each.step), each.bytes === undefined ? "–" : Format.bytes(each.bytes), each.holds || "–", layout(each.layout) || "–",
       [pill(each.is_sound ? each.verdict : "not usable", each.is_sound ? "good" : "trouble"), each.is_sound ? null : ` ${each.verdict}`, each.is_best ? pill("best", "save") : null]]));
     const first = runs.length > 1 ? ["run"] : [];
     return rows.length ? table("Checkpoints on disk", [...first, "step", "size", "holds", "written by", "files"], rows, runs.length > 1 ? [1, 2] : [0, 1]) : null;
