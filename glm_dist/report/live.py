@@ -27,7 +27,7 @@ MOST_NEW = 5000
 Stamp = tuple[tuple[int, int], ...]
 
 ALL_AT_ONCE = ("tables", "row", "config")
-"""What an answer leaves out, because it is large or does not change."""
+"""Parts of a run that an answer leaves out: they are large, or do not change."""
 
 
 @dataclass

@@ -7,7 +7,6 @@ came in with a run's texts, and lets the page load nothing from elsewhere.
 import base64
 import hashlib
 import html
-import json
 import time
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import glm_dist
 from glm_dist.checkpoint.manifest import Json
+from glm_dist.json_text import json_text
 
 STYLES = ("uplot.min.css", "page.css")
 SCRIPTS = ("uplot.min.js", "dom.js", "series.js", "charts.js", "row.js", "tables.js", "page.js")
@@ -89,7 +89,7 @@ def render_page(
 
 def as_json(data: object) -> str:
     """Encode data so that no text in it can end a script element."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
+    text = json_text(data)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

@@ -44,7 +44,7 @@ DIGITS = 8
 
 @dataclass(frozen=True)
 class Options:
-    """What a report reads."""
+    """Choices of a report."""
 
     most_records: int = 10_000
     """Records of one metric; more are thinned out, see ``history.thin``. 0: all."""
@@ -56,7 +56,7 @@ class Options:
 
 @dataclass
 class Notes:
-    """What could not be read, in words for the page."""
+    """Reasons why something could not be read, in words for the page."""
 
     lines: list[str] = field(default_factory=list)
 

@@ -11,6 +11,7 @@ from typing import Any
 from glm_dist.checkpoint.manifest import Manifest
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import LossNormalization, RunConfig
+from glm_dist.config.task import TaskKind
 from glm_dist.config.values import ABSENT, shown_value, values_of
 from glm_dist.data.identity import ROW_RULE, describe_differences, keeps_rows, row_rule_of
 from glm_dist.errors import CheckpointError, ConfigError
@@ -251,10 +252,11 @@ def check_same_rows(
         current = _without(current, unread)
     differences = describe_differences(saved, current)
     if differences:
+        read = "corpora" if config.task.kind is TaskKind.none else "examples"
         raise CheckpointError(
             f"{checkpoint} was trained on other data, so the run would repeat some texts and never "
             f"read others: {'; '.join(differences)}.\n"
-            "  Restore the corpora and the tokenizer, or train on the new ones in a new run: "
+            f"  Restore the {read} and the tokenizer, or train on the new ones in a new run: "
             f"run.name=<new name> run.init_from={config.run_dir}",
             key=str(checkpoint),
             value="; ".join(differences),
