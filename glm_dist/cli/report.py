@@ -27,7 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-command's arguments."""
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
-        "--output", type=Path, metavar="FILE.html", help=f"page to write (default: {DEFAULT_OUTPUT})"
+        "--output",
+        type=Path,
+        metavar="FILE.html",
+        help=f"page to write (default: {DEFAULT_OUTPUT})",
     )
     parser.add_argument(
         "--live", action="store_true", help="serve the page on this machine, until Ctrl-C"

@@ -49,11 +49,11 @@ def _head(row: Row) -> Text:
 
 def _segment(parts: SegmentParts) -> list[RenderableType]:
     part_a = Text("A  ", style="bold")
-    for text, blank in parts.part_a:
-        if blank is None:
-            part_a.append(text, style="not bold")
+    for piece in parts.part_a:
+        if piece.blank is None:
+            part_a.append(piece.text, style="not bold")
         else:
-            part_a.append(f"{text}{blank}", style=_style(blank))
+            part_a.append(f"{piece.text}{piece.blank}", style=_style(piece.blank))
     lines: list[RenderableType] = [part_a]
     if parts.predicted:
         text = Text("predicted  ", style="bold").append(parts.predicted, style="not bold red")

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.jsonl"
 
+_FIELDS = {"step": int, "kind": str, "attempt": int, "time": int | float, "details": dict}
+
 
 class EventsSink:
     """Sink for events; see ``MetricSink``. An event is on the disk before the next one."""
@@ -96,5 +98,7 @@ def _event_of(line: bytes) -> Record | None:
         event = json.loads(line)
     except ValueError:
         return None
-    is_event = isinstance(event, dict) and {"step", "kind", "attempt", "time"} <= event.keys()
-    return event if is_event else None
+    if not isinstance(event, dict):
+        return None
+    is_sound = all(isinstance(event.get(name), kind) for name, kind in _FIELDS.items())
+    return event if is_sound else None

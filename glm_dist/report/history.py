@@ -14,7 +14,14 @@ from numpy.typing import NDArray
 
 from glm_dist.observe.goodput import Attempt, read_attempts
 from glm_dist.observe.goodput_meter import add_signs_of_life
-from glm_dist.observe.metrics_file import METRICS_FILE, REWOUND, STARTED, Record, final_records, record_of
+from glm_dist.observe.metrics_file import (
+    METRICS_FILE,
+    REWOUND,
+    STARTED,
+    Record,
+    final_records,
+    record_of,
+)
 
 NOT_METRICS = frozenset({"step", "attempt", "time"})
 
@@ -100,8 +107,8 @@ def sound(record: Record | None) -> Record | None:
     for name in ("process_started", "seconds"):
         if name in record and not _is_finite(record[name]):
             del record[name]
-    phases = record.get("phase_seconds")
-    if phases is not None and not (isinstance(phases, dict) and all(map(_is_finite, phases.values()))):
+    phases = record.get("phase_seconds", {})
+    if not isinstance(phases, dict) or not all(map(_is_finite, phases.values())):
         del record["phase_seconds"]
     return record
 

@@ -5,9 +5,9 @@ Whatever is missing or cannot be read is left out and noted; nothing is written.
 
 import json
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from glm_dist.errors import ConfigError, GlmDistError
 from glm_dist.files import exists, is_dir
 from glm_dist.observe.endings import finished_step, read_stopped
 from glm_dist.observe.events import EVENTS_FILE, sound_events
-from glm_dist.observe.goodput import BUCKETS, USEFUL, Attempt, account_each
-from glm_dist.observe.metrics import SECONDS_PER_STEP, TOKENS_PER_SECOND, TRAIN_LOSS
-from glm_dist.observe.metrics_file import METRICS_FILE, Record
+from glm_dist.observe.goodput import BUCKETS, USEFUL, Attempt, Buckets, account_each, add
+from glm_dist.observe.metrics import SECONDS_PER_STEP, TOKENS_PER_SECOND
+from glm_dist.observe.metrics_file import METRICS_FILE
 from glm_dist.observe.provenance import read_attempts
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE, PROVENANCE_FILE
 from glm_dist.report.checkpoints import checkpoint_facts
@@ -231,36 +231,41 @@ def _gaps(attempts: Sequence[Attempt]) -> list[Json]:
     """Return the times between attempts, when nothing ran, as pairs of seconds since 1970."""
     return [
         [before.last.time, after.begun]
-        for before, after in zip(attempts, attempts[1:], strict=False)
+        for before, after in pairwise(attempts)
         if after.begun > before.last.time
     ]
 
 
 def _goodput(attempts: Sequence[Attempt]) -> dict[str, Json]:
-    """Split wall time by attempt; a part after a rewind counts with its attempt."""
-    starts: list[dict[str, Json]] = []
+    """Split wall time by start of the run; the parts between rewinds count together."""
+    starts: list[tuple[Attempt, Buckets]] = []
     for attempt, buckets in zip(attempts, account_each(attempts), strict=True):
-        if not starts or not attempt.is_rest:
-            starts.append({"first_step": attempt.first_step, "begun": attempt.begun})
-            starts[-1]["seconds"] = dict.fromkeys(BUCKETS, 0.0)
-        seconds = starts[-1]["seconds"]
-        assert isinstance(seconds, dict)
-        starts[-1]["seconds"] = {
-            name: round(float(seconds[name]) + buckets[name], 3)  # type: ignore[arg-type]
-            for name in BUCKETS
-        }
-        starts[-1]["last_step"] = attempt.last.step
-    return {"buckets": list(BUCKETS), "useful": USEFUL, "attempts": list(starts)}
+        if starts and attempt.is_rest:
+            first, before = starts[-1]
+            starts[-1] = (first, add(before, buckets))
+        else:
+            starts.append((attempt, buckets))
+    return {
+        "buckets": list(BUCKETS),
+        "useful": USEFUL,
+        "attempts": [
+            {
+                "first_step": attempt.first_step,
+                "begun": attempt.begun,
+                "seconds": {name: round(x, 3) for name, x in buckets.items()},
+            }
+            for attempt, buckets in starts
+        ],
+    }
 
 
 def _provenance(folder: Path, notes: Notes) -> list[Json]:
     try:
-        return [dict(each) for each in read_attempts(folder / PROVENANCE_FILE)]  # type: ignore[arg-type,call-overload]
-    except (GlmDistError, TypeError, ValueError) as error:
-        notes.add(error) if isinstance(error, GlmDistError) else notes.lines.append(
-            f"{folder / PROVENANCE_FILE} is damaged"
-        )
+        found: list[Any] = read_attempts(folder / PROVENANCE_FILE)
+    except GlmDistError as error:
+        notes.add(error)
         return []
+    return [each for each in found if isinstance(each, dict)]
 
 
 def _events(folder: Path, history: History) -> list[Json]:

@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         """Answer with the page or with what is new."""
         if self.headers.get("Host") not in self.server.own_names:
             self._answer(HTTPStatus.FORBIDDEN, "This server answers to its own address only.")
@@ -96,12 +96,12 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET  # noqa: N815
 
     def __getattr__(self, name: str) -> object:
-        """Refuse every other method: PUT, POST, …"""
+        """Refuse every other method, such as POST."""
         if name.startswith("do_"):
             return self._refuse
         raise AttributeError(name)
 
-    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *arguments: object) -> None:
         """Keep quiet: the terminal shows the address."""
 
     def _answer_news(self, query: str) -> None:
