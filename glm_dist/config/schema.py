@@ -273,6 +273,8 @@ class ObserveConfig(Section):
     """Project of the records in Weights & Biases."""
     wandb_entity: str | None = None
     """User or team that owns them; unset: the account's default."""
+    tensorboard: bool = False
+    """Event files for TensorBoard in <run>/tensorboard; needs the extra `tensorboard`."""
 
 
 @dataclass

@@ -155,14 +155,16 @@ def test_deepspeed_starts_through_slurm(cluster: Cluster, alone: Path) -> None:
     same(cluster, "through_slurm", alone)
 
 
-def test_a_job_goes_on_without_the_node_whose_cable_is_cut(cluster: Cluster, alone: Path) -> None:
+def test_a_job_goes_on_without_the_node_whose_cable_is_cut(cluster: Cluster) -> None:
+    undisturbed = cluster.submit("undisturbed")  # with the batch script's number of threads
+    assert undisturbed.end() == "COMPLETED", undisturbed.text()
     job = cluster.submit("cut", "watchdog.floor_seconds=30")
     job.wait_for(13)
     cut = "host2" if "node[1-2]" in job.show("NodeList") else "host3"
     try:
         subprocess.run([HOSTS, "cut", cut], check=True, timeout=30)
         assert job.end() == "COMPLETED", job.text()
-        check(job, alone)
+        check(job, undisturbed.run)
     finally:
         subprocess.run([HOSTS, "heal", cut], check=True, timeout=30)
     saved = len(read_records(job.run / "metrics.jsonl"))
@@ -170,5 +172,5 @@ def test_a_job_goes_on_without_the_node_whose_cable_is_cut(cluster: Cluster, alo
     while job.tasks():  # ranks on the node that was cut off
         assert time.monotonic() < deadline, job.text()
         time.sleep(1.0)
-    check(job, alone)
+    check(job, undisturbed.run)
     assert len(read_records(job.run / "metrics.jsonl")) == saved
