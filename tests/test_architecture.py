@@ -33,7 +33,7 @@ LAYERS = (
     ("train",),
     ("generate", "convert"),
     ("tasks",),
-    ("sweep",),
+    ("report", "sweep"),
     ("cli",),
 )
 

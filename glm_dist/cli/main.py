@@ -56,6 +56,7 @@ COMMANDS = {
     "sweep": Entry("glm_dist.cli.sweep", "train or finetune with many settings, and compare"),
     "compare": Entry("glm_dist.cli.compare", "pretrain by several objectives, and compare"),
     "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
+    "report": Entry("glm_dist.cli.report", "show runs on one page, in a file or live"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
     "convert": Entry("glm_dist.cli.convert", "import or export weights of other programs"),
