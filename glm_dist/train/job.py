@@ -39,6 +39,7 @@ from glm_dist.observe.run_folder import (
     lock_run_folder,
 )
 from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.observe.step_profiler import named_range
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.hardware import describe_gpu
@@ -205,7 +206,7 @@ def _train(job: _Job) -> None:
     # Not before: a refused start changes nothing.
     _begin_attempt(job)
     _keep_tokenizer(config)
-    phases = PhaseClock(listener=process.progress.enter)
+    phases = PhaseClock(listener=process.progress.enter, annotate=named_range)
     sink = _open_sinks(job, engine, workload, start, phases)
     if folder is not None:
         request.limit(_time_limit(config, job.member.launch, request.started))
