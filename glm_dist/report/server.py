@@ -74,7 +74,6 @@ class _Handler(BaseHTTPRequestHandler):
     server: ReportServer
     server_version = "glm-dist"
     sys_version = ""
-    protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS
 
     def do_GET(self) -> None:
@@ -114,7 +113,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, as_json(news), "application/json")
 
     def _refuse(self) -> None:
-        self.close_connection = True  # whatever was sent along is not read
         self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "This report can only be read.")
 
     def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain") -> None:
@@ -126,8 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
-        if self.close_connection:
-            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

@@ -30,7 +30,7 @@ const Charts = (() => {
     ["Speed", "Useful work", "TFLOP/s per device", /^speed\/useful_tflops_per_gpu$/, plain],
     ["Speed", "Utilisation", "share of the device's peak", /^speed\/(mfu|useful_mfu|hfu)$/, percent],
     ["Speed", "Seconds per step", "", /^speed\/seconds_per_step$/, plain],
-    ["Speed", "Waiting", "share of step time", /^speed\/wait_share_(.+)$/, percent],
+    ["Speed", "Waiting", "share of step time", /^speed\/(wait_share_.+|save_share)$/, percent],
     ["Speed", "Goodput", "share of wall time on steps that remain", /^goodput\/useful_share$/, percent],
     ["Memory and data", "Peak memory", "GiB per device", /^memory\/peak_gib$/, plain],
     ["Memory and data", "Rows", "share of positions", /^rows\/(padding|target)_share$/, percent],
@@ -49,15 +49,14 @@ const Charts = (() => {
       metrics.forEach((name) => taken.add(name));
       if (!group || !metrics.length) continue;
       if (/skipped_steps/.test(metrics[0]) && !runs.some((run) => run.greatest(metrics[0]) > 0)) continue;
-      const short = (name) => pattern.exec(name)[1] || "all";
+      const short = (name) => (pattern.exec(name)[1] || "").replace(/^wait_share_|_share$/g, "").replaceAll("_", " ");
       const isSplit = runs.length > 1 || group === "Other";
       if (!isSplit) {
         found.push({ group, title, unit, style, metrics, short });
         continue;
       }
       for (const name of metrics) {
-        const tail = metrics.length > 1 || group === "Other" ? short(name) : "";
-        const whole = [title.replace(/ by .*/, ""), tail].filter(Boolean).join(" · ");
+        const whole = [title.replace(/ by .*/, ""), short(name)].filter(Boolean).join(" · ");
         found.push({ group, title: whole, unit, style, metrics: [name], short });
       }
     }
@@ -89,7 +88,7 @@ const Charts = (() => {
           const index = many ? run.index : this.spec.metrics.indexOf(name);
           return {
             run, name,
-            label: many ? run.facts.label : this.spec.metrics.length > 1 ? this.spec.short(name) : this.spec.title.toLowerCase(),
+            label: many ? run.facts.label : this.spec.short(name) || this.spec.title.toLowerCase(),
             color: theme.lines[index % theme.lines.length],
             dash: MOST_DASHES[Math.floor(index / theme.lines.length) % MOST_DASHES.length],
           };
@@ -151,6 +150,7 @@ const Charts = (() => {
         this.plot.setData(this.#data(), false);
         this.plot.setScale("x", { min: this.range[0], max: this.range[1] });
       });
+      this.#readOut();
     }
 
     #options() {
@@ -180,7 +180,7 @@ const Charts = (() => {
         },
         hooks: {
           setSelect: [(u) => this.#select(u)],
-          setCursor: [(u) => this.#show(u.cursor.left >= 0 ? u.posToVal(u.cursor.left, "x") : null)],
+          setCursor: [() => this.#readOut()],
           drawClear: [(u) => this.#drawEvents(u)],
         },
       };
@@ -244,6 +244,11 @@ const Charts = (() => {
 
     #moveCursor(left) {
       this.plot.setCursor({ left, top: this.plot.over.clientHeight / 2 });
+    }
+
+    #readOut() {
+      const left = this.plot ? this.plot.cursor.left : -1;
+      this.#show(left >= 0 ? this.plot.posToVal(left, "x") : null);
     }
 
     // The legend: last values, or those of the records that are nearest to the cursor.

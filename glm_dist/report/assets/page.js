@@ -132,7 +132,7 @@
     if (!document.hidden) {
       try {
         const offsets = runs.map((run) => run.facts.offset).join(",");
-        const answer = await fetch(`news?offsets=${offsets}`, { cache: "no-store" });
+        const answer = await fetch(`news?offsets=${offsets}`, { cache: "no-store", signal: AbortSignal.timeout(60000) });
         if (!answer.ok) throw new Error(answer.statusText);
         take(await answer.json());
         mark("live", "live");

@@ -124,7 +124,7 @@ const Tables = (() => {
       const bars = attempts.length > 1 ? shown.map((each, i) => bar(`attempt ${attempts.length - shown.length + i + 1}`, each.seconds, longest, buckets)) : [];
       const whole = sum(total);
       const rows = buckets.filter((name) => Math.abs(total[name]) >= 0.0005).map((name) => [
-        [key(name, buckets), words(name)], Format.duration(Math.max(0, total[name])), Format.percent(whole > 0 ? total[name] / whole : null)]);
+        [key(name, buckets), words(name)], Format.duration(total[name]), Format.percent(whole > 0 ? total[name] / whole : null)]);
       return h("div", { class: "goodput" }, runs.length > 1 ? h("h4", {}, swatchOf(run, runs), run.facts.label) : null,
         bar("all attempts", total, whole, buckets), ...bars,
         table("Wall time by use", ["use", "time", "share"], rows, [1, 2]));
