@@ -2,11 +2,11 @@
 "use strict";
 
 const Charts = (() => {
+  const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
   const shared = {
     axis: "step", smoothing: 0.6, range: null, events: true, all: new Set(), onRange: () => {},
   };
   const HEIGHT = 240;
-  const MOST_DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
   const theme = {};
 
   const percent = { format: (x) => Format.percent(x), unit: "" };
@@ -87,10 +87,8 @@ const Charts = (() => {
         .map((name) => {
           const index = many ? run.index : this.spec.metrics.indexOf(name);
           return {
-            run, name,
+            run, name, ...look(index),
             label: many ? run.facts.label : this.spec.short(name) || this.spec.title.toLowerCase(),
-            color: theme.lines[index % theme.lines.length],
-            dash: MOST_DASHES[Math.floor(index / theme.lines.length) % MOST_DASHES.length],
           };
         }));
     }
@@ -166,8 +164,8 @@ const Charts = (() => {
           y: { distr: this.isLog ? 3 : 1, range: (u, low, high) => this.#yRange(low, high) },
         },
         axes: [
-          { ...axis, size: 28, gap: 4, ...(isDate ? {} : { values: (u, ticks) => ticks.map((x) => Format.short(x)) }) },
-          { ...axis, size: 58, values: (u, ticks) => ticks.map((y) => (y === null ? "" : this.spec.style === percent ? Format.percent(y) : Format.short(y))) },
+          { ...axis, size: isDate ? 40 : 28, gap: 4, values: (u, ticks) => (isDate ? Format.dates(ticks) : ticks.map(Format.short)) },
+          { ...axis, size: 58, ...(this.isLog ? { splits: (u, side, low, high) => logTicks(low, high), filter: (u, ticks) => ticks } : {}), values: (u, ticks) => ticks.map((y) => (y === null ? "" : this.spec.style === percent ? Format.percent(y) : Format.short(y))) },
         ],
         series: [{}, ...this.drawn.map((line) => this.#style(line))],
         legend: { show: false },
@@ -262,7 +260,7 @@ const Charts = (() => {
         const smooth = x !== null && shared.smoothing > 0 && this.drawn?.some((each) => each.isSmooth && each.run === line.run && each.name === line.name)
           ? ` (${this.spec.style.format(line.run.smoothed(line.name, shared.smoothing)[place])})` : "";
         const step = line.run.byMetric.get(line.name).steps[place];
-        parts.push(h("span", { class: "entry" }, swatch(line.color), h("span", {}, line.label), " ",
+        parts.push(h("span", { class: "entry" }, swatch(line.color, line.dash.length > 0), h("span", {}, line.label), " ",
           h("strong", {}, Number.isNaN(value) ? "not finite" : this.spec.style.format(value) + smooth),
           x === null ? null : h("span", { class: "at" }, ` at step ${Format.count(step)}`)));
       }
@@ -311,10 +309,32 @@ const Charts = (() => {
     }
   }
 
+  // Colour and dashes of a line: eight colours, then the same with dashes.
+  function look(index) {
+    const { lines } = theme;
+    return { color: lines[index % lines.length], dash: DASHES[Math.floor(index / lines.length) % DASHES.length] };
+  }
+
   function marked(runs) {
     return runs.filter((run) => run.visible).flatMap((run) => run.marks ||= run.facts.events
       .map((event) => ({ event, run, kind: Tables.kindOf(event) }))
       .filter(({ kind, event }) => kind !== "other" && !(kind === "attempt" && event.step === 0)));
+  }
+
+  // Decades, or where there is less than one, round numbers at equal distances.
+  function logTicks(low, high) {
+    const ticks = [];
+    if (high / low >= 20) {
+      const steps = high / low > 1e4 ? [1] : [1, 2, 5];
+      for (let decade = 10 ** Math.floor(Math.log10(low)); decade <= high; decade *= 10) {
+        for (const step of steps) if (step * decade >= low && step * decade <= high) ticks.push(step * decade);
+      }
+      return ticks;
+    }
+    const rough = (high - low) / 5, size = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].map((each) => each * size).find((each) => each >= rough);
+    for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step) ticks.push(Number(tick.toPrecision(12)));
+    return ticks;
   }
 
   function nearestPlace(values, place) {
@@ -424,10 +444,10 @@ const Charts = (() => {
     theme.muted = value("--muted");
     theme.grid = value("--grid");
     theme.faint = value("--faint");
-    theme.font = "11.5px system-ui, sans-serif";
+    theme.font = "12px system-ui, sans-serif";
     theme.events = { trouble: value("--bad"), attempt: value("--muted"), save: value("--good") };
     return theme;
   }
 
-  return { shared, theme, place, schedule, zoom, zoomTo, pan, readTheme, names: (runs) => [...new Set(runs.flatMap((run) => run.names))].join("\n") };
+  return { shared, theme, look, place, schedule, zoom, zoomTo, pan, readTheme, names: (runs) => [...new Set(runs.flatMap((run) => run.names))].join("\n") };
 })();

@@ -96,8 +96,9 @@
 
   function build() {
     Charts.readTheme();
-    const title = runs.map((run) => run.facts.label).join("  ·  ");
-    const path = runs.length === 1 ? runs[0].facts.path : `${runs.length} runs`;
+    const isFew = runs.length <= 4;
+    const title = isFew ? runs.map((run) => run.facts.label).join("  ·  ") : `${runs.length} runs`;
+    const path = runs.length === 1 ? runs[0].facts.path : "";
     const redrawEvents = () => { sections.get("events").body.replaceChildren(Tables.events(runs, redrawEvents)); };
     const parts = [
       section("summary", "Summary", () => Tables.summary(runs, now, toggle)),
@@ -166,7 +167,10 @@
   build();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);
   addEventListener("dblclick", (event) => { if (event.target.closest(".canvas")) Charts.zoomTo(null); });
-  addEventListener("beforeprint", () => { for (const chart of shared.all) chart.build(); });
+  matchMedia("print").addEventListener("change", () => {
+    recolor();
+    for (const chart of shared.all) chart.build(); // now: the printer does not wait for a frame
+  });
   if (facts.refresh_seconds > 0) {
     mark("live", "live");
     setTimeout(ask, 1000 * facts.refresh_seconds);

@@ -81,7 +81,8 @@ const Tables = (() => {
   }
 
   function swatchOf(run, runs) {
-    return runs.length > 1 ? swatch(Charts.theme.lines[run.index % Charts.theme.lines.length]) : null;
+    const { color, dash } = Charts.look(run.index);
+    return runs.length > 1 ? swatch(color, dash.length > 0) : null;
   }
 
   function summary(runs, now, toggle) {
@@ -112,6 +113,7 @@ const Tables = (() => {
     return Object.values(last.hardware || {}).filter(Boolean).join(", ") || null;
   }
 
+  const moment = (seconds) => h("span", { class: "moment" }, Format.time(seconds));
   const words = (name) => name.replaceAll("_", " ");
 
   function goodput(runs) {
@@ -160,7 +162,7 @@ const Tables = (() => {
     const listed = isComplete ? shown : shown.slice(0, MOST_ROWS);
     const rows = listed.map(({ run, event }) => [
       ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
-      Format.count(event.step), Format.time(event.time), Format.count(event.attempt), pill(words(event.kind), kindOf(event)), details(event.details)]);
+      Format.count(event.step), moment(event.time), Format.count(event.attempt), pill(words(event.kind), kindOf(event)), h("div", { class: "wide" }, ...details(event.details))]);
     const first = runs.length > 1 ? ["run"] : [];
     const more = shown.length > listed.length ? h("button", { type: "button", onclick: () => { isComplete = true; redraw(); } }, `Show all ${Format.count(shown.length)}`) : null;
     return h("div", {}, h("div", { class: "chips", role: "group", "aria-label": "Kinds of events" }, ...filters),
@@ -201,10 +203,10 @@ const Tables = (() => {
   function attempts(runs) {
     const rows = runs.flatMap((run) => run.facts.attempts.map((each, i) => [
       ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
-      Format.count(i + 1), Format.time(Date.parse(each.started) / 1000), Format.count(each.world_size), (each.hosts || []).join(", "),
+      Format.count(i + 1), moment(Date.parse(each.started) / 1000), Format.count(each.world_size), (each.hosts || []).join(", "),
       `${each.commit ? String(each.commit).slice(0, 10) : "–"}${each.is_dirty ? " modified" : ""}`,
       [each.launcher, ...Object.entries(each.job || {}).map(([name, value]) => `${name}=${value}`)].filter(Boolean).join(" "),
-      h("details", {}, h("summary", {}, "show"), h("code", {}, (each.command || []).join(" ")), h("br"),
+      h("details", { class: "wide" }, h("summary", {}, "show"), h("code", {}, (each.command || []).join(" ")), h("br"),
         h("span", { class: "unit" }, Object.entries({ ...each.versions, ...each.hardware }).filter(([, value]) => value).map(([name, value]) => `${name} ${value}`).join(", ")))]));
     const first = runs.length > 1 ? ["run"] : [];
     return rows.length ? table("Starts of the runs", [...first, "attempt", "started", "processes", "hosts", "commit", "launcher", "command and versions"], rows, runs.length > 1 ? [1, 3] : [0, 2]) : null;
