@@ -49,6 +49,7 @@ COMMANDS = {
     "data": Entry("glm_dist.cli.data", "validate, measure, show or merge corpora"),
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
+    "dryrun": Entry("glm_dist.cli.dryrun", "build any rank of a job without its memory"),
     "hostfile": Entry("glm_dist.cli.hostfile", "write DeepSpeed's list of hosts"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
     "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),

@@ -56,7 +56,7 @@ def check_config(
     _check_positions(config)
     _check_compile(config)
     check_intervals(config)
-    check_observe(config)
+    check_observe(config, world_size=world_size)
     _check_tasks(config)
     if config.optimizer.trainable:  # the list of names is as long as the model has layers
         trainable_names(config)

@@ -12,9 +12,9 @@ from glm_dist.observe.metrics import (
     TOKENS_PER_SECOND_PER_GPU,
     WAIT_SHARE,
 )
-from glm_dist.observe.phases import DATA, SAVE, VALIDATE, PhaseClock
+from glm_dist.observe.phases import DATA, PROFILE, SAVE, VALIDATE, PhaseClock
 
-PAUSES = (VALIDATE, SAVE)
+PAUSES = (VALIDATE, SAVE, PROFILE)
 """Phases that belong to no step."""
 
 WAITS = (DATA,)
