@@ -28,8 +28,9 @@
       if (state !== null && state === part.shown) continue;
       part.shown = state;
       const content = part.build();
-      part.node.hidden = part.link.hidden = content === null;
-      part.body.replaceChildren(...[content].flat().filter(Boolean));
+      const nodes = [content].flat().filter(Boolean);
+      part.node.hidden = part.link.hidden = nodes.length === 0;
+      part.body.replaceChildren(...nodes);
     }
   }
 
@@ -38,7 +39,7 @@
     const by = {
       summary: [known.state, known.last_sign, known.offset, run.visible],
       goodput: known.goodput, events: known.events, checkpoints: known.checkpoints,
-      results: known.results, attempts: known.attempts, row: known.row !== null, config: known.config, notes: known.notes,
+      results: known.results, attempts: [known.attempts, known.changes], row: known.row !== null, config: known.config, notes: known.notes,
     };
     return by[id];
   }
@@ -109,7 +110,7 @@
       section("checkpoints", "Checkpoints", () => Tables.checkpoints(runs)),
       section("row", "A training row", row),
       section("config", "Configuration", () => Tables.config(runs)),
-      section("attempts", "Attempts", () => Tables.attempts(runs)),
+      section("attempts", "Attempts", () => [Tables.attempts(runs), Tables.changes(runs)].flat()),
       section("notes", "Notes", notes),
     ];
     const links = [...sections.values()].map((part) => part.link);

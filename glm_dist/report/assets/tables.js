@@ -212,6 +212,14 @@ const Tables = (() => {
     return rows.length ? table("Starts of the runs", [...first, "attempt", "started", "processes", "hosts", "commit", "launcher", "command and versions"], rows, runs.length > 1 ? [1, 3] : [0, 2]) : null;
   }
 
+  function changes(runs) {
+    const rows = runs.flatMap((run) => run.facts.changes.flatMap(({ attempt, values }) => values.map(([key, before, after]) => [
+      ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
+      Format.count(attempt), h("code", {}, key), h("code", {}, before ?? "–"), h("code", {}, after ?? "–")])));
+    const first = runs.length > 1 ? ["run"] : [];
+    return rows.length ? [h("h4", {}, "Values that an attempt changed"), table("Values that an attempt changed", [...first, "attempt", "key", "before", "after"], rows, [first.length])] : null;
+  }
+
   const search = { text: "", onlyDifferent: true };
 
   function config(runs, redraw) {
@@ -237,5 +245,5 @@ const Tables = (() => {
     return !wanted || [key, ...values].some((text) => text.toLowerCase().includes(wanted));
   }
 
-  return { kindOf, summary, goodput, events, checkpoints, results, attempts, config };
+  return { kindOf, summary, goodput, events, checkpoints, results, attempts, changes, config };
 })();
