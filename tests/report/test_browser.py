@@ -174,6 +174,7 @@ def test_a_live_page_follows_the_run(
             assert "3.2" in legend.inner_text()
             append(run, record(2, 9, 120, 2.125), {**record(2, 9, 120, 1.0), "event": "spike"})
             playwright.expect(legend).to_contain_text("2.125")
+            assert "step 9" in opened.page.locator(".progress").inner_text()
             append(run, started(3, 4, 200), record(3, 5, 201, 1.75, **{"train/new": 1.0}))
             playwright.expect(legend).to_contain_text("1.75")
             steps = opened.page.evaluate("[...Charts.shared.all][0].lines()[0].run.tables[0].steps")
