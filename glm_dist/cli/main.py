@@ -48,6 +48,7 @@ COMMANDS = {
     "prepare": Entry("glm_dist.cli.prepare", "turn text files into token files"),
     "data": Entry("glm_dist.cli.data", "validate, measure, show or merge corpora"),
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
+    "plan": Entry("glm_dist.cli.plan", "rank layouts by speed; memory, time and cost of a run"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
     "dryrun": Entry("glm_dist.cli.dryrun", "build any rank of a job without its memory"),
     "hostfile": Entry("glm_dist.cli.hostfile", "write DeepSpeed's list of hosts"),
