@@ -93,7 +93,13 @@ def test_a_model_that_fits_nowhere_names_what_misses_least() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_proposed_layouts_of_a_small_model_start(tmp_path: Path) -> None:
-    files = [*make_files(tmp_path), "run.steps=1", "evaluation.interval=0", "zero=stage1"]
+    files = [
+        *make_files(tmp_path),
+        "run.name=plan",
+        "run.steps=1",
+        "evaluation.interval=0",
+        "zero=stage1",
+    ]
     files += ["model.num_layers=4", "batch.global_batch_size=8", "checkpoint.interval=0"]
     plans = rank_plans(load_config(files), CLUSTER, 2).plans
     for number, plan in enumerate(random.Random(1).sample(plans, 30)):
