@@ -121,7 +121,7 @@ lint: $(ENVIRONMENT) ## style, spelling, YAML and shell
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/codespell $$(git ls-files)
-	@$(BIN)/yamllint --strict conf .pre-commit-config.yaml
+	@$(BIN)/yamllint --strict conf docker/compose.yaml .pre-commit-config.yaml
 	@$(BIN)/shellcheck -x launchers/*.sh docker/*.sh benchmarks/*.sh .ci/run
 	@echo "lint: clean"
 

@@ -80,6 +80,13 @@ def test_every_service_has_the_folders_a_user_and_arguments_that_the_image_takes
         assert service.get("tty", False) == name.startswith("shell")
 
 
+def test_the_page_names_services_that_there_are() -> None:
+    services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    page = (ROOT / "docs/running/docker.md").read_text()
+    named = re.findall(r"compose\.yaml (?:build|run --rm) ([\w-]+)", page)
+    assert set(named) == services.keys()
+
+
 def test_make_builds_either_flavor_with_arguments_that_the_image_takes() -> None:
     taken = set(re.findall(r"(?m)^ARG (\w+)", (ROOT / "docker/Dockerfile").read_text()))
     for flavor, tag, base in (("", "glm-dist", set()), ("cpu", "glm-dist:cpu", {"BASE"})):
