@@ -27,13 +27,13 @@ LAYERS = (
     ("stop_signals",),
     ("config",),
     ("data", "parallel", "observe"),
-    ("model",),
+    ("model", "plan"),
     ("optim",),
     ("checkpoint",),
     ("train",),
     ("generate", "convert"),
     ("tasks",),
-    ("sweep",),
+    ("report", "sweep"),
     ("cli",),
 )
 
@@ -77,7 +77,7 @@ OPTIONAL_LIBRARIES = {
 }
 
 # Import what they choose only when it is chosen: it takes seconds.
-DISPATCHERS = ("cli/main.py", "cli/train.py", "optim/open.py")
+DISPATCHERS = ("cli/dryrun.py", "cli/main.py", "cli/train.py", "optim/open.py")
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

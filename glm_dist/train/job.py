@@ -49,6 +49,7 @@ from glm_dist.train.already import note_run_folder
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.ending import end_attempt, fail_attempt
 from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.launch_memory import check_device_memory
 from glm_dist.train.loop import LoopContext, finish_work, train
 from glm_dist.train.member import Member, as_member
 from glm_dist.train.observers import Benchmarks
@@ -189,6 +190,7 @@ def _train(job: _Job) -> None:
     with Ranks(None).raise_on_all_ranks("open the data", "data"):
         workload = job.workload(config)
     check_same_data(workload.digests())
+    _check_memory(job, workload)
     engine = build_engine(
         config,
         job.groups,
@@ -237,6 +239,15 @@ def _train(job: _Job) -> None:
     finally:
         rows.close()
     engine.close()
+
+
+def _check_memory(job: _Job, workload: Workload) -> None:
+    device = job.member.process.device
+    if device.type == "cuda":
+        with Ranks(None).raise_on_all_ranks("fit the model into memory", "memory"):
+            check_device_memory(
+                job.config, job.groups, device, rows_per_item=workload.rows_per_item
+            )
 
 
 def _run_loop(context: LoopContext, *, first_step: int) -> None:
