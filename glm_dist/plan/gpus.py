@@ -24,6 +24,7 @@ class Gpu:
     """Peak bandwidth of its memory, in 10^9 bytes per second."""
     link_gb_per_second: float
     """Peak bandwidth to the GPUs of its node, one direction, in 10^9 bytes per second."""
+    multiprocessors: int
     source: str
     """Origin of the figures."""
     has_bf16: bool = True
@@ -51,6 +52,7 @@ GPUS = (
         15.77,
         900,
         150,
+        80,
         "NVIDIA V100 data sheet (2020): 900 GB/s, six NVLinks, 300 GB/s both ways",
         has_bf16=False,
     ),
@@ -60,6 +62,7 @@ GPUS = (
         31.74,
         900,
         150,
+        80,
         "NVIDIA V100 data sheet (2020): 900 GB/s, six NVLinks, 300 GB/s both ways",
         has_bf16=False,
     ),
@@ -69,6 +72,7 @@ GPUS = (
         44.34,
         696,
         31.5,
+        84,
         "NVIDIA A40 data sheet: 696 GB/s; PCIe 4.0 x16, as NVLink joins only pairs",
     ),
     Gpu(
@@ -77,6 +81,7 @@ GPUS = (
         44.39,
         864,
         31.5,
+        142,
         "NVIDIA L40S data sheet: 864 GB/s, PCIe 4.0 x16, no NVLink",
     ),
     Gpu(
@@ -85,6 +90,7 @@ GPUS = (
         39.39,
         1555,
         300,
+        108,
         "NVIDIA A100 data sheet (2021): 1555 GB/s, NVLink 600 GB/s both ways",
     ),
     Gpu(
@@ -93,6 +99,7 @@ GPUS = (
         79.15,
         2039,
         300,
+        108,
         "NVIDIA A100 data sheet (2021): 2039 GB/s, NVLink 600 GB/s both ways",
     ),
     Gpu(
@@ -101,6 +108,7 @@ GPUS = (
         95.0,
         4000,
         450,
+        78,
         "NVIDIA H20 product brief: 4.0 TB/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
@@ -109,6 +117,7 @@ GPUS = (
         79.1,
         3350,
         450,
+        132,
         "NVIDIA H100 data sheet, SXM: 3.35 TB/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
@@ -117,6 +126,7 @@ GPUS = (
         139.72,
         4800,
         450,
+        132,
         "NVIDIA H200 data sheet, SXM: 4.8 TB/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
@@ -125,6 +135,7 @@ GPUS = (
         178.35,
         8000,
         900,
+        148,
         "NVIDIA DGX B200 data sheet: 64 TB/s over 8 GPUs, NVLink 1.8 TB/s both ways",
     ),
 )
