@@ -84,6 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Pretrain GLM and everything around it.",
         epilog="`glm-dist <command> --help` explains a command.",
     )
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="print version and commit, and exit"
+    )
     commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
     for name, entry in COMMANDS.items():
         commands.add_parser(name, help=entry.summary, add_help=False)
@@ -142,6 +145,16 @@ def run_command(
     if listener is not None:
         listener.ignore()  # Python removes its handlers at exit, and a late request would kill it
     return status
+
+
+class _ShowVersion(argparse.Action):
+    """Option that asks git only when it is given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and exit."""
+        provenance = importlib.import_module("glm_dist.observe.provenance")
+        sys.stdout.write(f"{provenance.version_line()}\n")
+        parser.exit()
 
 
 class _CommandParser(argparse.ArgumentParser):

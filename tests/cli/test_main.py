@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from glm_dist import __version__
 from glm_dist.cli import config
 from glm_dist.cli.main import COMMANDS, main
 from tests.environment import CPU_ONLY
@@ -66,6 +67,13 @@ def glm_dist(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
         return Done(status, written.out, written.err)
 
     return call
+
+
+def test_the_version_needs_no_command(glm_dist: Callable[..., Done]) -> None:
+    done = glm_dist("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"glm-dist {__version__}")
+    assert done.stdout.count("\n") == 1
 
 
 def test_argument_that_launchers_insert_is_accepted() -> None:
