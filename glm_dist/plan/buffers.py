@@ -4,6 +4,8 @@ The start needs memory as well: weights exist as a whole before DeepSpeed cuts t
 parameter is drawn in fp32 before a rank takes its slice.
 """
 
+from collections.abc import Sequence
+
 from glm_dist.config.schema import Dtype, Offload, RunConfig
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.activations import FP32_BYTES, Sizes, workspace_bytes
@@ -20,7 +22,7 @@ def buffer_bytes(
     stage: int,
     *,
     sizes: Sizes,
-    parameters: int,
+    parameters: Sequence[int],
     recomputed: int,
 ) -> int:
     """Compute what a stage allocates besides state and kept activations.
@@ -30,7 +32,8 @@ def buffer_bytes(
         layout: Layout of its processes.
         stage: Pipeline coordinate.
         sizes: Sizes of a micro-batch.
-        parameters: Elements of the stage's parameters on one tensor rank, before ZeRO cuts them.
+        parameters: Elements of each of the stage's parameters on one tensor rank, before ZeRO cuts
+            them.
         recomputed: Bytes of activations that exist only during backward, not yet in the head.
     """
     is_last = stage == layout.pipeline_parallel_size - 1
@@ -68,18 +71,20 @@ def _head_bytes(config: RunConfig, sizes: Sizes) -> int:
     return table + 2 * sizes.wide_hidden + logits * each
 
 
-def _sharding_bytes(config: RunConfig, layout: Layout, parameters: int) -> int:
+def _sharding_bytes(config: RunConfig, layout: Layout, parameters: Sequence[int]) -> int:
     """DeepSpeed's buckets of gradients, and the weights that ZeRO 3 gathers."""
     zero = config.zero
     if zero.stage <= 1 and zero.offload_optimizer is Offload.none:
         return 0
     number = FP32_BYTES if config.precision.dtype is Dtype.fp32 else 2
-    of_bucket = FP32_BYTES if zero.stage == 1 else number
-    if zero.stage == 2:
-        # A bucket is filled while another is reduced, and several replicas reduce an fp32 copy.
-        of_bucket *= 2 if zero.overlap_comm else 1
-        of_bucket += FP32_BYTES if number < FP32_BYTES and layout.data_parallel_size > 1 else 0
-    elif zero.stage == 3 and layout.data_parallel_size > 1:
-        of_bucket = FP32_BYTES
-    gathered = min(parameters, LIVE_PARAMETERS) * number if zero.stage == 3 else 0
-    return zero.reduce_bucket_size * of_bucket + gathered
+    bucket, largest = zero.reduce_bucket_size, max(parameters)
+    has_copy = number < FP32_BYTES and layout.data_parallel_size > 1
+    if zero.stage == 1 or (zero.stage == 3 and has_copy):
+        filled = bucket * FP32_BYTES
+    else:  # with overlap one is filled while another is reduced
+        filled = bucket * number * (2 if zero.stage == 2 and zero.overlap_comm else 1)
+    # Replicas sum an fp32 copy, and what is larger than a bucket is reduced as a whole.
+    copied = max(bucket, largest) * FP32_BYTES if has_copy else 0
+    gradient = largest * number  # of the parameter that is about to be reduced
+    gathered = min(sum(parameters), LIVE_PARAMETERS) * number if zero.stage == 3 else 0
+    return filled + copied + gradient + gathered

@@ -78,13 +78,12 @@ def rank_memory(
     activations = kept + recomputed
     table = table or ParameterTable.of(config)
     state = state_memory(config, layout, rank, table=table)
-    parameters = table.elements(layout, stage)
+    parameters = table.local_sizes(layout, stage)
     buffers = buffer_bytes(
         config, layout, stage, sizes=sizes, parameters=parameters, recomputed=recomputed
     )
-    at_start = start_bytes(
-        config, parameters=parameters, largest=max(spec.size for spec in table.specs)
-    )
+    largest = max(spec.size for spec in table.specs)
+    at_start = start_bytes(config, parameters=sum(parameters), largest=largest)
     buffers = max(buffers, at_start - state.total - activations)
     return RankMemory(
         weights=state.weights,

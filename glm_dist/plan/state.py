@@ -62,16 +62,19 @@ class ParameterTable:
             or (is_last and spec.on_last_stage)
         ]
 
-    def elements(self, layout: Layout, stage: int) -> int:
-        """Count the elements of a stage's parameters on one tensor rank, before ZeRO cuts them.
+    def local_sizes(self, layout: Layout, stage: int) -> list[int]:
+        """List the elements of a stage's parameters on one tensor rank, before ZeRO cuts them.
 
         Args:
             layout: Layout of the processes.
             stage: Pipeline coordinate.
         """
-        return sum(
-            _local_size(spec, layout.tensor_parallel_size) for spec in self.held(layout, stage)
-        )
+        tensor_size = layout.tensor_parallel_size
+        return [_local_size(spec, tensor_size) for spec in self.held(layout, stage)]
+
+    def elements(self, layout: Layout, stage: int) -> int:
+        """Count the elements of a stage's parameters; see ``local_sizes``."""
+        return sum(self.local_sizes(layout, stage))
 
 
 def state_memory(
