@@ -88,6 +88,39 @@ def test_overlap_changes_no_bit(world_size: int, cases: list[Case]) -> None:
         }
 
 
+def collectives_before_the_first_layer(case: Case) -> list[bool]:
+    """Whether each collective between an update and the first layer is of the gathering group."""
+    enable_cpu()
+    engine = engine_of(case, overlaps=True)
+    seen: list[bool] = []
+    run_steps(engine, case, range(1))
+    all_reduce, is_noted = dist.all_reduce, True
+
+    def noted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if is_noted:
+            seen.append(options.get("group") is engine.groups.data)
+        return all_reduce(tensor, *arguments, **options)
+
+    def end(*_: object) -> None:
+        nonlocal is_noted
+        is_noted = False
+
+    engine.model.chunks[0].decoder.layers[0].register_forward_hook(end)
+    dist.all_reduce = noted
+    try:
+        run_steps(engine, case, range(1, 2))
+    finally:
+        dist.all_reduce = all_reduce
+    return seen
+
+
+def test_nothing_waits_for_all_weights_before_the_first_layer() -> None:
+    case = Case(dp=2, zero=1, micro_batch=8)
+
+    for seen in run_ranks(collectives_before_the_first_layer, case, world_size=2):
+        assert seen == [False]  # the step's number of targets
+
+
 NORMS = [
     Case(tp=2, zero=0, micro_batch=8, sp=True, dtype="bf16"),
     Case(pp=2, zero=1, micro_batch=8, dtype="fp16"),
