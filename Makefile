@@ -32,6 +32,12 @@ RUN := $(RUNS)/quickstart
 BLANKS := examples/quickstart_blanks.txt
 ANSWERS := examples/quickstart_answers.txt
 
+# Of the image: what it is built on, and what its labels say.
+FLAVOR ?=
+BASE_cpu := --build-arg BASE=python:3.12-slim
+COMMIT = $(shell git rev-parse HEAD 2>/dev/null && { git diff --quiet HEAD || echo modified; })
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' glm_dist/__init__.py)
+
 EXPERIMENT ?= glm_large
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 # Tests that run side by side; several have two or four processes themselves.
@@ -115,7 +121,7 @@ lint: $(ENVIRONMENT) ## style, spelling, YAML and shell
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check --quiet $(SOURCES)
 	@$(BIN)/codespell $$(git ls-files)
-	@$(BIN)/yamllint --strict conf .pre-commit-config.yaml
+	@$(BIN)/yamllint --strict conf docker/compose.yaml .pre-commit-config.yaml
 	@$(BIN)/shellcheck -x launchers/*.sh docker/*.sh benchmarks/*.sh .ci/run
 	@echo "lint: clean"
 
@@ -140,8 +146,9 @@ parity: $(ENVIRONMENT) ## measure docs/parity.md: every layout against one proce
 bench: $(ENVIRONMENT) ## measure speed and memory; tables go to benchmarks/results
 	@PYTHONWARNINGS=ignore $(BIN)/python -m benchmarks $(BENCHMARKS)
 
-docker: ## build the image for clusters
-	docker build -f docker/Dockerfile -t glm-dist .
+docker: ## build the image for clusters; FLAVOR=cpu: for machines without GPUs
+	docker build -f docker/Dockerfile $(BASE_$(FLAVOR)) --build-arg COMMIT="$(COMMIT)" \
+		--build-arg VERSION="$(VERSION)" -t glm-dist$(if $(FLAVOR),:$(FLAVOR)) .
 
 clean: ## remove caches, the quickstart's data and its run
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info $(SAMPLE) $(QUICKSTART) $(RUN)

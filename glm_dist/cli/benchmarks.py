@@ -1,15 +1,12 @@
 """Benchmarks of ``glm-dist evaluate``: files of examples, and lm-evaluation-harness."""
 
 import argparse
-import json
 import math
-import sys
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -20,7 +17,9 @@ from glm_dist.errors import ConfigError
 from glm_dist.files import exists, is_dir, is_file, write_result
 from glm_dist.generate.prompt_checks import check_writes
 from glm_dist.generate.sampling import BeamSearch, GenerationOptions
+from glm_dist.json_text import json_text
 from glm_dist.observe.run_folder import CONFIG_FILE
+from glm_dist.observe.tables import table_console
 from glm_dist.tasks.examples import read_examples
 
 if TYPE_CHECKING:
@@ -159,7 +158,7 @@ def check_result(path: str) -> None:
 
 
 def _show(results: "list[Result]", harness: dict[str, dict[str, float]]) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = table_console()
     table = Table("task", "examples", "metric", "value", "95 % interval")
     for result in results:
         for name, mean in result.metrics.items():
@@ -184,14 +183,11 @@ def _as_json(
                 "task": result.task,
                 "kind": result.kind.value,
                 "examples": result.num_examples,
-                "metrics": {
-                    name: {key: None if math.isnan(v) else v for key, v in asdict(mean).items()}
-                    for name, mean in result.metrics.items()
-                },
+                "metrics": {name: asdict(mean) for name, mean in result.metrics.items()},
                 "predictions": result.predictions,
             }
             for result in results
         ],
         "harness": harness,
     }
-    return json.dumps(content, ensure_ascii=False, indent=1)
+    return json_text(content, indent=1)

@@ -14,7 +14,11 @@ from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
 from glm_dist.config.trainable import count_trainable
+from glm_dist.errors import LaunchError
 from glm_dist.parallel.layout import Layout
+from glm_dist.plan.gpus import Gpu, gpu_named
+from glm_dist.plan.verdict import check_fits, describe_parts, worst_rank
+from glm_dist.plan.wording import gib
 from glm_dist.tasks.examples import read_benchmarks
 from glm_dist.tasks.finetune import complete
 from glm_dist.tasks.task_data import TaskData
@@ -36,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-files", action="store_true", help="leave out tokenizer, data and run folder"
     )
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="refuse a job that does not fit this GPU, such as h100"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="only warn of a job that does not fit the GPU"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -47,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The job would not work.
     """
+    gpu = None if arguments.gpu is None else gpu_named(arguments.gpu)
     config = load_config(arguments.overrides, config_dir=arguments.config_dir)
     world_size = arguments.processes or Layout.from_config(config).world_size
     check_config(config, world_size=world_size)
@@ -57,7 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
         check_config(config, world_size=world_size)
         files = check_files(config, read_data=prepared.facts)
         read_benchmarks(config)
-    lines = [*_describe(config, world_size, data), *_describe_files(config, files)]
+    lines = [
+        *_describe(config, world_size, data),
+        *_describe_memory(config, world_size, data, gpu, forces=arguments.force),
+        *_describe_files(config, files),
+    ]
     typed = list(arguments.overrides)
     if arguments.config_dir is not None:
         typed += ["--config-dir", str(arguments.config_dir)]
@@ -100,6 +115,36 @@ def _describe(config: RunConfig, world_size: int, data: TaskData | None) -> list
         ),
         ("tokens", f"{tokens * config.run.steps:,} in all steps"),
     ]
+
+
+def _describe_memory(
+    config: RunConfig,
+    world_size: int,
+    data: TaskData | None,
+    gpu: Gpu | None,
+    *,
+    forces: bool,
+) -> list[tuple[str, str]]:
+    """Return the memory of the rank that needs most, and the verdict for a GPU.
+
+    Raises:
+        LaunchError: It does not fit.
+    """
+    rows = 1 if data is None else data.rows_per_example
+    worst = worst_rank(config, Layout.from_config(config, world_size), rows_per_item=rows)
+    verdict = ""
+    warnings = []
+    if gpu is not None:
+        verdict = f"; fits {gpu.name} with {gib(gpu.memory)}"
+        try:
+            check_fits(config, world_size, memory=gpu.memory, device=gpu.name, rows_per_item=rows)
+        except LaunchError as error:
+            if not forces:
+                raise
+            verdict = ""
+            warnings = [("warning", str(error).splitlines()[0])]
+    total = f"{gib(worst.memory.total)} on a GPU, {worst}{verdict}"
+    return [("memory", total), ("", describe_parts(worst.memory)), *warnings]
 
 
 def _describe_task(data: TaskData) -> list[tuple[str, str]]:

@@ -10,7 +10,6 @@ glm-dist data import-lazy wiki.lazy --output data/wiki --tokenizer ...
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -41,6 +40,7 @@ from glm_dist.data.row_source import open_row_source
 from glm_dist.data.tokenizer.choice import add_tokenizer_arguments, choose_tokenizer
 from glm_dist.data.tokenizer.tokenizer import load_tokenizer, open_tokenizer
 from glm_dist.errors import ConfigError, DataError
+from glm_dist.observe.tables import table_console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,9 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: A corpus is missing, or the configuration is wrong.
     """
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=160)  # a file or a pipe has room for whole tables
+    console = table_console()
     match arguments.action:
         case "validate":
             return _validate(arguments, console)

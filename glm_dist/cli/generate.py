@@ -32,6 +32,7 @@ from glm_dist.config.load import load_config_file
 from glm_dist.errors import EXIT_USER_ERROR, DataError
 from glm_dist.generate.prompt_checks import check_writes, not_utf_8
 from glm_dist.generate.sampling import GenerationOptions
+from glm_dist.json_text import json_text
 from glm_dist.observe.run_folder import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ class _Writer:
         if not self._arguments.jsonl:
             return (each.text for each in filled)
         return (
-            _json(request.record | {"filled": each.text, "answers": each.answers})
+            json_text(request.record | {"filled": each.text, "answers": each.answers})
             for request, each in zip(requests, filled, strict=True)
         )
 
@@ -202,7 +203,7 @@ class _Writer:
         )
         if self._arguments.jsonl:
             found = [[vars(answer) for answer in answers] for answers in blanks]
-            return _json(request.record | {"candidates": found})
+            return json_text(request.record | {"candidates": found})
         lines = [request.text]
         for answers in blanks:
             shown = [f"{answer.text or '(nothing)'} {answer.probability:.1%}" for answer in answers]
@@ -219,15 +220,6 @@ class _Writer:
         if self.speaks:
             sys.stdout.buffer.write(text.encode())  # as read, whatever the locale
             sys.stdout.flush()
-
-
-def _json(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell half of a surrogate pair
-        return json.dumps(record)
-    return text
 
 
 def _decoded(line: bytes) -> str:

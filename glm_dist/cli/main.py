@@ -48,13 +48,16 @@ COMMANDS = {
     "prepare": Entry("glm_dist.cli.prepare", "turn text files into token files"),
     "data": Entry("glm_dist.cli.data", "validate, measure, show or merge corpora"),
     "config": Entry("glm_dist.cli.config", "print the resolved configuration"),
+    "plan": Entry("glm_dist.cli.plan", "rank layouts by speed; memory, time and cost of a run"),
     "check": Entry("glm_dist.cli.check", "say before a launch whether it would work"),
+    "dryrun": Entry("glm_dist.cli.dryrun", "build any rank of a job without its memory"),
     "hostfile": Entry("glm_dist.cli.hostfile", "write DeepSpeed's list of hosts"),
     "train": Entry("glm_dist.cli.train", "pretrain, as train.py does"),
     "finetune": Entry("glm_dist.cli.finetune", "train the model of a run on a task"),
     "sweep": Entry("glm_dist.cli.sweep", "train or finetune with many settings, and compare"),
     "compare": Entry("glm_dist.cli.compare", "pretrain by several objectives, and compare"),
     "resume-check": Entry("glm_dist.cli.resume_check", "replay steps of a run and compare"),
+    "report": Entry("glm_dist.cli.report", "show runs on one page, in a file or live"),
     "evaluate": Entry("glm_dist.cli.evaluate", "measure a run's losses on held-out text"),
     "generate": Entry("glm_dist.cli.generate", "fill the blanks of a text"),
     "convert": Entry("glm_dist.cli.convert", "import or export weights of other programs"),
@@ -80,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="glm-dist",
         description="Pretrain GLM and everything around it.",
         epilog="`glm-dist <command> --help` explains a command.",
+    )
+    parser.add_argument(
+        "--version", action=_ShowVersion, nargs=0, help="print version and commit, and exit"
     )
     commands = parser.add_subparsers(dest="command", metavar="<command>", required=True)
     for name, entry in COMMANDS.items():
@@ -139,6 +145,16 @@ def run_command(
     if listener is not None:
         listener.ignore()  # Python removes its handlers at exit, and a late request would kill it
     return status
+
+
+class _ShowVersion(argparse.Action):
+    """Option that asks git only when it is given."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print the version and exit."""
+        provenance = importlib.import_module("glm_dist.observe.provenance")
+        sys.stdout.write(f"{provenance.version_line()}\n")
+        parser.exit()
 
 
 class _CommandParser(argparse.ArgumentParser):

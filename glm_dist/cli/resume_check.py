@@ -148,7 +148,8 @@ def _in_this_layout(
     )
     stage = min(config.zero.stage, 1) if stages > 1 else config.zero.stage
     zero = replace(config.zero, stage=stage, overlap_comm=config.zero.overlap_comm and stage > 1)
-    return replace(config, parallel=layout, zero=zero)
+    observe = replace(config.observe, profile_steps=[])  # whose ranks there may not be here
+    return replace(config, parallel=layout, zero=zero, observe=observe)
 
 
 def describe(replay: "Replay", *, tolerance: float, dtype: str) -> tuple[str, bool]:

@@ -5,6 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from glm_dist.data.row_parts import SegmentParts, segments_of, take_apart
 from glm_dist.data.rows import Row, Segment
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
 
@@ -25,15 +26,13 @@ def render_row(row: Row, tokenizer: Tokenizer, *, with_mask: bool = True) -> Ren
         with_mask: Whether to draw the attention mask, coarsely.
     """
     parts: list[RenderableType] = [_head(row)]
-    begin = 0
-    segments = row.segments or (Segment(row.num_real_tokens, row.prefix_length),)
+    segments = take_apart(row, tokenizer)
     for number, segment in enumerate(segments, 1):
         if len(segments) > 1:
             parts.append(Text(f"segment {number} of {len(segments)}", style="bold"))
-        parts += _segment(row, begin, segment, tokenizer)
-        begin += segment.length
+        parts += _segment(segment)
     if with_mask:
-        parts.append(_mask_picture(row, segments))
+        parts.append(_mask_picture(row, segments_of(row)))
     return Group(*parts)
 
 
@@ -48,43 +47,28 @@ def _head(row: Row) -> Text:
     )
 
 
-def _segment(row: Row, begin: int, segment: Segment, tokenizer: Tokenizer) -> list[RenderableType]:
-    end, middle = begin + segment.length, begin + segment.prefix_length
-    starts = [i for i in range(middle, end) if row.block_positions[i] == 1]
-    numbers = {int(row.positions[start]): number for number, start in enumerate(starts, 1)}
+def _segment(parts: SegmentParts) -> list[RenderableType]:
     part_a = Text("A  ", style="bold")
-    run: list[int] = []
-    for index in range(begin, middle):
-        number = numbers.get(int(row.positions[index])) if starts else None
-        if number is None:
-            run.append(int(row.tokens[index]))
-            continue
-        part_a.append(tokenizer.decode(run), style="not bold")
-        mask = tokenizer.decode([int(row.tokens[index])])
-        part_a.append(f"{mask}{number}", style=_style(number))
-        run = []
-    part_a.append(tokenizer.decode(run), style="not bold")
+    for piece in parts.part_a:
+        if piece.blank is None:
+            part_a.append(piece.text, style="not bold")
+        else:
+            part_a.append(f"{piece.text}{piece.blank}", style=_style(piece.blank))
     lines: list[RenderableType] = [part_a]
-    if not starts:
-        return [*lines, *_predictions(row, begin, end, tokenizer)]
+    if parts.predicted:
+        text = Text("predicted  ", style="bold").append(parts.predicted, style="not bold red")
+        return [*lines, text]
+    if not parts.blanks:
+        return lines
     table = Table("blank", "position", "block positions", "targets", box=None, pad_edge=False)
-    for number, (start, stop) in enumerate(zip(starts, [*starts[1:], end], strict=True), 1):
+    for blank in parts.blanks:
         table.add_row(
-            Text(str(number), style=_style(number)),
-            str(int(row.positions[start])),
-            f"1 … {int(row.block_positions[start:stop].max())}",
-            Text(tokenizer.decode(row.targets[start:stop].tolist()), style=_style(number)),
+            Text(str(blank.number), style=_style(blank.number)),
+            str(blank.position),
+            f"1 … {blank.length}",
+            Text(blank.targets, style=_style(blank.number)),
         )
     return [*lines, Text("B", style="bold"), table]
-
-
-def _predictions(row: Row, begin: int, end: int, tokenizer: Tokenizer) -> list[RenderableType]:
-    """Targets of a row without blanks, as the baselines have them."""
-    predicted = begin + np.flatnonzero(row.loss_mask[begin:end])
-    if len(predicted) == 0:
-        return []
-    text = tokenizer.decode(row.targets[predicted].tolist())
-    return [Text("predicted  ", style="bold").append(text, style="not bold red")]
 
 
 def _style(number: int) -> str:

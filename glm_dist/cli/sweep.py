@@ -18,8 +18,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from glm_dist.cli import train
 from glm_dist.cli.arguments import refuse_given, whole_number
 from glm_dist.config.checks import check_config
@@ -35,6 +33,7 @@ from glm_dist.errors import (
     GlmDistError,
     LaunchError,
 )
+from glm_dist.observe.tables import table_console
 from glm_dist.stop_signals import StopListener, describe
 from glm_dist.sweep import batch
 from glm_dist.sweep.children import (
@@ -294,7 +293,7 @@ def _compare(planned: Sequence[_Planned], folder: Path, arguments: argparse.Name
         return
     runs = [Run(each.point, each.config.run.seed, each.status, each.outcome) for each in planned]
     groups = compare(runs, metric=arguments.metric, baseline=arguments.baseline)
-    console = Console(width=None if sys.stdout.isatty() else TABLE_WIDTH)
+    console = table_console(width=TABLE_WIDTH)
     for table in as_tables(groups):
         console.print(table)
     for line in notes(groups):

@@ -1,7 +1,6 @@
 """Answers of ``glm-dist generate`` to examples of a task."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -9,6 +8,7 @@ from importlib import import_module
 from glm_dist.cli.arguments import load_for
 from glm_dist.cli.lines import Line, batches_of_lines
 from glm_dist.errors import EXIT_USER_ERROR, DataError
+from glm_dist.json_text import json_text
 from glm_dist.tasks.readers.lines import json_object
 from glm_dist.tasks.readers.records import Record
 from glm_dist.tasks.task_data import TaskData
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         answers = tool.answer(model, data, records) if records else []
         if speaks:
             for record, answer in zip(records, answers, strict=True):
-                text = json.dumps({**record.fields, **answer}, ensure_ascii=False) + "\n"
+                text = json_text({**record.fields, **answer}) + "\n"
                 sys.stdout.buffer.write(text.encode())
             sys.stdout.flush()
     if left_out and speaks:

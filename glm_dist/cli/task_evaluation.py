@@ -1,18 +1,16 @@
 """A task in ``glm-dist evaluate``: the run's own after finetuning, or any other."""
 
 import argparse
-import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
 from glm_dist.cli.arguments import load_for, refuse_given
 from glm_dist.cli.benchmarks import check_result
 from glm_dist.errors import ConfigError
 from glm_dist.files import write_result
+from glm_dist.observe.tables import table_console
 from glm_dist.tasks.metrics import check_libraries
 from glm_dist.tasks.readers.records import Split
 from glm_dist.tasks.trained_run import OWN, open_task
@@ -78,7 +76,7 @@ def run(
         file = str(getattr(task.data, split.value))
         results.show_outcomes(
             [(f"{task.name} {split.value}", f"step {model.step}", outcome)],
-            Console(width=None if sys.stdout.isatty() else 160),
+            table_console(),
         )
         if arguments.json is not None:
             text = results.outcome_as_json(

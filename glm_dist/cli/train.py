@@ -155,6 +155,7 @@ def _train(
         )
     # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # no line for each start and stop of a profile
     job = import_module("glm_dist.train.job")
     benchmarks = None
     if examples:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 
 from glm_dist.config.blend import check_corpora
 from glm_dist.config.interval_checks import check_intervals
+from glm_dist.config.observe_checks import check_observe
 from glm_dist.config.parallel_checks import check_parallel
 from glm_dist.config.rules import name_problem
 from glm_dist.config.schema import (
@@ -55,6 +56,7 @@ def check_config(
     _check_positions(config)
     _check_compile(config)
     check_intervals(config)
+    check_observe(config, world_size=world_size)
     _check_tasks(config)
     if config.optimizer.trainable:  # the list of names is as long as the model has layers
         trainable_names(config)

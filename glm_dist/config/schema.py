@@ -273,6 +273,12 @@ class ObserveConfig(Section):
     """Project of the records in Weights & Biases."""
     wandb_entity: str | None = None
     """User or team that owns them; unset: the account's default."""
+    tensorboard: bool = False
+    """Event files for TensorBoard in <run>/tensorboard; needs the extra `tensorboard`."""
+    profile_steps: list[int] = field(default_factory=list)
+    """Steps whose work is traced by torch's profiler, in <run>/profile, e.g. [100, 101]."""
+    profile_ranks: list[int] = field(default_factory=lambda: [0])
+    """Ranks that do so."""
 
 
 @dataclass

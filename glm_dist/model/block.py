@@ -92,7 +92,7 @@ def transformer_config(
         sequence_parallel=layout.sequence_parallel,
         # Weights are drawn by name in parameters.py, so that the layout does not change them.
         perform_initialization=False,
-        use_cpu_initialization=device.type == "cpu",
+        use_cpu_initialization=device.type != "cuda",
         # The schedule must not divide by its own token count; the loss scale is the only factor.
         calculate_per_token_loss=True,
         # gloo has no batched isend/irecv; NCCL needs it to avoid a deadlock between neighbours.

@@ -23,9 +23,10 @@ from glm_dist.model.cross_entropy import (
 )
 from glm_dist.model.main_gradient import add_product, arrived, main_gradient
 
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26}
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 26, "meta": 1 << 26}
 """Logits held at once on a rank: 32 MiB in fp32 on a CPU, 256 MiB on a GPU. Enough for the full
-speed of the matrix products; more only costs memory (docs/performance.md)."""
+speed of the matrix products; more only costs memory (docs/performance.md). Meta tensors stand for
+a GPU's."""
 
 
 class _HeadLoss(torch.autograd.Function):

@@ -16,6 +16,7 @@ from megatron.core.parallel_state import get_global_memory_buffer
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 
 from glm_dist.model.main_gradient import add_product, arrived, main_gradient
+from glm_dist.parallel.exchange import wait_for
 
 
 class ColumnLinear(ColumnParallelLinear):  # type: ignore[misc]
@@ -102,7 +103,7 @@ class _Product(torch.autograd.Function):
         ctx.group = group
         if splits_rows:
             rows, gathering = _begin_gather(rows, group)
-            gathering.wait()
+            wait_for(gathering)
         # Not a view of the product, which autograd would let nobody change in place.
         output = rows.new_empty(*rows.shape[:-1], weight.size(0))
         flat, product = rows.flatten(0, -2), output.flatten(0, -2)  # [s * b, i], [s * b, o]
@@ -124,7 +125,7 @@ class _Product(torch.autograd.Function):
         if needs_input:
             input_gradient = (flat @ weight).view(*gradient.shape[:-1], -1)
         if gathering is not None:
-            gathering.wait()
+            wait_for(gathering)
         if input_gradient is not None:
             input_gradient, sending = _begin_sum(input_gradient, ctx)
         weight_gradient = bias_gradient = None
@@ -133,7 +134,7 @@ class _Product(torch.autograd.Function):
         if needs_bias:
             bias_gradient = _add_bias_gradient(ctx.bias, flat)
         if sending is not None:
-            sending.wait()
+            wait_for(sending)
         return input_gradient, weight_gradient, bias_gradient, None, None, None
 
 

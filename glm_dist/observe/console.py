@@ -5,6 +5,7 @@ batch system's output, and are in the rank's log file as well.
 """
 
 import logging
+import math
 from collections.abc import Mapping
 
 from rich.console import Console
@@ -12,31 +13,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column
 
 from glm_dist.observe.metrics import (
+    EPOCHS,
     ETA_SECONDS,
     GRAD_NORM,
     HFU,
     LEARNING_RATE,
     MFU,
+    SAVE_SHARE,
     TOKENS_PER_SECOND,
     TRAIN_LOSS,
+    TRAIN_OBJECTIVE,
     USEFUL_TFLOPS,
     VALID,
     VALID_LOSS,
     VALID_TASK,
+    WAIT_SHARE,
 )
+from glm_dist.observe.phases import DATA
 
 log = logging.getLogger(__name__)
 
 _COLUMNS = (
-    (TRAIN_LOSS, "loss", "{:8.4f}"),
-    (GRAD_NORM, "norm", "{:8.3f}"),
-    (LEARNING_RATE, "lr", "{:9.2e}"),
+    (TRAIN_LOSS, "loss", "{:7.4f}"),
+    (GRAD_NORM, "norm", "{:7.3f}"),
+    (LEARNING_RATE, "lr", "{:.2e}"),
     (TOKENS_PER_SECOND, "tokens/s", "{:9,.0f}"),
     (USEFUL_TFLOPS, "TFLOP/s", "{:7.3g}"),
     (MFU, "mfu", "{:5.1%}"),
     (HFU, "hfu", "{:5.1%}"),
 )
 
+_STALLS = ((WAIT_SHARE + DATA, "data wait"), (SAVE_SHARE, "save stall"))
+_MIN_STALL = 0.01
+"""Smaller shares of time are not worth the room."""
+
+_ROUNDING = 1e-9
+"""Passes over a corpus are quotients; this much above a full pass is no new one."""
 
 _LOGGED = ("checkpoint_failed", "upload_failed")
 """Events that are logged as errors where they happen."""
@@ -58,6 +70,9 @@ class ConsoleSink:
         """
         self._last_step = last_step
         self._width = len(str(last_step))
+        self._objectives: dict[str, str] = {}
+        # A resumed run says nothing about the epochs that it began before.
+        self._epochs: dict[str, int] | None = {} if first_step == 0 else None
         self._bar: Progress | None = None
         if progress_bar and console.is_terminal:
             self._bar = Progress(
@@ -88,7 +103,8 @@ class ConsoleSink:
         if of_task := _metrics_of_task(values):
             shown = "  ".join(f"{name} {value:.4f}" for name, value in of_task.items())
             self._line(step, f"validation  {shown}")
-        summary = summarize(values)
+        self._show_epochs(step, values)
+        summary = "  ".join(filter(None, (summarize(values), *self._tail(values))))
         if not summary:
             return
         if self._bar is None:
@@ -107,6 +123,40 @@ class ConsoleSink:
         """Stop the bar and release the terminal."""
         if self._bar is not None:
             self._bar.stop()
+
+    def _show_epochs(self, step: int, values: Mapping[str, float]) -> None:
+        """Show a line for each corpus that has begun another pass since the last record."""
+        epochs = {
+            name.removeprefix(EPOCHS): max(math.ceil(passes - _ROUNDING), 1)
+            for name, passes in values.items()
+            if name.startswith(EPOCHS)
+        }
+        if not epochs:
+            return
+        for corpus, epoch in epochs.items():
+            if self._epochs is not None and epoch > self._epochs.get(corpus, 1):
+                self._line(step, f"epoch {epoch} of {corpus} began")
+        self._epochs = epochs
+
+    def _tail(self, values: Mapping[str, float]) -> list[str]:
+        """Format what not every line has: losses by objective, and stalls.
+
+        An objective that was seen once keeps its column; without rows in a record it has a dash.
+        """
+        if TRAIN_LOSS not in values:
+            return []
+        self._objectives |= {
+            name: name.removeprefix(TRAIN_OBJECTIVE)
+            for name in values
+            if name.startswith(TRAIN_OBJECTIVE)
+        }
+        cells = []
+        if len(self._objectives) > 1:  # the loss of a single one is the loss
+            for name, objective in self._objectives.items():
+                loss = f"{values[name]:4.2f}" if name in values else f"{'-':>4}"
+                cells.append(f"{objective} {loss}")
+        stalls = [(label, values.get(name, 0.0)) for name, label in _STALLS]
+        return cells + [f"{label} {share:.0%}" for label, share in stalls if share >= _MIN_STALL]
 
     def _line(self, step: int, text: str) -> None:
         log.info("step %*d/%d  %s", self._width, step, self._last_step, text)

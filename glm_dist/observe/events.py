@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from glm_dist.observe.metrics_file import Record, encode, finite_or_text, repair_last_line
@@ -16,6 +16,8 @@ from glm_dist.observe.metrics_file import Record, encode, finite_or_text, repair
 log = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.jsonl"
+
+_FIELDS = {"step": int, "kind": str, "attempt": int, "time": int | float, "details": dict}
 
 
 class EventsSink:
@@ -77,3 +79,26 @@ def read_events(path: Path) -> list[Record]:
     """Read every event in the order written; a partial last line is left out."""
     lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def sound_events(path: Path) -> Iterator[Record]:
+    """Yield the events line by line, without damaged lines; nothing if there is no file."""
+    try:
+        with path.open("rb") as stream:
+            for line in stream:
+                event = _event_of(line)
+                if event is not None:
+                    yield event
+    except FileNotFoundError:
+        return
+
+
+def _event_of(line: bytes) -> Record | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(event, dict):
+        return None
+    is_sound = all(isinstance(event.get(name), kind) for name, kind in _FIELDS.items())
+    return event if is_sound else None

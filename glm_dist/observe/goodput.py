@@ -196,13 +196,27 @@ def account(attempts: Sequence[Attempt]) -> Buckets:
 def account_before(attempts: Sequence[Attempt], following: Attempt) -> Buckets:
     """Split the wall time from the first process's start to that of the following attempt."""
     total = dict.fromkeys(BUCKETS, 0.0)
-    kept = math.inf
-    for attempt in reversed(attempts):
-        kept = min(kept, following.first_step)
-        total = add(total, account_attempt(attempt, kept=kept))
-        total[DOWN] += following.begun - attempt.last.time
-        following = attempt
+    for buckets in account_each([*attempts, following])[:-1]:
+        total = add(total, buckets)
     return total
+
+
+def account_each(attempts: Sequence[Attempt]) -> list[Buckets]:
+    """Split the wall time of each attempt, with the down time that follows it.
+
+    Args:
+        attempts: In the order of their starts.
+    """
+    found: list[Buckets] = []
+    kept, following = math.inf, None
+    for attempt in reversed(attempts):
+        kept = math.inf if following is None else min(kept, following.first_step)
+        buckets = account_attempt(attempt, kept=kept)
+        if following is not None:
+            buckets[DOWN] += following.begun - attempt.last.time
+        found.append(buckets)
+        following = attempt
+    return found[::-1]
 
 
 def account_attempt(attempt: Attempt, *, kept: float = math.inf) -> Buckets:

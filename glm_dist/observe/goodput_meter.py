@@ -164,6 +164,16 @@ class GoodputMeter:
         log.info("%s", summary(self.buckets(), num_attempts=self._num_attempts))
 
 
+def add_signs_of_life(attempts: Sequence[Attempt], run_dir: Path) -> None:
+    """Add the signs of life in ``goodput.json`` to the attempts of a run, for whoever reads it.
+
+    Args:
+        attempts: As ``read_attempts`` returns them.
+        run_dir: The run's folder; the file may be missing.
+    """
+    _add_signs(attempts, _read_signs(run_dir / GOODPUT_FILE))
+
+
 def _read_signs(path: Path) -> list[dict[str, Any]]:
     """Read the last sign of life of each attempt; none if the file is missing or damaged."""
     try:

@@ -98,10 +98,21 @@ def sound_records(path: Path) -> Iterator[Record]:
     try:
         with path.open("rb") as stream:
             for line in stream:
-                if _is_record(line):
-                    yield json.loads(line)
+                record = record_of(line)
+                if record is not None:
+                    yield record
     except FileNotFoundError:
         return
+
+
+def record_of(line: bytes) -> Record | None:
+    """Decode a line; None if it is damaged. NaN and infinity stay strings."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_record = isinstance(record, dict) and "step" in record and "attempt" in record
+    return record if is_record else None
 
 
 def final_records(records: list[Record]) -> list[Record]:
@@ -175,8 +186,4 @@ def _is_text(value: object) -> bool:
 
 
 def _is_record(line: bytes) -> bool:
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return False
-    return isinstance(record, dict) and "step" in record and "attempt" in record
+    return record_of(line) is not None

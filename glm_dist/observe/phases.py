@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 DATA = "data"
 """Waiting for rows."""
@@ -16,6 +16,8 @@ VALIDATE = "validate"
 SAVE = "save"
 REWIND = "rewind"
 """Loading an earlier checkpoint in the middle of a run."""
+PROFILE = "profile"
+"""Starting the profiler, and writing what it has traced."""
 
 
 class PhaseClock:
@@ -26,13 +28,16 @@ class PhaseClock:
         clock: Callable[[], float] = time.monotonic,
         *,
         listener: Callable[[str | None], None] | None = None,
+        annotate: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Start outside of every phase.
 
         Args:
             clock: Seconds, from any origin.
             listener: Called at every change with the innermost phase; None between phases.
+            annotate: Called with each phase for a context around it.
         """
+        self._annotate = annotate
         self._clock = clock
         self._listener = listener
         self._seconds: dict[str, float] = {}
@@ -56,7 +61,8 @@ class PhaseClock:
         self._running.append(phase)
         self._notify()
         try:
-            yield
+            with self._annotate(phase):
+                yield
         finally:
             self._charge()
             self._running.pop()

@@ -20,6 +20,9 @@ DISTRIBUTIONS = ("torch", "deepspeed", "megatron-core", "hydra-core", "omegaconf
 
 GIT_TIMEOUT_SECONDS = 10
 
+COMMIT_FILE = "glm_dist.commit"
+"""Beside the package in an image, which has no .git: its commit, and `modified` if it was."""
+
 JOB_VARIABLES = (
     "SLURM_CLUSTER_NAME",
     "SLURM_JOB_ID",
@@ -37,9 +40,9 @@ class Provenance:
     started: str
     """UTC, ISO 8601."""
     commit: str | None
-    """Commit of the checkout that the package runs from; None if it is no checkout."""
+    """Commit of the checkout or image that the package runs from; None if it is neither."""
     is_dirty: bool | None
-    """True if tracked files of the checkout were modified."""
+    """True if tracked files were modified."""
     versions: dict[str, str | None]
     hosts: list[str]
     world_size: int
@@ -71,13 +74,11 @@ def collect_provenance(
         launcher: Launcher that started the processes.
         hardware: See ``Provenance``.
     """
-    source = Path(glm_dist.__file__).resolve().parent
-    commit = _git(source, "rev-parse", "HEAD") if _is_tracked(source) else None
-    changes = _git(source, "status", "--porcelain", "--untracked-files=no") if commit else None
+    commit, is_dirty = source_commit(Path(glm_dist.__file__).resolve().parent)
     return Provenance(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         commit=commit,
-        is_dirty=None if changes is None else bool(changes),
+        is_dirty=is_dirty,
         versions=library_versions(),
         hosts=list(dict.fromkeys(hosts)),
         world_size=world_size,
@@ -87,6 +88,30 @@ def collect_provenance(
         job={name: os.environ[name] for name in JOB_VARIABLES if name in os.environ},
         hardware=dict(hardware or {}),
     )
+
+
+def source_commit(package: Path) -> tuple[str | None, bool | None]:
+    """Return the commit of a package's source, and whether it was modified; None where unknown.
+
+    Args:
+        package: Its folder.
+    """
+    commit = _git(package, "rev-parse", "HEAD") if _is_tracked(package) else None
+    if commit:
+        changes = _git(package, "status", "--porcelain", "--untracked-files=no")
+        return commit, None if changes is None else bool(changes)
+    try:
+        words = (package.parent / COMMIT_FILE).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return None, None
+    return (words[0], "modified" in words) if words else (None, None)
+
+
+def version_line() -> str:
+    """Describe the program: its version, and the commit of its source if that is known."""
+    commit, is_dirty = source_commit(Path(glm_dist.__file__).resolve().parent)
+    of = f" (commit {commit}{', modified' if is_dirty else ''})" if commit else ""
+    return f"glm-dist {glm_dist.__version__}{of}"
 
 
 def library_versions() -> dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Sinks for records: the metrics file, which is authoritative, the console, and optionally W&B.
+"""Sinks for records: metrics.jsonl, which is authoritative, the console, W&B and TensorBoard.
 
 A sink is used by rank 0 between collectives, so it must not raise: that would leave the other
 ranks waiting. A failure is logged once, and training continues. The exception is ``FencedSink``,
@@ -21,6 +21,7 @@ from glm_dist.observe.goodput_meter import GoodputMeter
 from glm_dist.observe.metrics import TRAIN_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, REWOUND, encode, repair_last_line
 from glm_dist.observe.phases import PhaseClock
+from glm_dist.observe.tensorboard_sink import TensorBoardSink
 from glm_dist.observe.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
@@ -249,4 +250,6 @@ def open_sinks(
     ]
     if config.observe.wandb_mode is not WandbMode.off:
         sinks.append(WandbSink(config, attempt=attempt, environ=environ, first_step=first_step))
+    if config.observe.tensorboard:
+        sinks.append(TensorBoardSink(config, attempt=attempt, first_step=first_step))
     return SinkGroup(sinks, goodput=goodput)

@@ -6,14 +6,15 @@ estimated time of arrival includes them, because the rest of the run will pause 
 
 from glm_dist.observe.metrics import (
     ETA_SECONDS,
+    SAVE_SHARE,
     SECONDS_PER_STEP,
     TOKENS_PER_SECOND,
     TOKENS_PER_SECOND_PER_GPU,
     WAIT_SHARE,
 )
-from glm_dist.observe.phases import DATA, SAVE, VALIDATE, PhaseClock
+from glm_dist.observe.phases import DATA, PROFILE, SAVE, VALIDATE, PhaseClock
 
-PAUSES = (VALIDATE, SAVE)
+PAUSES = (VALIDATE, SAVE, PROFILE)
 """Phases that belong to no step."""
 
 WAITS = (DATA,)
@@ -79,6 +80,7 @@ class Throughput:
                 TOKENS_PER_SECOND: per_second,
                 TOKENS_PER_SECOND_PER_GPU: per_second / self._world_size,
                 ETA_SECONDS: self._eta(now, seconds / steps),
+                SAVE_SHARE: by_phase.get(SAVE, 0.0) / (now - self._window_start),
             }
             metrics |= {
                 WAIT_SHARE + phase: by_phase[phase] / seconds

@@ -25,6 +25,7 @@ from glm_dist.optim.loss_scale import DynamicLossScale
 from glm_dist.optim.state import MOMENTS, OptimizerCounters, PendingStep, Rates, StateSlice
 from glm_dist.optim.weight_gathers import WeightGathers
 from glm_dist.optim.zero import Accept, ZeroOptimizer
+from glm_dist.parallel.exchange import wait_for
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.sequence import has_partial_gradient
 
@@ -171,7 +172,7 @@ class FlatAdamW(ZeroOptimizer):
             for bucket in range(len(self._parts)):
                 self._begin_reduction(bucket)
         for reduction in self._reductions:
-            reduction.wait()
+            wait_for(reduction)
         self._reductions.clear()
 
     def _begin_reduction(self, bucket: int) -> None:
@@ -227,7 +228,7 @@ class FlatAdamW(ZeroOptimizer):
         if self._scale is not None and not step.is_refused:
             self._scale.update(overflowed=not is_applied)
         if step is self._last:
-            self._gathers.wait()  # else the next step's weights are on their way
+            self._gathers.complete()  # else the next step's weights are on their way
 
     def _update(self, norm: torch.Tensor, *, divisor: float, rate: torch.Tensor) -> None:
         """Update this rank's parts unless the norm is not finite, and gather the weights.
@@ -267,7 +268,7 @@ class FlatAdamW(ZeroOptimizer):
             )
         self._begin_to_publish()
         if not self._waits_in_forward:
-            self._gathers.wait()
+            self._gathers.complete()
 
     # --- state ---
 
@@ -298,7 +299,7 @@ class FlatAdamW(ZeroOptimizer):
     def publish_weights(self) -> None:
         """See ``ZeroOptimizer``."""
         self._begin_to_publish()
-        self._gathers.wait()
+        self._gathers.complete()
 
     @torch.no_grad()
     def _begin_to_publish(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from glm_dist.optim.state import StepOutcome
+from glm_dist.parallel.exchange import wait_for_device
 
 
 class FlatStep:
@@ -52,7 +53,7 @@ class FlatStep:
         if self._outcome is not None:
             return self._outcome
         if self._copied is not None:
-            self._copied.synchronize()
+            wait_for_device(self._copied)
         norm, *squares = self._values.tolist()
         is_finite = math.isfinite(norm)
         is_applied = is_finite and not self.is_refused

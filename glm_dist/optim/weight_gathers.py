@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from glm_dist.parallel.exchange import wait_for
+
 
 class WeightGathers:
     """Gathers in flight, by bucket."""
@@ -26,19 +28,19 @@ class WeightGathers:
         for block in blocks:
             buckets = {left.pop(each) for each in list(block.parameters()) if each in left}
             if buckets:
-                wait = partial(_wait_in_forward, self.wait, tuple(sorted(buckets)))
-                self._hooks.append(block.register_forward_pre_hook(wait))
+                complete = partial(_complete_in_forward, self.complete, tuple(sorted(buckets)))
+                self._hooks.append(block.register_forward_pre_hook(complete))
 
     def add(self, bucket: int, work: dist.Work) -> None:
         """Note that a bucket's gather has begun."""
         self._in_flight[bucket] = work
 
-    def wait(self, buckets: Iterable[int] | None = None) -> None:
+    def complete(self, buckets: Iterable[int] | None = None) -> None:
         """Let what follows wait for these buckets; None: for all."""
         for bucket in list(self._in_flight) if buckets is None else buckets:
             work = self._in_flight.pop(bucket, None)
             if work is not None:
-                work.wait()
+                wait_for(work)
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -47,7 +49,7 @@ class WeightGathers:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _wait_in_forward(
-    wait: Callable[[Iterable[int]], None], buckets: tuple[int, ...], *_: Any
+def _complete_in_forward(
+    complete: Callable[[Iterable[int]], None], buckets: tuple[int, ...], *_: Any
 ) -> None:
-    wait(buckets)
+    complete(buckets)

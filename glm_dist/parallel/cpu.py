@@ -19,20 +19,29 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of glibc's mallopt(3)."""
 
 
-class _TorchOnCpu(types.ModuleType):
-    """Replacement for ``torch`` in the schedules module; ``device="cuda"`` means the CPU."""
+CPU = torch.device("cpu")
+
+
+class _TorchElsewhere(types.ModuleType):
+    """Replacement for ``torch`` in the schedules module; ``device="cuda"`` means another one."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__("torch")
+        self._device = device
 
     def __getattr__(self, name: str) -> object:
         return getattr(torch, name)
 
-    @staticmethod
-    def zeros(size: list[int], *, dtype: torch.dtype, device: str) -> torch.Tensor:
+    def zeros(self, size: list[int], *, dtype: torch.dtype, device: str) -> torch.Tensor:
         """Allocate the schedules' token counter, the only tensor with a device name."""
-        return torch.zeros(size, dtype=dtype)
+        return torch.zeros(size, dtype=dtype, device=self._device)
 
 
-def enable_cpu() -> None:
+def enable_cpu(device: torch.device = CPU) -> None:
     """Let megatron-core's layers and schedules run on CPU tensors. Calling twice is harmless.
+
+    Args:
+        device: Device that stands for the CUDA device; meta tensors have no memory at all.
 
     Raises:
         LaunchError: A CUDA device is present.
@@ -47,13 +56,13 @@ def enable_cpu() -> None:
             fix="DS_ACCELERATOR=cpu",
         )
     replacements: tuple[tuple[object, str, object], ...] = (
-        (torch.cuda, "current_device", lambda: torch.device("cpu")),
+        (torch.cuda, "current_device", lambda: device),
         (torch.cuda, "synchronize", lambda device=None: None),
         (torch.cuda, "manual_seed", torch.manual_seed),
         (torch.cuda, "get_rng_state", _get_rng_state),
         (megatron_random, "_get_cuda_rng_state", _get_rng_state),
         (megatron_random, "_set_cuda_rng_state", _set_rng_state),
-        (schedules, "torch", _TorchOnCpu("torch")),
+        (schedules, "torch", _TorchElsewhere(device)),
     )
     for module, name, replacement in replacements:
         setattr(module, name, replacement)

@@ -20,14 +20,16 @@ EXCHANGES = (
     "pipeline_parallel/p2p_communication.py",
     "deepspeed/comm/comm.py",
     "deepspeed/comm/torch.py",
+    "glm_dist/parallel/exchange.py",
 )
-"""Files whose innermost frame means that a thread waits for other ranks."""
+"""Files whose innermost frame means that a thread waits for other ranks or for the device."""
 
 ACTIVITIES = {
     ("train/engine.py", "forward_backward"): "forward-backward",
     ("train/engine.py", "evaluate"): "validation, forward",
     ("train/engine.py", "_sum_shared_gradients"): "gradient reduction",
-    ("optim/zero.py", "reduce_gradients"): "gradient reduction",
+    ("optim/flat_adamw.py", "reduce_gradients"): "gradient reduction",
+    ("optim/deepspeed_adapter.py", "reduce_gradients"): "gradient reduction",
     ("train/engine.py", "step"): "update",
 }
 """Parts of a step by file and function of this package."""
@@ -38,7 +40,7 @@ class Position:
     """Position of a thread."""
 
     waits: bool
-    """True inside an exchange with other ranks."""
+    """True inside an exchange with other ranks, or in a wait for the device."""
     at: str
     """Innermost function of this package with file and line, and the library's function in it."""
     activity: str

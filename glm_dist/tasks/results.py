@@ -12,6 +12,7 @@ from rich.table import Table
 
 from glm_dist.checkpoint.manifest import Json
 from glm_dist.files import write_atomically
+from glm_dist.json_text import json_text
 from glm_dist.tasks.outcome import Outcome, Prediction
 from glm_dist.tasks.readers.records import Split
 
@@ -54,8 +55,8 @@ class Results:
 
     @property
     def is_optimistic(self) -> bool:
-        """True if the examples that chose the checkpoint are those that it is measured on."""
-        return self.best is not None and Split.test not in self.chosen.outcomes
+        """True if the examples of validation chose the checkpoint that is measured on them."""
+        return self.best is not None
 
 
 def write_results(results: Results, folder: Path) -> None:
@@ -73,7 +74,7 @@ def write_results(results: Results, folder: Path) -> None:
         lines = [_line(n, each) for n, each in enumerate(outcome.predictions)]
         write_atomically(folder / name, "".join(lines))
     content = _as_json(results)
-    write_atomically(folder / RESULTS_FILE, json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_atomically(folder / RESULTS_FILE, json_text(content, indent=2) + "\n")
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -117,11 +118,12 @@ def show_results(results: Results, console: Console) -> None:
     ]
     show_outcomes(rows, console)
     if results.is_optimistic:
-        console.print(
-            f"The checkpoint was chosen by {results.select} on the same examples, so the best"
-            " value is optimistic; task.data.test names others.",
-            highlight=False,
+        text = (
+            f"The best checkpoint was chosen by {results.select} on {Split.valid.value}, so its "
+            "values there are optimistic"
         )
+        has_test = Split.test in results.chosen.outcomes
+        console.print(text + ("." if has_test else "; task.data.test names other examples."))
 
 
 def show_outcomes(rows: Sequence[tuple[str, str, Outcome]], console: Console) -> None:
@@ -167,7 +169,7 @@ def outcome_as_json(
         split.value: _outcome(outcome, file),
         "predictions": [_prediction(n, each) for n, each in enumerate(outcome.predictions)],
     }
-    return json.dumps(content, ensure_ascii=False, allow_nan=False, indent=2) + "\n"
+    return json_text(content, indent=2) + "\n"
 
 
 def _as_json(results: Results) -> dict[str, Json]:
@@ -203,21 +205,16 @@ def _outcome(outcome: Outcome, file: str) -> dict[str, Json]:
     return {
         "file": file,
         "examples": len(outcome.predictions),
-        "loss": _number(outcome.loss),
+        "loss": outcome.loss,
         "metrics": {
-            name: {
-                "value": _number(mean.value),
-                "low": _number(mean.low),
-                "high": _number(mean.high),
-            }
+            name: {"value": mean.value, "low": mean.low, "high": mean.high}
             for name, mean in outcome.metrics.items()
         },
     }
 
 
 def _line(index: int, prediction: Prediction) -> str:
-    content = _prediction(index, prediction)
-    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+    return json_text(_prediction(index, prediction)) + "\n"
 
 
 def _prediction(index: int, prediction: Prediction) -> dict[str, Json]:
@@ -226,10 +223,6 @@ def _prediction(index: int, prediction: Prediction) -> dict[str, Json]:
         "index": index,
         "label": list(label) if isinstance(label, list) else label,
         "prediction": prediction.prediction,
-        "scores": [_number(score) for score in prediction.scores],
-        "values": {name: _number(value) for name, value in prediction.values.items()},
+        "scores": list(prediction.scores),
+        "values": dict(prediction.values),
     }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

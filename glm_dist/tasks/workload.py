@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from glm_dist.checkpoint.best import BEST_FILE, read_best
 from glm_dist.checkpoint.folders import step_name
@@ -18,6 +17,7 @@ from glm_dist.files import is_file
 from glm_dist.generate.load import TrainedModel
 from glm_dist.observe.metrics import VALID
 from glm_dist.observe.run_folder import CHECKPOINTS
+from glm_dist.observe.tables import table_console
 from glm_dist.parallel.errors import Ranks
 from glm_dist.tasks.items import TaskItems
 from glm_dist.tasks.loss import loss_of
@@ -144,7 +144,7 @@ class TaskWorkload:
 
         def write() -> None:
             write_results(results, run_dir)
-            show_results(results, Console(stderr=True))
+            show_results(results, table_console(stderr=True))
 
         ranks.on_first("write the results", str(run_dir), write)
         return True

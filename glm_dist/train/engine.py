@@ -19,6 +19,7 @@ import torch.distributed as dist
 from glm_dist.config.schema import OptimizerConfig
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard
+from glm_dist.observe.step_profiler import named_range
 from glm_dist.optim.open import open_zero_optimizer
 from glm_dist.optim.state import PendingStep, Rates
 from glm_dist.optim.zero import Accept
@@ -88,18 +89,20 @@ class TrainingEngine:
         if self.zero.reduces_in_backward:
             losses = []
             for i, (batch, scale) in enumerate(zip(batches, loss_scales, strict=True)):
-                with self.own_time():
+                with self.own_time(), named_range("forward"):
                     total, metrics = self.zero.forward(batch)
-                self.zero.backward(total * scale, is_last=i == len(batches) - 1)
+                with named_range("backward"):
+                    self.zero.backward(total * scale, is_last=i == len(batches) - 1)
                 losses.append(TaskLoss(total.detach(), metrics))
             return losses
         self.zero.begin_accumulation(len(batches))
-        with self.own_time():
+        with self.own_time(), named_range("forward-backward"):
             losses = run_task(
                 self.model, self.task, batches, groups=self.groups, loss_scales=loss_scales
             )
-        self._sum_shared_gradients()
-        self.zero.reduce_gradients()
+        with named_range("reduction"):
+            self._sum_shared_gradients()
+            self.zero.reduce_gradients()
         return losses
 
     @contextmanager
@@ -154,7 +157,8 @@ class TrainingEngine:
 
     def step(self, rates: Rates, accept: Accept | None = None) -> PendingStep:
         """Clip and update; see ``ZeroOptimizer.step``."""
-        return self.zero.step(rates, accept)
+        with named_range("update"):
+            return self.zero.step(rates, accept)
 
     def close(self) -> None:
         """Release the optimizer's hooks and memory; the engine cannot be used afterwards."""

@@ -39,6 +39,7 @@ from glm_dist.observe.run_folder import (
     lock_run_folder,
 )
 from glm_dist.observe.sinks import SinkGroup, open_sinks
+from glm_dist.observe.step_profiler import named_range
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.hardware import describe_gpu
@@ -48,6 +49,7 @@ from glm_dist.train.already import note_run_folder
 from glm_dist.train.deepspeed_config import deepspeed_config
 from glm_dist.train.ending import end_attempt, fail_attempt
 from glm_dist.train.engine import TrainingEngine
+from glm_dist.train.launch_memory import check_device_memory
 from glm_dist.train.loop import LoopContext, finish_work, train
 from glm_dist.train.member import Member, as_member
 from glm_dist.train.observers import Benchmarks
@@ -188,6 +190,7 @@ def _train(job: _Job) -> None:
     with Ranks(None).raise_on_all_ranks("open the data", "data"):
         workload = job.workload(config)
     check_same_data(workload.digests())
+    _check_memory(job, workload)
     engine = build_engine(
         config,
         job.groups,
@@ -203,7 +206,7 @@ def _train(job: _Job) -> None:
     # Not before: a refused start changes nothing.
     _begin_attempt(job)
     _keep_tokenizer(config)
-    phases = PhaseClock(listener=process.progress.enter)
+    phases = PhaseClock(listener=process.progress.enter, annotate=named_range)
     sink = _open_sinks(job, engine, workload, start, phases)
     if folder is not None:
         request.limit(_time_limit(config, job.member.launch, request.started))
@@ -236,6 +239,15 @@ def _train(job: _Job) -> None:
     finally:
         rows.close()
     engine.close()
+
+
+def _check_memory(job: _Job, workload: Workload) -> None:
+    device = job.member.process.device
+    if device.type == "cuda":
+        with Ranks(None).raise_on_all_ranks("fit the model into memory", "memory"):
+            check_device_memory(
+                job.config, job.groups, device, rows_per_item=workload.rows_per_item
+            )
 
 
 def _run_loop(context: LoopContext, *, first_step: int) -> None:

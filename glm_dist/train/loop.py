@@ -19,6 +19,7 @@ from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.errors import GlmDistError
 from glm_dist.observe.phases import DATA, SAVE, STEP, VALIDATE, VOTE, PhaseClock
 from glm_dist.observe.sinks import MetricSink
+from glm_dist.observe.step_profiler import StepProfiler
 from glm_dist.optim.lr_schedule import learning_rate
 from glm_dist.optim.state import Rates
 from glm_dist.parallel.errors import on_this_rank
@@ -104,6 +105,9 @@ def train(run: LoopContext, *, first_step: int) -> bool:
     recorder, replicas, validator, saver = _observers(run, guard, best, first_step=first_step)
     guard.settles_saves = saver.finish
     wait = OwnTime(torch.device("cpu"))
+    profiled = StepProfiler(
+        config, rank=run.engine.groups.rank, device=run.device, phases=phases, first_step=first_step
+    )
     readers: list[Observer] = [recorder, replicas, validator, saver]
     others: list[Observer] = [_straggler_watch(run, wait)]
     if run.uploads is not None:
@@ -116,7 +120,7 @@ def train(run: LoopContext, *, first_step: int) -> bool:
             run.stop_request.raise_if_agreed()
             best.saved(first_step)  # the run has just been resumed from there
         is_finished = _train(
-            run, guard, best, recorder, readers, others, wait, first_step=first_step
+            run, guard, best, recorder, readers, others, wait, profiled, first_step=first_step
         )
         saver.finish_uploads()
         return is_finished
@@ -134,6 +138,7 @@ def _train(
     readers: Sequence[Observer],
     others: Sequence[Observer],
     wait: OwnTime,
+    profiled: StepProfiler,
     *,
     first_step: int,
 ) -> bool:
@@ -145,38 +150,39 @@ def _train(
     while step < config.run.steps and not best.is_exhausted:
         step += 1
         run.progress.step = step
-        seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
-        with phases(DATA), wait(), on_this_rank(engine.groups.rank):
-            micro_batches = next(run.rows)
-        run.alive(step - 1)
-        rates = _rates(run, queue, done=step - 1)
-        with phases(STEP):
-            result = _run_step(run, guard, micro_batches, rates)
-            verdict = queue.add(QueuedStep(step, result, micro_batches))
-            done = StepDone(
-                step,
-                is_first=step == first_step + 1,
-                is_last=step == config.run.steps,
-                learning_rate=rates.if_dropped if queue.was_dropped else rates.if_applied,
-            )
-            if verdict.back_to is None and _is_read(run, guard, readers, result, done):
-                verdict = queue.settle()
-        if verdict.back_to is None:
-            with phases(VOTE):
-                done = replace(done, stops=run.stop_request.agreed())
-            if done.stops:
-                with phases(STEP):
+        with profiled(step):
+            seed_step(config.run.seed, step - 1, coordinates=engine.groups.coordinates)
+            with phases(DATA), wait(), on_this_rank(engine.groups.rank):
+                micro_batches = next(run.rows)
+            run.alive(step - 1)
+            rates = _rates(run, queue, done=step - 1)
+            with phases(STEP):
+                result = _run_step(run, guard, micro_batches, rates)
+                verdict = queue.add(QueuedStep(step, result, micro_batches))
+                done = StepDone(
+                    step,
+                    is_first=step == first_step + 1,
+                    is_last=step == config.run.steps,
+                    learning_rate=rates.if_dropped if queue.was_dropped else rates.if_applied,
+                )
+                if verdict.back_to is None and _is_read(run, guard, readers, result, done):
                     verdict = queue.settle()
-        if verdict.back_to is not None:
-            step = verdict.back_to
-            recorder.restart(step)
-            best.restore(verdict.extra)
-            continue
-        _observe(run, best, [*readers, *others], done)
-        if run.stop_request.is_agreed and not done.is_last and not best.is_exhausted:
-            run.sink.event(step, "stopped", {"reason": run.stop_request.reason})
-            run.stop_request.stop(step)
-            return False
+            if verdict.back_to is None:
+                with phases(VOTE):
+                    done = replace(done, stops=run.stop_request.agreed())
+                if done.stops:
+                    with phases(STEP):
+                        verdict = queue.settle()
+            if verdict.back_to is not None:
+                step = verdict.back_to
+                recorder.restart(step)
+                best.restore(verdict.extra)
+                continue
+            _observe(run, best, [*readers, *others], done)
+            if run.stop_request.is_agreed and not done.is_last and not best.is_exhausted:
+                run.sink.event(step, "stopped", {"reason": run.stop_request.reason})
+                run.stop_request.stop(step)
+                return False
     if best.is_exhausted and step < config.run.steps:
         log.info("finished early step=%d reason=%s", step, best.reason)
         run.sink.event(step, "finished_early", {"reason": best.reason})

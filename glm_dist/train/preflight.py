@@ -11,6 +11,7 @@ from typing import TypeAlias
 from glm_dist.checkpoint.folders import MANIFEST_NAME, damaged_names, list_steps, step_name
 from glm_dist.checkpoint.manifest import DamagedCheckpointError, all_damaged, read_manifest
 from glm_dist.checkpoint.rewind import list_candidates
+from glm_dist.config.observe_checks import check_records
 from glm_dist.config.schema import InitWith, Resume, RunConfig
 from glm_dist.data.corpus.borders import sampled_warnings
 from glm_dist.data.corpus.manifest import read_manifest as read_corpus_manifest
@@ -112,8 +113,10 @@ def check_files(
         DataError: Tokenizer or corpus is missing, damaged or does not fit.
         CheckpointError: Checkpoints and checkpoint.resume contradict each other, or the run was
             trained on other rows.
-        ConfigError: The run folder cannot be written or belongs to another configuration.
+        ConfigError: The run folder cannot be written or belongs to another configuration, or a
+            record cannot be made.
     """
+    check_records(config)
     tokenizer = _load_tokenizer(config)
     data = read_data(config, tokenizer)
     remote = check_store(config) if asks_store else None

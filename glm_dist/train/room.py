@@ -4,21 +4,15 @@ import shutil
 from pathlib import Path
 
 from glm_dist.checkpoint.folders import FEWEST_KEPT, list_steps
-from glm_dist.config.parameter_specs import count_parameters
-from glm_dist.config.schema import Dtype, RunConfig
-from glm_dist.config.trainable import count_trainable
+from glm_dist.config.schema import RunConfig
 from glm_dist.errors import CheckpointError
-
-BYTES_PER_PARAMETER = 12
-"""An fp32 master weight and two moments; a frozen parameter has its own dtype and no more."""
+from glm_dist.plan.saves import bytes_of_checkpoint
 
 
 def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> None:
     """Refuse a run whose checkpoints would fill the disk in the middle of it.
 
-    A save needs room for one checkpoint more than retention keeps, and one that is being uploaded
-    stays until that has ended. What the folder already holds
-    is part of them. Checkpoints kept by ``checkpoint.keep_every`` come on top and are not counted.
+    What the folder already holds is part of them.
 
     Args:
         config: Checked configuration.
@@ -34,10 +28,8 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
     while not place.exists():
         place = place.parent
     one = bytes_of_checkpoint(config)
-    kept = max(config.checkpoint.keep_last, FEWEST_KEPT) + config.checkpoint.keep_best
     uploads = config.checkpoint.url is not None
-    saves = -(-config.run.steps // config.checkpoint.interval) + config.checkpoint.keep_best
-    count = min(kept + 1 + uploads, saves)
+    count = checkpoints_on_disk(config)
     held = sum(_num_bytes(path) for _, path in list_steps(folder))
     needed = max(count * one - held, 0)
     available = shutil.disk_usage(place).free if free is None else free
@@ -46,7 +38,7 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
     raise CheckpointError(
         f"{count} checkpoints of {_gib(one)} do not fit on the file system of {place}: they need"
         f" {needed} bytes ({_gib(needed)}) more, and {available} ({_gib(available)}) are free."
-        f" A save needs room for one more than the {kept} that are kept"
+        f" A save needs room for one more than the {_kept(config)} that are kept"
         f"{', and an upload for another' if uploads else ''}.\n"
         "  Free space there, set paths.runs to another file system, or keep fewer with a lower"
         " checkpoint.keep_last.",
@@ -56,13 +48,23 @@ def check_room(config: RunConfig, folder: Path, *, free: int | None = None) -> N
     )
 
 
-def bytes_of_checkpoint(config: RunConfig) -> int:
-    """Compute the size of the tensors in a checkpoint."""
-    trained = count_trainable(config)
-    frozen = count_parameters(config.model, config.padded_vocab_size) - trained
-    return (
-        BYTES_PER_PARAMETER * trained + (4 if config.precision.dtype is Dtype.fp32 else 2) * frozen
-    )
+def checkpoints_on_disk(config: RunConfig) -> int:
+    """Count the checkpoints that a disk must hold at once.
+
+    A save needs room for one more than retention keeps, and one that is being uploaded stays until
+    that has ended. Those kept by ``checkpoint.keep_every`` come on top and are not counted.
+
+    Args:
+        config: Checked configuration, with an interval.
+    """
+    kept = _kept(config)
+    uploads = config.checkpoint.url is not None
+    saves = -(-config.run.steps // config.checkpoint.interval) + config.checkpoint.keep_best
+    return min(kept + 1 + uploads, saves)
+
+
+def _kept(config: RunConfig) -> int:
+    return max(config.checkpoint.keep_last, FEWEST_KEPT) + config.checkpoint.keep_best
 
 
 def _num_bytes(folder: Path) -> int:

@@ -17,10 +17,10 @@ import glm_dist
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.config.schema import RunConfig
 from glm_dist.config.surroundings import THREADS, variables
+from glm_dist.config.values import values_of
 from glm_dist.errors import LaunchError
 from glm_dist.observe.run_folder import library_versions
 from glm_dist.parallel.errors import Ranks
-from glm_dist.train.same_run import values_of
 
 log = logging.getLogger(__name__)
 

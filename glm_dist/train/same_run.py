@@ -3,22 +3,20 @@
 A pre-check runs them before the start, and the job repeats them after opening its data.
 """
 
-import dataclasses
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glm_dist.checkpoint.manifest import Manifest
 from glm_dist.config.load import load_config_file
 from glm_dist.config.schema import LossNormalization, RunConfig
+from glm_dist.config.task import TaskKind
+from glm_dist.config.values import ABSENT, shown_value, values_of
 from glm_dist.data.identity import ROW_RULE, describe_differences, keeps_rows, row_rule_of
 from glm_dist.errors import CheckpointError, ConfigError
 from glm_dist.files import exists
 from glm_dist.observe.run_folder import CONFIG_FILE, PROVENANCE_FILE
-
-ABSENT = "nothing"
-"""Placeholder for the value of a key that only one of two configurations has."""
 
 MOST_TYPED = 4
 """Values that a message repeats as a command."""
@@ -134,15 +132,17 @@ def _other_values(
         name: Of the saved configuration.
         newest: Name of the checkpoint to resume from.
     """
-    lines = [f"  {key}={_shown(was[key])}, now {_shown(now[key])}\n" for key in was]
+    lines = [f"  {key}={shown_value(was[key])}, now {shown_value(now[key])}\n" for key in was]
     # A key may follow another one, as decay_steps does run.steps, and was never typed.
-    typed = [shlex.quote(f"{key}={_shown(value)}") for key, value in was.items() if value != ABSENT]
+    typed = [
+        shlex.quote(f"{key}={shown_value(value)}") for key, value in was.items() if value != ABSENT
+    ]
     return ConfigError(
         f"The run resumes from {newest}, but {name} has other values:\n"
         f"{''.join(lines)}"
         f"  {_way_back(typed, len(was))}, or start a new run with run.name=<new>.",
         key=", ".join(was),
-        value=", ".join(_shown(value) for value in now.values()),
+        value=", ".join(shown_value(value) for value in now.values()),
         fix=" ".join(typed) if len(typed) == len(was) else "run.name=<new>",
     )
 
@@ -252,10 +252,11 @@ def check_same_rows(
         current = _without(current, unread)
     differences = describe_differences(saved, current)
     if differences:
+        read = "corpora" if config.task.kind is TaskKind.none else "examples"
         raise CheckpointError(
             f"{checkpoint} was trained on other data, so the run would repeat some texts and never "
             f"read others: {'; '.join(differences)}.\n"
-            "  Restore the corpora and the tokenizer, or train on the new ones in a new run: "
+            f"  Restore the {read} and the tokenizer, or train on the new ones in a new run: "
             f"run.name=<new name> run.init_from={config.run_dir}",
             key=str(checkpoint),
             value="; ".join(differences),
@@ -318,21 +319,3 @@ def _is_moved_corpus(key: str, saved: Mapping[str, object], current: Mapping[str
     """Return True if only the path of a known corpus changed; its content is compared elsewhere."""
     is_prefix = key.startswith("data.corpora.") and key.endswith(".prefix")
     return is_prefix and key in saved and key in current
-
-
-def values_of(section: object, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the full keys and values of a configuration."""
-    if dataclasses.is_dataclass(section):
-        items = [(each.name, getattr(section, each.name)) for each in dataclasses.fields(section)]
-    elif isinstance(section, dict):
-        items = list(section.items())
-    else:
-        yield prefix.removesuffix("."), section
-        return
-    for name, value in items:
-        yield from values_of(value, f"{prefix}{name}.")
-
-
-def _shown(value: object) -> str:
-    """Format a value as in an override."""
-    return "null" if value is None else str(getattr(value, "name", value))

@@ -13,6 +13,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from glm_dist import __version__
 from glm_dist.cli import config
 from glm_dist.cli.main import COMMANDS, main
 from tests.environment import CPU_ONLY
@@ -66,6 +67,13 @@ def glm_dist(capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
         return Done(status, written.out, written.err)
 
     return call
+
+
+def test_the_version_needs_no_command(glm_dist: Callable[..., Done]) -> None:
+    done = glm_dist("--version")
+    assert done.returncode == 0
+    assert done.stdout.startswith(f"glm-dist {__version__}")
+    assert done.stdout.count("\n") == 1
 
 
 def test_argument_that_launchers_insert_is_accepted() -> None:
@@ -171,6 +179,10 @@ def test_check_describes_the_job_without_its_files(glm_dist: Callable[..., Done]
         "step        1,024 rows x 564 = 577,536 tokens; 32 micro-batches of 16 rows on each "
         "replica\n"
         "tokens      115,507,200,000 in all steps\n"
+        "memory      7.29 GiB on a GPU, rank 0, stage 0 of 2\n"
+        # Half of 12 layers, of half the word table and of two tables of 513 rows: 92 M parameters.
+        "            weights 176.1 MiB, gradients 352.2 MiB, optimizer 528.3 MiB, activations "
+        "4.14 GiB, buffers 158.6 MiB, margin 1.96 GiB\n"
         "files       not checked\n"
         "start       deepspeed --num_accelerators 8 train.py experiment=glm_large "
         "parallel=tp2_pp2\n"

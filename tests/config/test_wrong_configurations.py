@@ -117,6 +117,27 @@ CASES = [
         key="data.stage_starts",
     ),
     Case(
+        "profile of a step before the first",
+        ["experiment=tiny", "observe.profile_steps=[0]"],
+        key="observe.profile_steps",
+    ),
+    Case(
+        "profile on no rank",
+        ["experiment=tiny", "observe.profile_steps=[5]", "observe.profile_ranks=[]"],
+        key="observe.profile_ranks",
+    ),
+    Case(
+        "profile on a rank before the first",
+        ["experiment=tiny", "observe.profile_steps=[5]", "observe.profile_ranks=[0, -1]"],
+        key="observe.profile_ranks",
+    ),
+    Case(
+        "profile on a rank that the job does not have",
+        ["experiment=tiny", "observe.profile_steps=[5]", "observe.profile_ranks=[0, 2]"],
+        key="observe.profile_ranks",
+        processes=2,
+    ),
+    Case(
         "heads do not divide hidden size",
         ["experiment=tiny", "model.num_attention_heads=3"],
         key="model.hidden_size",

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -10,28 +11,36 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+import glm_dist
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def _pins() -> dict[str, str]:
+    """Version of each package, with the mark behind it."""
     lines = (ROOT / "docker/requirements.txt").read_text().splitlines()
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
 def test_pins_satisfy_the_bounds_and_leave_torch_and_numpy_to_the_base() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["data"]]
-    requirements = {Requirement(line).name.lower(): Requirement(line) for line in wanted}
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project = content["project"]
+    extras = [
+        line for name in ("data", "tensorboard") for line in project["optional-dependencies"][name]
+    ]
+    wanted = [*content["build-system"]["requires"], *project["dependencies"], *extras]
     pins = _pins()
-
-    left_to_base = {"torch", "numpy"}
-    assert not left_to_base & pins.keys()
-    assert not requirements.keys() - pins.keys() - left_to_base
-    for name, requirement in requirements.items():
-        if name in pins:
-            assert requirement.specifier.contains(pins[name]), f"{requirement} and {pins[name]}"
+    for requirement in map(Requirement, wanted):
+        version, _, mark = pins[requirement.name.lower()].partition("  # ")
+        assert requirement.specifier.contains(version), f"{requirement} and {version}"
+        assert (mark == "unless the base has torch") == (requirement.name in ("torch", "numpy"))
+        assert (mark == "builds glm_dist") == (requirement.name == "hatchling")
+    marks = {pin.partition("  # ")[2] for pin in pins.values()}
+    dockerfile = (ROOT / "docker/Dockerfile").read_text()
+    assert all(f"'# {mark}'" in dockerfile for mark in marks - {""})
 
 
 def test_everything_the_dockerfile_copies_is_in_the_build_context() -> None:
@@ -51,6 +60,49 @@ def test_everything_the_dockerfile_copies_is_in_the_build_context() -> None:
     assert copied <= kept
     assert all((ROOT / source).exists() for source in copied)
     assert "*" in (ROOT / ".dockerignore").read_text().splitlines()
+
+
+def test_every_service_has_the_folders_a_user_and_arguments_that_the_image_takes() -> None:
+    content = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())
+    taken = set(re.findall(r"(?m)^ARG (\w+)", (ROOT / "docker/Dockerfile").read_text()))
+    services = content["services"]
+    assert services.keys() == {"train", "shell", "train-gpu", "shell-gpu"}
+    for name, service in services.items():
+        build, on_gpu = service["build"], name.endswith("-gpu")
+        mounts = [text.rpartition(":")[2] for text in service["volumes"]]
+        assert mounts == ["/workspace/glm_dist/data", "/workspace/glm_dist/runs"]
+        assert (ROOT / "docker" / build["context"] / build["dockerfile"]).is_file()
+        assert build["args"].keys() <= taken
+        assert service["user"] == "${GLM_USER:-1000:1000}"
+        assert service["shm_size"] == "8gb"
+        assert service.get("profiles", []) == (["gpu"] if on_gpu else [])
+        assert ("deploy" in service, "BASE" in build["args"]) == (on_gpu, not on_gpu)
+        assert service.get("tty", False) == name.startswith("shell")
+
+
+def test_the_page_names_services_that_there_are() -> None:
+    services = yaml.safe_load((ROOT / "docker/compose.yaml").read_text())["services"]
+    page = (ROOT / "docs/running/docker.md").read_text()
+    named = re.findall(r"compose\.yaml (?:build|run --rm) ([\w-]+)", page)
+    assert set(named) == services.keys()
+
+
+def test_make_builds_either_flavor_with_arguments_that_the_image_takes() -> None:
+    taken = set(re.findall(r"(?m)^ARG (\w+)", (ROOT / "docker/Dockerfile").read_text()))
+    for flavor, tag, base in (("", "glm-dist", set()), ("cpu", "glm-dist:cpu", {"BASE"})):
+        done = subprocess.run(
+            ["make", "-n", "docker", f"FLAVOR={flavor}"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        words = shlex.split(done.stdout.replace("\\\n", " "))
+        given = {word.partition("=")[0] for word in words if re.match("[A-Z]+=", word)}
+        assert given == {"COMMIT", "VERSION"} | base
+        assert given <= taken
+        assert f"VERSION={glm_dist.__version__}" in words
+        assert words[-3:] == ["-t", tag, "."]
 
 
 @pytest.mark.parametrize(

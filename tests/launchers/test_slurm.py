@@ -6,28 +6,19 @@ is SLURM_CLUSTER_DIR, its first port SLURM_CLUSTER_PORT).
 """
 
 import os
-import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from glm_dist.observe.metrics_file import read_records
-from tests.train.jobs import ROOT, clean_environment, make_files
-from tests.train.test_job import weights_of
-
-TOOL = os.environ.get("GLM_SLURM_CLUSTER_TOOL", "")
-PORT = "17317"
-END_SECONDS = 400
-STEPS = 60
+from tests.launchers.slurm import TOOL, Cluster, check, started
+from tests.train.jobs import ROOT
 
 pytestmark = [
     pytest.mark.slow,
@@ -37,136 +28,12 @@ pytestmark = [
     ),
 ]
 
-# Slow enough to be met in the middle, with the save's own events in the records.
-OVERRIDES = (
-    f"run.steps={STEPS}",
-    f"lr_schedule.decay_steps={STEPS}",
-    "batch.micro_batch_size=1",
-    "checkpoint.interval=10",
-    "checkpoint.keep_last=3",
-    "evaluation.interval=0",
-    "zero=stage1",
-)
-
-
-@dataclass
-class Cluster:
-    """Three nodes, and a folder for the runs."""
-
-    folder: Path
-    environ: dict[str, str]
-    typed: list[str]
-
-    def tool(self, *arguments: str) -> None:
-        """Call the tool."""
-        subprocess.run([TOOL, *arguments], env=self.environ, check=True, timeout=300)
-
-    def call(self, *command: str) -> str:
-        """Call a program of SLURM's; return its output."""
-        done = subprocess.run(
-            command,
-            env=self.environ,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def submit(self, name: str, *more: str, options: tuple[str, ...] = ()) -> "Job":
-        """Submit the quickstart's script with a small model."""
-        log = self.folder / f"{name}.log"
-        script = ("launchers/quickstart.sh", *self.typed, *OVERRIDES, f"run.name={name}", *more)
-        said = self.call("sbatch", f"--output={log}", *options, *script)
-        return Job(self, re.findall(r"\d+", said)[-1], log, self.folder / "runs" / name)
-
-
-@dataclass
-class Job:
-    """A submitted job."""
-
-    cluster: Cluster
-    number: str
-    log: Path
-    run: Path
-
-    def show(self, name: str) -> str:
-        """A field of the job."""
-        text = self.cluster.call("scontrol", "show", "job", self.number, "--oneliner")
-        found = re.search(rf"\b{name}=(\S+)", text)
-        return found[1] if found else ""
-
-    def wait_for(self, step: int, *, restarts: int = 0) -> None:
-        """Wait until a start of the job has recorded a step."""
-        deadline = time.monotonic() + END_SECONDS
-        while True:
-            records = read_records(self.run / "metrics.jsonl") if self.has_records() else []
-            attempt = max((r["attempt"] for r in records), default=0)
-            reached = max((r["step"] for r in records if r["attempt"] == attempt), default=0)
-            if attempt > restarts and reached >= step:
-                return
-            assert time.monotonic() < deadline, self.text()
-            assert self.show("JobState") in ("PENDING", "RUNNING", "COMPLETING"), self.text()
-            time.sleep(0.3)
-
-    def has_records(self) -> bool:
-        """True if there are any."""
-        return (self.run / "metrics.jsonl").exists()
-
-    def end(self) -> str:
-        """Wait for the end; return the state."""
-        deadline = time.monotonic() + END_SECONDS
-        while (state := self.show("JobState")) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED"):
-            assert time.monotonic() < deadline, f"{state}\n{self.text()}"
-            time.sleep(1.0)
-        return state
-
-    def text(self) -> str:
-        """The end of the log."""
-        return self.log.read_text(errors="replace")[-4000:] if self.log.exists() else "no log"
-
-    def tasks(self) -> dict[int, int]:
-        """Process of each rank."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                environ = dict(
-                    line.partition("=")[::2]
-                    for line in (folder / "environ")
-                    .read_bytes()
-                    .decode(errors="replace")
-                    .split("\0")
-                )
-                command = (folder / "cmdline").read_bytes()
-            except OSError:
-                continue
-            is_task = environ.get("SLURM_JOB_ID") == self.number and "SLURM_PROCID" in environ
-            if is_task and environ.get("SLURM_STEP_ID") == "0" and b"train.py\0" in command:
-                rank = int(environ["SLURM_PROCID"])
-                found[rank] = min(found.get(rank, 1 << 30), int(folder.name))
-        return found
-
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """Start the nodes, and stop them at the end."""
-    # munged refuses folders of others', such as pytest's, which only their owner may enter.
-    folder = Path(tempfile.mkdtemp(prefix="glm-dist-slurm-"))
-    folder.chmod(0o755)
-    environ = clean_environment(
-        SLURM_CLUSTER_DIR=str(folder / "cluster"), SLURM_CLUSTER_PORT=PORT, PYTHON=sys.executable
-    )
-    del environ["OMP_NUM_THREADS"]
-    environ |= {"CRASH_WAIT": "1", "SLURM_CONF": str(folder / "cluster/slurm.conf")}
-    made = Cluster(folder, environ, make_files(folder))
-    try:
-        made.tool("start", "3")
+    """Three nodes."""
+    with started(3, "17317") as made:
         yield made
-    finally:
-        made.tool("stop")
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -175,23 +42,6 @@ def undisturbed(cluster: Cluster) -> Path:
     job = cluster.submit("undisturbed")
     assert job.end() == "COMPLETED", job.text()
     return job.run
-
-
-def check(job: Job, undisturbed: Path, *, attempts: int = 2) -> None:
-    """The run is finished, equals the undisturbed one, and lost nothing that was saved."""
-    assert (job.run / "finished").exists(), job.text()
-    expected, found = weights_of(undisturbed, STEPS), weights_of(job.run, STEPS)
-    assert found.keys() == expected.keys()
-    assert [n for n in expected if not np.array_equal(found[n], expected[n])] == []
-    saved = 0
-    starts = []
-    for record in read_records(job.run / "metrics.jsonl"):
-        if record.get("event") == "started":
-            starts.append(record["step"])
-            assert record["step"] >= saved, "a start went back behind a completed save"
-        if record.get("event") == "checkpoint":
-            saved = max(saved, record["step"])
-    assert len(starts) >= attempts
 
 
 @pytest.mark.parametrize(
@@ -275,6 +125,18 @@ def test_a_job_whose_node_is_lost_goes_on(cluster: Cluster, undisturbed: Path) -
     finally:
         cluster.tool("boot-node", lost)
     check(job, undisturbed)
+
+
+def test_a_mute_wandb_server_holds_no_job(cluster: Cluster, undisturbed: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # accepts, and never answers
+        cluster.environ["WANDB_BASE_URL"] = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        cluster.environ["WANDB_API_KEY"] = "0" * 40
+        began = time.monotonic()
+        job = cluster.submit("mute_wandb", "observe=wandb", "observe.wandb_mode=online")
+        del cluster.environ["WANDB_BASE_URL"], cluster.environ["WANDB_API_KEY"]
+        assert job.end() == "COMPLETED", job.text()
+    assert time.monotonic() - began < 240, job.text()
+    check(job, undisturbed, attempts=1)
 
 
 def test_crashes_end_at_the_cap(cluster: Cluster) -> None:

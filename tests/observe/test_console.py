@@ -2,6 +2,8 @@
 
 import io
 import logging
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -35,8 +37,7 @@ def test_without_a_terminal_a_record_is_one_line(caplog: pytest.LogCaptureFixtur
     shown.write(20, RECORD)
     shown.close()
     assert lines(caplog) == [
-        "step   20/1000  loss   9.8765  norm    1.500  lr  4.00e-04  tokens/s    12,346"
-        "  eta 01:02:03"
+        "step   20/1000  loss  9.8765  norm   1.500  lr 4.00e-04  tokens/s    12,346  eta 01:02:03"
     ]
     assert file.getvalue() == ""
 
@@ -62,6 +63,75 @@ def test_lines_of_different_sizes_stay_aligned(caplog: pytest.LogCaptureFixture)
     shown.write(1000, {**RECORD, "speed/tokens_per_second": 5.0})
     first, second = lines(caplog)
     assert len(first) == len(second)
+
+
+def test_objectives_have_columns_and_stalls_follow_where_they_matter(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    shown, _ = sink()
+    objectives = {"train/loss_span": 9.104, "train/loss_document": 10.25}
+    stalls = {"speed/wait_share_data": 0.0099, "speed/save_share": 0.124}
+    shown.write(20, {**RECORD, "train/loss_span": 9.104})
+    shown.write(30, {**RECORD, **objectives, "speed/wait_share_data": 0.01})
+    shown.write(40, {**RECORD, "train/loss_span": 8.9, **stalls})
+    main = "  loss  9.8765  norm   1.500  lr 4.00e-04  tokens/s    12,346  eta 01:02:03"
+    assert lines(caplog) == [
+        f"step   20/1000{main}",  # the only objective: its loss is the loss
+        f"step   30/1000{main}  span 9.10  document 10.25  data wait 1%",
+        f"step   40/1000{main}  span 8.90  document    -  save stall 12%",
+    ]
+
+
+def test_each_pass_over_a_corpus_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    shown, _ = sink()
+    for step, (books, wiki) in enumerate([(0.5, 0.25), (1.0, 0.5), (1.01, 0.51), (3.5, 0.6)]):
+        shown.write(step, {"data/epochs_books": books, "data/epochs_wiki": wiki})
+    assert lines(caplog) == [
+        "step    2/1000  epoch 2 of books began",  # 1.0 passes end the first
+        "step    3/1000  epoch 4 of books began",
+    ]
+
+
+def test_a_resumed_run_announces_only_the_passes_that_it_begins(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    file = Console(file=io.StringIO())
+    shown = ConsoleSink(file, first_step=500, last_step=1000, progress_bar=False)
+    for step, passes in ((501, 4.5), (510, 4.9), (520, 5.1)):
+        shown.write(step, {"data/epochs_books": passes})
+    assert lines(caplog) == ["step  520/1000  epoch 6 of books began"]
+
+
+LABELS = {
+    "loss": "train/loss",
+    "norm": "train/grad_norm",
+    "lr": "train/learning_rate",
+    "tokens/s": "speed/tokens_per_second",
+    "TFLOP/s": "speed/useful_tflops_per_gpu",
+    "eta": "speed/eta_seconds",
+    "data wait": "speed/wait_share_data",
+}
+
+
+def test_the_readme_shows_lines_as_they_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    expected = re.findall(r"(?m)^step +\d+/4000  loss .*$", readme)
+    shown = ConsoleSink(Console(), first_step=0, last_step=4000, progress_bar=False)
+    for line in expected:
+        values = {}
+        for label, value in re.findall(r"([a-zA-Z_/ ]+?) +([\d.,:e+-]+%?)(?:  |$)", line[14:]):
+            *parts, number = value.replace(",", "").split(":")
+            seconds = sum(int(part) * unit for part, unit in zip(parts, (3600, 60), strict=False))
+            name = LABELS.get(label.strip(), f"train/loss_{label.strip()}")
+            factor = 0.01 if number.endswith("%") else 1.0
+            values[name] = seconds + float(number.rstrip("%")) * factor
+        shown.write(int(line[5:9]), values)
+    assert lines(caplog) == expected
+    assert len(expected) == 3
 
 
 def test_validation_losses_are_a_line_of_their_own(caplog: pytest.LogCaptureFixture) -> None:

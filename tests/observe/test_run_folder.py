@@ -17,6 +17,7 @@ import torch
 import glm_dist
 from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.observe import run_folder
+from glm_dist.observe.provenance import version_line
 from glm_dist.observe.run_folder import Provenance, collect_provenance, open_run_folder
 
 
@@ -155,6 +156,20 @@ def test_a_checkout_gives_commit_and_whether_it_was_changed(
     assert (clean.commit, clean.is_dirty) == (git(tmp_path, "rev-parse", "HEAD"), False)
     (package / "__init__.py").write_text("x = 1\n")
     assert provenance().is_dirty is True
+
+
+def test_an_image_gives_the_commit_that_it_was_built_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "glm_dist"
+    package.mkdir()
+    monkeypatch.setattr(glm_dist, "__file__", str(package / "__init__.py"))
+    assert version_line() == f"glm-dist {glm_dist.__version__}"
+    file = tmp_path / "glm_dist.commit"
+    file.write_text("0123abc\n")
+    assert (provenance().commit, provenance().is_dirty) == ("0123abc", False)
+    file.write_text("0123abc modified\n")
+    assert version_line() == f"glm-dist {glm_dist.__version__} (commit 0123abc, modified)"
 
 
 def test_a_package_installed_inside_somebody_elses_checkout_has_no_commit(

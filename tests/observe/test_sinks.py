@@ -163,4 +163,4 @@ def test_without_wandb_a_run_has_file_and_console_and_wandb_is_not_imported(
     sinks.write(1, {"train/loss": 2.0})
     sinks.close()
     assert records(tmp_path / "a" / "metrics.jsonl")[-2]["train/loss"] == 2.0
-    assert "loss   2.0000" in caplog.text
+    assert "loss  2.0000" in caplog.text

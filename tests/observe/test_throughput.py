@@ -56,6 +56,7 @@ def test_pauses_count_for_arrival_but_not_for_speed(clock: Clock, phases: PhaseC
     record = speed.take()
     assert record["speed/tokens_per_second"] == 250.0  # 1000 tokens in 4 s
     assert record["speed/eta_seconds"] == 80.0  # 8 steps left at 10 s each, the first left out
+    assert record["speed/save_share"] == 0.6  # 6 s of 10 s
 
 
 def test_arrival_after_the_first_step_alone_uses_its_pace(clock: Clock, phases: PhaseClock) -> None:

@@ -1,12 +1,10 @@
 """Deadlines follow the median of a phase; the verdict names the rank that holds up the others."""
 
-import time
 from dataclasses import replace
 
 import pytest
 
 from glm_dist.parallel.progress import CONNECT, Deadlines, Progress, Report, verdict
-from glm_dist.parallel.stacks import position
 
 DEADLINES = Deadlines(connect=60, first=1200, floor=300, factor=10, timeout=1800)
 
@@ -108,18 +106,3 @@ def test_a_report_survives_the_way_through_the_store() -> None:
     assert Report.from_json(report(3).to_json()) == report(3)
     assert Report.from_json('{"rank": 1}') is None
     assert Report.from_json("half of a li") is None
-
-
-def test_a_frame_outside_of_the_exchanges_is_busy() -> None:
-    frames = []
-
-    def sleeps() -> None:
-        import sys
-
-        frames.append(sys._getframe())
-        time.sleep(0)
-
-    sleeps()
-    found = position(frames[0])
-    assert not found.waits
-    assert found.at.startswith("sleeps (parallel/test_progress.py:")

@@ -45,7 +45,11 @@ def has_kernels(device: torch.device, dtype: torch.dtype, *, head_size: int) -> 
         dtype: Number format.
         head_size: d.
     """
-    if not HAVE_TRITON or dtype not in DTYPES or head_size > LARGEST_HEAD:
+    if dtype not in DTYPES or head_size > LARGEST_HEAD:
+        return False
+    if device.type == "meta":
+        return True  # shapes only, as a GPU would have them
+    if not HAVE_TRITON:
         return False
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= AMPERE
 

@@ -5,12 +5,9 @@ interval lies on one side of zero; everything else is "not separated", which is 
 equality.
 """
 
-import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from glm_dist.config.compare import RANDOM
 from glm_dist.config.load import load_config_file
 from glm_dist.errors import DataError
+from glm_dist.json_text import json_text
 from glm_dist.observe.metrics import VALID_LOSS
 from glm_dist.observe.metrics_file import METRICS_FILE, last_validation
 from glm_dist.observe.run_folder import CONFIG_FILE
@@ -81,8 +79,8 @@ class Report:
         )
 
     def as_json(self) -> str:
-        """Write the report as JSON; NaN is null."""
-        return json.dumps(_without_nan(asdict(self)), indent=1) + "\n"
+        """Write the report as JSON."""
+        return json_text(asdict(self), indent=1) + "\n"
 
 
 def make_report(comparison: Comparison) -> Report:
@@ -228,11 +226,3 @@ def _shown(interval: Interval) -> str:
 def _shown_difference(interval: Interval) -> str:
     verdict = "separated" if interval.is_separated else "not separated"
     return f"{interval.value:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] {verdict}"
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and math.isnan(value) else value

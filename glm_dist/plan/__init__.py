@@ -1,0 +1,1 @@
+"""Memory of a run, computed from its configuration without torch."""

@@ -1,0 +1,1 @@
+"""Reports of runs: one page in a file, or served while a run goes on."""
