@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glm_dist.optim.flat_adamw import FlatAdamW
 from glm_dist.optim.flat_buffers import plan_buckets
 from glm_dist.optim.state import Rates
+from glm_dist.optim.weight_gathers import WeightGathers
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train import job
 from glm_dist.train.engine import TrainingEngine
@@ -119,6 +120,14 @@ def test_nothing_waits_for_all_weights_before_the_first_layer() -> None:
 
     for seen in run_ranks(collectives_before_the_first_layer, case, world_size=2):
         assert seen == [False]  # the step's number of targets
+
+
+def test_a_parameter_in_no_block_is_refused() -> None:
+    block, lonely = torch.nn.Linear(2, 2, bias=False), torch.nn.Parameter(torch.zeros(2))
+
+    WeightGathers({block.weight: 0}, [block]).close()
+    with pytest.raises(RuntimeError, match="no block waits for the weights of 1 parameters"):
+        WeightGathers({block.weight: 0, lonely: 0}, [block])
 
 
 NORMS = [
