@@ -13,6 +13,7 @@ import torch
 from glm_dist.config.load import load_config
 from glm_dist.data.micro_batch import MicroBatch
 from glm_dist.errors import TrainingError
+from glm_dist.observe.metrics import LEARNING_RATE, TRAIN_LOSS
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.parallel.groups import build_groups
 from glm_dist.parallel.layout import Layout
@@ -65,6 +66,10 @@ class Ended:
     end: str
     events: list[str]
     saved: list[str]
+    losses: dict[int, float]
+    """By the steps of the records that have one."""
+    rates: dict[int, float]
+    """Learning rates, by the steps of the records."""
     skipped: int
     weights: list[npt.NDArray[np.float32]]
 
@@ -95,8 +100,10 @@ def run(overrides: list[str], bad_reads: Sequence[int], stop_at: int = 0) -> End
     except TrainingError as error:
         end = str(error).partition("\n")[0]
     saved = sorted(path.name for path in context.checkpoints.glob("step_*"))
+    losses = {step: r[TRAIN_LOSS] for step, r in sink.by_step.items() if TRAIN_LOSS in r}
+    rates = {step: record[LEARNING_RATE] for step, record in sink.by_step.items()}
     weights = [shard.parameter.detach().numpy().copy() for shard in engine.shards]
-    return Ended(end, sink.events, saved, engine.zero.skipped_steps, weights)
+    return Ended(end, sink.events, saved, losses, rates, engine.zero.skipped_steps, weights)
 
 
 def options(folder: Path, *more: str) -> list[str]:
@@ -154,7 +161,7 @@ def test_a_rewind_gives_up_the_younger_step(tmp_path: Path) -> None:
 
 def test_two_bad_steps_in_a_row_are_both_skipped(tmp_path: Path) -> None:
     runs = []
-    for interval in (1, 100):
+    for interval in (1, 6):
         folder = tmp_path / str(interval)
         folder.mkdir()
         overrides = options(
@@ -169,3 +176,10 @@ def test_two_bad_steps_in_a_row_are_both_skipped(tmp_path: Path) -> None:
     assert (late.end, late.events, late.skipped) == (at_once.end, at_once.events, 2)
     for expected, found in zip(at_once.weights, late.weights, strict=True):
         np.testing.assert_array_equal(found, expected)
+    # The losses of the two bad steps are finite, and count as little as their updates.
+    losses = at_once.losses
+    assert list(losses) == [1, 2, 3, 6, 7, 8, 9]
+    assert list(late.losses) == [1, 6, 9]
+    assert late.losses[6] == pytest.approx((losses[2] + losses[3] + losses[6]) / 3, rel=1e-12)
+    # Step 6 was queued before it was known that step 5 is dropped; 3 updates precede it.
+    assert late.rates == {step: at_once.rates[step] for step in (1, 6, 9)}
