@@ -293,8 +293,8 @@ def _describe(plan: Plan, saves: SavePlan, gpus: int) -> list[tuple[str, str]]:
         ("", describe_parts(plan.memory.memory)),
         (
             "cost",
-            f"{_duration(days)}, {days * 24 * gpus:,.1f} GPU hours; {saves.lost_share:.1%} for saves"
-            f" and failures, one every {saves.hours_between_failures:,.0f} hours",
+            f"{_duration(days)}, {days * 24 * gpus:,.1f} GPU hours; {saves.lost_share:.1%} for"
+            f" saves and failures, one every {saves.hours_between_failures:,.0f} hours",
         ),
         (
             "saves",

@@ -27,7 +27,7 @@ def batch_script(
         ConfigError: There is no experiment, or a value has a space, which the script cannot hold.
     """
     experiments = [text.partition("=")[2] for text in typed if text.startswith("experiment=")]
-    if not experiments:
+    if not experiments or experiments[-1] == "null":
         raise ConfigError(
             "--write: a batch script starts an experiment.\n  Add experiment=<name>.",
             key="--write",

@@ -4,8 +4,9 @@ Each operation is an autograd function whose forward and backward are compiled s
 
 - Backward is ours, so gradients of norms and biases are fp32 sums that go straight into main
   gradients; compiled autograd would round them to 16 bits first, and the optimizer would add each.
-- Forward is one compiled function with and without gradients. So a recomputed segment repeats its
-  first run to the bit, and freezing parameters or validating compiles nothing again.
+- Forward is one compiled function with and without gradients: hidden states are detached, since
+  torch.compile compiles again where ``requires_grad`` differs. So a recomputed segment repeats its
+  first run to the bit, and validating or freezing the embedding compiles nothing again.
 - Dropout is a hash of (seed, index), which costs fewer instructions than torch.compile's Philox and
   keeps no mask. The seed is drawn from torch's generator, whose stream is the right one: equal on
   tensor ranks outside sequence parallelism, and restored by recomputation.
@@ -56,6 +57,7 @@ class _Norm(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
     ) -> torch.Tensor:
+        hidden = hidden.detach()
         normed, mean, scale = compiled(norm_forward)(hidden, weight, bias, eps)
         ctx.save_for_backward(hidden, weight, mean, scale)
         ctx.parameters = weight, bias
@@ -78,6 +80,7 @@ class _Activation(torch.autograd.Function):
         forward: Callable[..., torch.Tensor],
         backward: Callable[..., tuple[torch.Tensor, ...]],
     ) -> torch.Tensor:
+        inputs = inputs.detach()
         ctx.save_for_backward(inputs, bias)
         ctx.of_gradient, ctx.parameters = backward, (bias,)
         out: torch.Tensor = compiled(forward)(inputs, bias)
@@ -103,7 +106,8 @@ class _Add(torch.autograd.Function):
     ) -> torch.Tensor:
         seed = draw_seed(update.device, dropout)
         ctx.parameters, ctx.rest = (bias,), (seed, alpha, dropout)
-        out: torch.Tensor = compiled(add_forward)(update, bias, residual, seed, alpha, dropout)
+        inputs = update.detach(), bias, residual.detach()
+        out: torch.Tensor = compiled(add_forward)(*inputs, seed, alpha, dropout)
         return out
 
     @staticmethod
@@ -131,8 +135,9 @@ class _AddNorm(torch.autograd.Function):
         dropout: float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         seed = draw_seed(update.device, dropout)
+        inputs = update.detach(), bias, residual.detach()
         total, normed, mean, scale = compiled(add_norm_forward)(
-            update, bias, residual, weight, norm_bias, seed, eps, alpha, dropout
+            *inputs, weight, norm_bias, seed, eps, alpha, dropout
         )
         ctx.save_for_backward(total, weight, mean, scale)
         ctx.parameters, ctx.rest = (bias, weight, norm_bias), (seed, alpha, dropout)
@@ -164,7 +169,8 @@ class _SumAndDrop(torch.autograd.Function):
     def forward(ctx: Any, dropout: float, *parts: torch.Tensor) -> torch.Tensor:
         seed = draw_seed(parts[0].device, dropout)
         ctx.rest, ctx.num_parts = (seed, dropout), len(parts)
-        out: torch.Tensor = compiled(sum_forward)(list(parts), seed, dropout)
+        inputs = [part.detach() for part in parts]
+        out: torch.Tensor = compiled(sum_forward)(inputs, seed, dropout)
         return out
 
     @staticmethod

@@ -13,10 +13,16 @@ import torch
 
 from glm_dist.model.pointwise import ONE_BY_ONE
 
+VARIANTS = 64
+"""Forms of a function that torch.compile may keep: by shape, dropout, and what is frozen. torch
+allows 8, and the next one would end the run."""
+
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function under torch.compile; nothing is compiled before its first call."""
+    limits = torch._dynamo.config  # of this thread; a GPU's backward has another one
+    limits.recompile_limit = max(limits.recompile_limit, VARIANTS)
     return torch.compile(function, fullgraph=True)
 
 

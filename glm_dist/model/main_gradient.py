@@ -83,10 +83,10 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
 @cache
 def _accumulates_wide(device: torch.device, dtype: torch.dtype) -> bool:
     """Return True if this torch has products with fp32 sums for 16-bit factors on the device."""
-    total = torch.zeros(16, 16, device=device)
+    total = torch.ones(16, 16, device=device)
     factor = torch.ones(16, 16, device=device, dtype=dtype)
     try:
         torch.ops.aten.addmm.dtype_out(total, factor, factor, total.dtype, out=total)
     except (AttributeError, RuntimeError):  # torch before 2.10, or a GPU without them
         return False
-    return True
+    return bool((total == 1 + 16).all())

@@ -20,11 +20,16 @@ class WeightGathers:
 
         Args:
             bucket_of: Bucket of each parameter that learns.
-            blocks: Modules that hold all parameters; of nested ones the inner first.
+            blocks: Modules that hold all parameters; of nested ones the inner first. None: whoever
+                calls ``wait`` does so before forward.
+
+        Raises:
+            RuntimeError: Some parameter is in no block, and would be read too early.
         """
         self._in_flight: dict[int, dist.Work] = {}
         self._hooks = []
         left = dict(bucket_of)
+        blocks = list(blocks)
         for block in blocks:
             buckets = {left.pop(each) for each in list(block.parameters()) if each in left}
             if buckets:

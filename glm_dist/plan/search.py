@@ -44,7 +44,7 @@ class Plan:
     config: RunConfig
     layout: Layout
     changes: Choice
-    """What differs from the configuration as given."""
+    """Values that differ from the configuration as given."""
     memory: WorstRank
     cluster: Cluster
     table: ParameterTable = field(repr=False)

@@ -5,6 +5,7 @@ Whatever is missing or cannot be read is left out and noted; nothing is written.
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -37,6 +38,9 @@ MARKS_OF_A_RUN = (CONFIG_FILE, METRICS_FILE, EVENTS_FILE, PROVENANCE_FILE, CHECK
 
 MOST_EVENTS = 2000
 """Newest events that a page lists."""
+
+_EARLIER = re.compile(r"config\.attempt_(\d{1,9})\.yaml").fullmatch
+"""Configurations that a later attempt replaced; see ``observe/run_folder.py``."""
 
 DIGITS = 8
 """Significant digits of a value: fp32 has 7 to 8."""
@@ -93,7 +97,7 @@ def read_run(folder: Path, options: Options, *, row: Json = None) -> dict[str, J
     """
     notes = Notes()
     history = read_history(folder)
-    config = _read_config(folder, notes)
+    config = _read_config(folder / CONFIG_FILE, notes)
     if row is None and options.row and config is not None:
         row = read_row(config, folder, notes)
     begin = _begin(history)
@@ -129,18 +133,37 @@ def _facts(
         "gaps": _gaps(history.attempts),
         "goodput": _goodput(history.attempts),
         "attempts": _provenance(folder, notes),
+        "changes": _changes(folder, config, notes),
         "events": _events(folder, history),
         "checkpoints": list(checkpoint_facts(folder, verify=options.verify)),
         "notes": list(notes.lines),
     }
 
 
-def _read_config(folder: Path, notes: Notes) -> RunConfig | None:
+def _read_config(file: Path, notes: Notes) -> RunConfig | None:
     try:
-        return load_config_file(folder / CONFIG_FILE)
+        return load_config_file(file)
     except GlmDistError as error:
         notes.add(error)
         return None
+
+
+def _changes(folder: Path, config: RunConfig | None, notes: Notes) -> list[Json]:
+    """Return the values that attempts changed: number of the first attempt that had them, keys."""
+    files = {int(match[1]): path for path in folder.iterdir() if (match := _EARLIER(path.name))}
+    found: list[Json] = []
+    following = _config_values(config)
+    for attempt in sorted(files, reverse=True):
+        before = _config_values(_read_config(files[attempt], notes))
+        changed: list[Json] = [
+            [key, before.get(key), following.get(key)]
+            for key in sorted(before.keys() | following.keys())
+            if before.get(key) != following.get(key)
+        ]
+        if before and following:
+            found.append({"attempt": attempt + 1, "values": changed})
+        following = before or following
+    return found[::-1]
 
 
 def _config_values(config: RunConfig | None) -> dict[str, Json]:

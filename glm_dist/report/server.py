@@ -2,12 +2,13 @@
 
 It answers GET and HEAD at two addresses below a random token: the page, and what is new as JSON.
 Other users of the machine do not know the token. A page of another site can neither read it nor
-reach the server by a name that leads to this machine, because the Host header must name the
-server's own address.
+reach the server by a name that leads to this machine, because the Host header must be the loopback
+address.
 """
 
 import errno
 import hmac
+import re
 import secrets
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -21,6 +22,10 @@ HOST = "127.0.0.1"
 DEFAULT_PORT = 8765
 REQUEST_SECONDS = 20.0
 """Longest time in which a client sends its request."""
+
+OWN_NAME = re.compile(rf"({re.escape(HOST)}|localhost)(:\d+)?")
+"""Host headers of requests that were meant for this machine. A forwarded port may have another
+number."""
 
 HEADERS = {
     "Cache-Control": "no-store",
@@ -62,11 +67,6 @@ class ReportServer(ThreadingHTTPServer):
         """Address of the page."""
         return f"http://{HOST}:{self.server_port}/{self.token}/"
 
-    @property
-    def own_names(self) -> frozenset[str]:
-        """Host headers of requests that were meant for this server."""
-        return frozenset(f"{name}:{self.server_port}" for name in (HOST, "localhost"))
-
 
 class _Handler(BaseHTTPRequestHandler):
     """One connection."""
@@ -74,12 +74,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: ReportServer
     server_version = "glm-dist"
     sys_version = ""
-    protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS
 
     def do_GET(self) -> None:
         """Answer with the page or with what is new."""
-        if self.headers.get("Host") not in self.server.own_names:
+        if not OWN_NAME.fullmatch(self.headers.get("Host", "")):
             self._answer(HTTPStatus.FORBIDDEN, "This server answers to its own address only.")
             return
         asked = urlsplit(self.path)
@@ -114,7 +113,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(HTTPStatus.OK, as_json(news), "application/json")
 
     def _refuse(self) -> None:
-        self.close_connection = True  # whatever was sent along is not read
         self._answer(HTTPStatus.METHOD_NOT_ALLOWED, "This report can only be read.")
 
     def _answer(self, status: HTTPStatus, text: str, kind: str = "text/plain") -> None:
@@ -126,8 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             self.send_header("Allow", "GET, HEAD")
-        if self.close_connection:
-            self.send_header("Connection", "close")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

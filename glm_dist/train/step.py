@@ -64,9 +64,12 @@ def loss_scales(
     Returns:
         Scales [] per micro-batch, and the weight [] of the whole step.
     """
-    total = _scalar(sum(weights), device)
-    dist.all_reduce(total, group=groups.data)
     replicas = groups.layout.data_parallel_size
+    total = _scalar(sum(weights), device)
+    # Over all ranks: the data group may still be gathering weights, and collectives of a group wait
+    # for one another. Sums of integers are exact, and so is the division.
+    dist.all_reduce(total, group=groups.world)
+    total /= groups.layout.world_size // replicas
     if normalize_by is LossNormalization.global_tokens:
         scale = replicas / total.clamp(min=1.0)
         return [scale] * len(weights), total

@@ -1,12 +1,14 @@
 """Fused operations against the same definitions in fp64, run eagerly and compiled for the CPU."""
 
 import shutil
+from functools import partial
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 
 from glm_dist.model.fused import FusedPointwise
+from glm_dist.model.fused_bodies import compiled
 from glm_dist.model.main_gradient import ARRIVED, MAIN_GRADIENT
 from tests.model.operations import (
     DTYPES,
@@ -113,6 +115,38 @@ def test_other_shapes_are_compiled_once_for_all() -> None:
         graphs.append(counters["stats"]["unique_graphs"])
 
     assert graphs == [1, 2, 2, 2]
+
+
+def test_forms_of_an_operation_stay_few_and_more_than_torch_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled.cache_clear()
+    monkeypatch.setattr("glm_dist.model.fused.FEW_ROWS", 0)
+    pointwise = FusedPointwise()
+
+    def run(sizes: tuple[int, int, int], dropout: float, *, learns: bool, frozen: bool) -> None:
+        u, b, r, w, n = inputs_of(OPERATIONS["add_and_norm"], torch.float32, sizes=sizes)
+        for x in (u, r):
+            x.requires_grad_(learns)
+        for x in (b, w, n):
+            x.requires_grad_(not frozen)
+        pointwise.add_and_norm(u, b, r, (w, n), eps=1e-5, alpha=1.0, dropout=dropout)
+
+    forms = []
+    for frozen in (False, True):
+        for sizes in ((5, 3, 24), (6, 4, 24), (9, 1, 24), (7, 1, 24), (2, 3, 24)):
+            for dropout in (0.5, 0.0):
+                for learns in (True, False):
+                    run(sizes, dropout, learns=learns, frozen=frozen)
+        forms.append(counters["stats"]["unique_graphs"])
+    compiled.cache_clear()
+
+    # The first shape, all others, and those with one row; each with and without dropout.
+    assert forms[0] == 3 * 2
+    assert 8 < forms[1] <= 2 * forms[0]
 
 
 def test_few_rows_without_gradients_are_not_compiled() -> None:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from glm_dist.optim.flat_adamw import FlatAdamW
 from glm_dist.optim.flat_buffers import plan_buckets
 from glm_dist.optim.state import Rates
+from glm_dist.optim.weight_gathers import WeightGathers
 from glm_dist.parallel.cpu import enable_cpu
 from glm_dist.train import job
 from glm_dist.train.engine import TrainingEngine
@@ -86,6 +87,47 @@ def test_overlap_changes_no_bit(world_size: int, cases: list[Case]) -> None:
         assert dict(zip(map(str, cases), answers, strict=True)) == {
             str(case): (True, True) for case in cases
         }
+
+
+def collectives_before_the_first_layer(case: Case) -> list[bool]:
+    """Whether each collective between an update and the first layer is of the gathering group."""
+    enable_cpu()
+    engine = engine_of(case, overlaps=True)
+    seen: list[bool] = []
+    run_steps(engine, case, range(1))
+    all_reduce, is_noted = dist.all_reduce, True
+
+    def noted(tensor: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        if is_noted:
+            seen.append(options.get("group") is engine.groups.data)
+        return all_reduce(tensor, *arguments, **options)
+
+    def end(*_: object) -> None:
+        nonlocal is_noted
+        is_noted = False
+
+    engine.model.chunks[0].decoder.layers[0].register_forward_hook(end)
+    dist.all_reduce = noted
+    try:
+        run_steps(engine, case, range(1, 2))
+    finally:
+        dist.all_reduce = all_reduce
+    return seen
+
+
+def test_nothing_waits_for_all_weights_before_the_first_layer() -> None:
+    case = Case(dp=2, zero=1, micro_batch=8)
+
+    for seen in run_ranks(collectives_before_the_first_layer, case, world_size=2):
+        assert seen == [False]  # the step's number of targets
+
+
+def test_a_parameter_in_no_block_is_refused() -> None:
+    block, lonely = torch.nn.Linear(2, 2, bias=False), torch.nn.Parameter(torch.zeros(2))
+
+    WeightGathers({block.weight: 0}, [block]).close()
+    with pytest.raises(RuntimeError, match="no block waits for the weights of 1 parameters"):
+        WeightGathers({block.weight: 0, lonely: 0}, [block])
 
 
 NORMS = [

@@ -84,6 +84,7 @@ def test_text_of_a_run_is_never_markup(page: Page) -> None:
     assert evil["results"]["task"] == EVIL
     assert any(event["details"].get("reason") == EVIL for event in evil["events"])
     assert any(f"valid/task/{EVIL}" in table["columns"] for table in evil["tables"])
+    assert "<" not in page.contents["script"][0]
     # The page has the elements that its template has, whatever a run contains.
     assert len(page.attributes("script")) == 1 + len(SCRIPTS)
     assert len(page.attributes("style")) == len(STYLES)

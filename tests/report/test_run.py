@@ -146,3 +146,16 @@ def test_options_without_effect_are_refused(
     for wrong in (["--port", "0"], ["--live", "--output", "x.html"]):
         assert main(["report", run, *wrong]) == 2
         assert "has no effect" in capsys.readouterr().err
+
+
+def test_values_that_an_attempt_changed_are_listed(tmp_path: Path) -> None:
+    run = write_run(tmp_path, "changed", two_attempts())
+    now = (run / "config.yaml").read_text()
+    for attempt, steps in ((1, 10), (3, 20)):
+        (run / f"config.attempt_{attempt}.yaml").write_text(
+            now.replace("  steps: 4\n", f"  steps: {steps}\n", 1)
+        )
+    assert read(run)["changes"] == [
+        {"attempt": 2, "values": [["run.steps", "10", "20"]]},
+        {"attempt": 4, "values": [["run.steps", "20", "4"]]},
+    ]

@@ -99,12 +99,15 @@ def test_nothing_else_is_served(server: ReportServer, path: str) -> None:
     assert len(content) < 100
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", ""])
+@pytest.mark.parametrize(
+    "host",
+    ["evil.example", "127.0.0.1.evil.example:80", "127.0.0.1:80@evil.example", "127.0.0.2", ""],
+)
 def test_a_name_that_leads_here_is_not_enough(server: ReportServer, host: str) -> None:
     response, _ = ask(server, "", Host=host)
     assert response.status == 403
-    accepted, _ = ask(server, "", Host=f"localhost:{server.server_port}")
-    assert accepted.status == 200
+    forwarded, _ = ask(server, "", Host="localhost:9999")
+    assert forwarded.status == 200
 
 
 @pytest.mark.parametrize("query", ["", "offsets=", "offsets=-1", "offsets=1,2", "offsets=%C2%B2"])

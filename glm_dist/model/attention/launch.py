@@ -19,6 +19,9 @@ LOG2_E = 1.4426950408889634
 PREPARED = 128
 """Queries of a program that computes delta."""
 
+FARTHEST = 2**31 // PREPARED
+"""Above all strides between positions: no tile has more positions than ``PREPARED``."""
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -175,6 +178,7 @@ def _settings(blocks: Blocks, head_size: int) -> dict[str, Any]:
 def _strides(x: torch.Tensor) -> tuple[int, int, int]:
     """Return the strides of position, row and head of [s, b, a, d]."""
     assert x.stride(3) == 1, "the kernels read a head's numbers in one piece"
+    assert x.stride(0) < FARTHEST, "the kernels' offsets in a tile have 32 bits; use fewer rows"
     return x.stride(0), x.stride(1), x.stride(2)
 
 

@@ -2,11 +2,11 @@
 "use strict";
 
 const Charts = (() => {
+  const DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
   const shared = {
     axis: "step", smoothing: 0.6, range: null, events: true, all: new Set(), onRange: () => {},
   };
   const HEIGHT = 240;
-  const MOST_DASHES = [[], [6, 4], [2, 3], [10, 3, 2, 3]];
   const theme = {};
 
   const percent = { format: (x) => Format.percent(x), unit: "" };
@@ -30,7 +30,7 @@ const Charts = (() => {
     ["Speed", "Useful work", "TFLOP/s per device", /^speed\/useful_tflops_per_gpu$/, plain],
     ["Speed", "Utilisation", "share of the device's peak", /^speed\/(mfu|useful_mfu|hfu)$/, percent],
     ["Speed", "Seconds per step", "", /^speed\/seconds_per_step$/, plain],
-    ["Speed", "Waiting", "share of step time", /^speed\/wait_share_(.+)$/, percent],
+    ["Speed", "Waiting", "share of step time", /^speed\/(wait_share_.+|save_share)$/, percent],
     ["Speed", "Goodput", "share of wall time on steps that remain", /^goodput\/useful_share$/, percent],
     ["Memory and data", "Peak memory", "GiB per device", /^memory\/peak_gib$/, plain],
     ["Memory and data", "Rows", "share of positions", /^rows\/(padding|target)_share$/, percent],
@@ -49,15 +49,14 @@ const Charts = (() => {
       metrics.forEach((name) => taken.add(name));
       if (!group || !metrics.length) continue;
       if (/skipped_steps/.test(metrics[0]) && !runs.some((run) => run.greatest(metrics[0]) > 0)) continue;
-      const short = (name) => pattern.exec(name)[1] || "all";
+      const short = (name) => (pattern.exec(name)[1] || "").replace(/^wait_share_|_share$/g, "").replaceAll("_", " ");
       const isSplit = runs.length > 1 || group === "Other";
       if (!isSplit) {
         found.push({ group, title, unit, style, metrics, short });
         continue;
       }
       for (const name of metrics) {
-        const tail = metrics.length > 1 || group === "Other" ? short(name) : "";
-        const whole = [title.replace(/ by .*/, ""), tail].filter(Boolean).join(" · ");
+        const whole = [title.replace(/ by .*/, ""), short(name)].filter(Boolean).join(" · ");
         found.push({ group, title: whole, unit, style, metrics: [name], short });
       }
     }
@@ -88,10 +87,8 @@ const Charts = (() => {
         .map((name) => {
           const index = many ? run.index : this.spec.metrics.indexOf(name);
           return {
-            run, name,
-            label: many ? run.facts.label : this.spec.metrics.length > 1 ? this.spec.short(name) : this.spec.title.toLowerCase(),
-            color: theme.lines[index % theme.lines.length],
-            dash: MOST_DASHES[Math.floor(index / theme.lines.length) % MOST_DASHES.length],
+            run, name, ...look(index),
+            label: many ? run.facts.label : this.spec.short(name) || this.spec.title.toLowerCase(),
           };
         }));
     }
@@ -151,6 +148,7 @@ const Charts = (() => {
         this.plot.setData(this.#data(), false);
         this.plot.setScale("x", { min: this.range[0], max: this.range[1] });
       });
+      this.#readOut();
     }
 
     #options() {
@@ -166,8 +164,8 @@ const Charts = (() => {
           y: { distr: this.isLog ? 3 : 1, range: (u, low, high) => this.#yRange(low, high) },
         },
         axes: [
-          { ...axis, size: 28, gap: 4, ...(isDate ? {} : { values: (u, ticks) => ticks.map((x) => Format.short(x)) }) },
-          { ...axis, size: 58, values: (u, ticks) => ticks.map((y) => (y === null ? "" : this.spec.style === percent ? Format.percent(y) : Format.short(y))) },
+          { ...axis, size: isDate ? 40 : 28, gap: 4, values: (u, ticks) => (isDate ? Format.dates(ticks) : ticks.map(Format.short)) },
+          { ...axis, size: 58, ...(this.isLog ? { splits: (u, side, low, high) => logTicks(low, high), filter: (u, ticks) => ticks } : {}), values: (u, ticks) => ticks.map((y) => (y === null ? "" : this.spec.style === percent ? Format.percent(y) : Format.short(y))) },
         ],
         series: [{}, ...this.drawn.map((line) => this.#style(line))],
         legend: { show: false },
@@ -180,7 +178,7 @@ const Charts = (() => {
         },
         hooks: {
           setSelect: [(u) => this.#select(u)],
-          setCursor: [(u) => this.#show(u.cursor.left >= 0 ? u.posToVal(u.cursor.left, "x") : null)],
+          setCursor: [() => this.#readOut()],
           drawClear: [(u) => this.#drawEvents(u)],
         },
       };
@@ -246,6 +244,11 @@ const Charts = (() => {
       this.plot.setCursor({ left, top: this.plot.over.clientHeight / 2 });
     }
 
+    #readOut() {
+      const left = this.plot ? this.plot.cursor.left : -1;
+      this.#show(left >= 0 ? this.plot.posToVal(left, "x") : null);
+    }
+
     // The legend: last values, or those of the records that are nearest to the cursor.
     #show(x) {
       const parts = [];
@@ -257,7 +260,7 @@ const Charts = (() => {
         const smooth = x !== null && shared.smoothing > 0 && this.drawn?.some((each) => each.isSmooth && each.run === line.run && each.name === line.name)
           ? ` (${this.spec.style.format(line.run.smoothed(line.name, shared.smoothing)[place])})` : "";
         const step = line.run.byMetric.get(line.name).steps[place];
-        parts.push(h("span", { class: "entry" }, swatch(line.color), h("span", {}, line.label), " ",
+        parts.push(h("span", { class: "entry" }, swatch(line.color, line.dash.length > 0), h("span", {}, line.label), " ",
           h("strong", {}, Number.isNaN(value) ? "not finite" : this.spec.style.format(value) + smooth),
           x === null ? null : h("span", { class: "at" }, ` at step ${Format.count(step)}`)));
       }
@@ -306,10 +309,32 @@ const Charts = (() => {
     }
   }
 
+  // Colour and dashes of a line: eight colours, then the same with dashes.
+  function look(index) {
+    const { lines } = theme;
+    return { color: lines[index % lines.length], dash: DASHES[Math.floor(index / lines.length) % DASHES.length] };
+  }
+
   function marked(runs) {
     return runs.filter((run) => run.visible).flatMap((run) => run.marks ||= run.facts.events
       .map((event) => ({ event, run, kind: Tables.kindOf(event) }))
       .filter(({ kind, event }) => kind !== "other" && !(kind === "attempt" && event.step === 0)));
+  }
+
+  // Decades, or where there is less than one, round numbers at equal distances.
+  function logTicks(low, high) {
+    const ticks = [];
+    if (high / low >= 20) {
+      const steps = high / low > 1e4 ? [1] : [1, 2, 5];
+      for (let decade = 10 ** Math.floor(Math.log10(low)); decade <= high; decade *= 10) {
+        for (const step of steps) if (step * decade >= low && step * decade <= high) ticks.push(step * decade);
+      }
+      return ticks;
+    }
+    const rough = (high - low) / 5, size = 10 ** Math.floor(Math.log10(rough));
+    const step = [1, 2, 5, 10].map((each) => each * size).find((each) => each >= rough);
+    for (let tick = Math.ceil(low / step) * step; tick <= high; tick += step) ticks.push(Number(tick.toPrecision(12)));
+    return ticks;
   }
 
   function nearestPlace(values, place) {
@@ -419,10 +444,10 @@ const Charts = (() => {
     theme.muted = value("--muted");
     theme.grid = value("--grid");
     theme.faint = value("--faint");
-    theme.font = "11.5px system-ui, sans-serif";
+    theme.font = "12px system-ui, sans-serif";
     theme.events = { trouble: value("--bad"), attempt: value("--muted"), save: value("--good") };
     return theme;
   }
 
-  return { shared, theme, place, schedule, zoom, zoomTo, pan, readTheme, names: (runs) => [...new Set(runs.flatMap((run) => run.names))].join("\n") };
+  return { shared, theme, look, place, schedule, zoom, zoomTo, pan, readTheme, names: (runs) => [...new Set(runs.flatMap((run) => run.names))].join("\n") };
 })();

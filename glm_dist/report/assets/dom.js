@@ -14,9 +14,10 @@ function h(tag, attributes = {}, ...children) {
 }
 h.svgTags = new Set(["svg", "rect", "path", "line", "g", "text", "polyline"]);
 
-function swatch(color) {
+// The mark of a line in a legend; striped if the line is dashed.
+function swatch(color, isDashed = false) {
   const node = h("span", { class: "swatch", "aria-hidden": "true" });
-  node.style.background = color;
+  node.style.background = isDashed ? `repeating-linear-gradient(90deg, ${color} 0 3px, transparent 3px 5px)` : color;
   return node;
 }
 
@@ -55,6 +56,19 @@ const Format = {
     if (minutes < 60) return `${minutes} min`;
     const hours = Math.floor(minutes / 60);
     return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  },
+  // Ticks of a date axis: the time, and the date where it changes.
+  dates(ticks) {
+    const isFine = ticks.length > 1 && ticks[1] - ticks[0] < 60, isCoarse = ticks.length > 1 && ticks[1] - ticks[0] >= 86400;
+    let before = "";
+    return ticks.map((tick) => {
+      const [date, time] = Format.time(tick).split(" ");
+      const shown = isCoarse ? date.slice(5) : isFine ? time : time.slice(0, 5);
+      const second = isCoarse ? date.slice(0, 4) : date.slice(5);
+      const isNew = second !== before;
+      before = second;
+      return isNew ? `${shown}\n${second}` : shown;
+    });
   },
   time(seconds) {
     if (!seconds) return "–";

@@ -27,9 +27,19 @@
       const state = force ? null : JSON.stringify(runs.map((run) => essence(id, run)));
       if (state !== null && state === part.shown) continue;
       part.shown = state;
-      const content = part.build();
-      part.node.hidden = part.link.hidden = content === null;
-      part.body.replaceChildren(...[content].flat().filter(Boolean));
+      const nodes = [attempt(part.build)].flat().filter(Boolean);
+      part.node.hidden = part.link.hidden = nodes.length === 0;
+      part.body.replaceChildren(...nodes);
+    }
+  }
+
+  // A file that somebody changed must not take the rest of the page with it.
+  function attempt(build) {
+    try {
+      return build();
+    } catch (error) {
+      console.error(error);
+      return h("p", { class: "notes" }, `This section cannot be drawn: ${error.message}`);
     }
   }
 
@@ -38,7 +48,7 @@
     const by = {
       summary: [known.state, known.last_sign, known.offset, run.visible],
       goodput: known.goodput, events: known.events, checkpoints: known.checkpoints,
-      results: known.results, attempts: known.attempts, row: known.row !== null, config: known.config, notes: known.notes,
+      results: known.results, attempts: [known.attempts, known.changes], row: known.row !== null, config: known.config, notes: known.notes,
     };
     return by[id];
   }
@@ -96,8 +106,9 @@
 
   function build() {
     Charts.readTheme();
-    const title = runs.map((run) => run.facts.label).join("  ·  ");
-    const path = runs.length === 1 ? runs[0].facts.path : `${runs.length} runs`;
+    const isFew = runs.length <= 4;
+    const title = isFew ? runs.map((run) => run.facts.label).join("  ·  ") : `${runs.length} runs`;
+    const path = runs.length === 1 ? runs[0].facts.path : "";
     const redrawEvents = () => { sections.get("events").body.replaceChildren(Tables.events(runs, redrawEvents)); };
     const parts = [
       section("summary", "Summary", () => Tables.summary(runs, now, toggle)),
@@ -108,7 +119,7 @@
       section("checkpoints", "Checkpoints", () => Tables.checkpoints(runs)),
       section("row", "A training row", row),
       section("config", "Configuration", () => Tables.config(runs)),
-      section("attempts", "Attempts", () => Tables.attempts(runs)),
+      section("attempts", "Attempts", () => [Tables.attempts(runs), Tables.changes(runs)].flat()),
       section("notes", "Notes", notes),
     ];
     const links = [...sections.values()].map((part) => part.link);
@@ -132,7 +143,7 @@
     if (!document.hidden) {
       try {
         const offsets = runs.map((run) => run.facts.offset).join(",");
-        const answer = await fetch(`news?offsets=${offsets}`, { cache: "no-store" });
+        const answer = await fetch(`news?offsets=${offsets}`, { cache: "no-store", signal: AbortSignal.timeout(60000) });
         if (!answer.ok) throw new Error(answer.statusText);
         take(await answer.json());
         mark("live", "live");
@@ -166,7 +177,10 @@
   build();
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);
   addEventListener("dblclick", (event) => { if (event.target.closest(".canvas")) Charts.zoomTo(null); });
-  addEventListener("beforeprint", () => { for (const chart of shared.all) chart.build(); });
+  matchMedia("print").addEventListener("change", () => {
+    recolor();
+    for (const chart of shared.all) chart.build(); // now: the printer does not wait for a frame
+  });
   if (facts.refresh_seconds > 0) {
     mark("live", "live");
     setTimeout(ask, 1000 * facts.refresh_seconds);

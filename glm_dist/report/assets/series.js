@@ -29,9 +29,13 @@ const Series = (() => {
     }
 
     update(news) {
-      for (const [step, time, metrics] of news.records) this.append(step, time, metrics);
-      delete news.records;
-      Object.assign(this.facts, news);
+      const { records, ...facts } = news;
+      for (const [step, time, metrics] of records) this.append(step, time, metrics);
+      Object.assign(this.facts, facts);
+      if (!records.length) return;
+      const [step, time] = records[records.length - 1]; // may be newer than the facts
+      this.facts.state.step = Math.max(this.facts.state.step, step);
+      this.facts.last_sign = Math.max(this.facts.last_sign, time);
     }
 
     append(step, time, metrics) {

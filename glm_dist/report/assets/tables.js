@@ -81,7 +81,8 @@ const Tables = (() => {
   }
 
   function swatchOf(run, runs) {
-    return runs.length > 1 ? swatch(Charts.theme.lines[run.index % Charts.theme.lines.length]) : null;
+    const { color, dash } = Charts.look(run.index);
+    return runs.length > 1 ? swatch(color, dash.length > 0) : null;
   }
 
   function summary(runs, now, toggle) {
@@ -112,6 +113,7 @@ const Tables = (() => {
     return Object.values(last.hardware || {}).filter(Boolean).join(", ") || null;
   }
 
+  const moment = (seconds) => h("span", { class: "moment" }, Format.time(seconds));
   const words = (name) => name.replaceAll("_", " ");
 
   function goodput(runs) {
@@ -124,7 +126,7 @@ const Tables = (() => {
       const bars = attempts.length > 1 ? shown.map((each, i) => bar(`attempt ${attempts.length - shown.length + i + 1}`, each.seconds, longest, buckets)) : [];
       const whole = sum(total);
       const rows = buckets.filter((name) => Math.abs(total[name]) >= 0.0005).map((name) => [
-        [key(name, buckets), words(name)], Format.duration(Math.max(0, total[name])), Format.percent(whole > 0 ? total[name] / whole : null)]);
+        [key(name, buckets), words(name)], Format.duration(total[name]), Format.percent(whole > 0 ? total[name] / whole : null)]);
       return h("div", { class: "goodput" }, runs.length > 1 ? h("h4", {}, swatchOf(run, runs), run.facts.label) : null,
         bar("all attempts", total, whole, buckets), ...bars,
         table("Wall time by use", ["use", "time", "share"], rows, [1, 2]));
@@ -160,7 +162,7 @@ const Tables = (() => {
     const listed = isComplete ? shown : shown.slice(0, MOST_ROWS);
     const rows = listed.map(({ run, event }) => [
       ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
-      Format.count(event.step), Format.time(event.time), Format.count(event.attempt), pill(words(event.kind), kindOf(event)), details(event.details)]);
+      Format.count(event.step), moment(event.time), Format.count(event.attempt), pill(words(event.kind), kindOf(event)), h("div", { class: "wide" }, ...details(event.details))]);
     const first = runs.length > 1 ? ["run"] : [];
     const more = shown.length > listed.length ? h("button", { type: "button", onclick: () => { isComplete = true; redraw(); } }, `Show all ${Format.count(shown.length)}`) : null;
     return h("div", {}, h("div", { class: "chips", role: "group", "aria-label": "Kinds of events" }, ...filters),
@@ -201,13 +203,21 @@ const Tables = (() => {
   function attempts(runs) {
     const rows = runs.flatMap((run) => run.facts.attempts.map((each, i) => [
       ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
-      Format.count(i + 1), Format.time(Date.parse(each.started) / 1000), Format.count(each.world_size), (each.hosts || []).join(", "),
+      Format.count(i + 1), moment(Date.parse(each.started) / 1000), Format.count(each.world_size), [each.hosts ?? []].flat().join(", "),
       `${each.commit ? String(each.commit).slice(0, 10) : "–"}${each.is_dirty ? " modified" : ""}`,
       [each.launcher, ...Object.entries(each.job || {}).map(([name, value]) => `${name}=${value}`)].filter(Boolean).join(" "),
-      h("details", {}, h("summary", {}, "show"), h("code", {}, (each.command || []).join(" ")), h("br"),
+      h("details", { class: "wide" }, h("summary", {}, "show"), h("code", {}, [each.command ?? []].flat().join(" ")), h("br"),
         h("span", { class: "unit" }, Object.entries({ ...each.versions, ...each.hardware }).filter(([, value]) => value).map(([name, value]) => `${name} ${value}`).join(", ")))]));
     const first = runs.length > 1 ? ["run"] : [];
     return rows.length ? table("Starts of the runs", [...first, "attempt", "started", "processes", "hosts", "commit", "launcher", "command and versions"], rows, runs.length > 1 ? [1, 3] : [0, 2]) : null;
+  }
+
+  function changes(runs) {
+    const rows = runs.flatMap((run) => run.facts.changes.flatMap(({ attempt, values }) => values.map(([key, before, after]) => [
+      ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
+      Format.count(attempt), h("code", {}, key), h("code", {}, before ?? "–"), h("code", {}, after ?? "–")])));
+    const first = runs.length > 1 ? ["run"] : [];
+    return rows.length ? [h("h4", {}, "Values that an attempt changed"), table("Values that an attempt changed", [...first, "attempt", "key", "before", "after"], rows, [first.length])] : null;
   }
 
   const search = { text: "", onlyDifferent: true };
@@ -235,5 +245,5 @@ const Tables = (() => {
     return !wanted || [key, ...values].some((text) => text.toLowerCase().includes(wanted));
   }
 
-  return { kindOf, summary, goodput, events, checkpoints, results, attempts, config };
+  return { kindOf, summary, goodput, events, checkpoints, results, attempts, changes, config };
 })();

@@ -140,14 +140,10 @@ def test_tiles_shrink_until_they_fit_the_shared_memory() -> None:
     for kernel in ("forward", "keys", "queries"):
         for head_size in (32, 64, 80, 96, 128, 160, 256):
             for itemsize in (2, 4):
-                for memory in (
-                    232448,
-                    166912,
-                    101376,
-                    65536,
-                ):  # Hopper, A100, RTX 30 and 40, Turing
+                for memory in MEMORIES:
                     size = {"head_size": head_size, "itemsize": itemsize}
                     blocks = blocks_for(kernel, **size, shared_memory=memory)
+                    assert max(blocks.queries, blocks.keys) * launch.FARTHEST <= 2**31
                     assert shared_bytes(kernel, blocks, **size) <= max(
                         memory, shared_bytes(kernel, Blocks(16, 16, 4, 1), **size)
                     )

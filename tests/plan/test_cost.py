@@ -1,0 +1,203 @@
+"""Predicted times against measured ones, published ones, and arithmetic by hand."""
+
+import math
+import random
+
+import pytest
+
+from glm_dist.config.load import load_config
+from glm_dist.config.schema import RunConfig
+from glm_dist.observe.flops import attended_pairs
+from glm_dist.parallel.layout import Layout
+from glm_dist.plan.cluster import LINK_SHARE, MESSAGE_SECONDS, NETWORK_SHARE, Cluster
+from glm_dist.plan.cost import step_time
+from glm_dist.plan.gpus import gpu_named
+from glm_dist.plan.products import Product
+from glm_dist.plan.saves import plan_saves
+from glm_dist.plan.workload import MeanRow
+
+NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0")
+ONE_H200 = (*NO_DROPOUT, "parallel=single", "zero=stage1", "precision=bf16")
+
+# A GPT of Megatron-LM (arXiv 2205.05198): selective recomputation, sequence parallelism, rows of
+# 2048, vocabulary 51,200.
+GPT = (
+    "experiment=glm_130b",
+    *NO_DROPOUT,
+    "parallel.stage_layers=[]",
+    "parallel.sequence_parallel=true",
+    "parallel.tensor_parallel_size=8",
+    "model.activation=gelu",
+    "model.ffn_hidden_size=null",
+    "tokenizer.vocab_size=51200",
+    "corruption.task=causal_lm",
+    "recompute=selective",
+)
+
+
+def predicted(gpus: int, gpu: str, *overrides: str) -> float:
+    config = load_config(overrides)
+    cluster = Cluster(gpu_named(gpu), 8, network_gb_per_second=25.0)
+    return step_time(config, Layout.from_config(config, gpus), cluster).total
+
+
+@pytest.mark.parametrize(
+    ("layers", "hidden", "heads", "pipeline", "virtual", "gpus", "rows", "micro", "seconds"),
+    [
+        (48, 6144, 64, 1, 1, 8, 4, 4, 1.10),
+        (96, 12288, 96, 8, 3, 64, 64, 1, 13.75),
+        (105, 20480, 128, 35, 3, 280, 280, 1, 37.83),
+        (128, 25600, 160, 64, 1, 512, 512, 1, 71.49),
+    ],
+    ids=["22B", "175B", "530B", "1T"],
+)
+def test_published_steps_of_megatron_lm_are_met_within_a_quarter(
+    layers: int,
+    hidden: int,
+    heads: int,
+    pipeline: int,
+    virtual: int,
+    gpus: int,
+    rows: int,
+    micro: int,
+    seconds: float,
+) -> None:
+    found = predicted(
+        gpus,
+        "a100-80",
+        *GPT,
+        f"model.num_layers={layers}",
+        f"model.hidden_size={hidden}",
+        f"model.num_attention_heads={heads}",
+        f"parallel.pipeline_parallel_size={pipeline}",
+        f"parallel.virtual_stages={virtual}",
+        f"batch.global_batch_size={rows}",
+        f"batch.micro_batch_size={micro}",
+    )
+    assert found == pytest.approx(seconds, rel=0.25)
+
+
+def test_the_published_step_of_glm_130b_is_met_within_a_quarter() -> None:
+    assert predicted(768, "a100-40", "experiment=glm_130b") == pytest.approx(88.5, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "seconds"),
+    [
+        (
+            ("experiment=glm_2b", "batch.row_length=1024", "model.max_position_embeddings=1100"),
+            0.771,
+        ),
+        (("experiment=glm_large", "batch.row_length=512"), 0.598),
+    ],
+    ids=["2B", "Large"],
+)
+def test_steps_of_the_same_mathematics_on_an_h200_are_met(
+    overrides: tuple[str, ...], seconds: float
+) -> None:
+    rows = 8 if "experiment=glm_2b" in overrides else 64
+    batch = (f"batch.micro_batch_size={rows}", f"batch.global_batch_size={4 * rows}")
+    assert predicted(1, "h200", *overrides, *ONE_H200, *batch) == pytest.approx(seconds, rel=0.15)
+
+
+def test_a_product_takes_its_operations_at_the_rate_of_whole_waves() -> None:
+    gpu = gpu_named("h100")
+    # 64 x 33 tiles of 128 x 256 are 16 whole waves of 132 multiprocessors.
+    whole = Product(8192, 4096, 33 * 256)
+    assert whole.busy_share(132) == 1.0
+    rate = 2 * 8192 * 4096 * 33 * 256 / whole.seconds(gpu, element_bytes=2)
+    assert rate == pytest.approx(0.84 * 989.4e12)
+    # One more column of tiles costs a 17th wave.
+    assert Product(8192, 4096, 34 * 256).busy_share(132) == pytest.approx(64 * 34 / 132 / 17)
+
+
+def test_a_thin_product_is_bound_by_memory() -> None:
+    gpu = gpu_named("h100")
+    found = Product(1, 8192, 8192).seconds(gpu, element_bytes=2)
+    assert found == pytest.approx((8192**2 + 2 * 8192) * 2 / (0.85 * 3350e9))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stride", "rate"),
+    [
+        (8, 1, 450e9 * LINK_SHARE),  # the GPUs of a node
+        (4, 2, 450e9 * LINK_SHARE),
+        (16, 8, 50e9 * NETWORK_SHARE),  # one GPU of each node
+        (16, 2, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
+    ],
+)
+def test_a_ring_is_as_fast_as_its_slowest_link(ranks: int, stride: int, rate: float) -> None:
+    cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=50.0)
+    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride)
+    assert found == pytest.approx(1e9 / rate + MESSAGE_SECONDS)
+
+
+def small(*overrides: str) -> RunConfig:
+    return load_config(["experiment=glm_large", *NO_DROPOUT, "precision=bf16", *overrides])
+
+
+def test_the_bubble_is_that_of_1f1b_and_shrinks_by_interleaving() -> None:
+    def bubble(virtual: int) -> float:
+        stages = ("parallel.pipeline_parallel_size=4", f"parallel.virtual_stages={virtual}")
+        config = small(*stages, "batch.global_batch_size=64", "batch.micro_batch_size=8")
+        time = step_time(config, Layout.from_config(config, 4), Cluster(gpu_named("h100"), 8, 50.0))
+        parts = (time.products, time.attention, time.pointwise, time.other, time.head)
+        return time.bubble / sum(parts)
+
+    # 3 of 8 micro-batches; the stages without the head are a little shorter than the last.
+    assert bubble(1) == pytest.approx(3 / 8, rel=0.06)
+    assert bubble(2) == pytest.approx(bubble(1) / 2)
+
+
+def test_tensor_parallelism_across_nodes_is_slower_than_within_one() -> None:
+    config = small("parallel.tensor_parallel_size=8", "batch.global_batch_size=64")
+    layout = Layout.from_config(config, 8)
+    within, across = (
+        step_time(config, layout, Cluster(gpu_named("h100"), per_node, 50.0)).tensor
+        for per_node in (8, 4)
+    )
+    assert across > 1.5 * within
+
+
+@pytest.mark.parametrize("task", ["glm_mixed", "glm_doc", "bert", "gpt"])
+def test_the_mean_row_is_that_of_drawn_rows(task: str) -> None:
+    config = small(f"corruption={task}", "batch.row_length=512")
+    corruption, length, generator = config.corruption, 2000, random.Random(0)
+    targets = pairs = 0.0
+    for _ in range(4000):
+        if task == "bert":
+            share, prefix = corruption.span_mask_ratio, length
+        elif task == "gpt":
+            share, prefix = 1.0, 0
+        else:
+            share = corruption.span_mask_ratio
+            weights = (
+                corruption.span_share,
+                corruption.sentence_share,
+                corruption.document_share,
+            )
+            if generator.choices("abc", weights)[0] == "c":
+                share = generator.uniform(corruption.document_min_ratio, 1)
+            prefix = round(length * (1 - share))
+        targets += share / 4000
+        pairs += attended_pairs(prefix, length) / length**2 / 4000
+    found = MeanRow.of(config)
+    assert found.targets == pytest.approx(targets, rel=0.03)
+    assert found.pairs == pytest.approx(pairs, rel=0.03)
+
+
+def test_saves_follow_young() -> None:
+    config = small("checkpoint.background=false")
+    saves = plan_saves(config, 64, storage_bytes_per_second=1e9, gpu_hours_per_failure=6400)
+    size = 12 * 334_094_336  # GLM-Large; a master weight and two moments each
+    assert saves.checkpoint_bytes == pytest.approx(size, rel=0.02)
+    assert saves.hours_between_failures == 100
+    cost = saves.checkpoint_bytes / 1e9
+    assert saves.interval == pytest.approx(math.sqrt(2 * cost * 360_000))
+    beside = plan_saves(
+        small("checkpoint.background=true"),
+        64,
+        storage_bytes_per_second=1e9,
+        gpu_hours_per_failure=6400,
+    )
+    assert beside.interval < saves.interval / 2
