@@ -75,6 +75,7 @@ class _HeadLoss(torch.autograd.Function):
             torch.mm(terms.gradient, rows, out=hidden_gradient[part])
             if weight_gradient is not None:
                 add_product(weight_gradient[: rows.size(0)], terms.gradient.t(), hidden[part])
+            del terms  # else the gradient lives on beside the next chunk's logits
         if group.size() > 1:
             dist.all_reduce(total, group=group)
             if hidden_gradient is not None:

@@ -10,7 +10,9 @@ number; under sequence parallelism a rank keeps n/t rows outside of tensor-paral
 """
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+from glm_dist.config.parameter_specs import WORD_EMBEDDINGS
 from glm_dist.config.schema import (
     Activation,
     Dtype,
@@ -98,6 +100,29 @@ class Sizes:
         return 2 * FP32_BYTES * self.tokens // self.rows_parts
 
     @property
+    def trains_table(self) -> bool:
+        """True if the word table learns."""
+        patterns = self.config.optimizer.trainable
+        if patterns:
+            return any(fnmatchcase(WORD_EMBEDDINGS, pattern) for pattern in patterns)
+        return not self.is_adapted
+
+    @property
+    def is_adapted(self) -> bool:
+        """True if only updates of low rank learn."""
+        return self.config.model.lora_rank > 0 and not self.config.optimizer.trainable
+
+    def input_of(self, linear: str, size: int) -> int:
+        """Return the bytes of a linear layer's input, which only a trained layer keeps.
+
+        Args:
+            linear: Name of the layer.
+            size: Bytes of its input.
+        """
+        is_frozen = self.is_adapted and linear not in self.config.model.lora_targets
+        return 0 if is_frozen else size
+
+    @property
     def mask(self) -> int:
         """Bytes of a mask of hidden dropout; fused operations keep none."""
         drops = self.config.model.hidden_dropout > 0.0 and not self.is_fused
@@ -111,10 +136,10 @@ def layer_bytes(sizes: Sizes) -> int:
 
 def _attention_bytes(sizes: Sizes) -> int:
     """Count norm, projection and residual sum of attention, with the input of the layer."""
-    hidden_and_normed = 2 * sizes.hidden + sizes.statistics
+    normed = sizes.input_of("linear_qkv", sizes.hidden)
     projected = 3 * sizes.shared_hidden  # [s, b, 3 h/t]; rotated or not, one copy is kept
     attended = sizes.shared_hidden
-    return hidden_and_normed + projected + attended + sizes.mask
+    return sizes.hidden + sizes.statistics + normed + projected + attended + sizes.mask
 
 
 def _core_bytes(sizes: Sizes) -> int:
@@ -125,7 +150,9 @@ def _core_bytes(sizes: Sizes) -> int:
 
 def _mlp_bytes(sizes: Sizes) -> int:
     """Count norm, products, activation and residual sum of the MLP, with its input."""
-    kept = 2 * sizes.hidden + sizes.statistics + sizes.mlp_inputs + sizes.inner + sizes.mask
+    normed = sizes.input_of("linear_fc1", sizes.hidden)
+    activated = sizes.input_of("linear_fc2", sizes.inner)
+    kept = sizes.hidden + sizes.statistics + normed + sizes.mlp_inputs + activated + sizes.mask
     gated = sizes.config.model.activation is Activation.geglu
     # One by one, the gate's GELU is kept for the product with the value.
     return kept + (sizes.inner if gated and not sizes.is_fused else 0)
@@ -150,6 +177,8 @@ def kept_bytes(
         kept = layers * layer_bytes(sizes)
         if recompute.mode is RecomputeMode.selective:
             kept -= layers * _core_bytes(sizes)
+        if is_first and sizes.is_adapted:  # nothing before the first update has a gradient
+            kept -= sizes.hidden + sizes.statistics
     if is_first:
         kept += ID_TENSORS * INT64_BYTES * sizes.tokens + sizes.mask
     if is_last:
@@ -189,7 +218,9 @@ def recomputed_bytes(sizes: Sizes, *, layers: int) -> int:
 
 
 def workspace_bytes(sizes: Sizes) -> int:
-    """Compute what backward of a layer allocates for gradients, at its largest."""
-    in_mlp = 2 * sizes.hidden + sizes.inner + sizes.mlp_inputs + sizes.wide_hidden
-    in_attention = 2 * sizes.hidden + 4 * sizes.shared_hidden + sizes.wide_hidden
-    return max(in_mlp, in_attention)
+    """Compute what backward of a layer allocates at its largest, in the MLP.
+
+    The product behind the activation frees its input before the gradient of a gated activation, the
+    widest, exists; what comes later has less than it frees.
+    """
+    return 2 * sizes.hidden + sizes.mlp_inputs

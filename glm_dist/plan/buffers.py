@@ -15,7 +15,13 @@ LIVE_PARAMETERS = 1_000_000_000
 
 
 def buffer_bytes(
-    config: RunConfig, layout: Layout, stage: int, *, sizes: Sizes, parameters: int
+    config: RunConfig,
+    layout: Layout,
+    stage: int,
+    *,
+    sizes: Sizes,
+    parameters: int,
+    recomputed: int,
 ) -> int:
     """Compute what a stage allocates besides state and kept activations.
 
@@ -25,10 +31,11 @@ def buffer_bytes(
         stage: Pipeline coordinate.
         sizes: Sizes of a micro-batch.
         parameters: Elements of the stage's parameters on one tensor rank, before ZeRO cuts them.
+        recomputed: Bytes of activations that exist only during backward, not yet in the head.
     """
     is_last = stage == layout.pipeline_parallel_size - 1
     in_backward = workspace_bytes(sizes) + _exchanged(layout, sizes)
-    head = _head_bytes(config, sizes) if is_last else 0
+    head = _head_bytes(config, sizes) - recomputed if is_last else 0
     return max(in_backward, head) + _sharding_bytes(config, layout, parameters)
 
 
@@ -53,7 +60,9 @@ def _exchanged(layout: Layout, sizes: Sizes) -> int:
 def _head_bytes(config: RunConfig, sizes: Sizes) -> int:
     """The loss of a micro-batch of which every token is a target, the most there can be."""
     rows = config.padded_vocab_size // sizes.tensor_size
-    table = rows * config.model.hidden_size * FP32_BYTES  # its gradient waits for the scale
+    table = 0
+    if sizes.trains_table:
+        table = rows * config.model.hidden_size * FP32_BYTES  # its gradient waits for the scale
     logits = min(sizes.tokens, max(LOGITS // rows, 1)) * rows
     each = 2 * sizes.number + (0 if sizes.is_fused else FP32_BYTES)
     return table + 2 * sizes.wide_hidden + logits * each

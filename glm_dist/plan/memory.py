@@ -73,11 +73,15 @@ def rank_memory(
     """
     stage = layout.coordinates(rank).pipeline
     sizes = Sizes.of(config, layout, rows_per_item=rows_per_item)
-    activations = activation_bytes(layout, stage, sizes=sizes)
+    kept = most_kept_bytes(layout, stage, sizes=sizes)
+    recomputed = most_recomputed_bytes(layout, stage, sizes=sizes)
+    activations = kept + recomputed
     table = table or ParameterTable.of(config)
     state = state_memory(config, layout, rank, table=table)
     parameters = table.elements(layout, stage)
-    buffers = buffer_bytes(config, layout, stage, sizes=sizes, parameters=parameters)
+    buffers = buffer_bytes(
+        config, layout, stage, sizes=sizes, parameters=parameters, recomputed=recomputed
+    )
     at_start = start_bytes(
         config, parameters=parameters, largest=max(spec.size for spec in table.specs)
     )
@@ -93,36 +97,50 @@ def rank_memory(
     )
 
 
-def activation_bytes(layout: Layout, stage: int, *, sizes: Sizes) -> int:
-    """Compute the most that a stage keeps for backward, with what it recomputes at once.
+def most_kept_bytes(layout: Layout, stage: int, *, sizes: Sizes) -> int:
+    """Compute the most that a stage keeps for backward.
 
     Args:
         layout: Layout of the processes.
         stage: Pipeline coordinate.
         sizes: Sizes of a micro-batch.
     """
-    config, chunks = sizes.config, layout.virtual_stages
-    stages = layout.pipeline_parallel_size
-    rows = config.batch.micro_batch_size * layout.data_parallel_size
-    counts = [
-        len(layout.layers_of_stage(config.model.num_layers, stage, chunk=chunk))
-        for chunk in range(chunks)
-    ]
+    batch, chunks = sizes.config.batch, layout.virtual_stages
+    rows = batch.micro_batch_size * layout.data_parallel_size
     kept = [
         kept_bytes(
             sizes,
             layers=layers,
             is_first=stage == 0 and chunk == 0,
-            is_last=stage == stages - 1 and chunk == chunks - 1,
+            is_last=stage == layout.pipeline_parallel_size - 1 and chunk == chunks - 1,
             is_sent=chunks > 1,
         )
-        for chunk, layers in enumerate(counts)
+        for chunk, layers in enumerate(_layers_of_chunks(layout, stage, sizes))
     ]
-    micro_batches = max(config.batch.global_batch_size // rows, 1)
-    most = most_kept(layout, stage, micro_batches=micro_batches, kept=kept)
+    micro_batches = max(batch.global_batch_size // rows, 1)
+    return most_kept(layout, stage, micro_batches=micro_batches, kept=kept)
+
+
+def most_recomputed_bytes(layout: Layout, stage: int, *, sizes: Sizes) -> int:
+    """Compute the most that a stage computes again at once in backward.
+
+    Args:
+        layout: Layout of the processes.
+        stage: Pipeline coordinate.
+        sizes: Sizes of a micro-batch.
+    """
+    recomputed = recomputed_bytes(sizes, layers=max(_layers_of_chunks(layout, stage, sizes)))
     # Backward frees what the final norm kept before it computes a layer again.
-    freed = final_norm_bytes(sizes) if stage == stages - 1 else 0
-    return most + max(recomputed_bytes(sizes, layers=max(counts)) - freed, 0)
+    is_last = stage == layout.pipeline_parallel_size - 1
+    return max(recomputed - (final_norm_bytes(sizes) if is_last else 0), 0)
+
+
+def _layers_of_chunks(layout: Layout, stage: int, sizes: Sizes) -> list[int]:
+    num_layers = sizes.config.model.num_layers
+    return [
+        len(layout.layers_of_stage(num_layers, stage, chunk=chunk))
+        for chunk in range(layout.virtual_stages)
+    ]
 
 
 def margin_bytes(layout: Layout, *, dynamic: int) -> int:

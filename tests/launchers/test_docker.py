@@ -40,7 +40,7 @@ def test_pins_satisfy_the_bounds_and_leave_torch_and_numpy_to_the_base() -> None
         assert (mark == "builds glm_dist") == (requirement.name == "hatchling")
     marks = {pin.partition("  # ")[2] for pin in pins.values()}
     dockerfile = (ROOT / "docker/Dockerfile").read_text()
-    assert all(f"'# {mark}'" in dockerfile for mark in marks - {""})
+    assert all(f"'# {mark}" in dockerfile for mark in marks - {""})
 
 
 def test_everything_the_dockerfile_copies_is_in_the_build_context() -> None:
@@ -54,7 +54,9 @@ def test_everything_the_dockerfile_copies_is_in_the_build_context() -> None:
     copied = {
         source
         for words in re.findall(r"(?m)^COPY (.*) \S+$", dockerfile)
+        if not words.startswith("--from=")
         for source in words.split()
+        if not source.startswith("--")
     }
 
     assert copied <= kept

@@ -44,8 +44,9 @@ def test_one_stage_keeps_what_is_planned(size: str, recompute: str) -> None:
         ["parallel=tp4", "parallel.sequence_parallel=true"],
         ["parallel=tp4", "compile.pointwise=off", "model.hidden_dropout=0"],
         ["parallel=tp4", "recompute=full", "recompute.segment_layers=2"],
+        ["parallel=tp4", "model.lora_rank=8"],
     ],
-    ids=["tp4", "tp4, sp", "tp4, unfused", "tp4, segments"],
+    ids=["tp4", "tp4, sp", "tp4, unfused", "tp4, segments", "tp4, lora"],
 )
 def test_tensor_ranks_keep_what_is_planned(overrides: list[str]) -> None:
     options = ["parallel.stage_layers=[]", "model.num_layers=4", "recompute=none", *overrides]

@@ -1,6 +1,6 @@
 """The report in a real browser: it draws, zooms, reads out and refreshes, without an error.
 
-Needs Chromium and the package playwright, whose own browsers are not used.
+Needs Chromium and the extra `browser`: playwright, whose own browsers are not used.
 """
 
 import json

@@ -27,10 +27,19 @@
       const state = force ? null : JSON.stringify(runs.map((run) => essence(id, run)));
       if (state !== null && state === part.shown) continue;
       part.shown = state;
-      const content = part.build();
-      const nodes = [content].flat().filter(Boolean);
+      const nodes = [attempt(part.build)].flat().filter(Boolean);
       part.node.hidden = part.link.hidden = nodes.length === 0;
       part.body.replaceChildren(...nodes);
+    }
+  }
+
+  // A file that somebody changed must not take the rest of the page with it.
+  function attempt(build) {
+    try {
+      return build();
+    } catch (error) {
+      console.error(error);
+      return h("p", { class: "notes" }, `This section cannot be drawn: ${error.message}`);
     }
   }
 

@@ -203,10 +203,10 @@ const Tables = (() => {
   function attempts(runs) {
     const rows = runs.flatMap((run) => run.facts.attempts.map((each, i) => [
       ...(runs.length > 1 ? [[swatchOf(run, runs), run.facts.label]] : []),
-      Format.count(i + 1), moment(Date.parse(each.started) / 1000), Format.count(each.world_size), (each.hosts || []).join(", "),
+      Format.count(i + 1), moment(Date.parse(each.started) / 1000), Format.count(each.world_size), [each.hosts ?? []].flat().join(", "),
       `${each.commit ? String(each.commit).slice(0, 10) : "–"}${each.is_dirty ? " modified" : ""}`,
       [each.launcher, ...Object.entries(each.job || {}).map(([name, value]) => `${name}=${value}`)].filter(Boolean).join(" "),
-      h("details", { class: "wide" }, h("summary", {}, "show"), h("code", {}, (each.command || []).join(" ")), h("br"),
+      h("details", { class: "wide" }, h("summary", {}, "show"), h("code", {}, [each.command ?? []].flat().join(" ")), h("br"),
         h("span", { class: "unit" }, Object.entries({ ...each.versions, ...each.hardware }).filter(([, value]) => value).map(([name, value]) => `${name} ${value}`).join(", ")))]));
     const first = runs.length > 1 ? ["run"] : [];
     return rows.length ? table("Starts of the runs", [...first, "attempt", "started", "processes", "hosts", "commit", "launcher", "command and versions"], rows, runs.length > 1 ? [1, 3] : [0, 2]) : null;
