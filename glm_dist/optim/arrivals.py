@@ -15,14 +15,13 @@ class Arrivals:
     """Counts the gradients of a step."""
 
     def __init__(self, buffers: FlatBuffers, begin: Callable[[int], None]) -> None:
-        """Listen to every gradient of a bucket that is not late.
+        """Listen to every gradient of a bucket that is not late; a late one is never complete here.
 
         Args:
             buffers: Parameters and their buckets.
             begin: Begins the reduction of a bucket, by its index.
         """
         self._begin = begin
-        self._late = [bucket.is_late for bucket in buffers.buckets]
         self._sizes = [len(bucket.pieces) for bucket in buffers.buckets]
         self._missing = [0] * len(self._sizes)
         self._next = len(self._sizes)
@@ -45,11 +44,7 @@ class Arrivals:
         self._missing[bucket] -= 1
         if bucket < self._next or self._missing[bucket] < 0:
             raise RuntimeError(f"a gradient arrived after the reduction of bucket {bucket} began")
-        while (
-            self._next < len(self._sizes)
-            and not self._late[self._next]
-            and self._missing[self._next] == 0
-        ):
+        while self._next < len(self._sizes) and self._missing[self._next] == 0:
             self._begin_next()
 
     def _begin_next(self) -> None:

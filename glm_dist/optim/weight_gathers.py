@@ -21,7 +21,7 @@ class WeightGathers:
         Args:
             bucket_of: Bucket of each parameter that learns.
             blocks: Modules that hold all parameters; of nested ones the inner first. None: whoever
-                calls ``wait`` does so before forward.
+                calls ``complete`` does so before forward.
 
         Raises:
             RuntimeError: Some parameter is in no block, and would be read too early.
@@ -35,6 +35,8 @@ class WeightGathers:
             if buckets:
                 complete = partial(_complete_in_forward, self.complete, tuple(sorted(buckets)))
                 self._hooks.append(block.register_forward_pre_hook(complete))
+        if blocks and left:
+            raise RuntimeError(f"no block waits for the weights of {len(left)} parameters")
 
     def add(self, bucket: int, work: dist.Work) -> None:
         """Note that a bucket's gather has begun."""

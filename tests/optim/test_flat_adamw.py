@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from glm_dist.optim.arrivals import Arrivals
 from glm_dist.optim.flat_adamw import FlatAdamW
 from glm_dist.optim.flat_buffers import plan_buckets
 from glm_dist.optim.state import Rates
@@ -130,6 +131,41 @@ def test_a_parameter_in_no_block_is_refused() -> None:
         WeightGathers({block.weight: 0, lonely: 0}, [block])
 
 
+def test_a_block_completes_all_buckets_of_its_weights_and_no_others() -> None:
+    block = torch.nn.Linear(2, 2)
+    gathers = WeightGathers({block.weight: 0, block.bias: 2}, [block])
+    waited: list[int] = []
+    for bucket in range(3):
+        gathers.add(bucket, SimpleNamespace(wait=lambda bucket=bucket: waited.append(bucket)))
+
+    block(torch.zeros(1, 2))
+    assert waited == [0, 2]
+    gathers.complete()
+    assert waited == [0, 2, 1]
+
+
+def test_a_gradient_that_arrives_too_late_is_an_error() -> None:
+    listeners: list[Any] = []
+    pieces = [SimpleNamespace(shard=name) for name in "ab"]
+    buffers: Any = SimpleNamespace(
+        buckets=[SimpleNamespace(is_late=late, pieces=pieces) for late in (False, True)],
+        listen=lambda shard, listener: listeners.append(listener),
+    )
+    begun: list[int] = []
+    arrivals = Arrivals(buffers, begun.append)
+    arrivals.expect(2)
+
+    assert len(listeners) == 2  # not of the late bucket
+    for listener in listeners * 2:
+        assert begun == []
+        listener()
+    assert begun == [0]
+    with pytest.raises(RuntimeError, match="after the reduction of bucket 0 began"):
+        listeners[0]()
+    arrivals.finish()
+    assert begun == [0, 1]
+
+
 NORMS = [
     Case(tp=2, zero=0, micro_batch=8, sp=True, dtype="bf16"),
     Case(pp=2, zero=1, micro_batch=8, dtype="fp16"),
@@ -229,8 +265,10 @@ def test_an_update_does_not_wait_for_the_device() -> None:
     assert [bool(waits) for waits in found] == [False, True, False, True]
 
 
-def queued_steps(case: Case, is_bad: bool) -> tuple[list[bool], int, bool]:
+def queued_steps(case: Case, first: str) -> tuple[list[bool], int, bool]:
     """Queue two steps before the first is settled, and compare with one after the other.
+
+    The first is good, bad (a gradient is not finite) or refused.
 
     Returns whether the steps were skipped, the updates made, and whether all bits are equal.
     """
@@ -243,13 +281,14 @@ def queued_steps(case: Case, is_bad: bool) -> tuple[list[bool], int, bool]:
             batches = micro_batches_of(rows_of_step(number), case, engine.groups.coordinates.data)
             task = [engine.task.batch(each, torch.device("cpu")) for each in batches]
             engine.forward_backward(task, loss_scales=[torch.tensor(0.01)] * len(task))
-            if is_bad and number == 0:
+            if first == "bad" and number == 0:
                 gradient = engine.zero.gradient(engine.shards[0].parameter)
                 gradient.view(-1)[5] = torch.nan
             if waits and number == 1:
                 steps[0].settle()
-                rates = Rates.known(7e-3 if is_bad else 3e-3)
-            steps.append(engine.zero.step(rates))
+                rates = Rates.known(3e-3 if first == "good" else 7e-3)
+            accept = (lambda norm: False) if first == "refused" and number == 0 else None
+            steps.append(engine.zero.step(rates, accept))
         skipped = [step.settle().is_skipped for step in steps]
         updates = engine.zero.counters().updates
         weights.append(whole_weights(engine))
@@ -257,13 +296,14 @@ def queued_steps(case: Case, is_bad: bool) -> tuple[list[bool], int, bool]:
     return skipped, updates, is_equal
 
 
-@pytest.mark.parametrize("is_bad", [False, True])
-def test_the_rate_of_a_queued_step_depends_on_the_step_before(is_bad: bool) -> None:
+@pytest.mark.parametrize("first", ["good", "bad", "refused"])
+def test_the_rate_of_a_queued_step_depends_on_the_step_before(first: str) -> None:
     case = Case(micro_batch=16, dtype="bf16", zero=1)
 
-    found = run_ranks(queued_steps, case, is_bad, world_size=1)[0]
+    found = run_ranks(queued_steps, case, first, world_size=1)[0]
 
-    assert found == ([is_bad, False], 1 if is_bad else 2, True)
+    is_dropped = first != "good"
+    assert found == ([is_dropped, False], 1 if is_dropped else 2, True)
 
 
 def plan(bucket_size: int, parts: int) -> list[tuple[list[str], int, int, bool, bool]]:
