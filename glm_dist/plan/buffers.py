@@ -39,7 +39,7 @@ def buffer_bytes(
     is_last = stage == layout.pipeline_parallel_size - 1
     in_backward = workspace_bytes(sizes) + _exchanged(layout, sizes)
     head = _head_bytes(config, sizes) - recomputed if is_last else 0
-    return max(in_backward, head) + _sharding_bytes(config, layout, parameters)
+    return max(in_backward, head) + sharding_bytes(config, layout, parameters)
 
 
 def start_bytes(config: RunConfig, *, parameters: int, largest: int) -> int:
@@ -71,20 +71,34 @@ def _head_bytes(config: RunConfig, sizes: Sizes) -> int:
     return table + 2 * sizes.wide_hidden + logits * each
 
 
-def _sharding_bytes(config: RunConfig, layout: Layout, parameters: Sequence[int]) -> int:
-    """DeepSpeed's buckets of gradients, and the weights that ZeRO 3 gathers."""
+def sharding_bytes(config: RunConfig, layout: Layout, parameters: Sequence[int]) -> int:
+    """Compute what DeepSpeed needs for its buckets of gradients and the weights it gathers.
+
+    Args:
+        config: Configuration of the run.
+        layout: Layout of its processes.
+        parameters: Elements of each of the rank's parameters, before ZeRO cuts them.
+    """
     zero = config.zero
     if zero.stage <= 1 and zero.offload_optimizer is Offload.none:
         return 0
     number = FP32_BYTES if config.precision.dtype is Dtype.fp32 else 2
     bucket, largest = zero.reduce_bucket_size, max(parameters)
     has_copy = number < FP32_BYTES and layout.data_parallel_size > 1
+    # With overlap a bucket is filled while another is reduced.
+    at_once = 2 if zero.overlap_comm and zero.stage > 1 else 1
     if zero.stage == 1 or (zero.stage == 3 and has_copy):
         filled = bucket * FP32_BYTES
-    else:  # with overlap one is filled while another is reduced
-        filled = bucket * number * (2 if zero.stage == 2 and zero.overlap_comm else 1)
-    # Replicas sum an fp32 copy, and what is larger than a bucket is reduced as a whole.
-    copied = max(bucket, largest) * FP32_BYTES if has_copy else 0
+    else:
+        filled = bucket * number * (at_once if zero.stage == 2 else 1)
+    # Replicas sum an fp32 copy of a bucket that is first made contiguous; stage 3 keeps the sum as
+    # well. What is larger than a bucket is reduced as a whole.
+    copies = 2 if zero.stage == 3 else at_once
+    copied = max(bucket, largest) * FP32_BYTES * copies if has_copy else 0
+    if zero.stage == 2:
+        copied += bucket * number * at_once
+        if number == FP32_BYTES:  # a micro-batch's part is added to the sum of the others
+            copied += sum(parameters) // layout.data_parallel_size * FP32_BYTES
     gradient = largest * number  # of the parameter that is about to be reduced
     gathered = min(sum(parameters), LIVE_PARAMETERS) * number if zero.stage == 3 else 0
     return filled + copied + gradient + gathered
