@@ -5,8 +5,9 @@ Each operation is an autograd function whose forward and backward are compiled s
 - Backward is ours, so gradients of norms and biases are fp32 sums that go straight into main
   gradients; compiled autograd would round them to 16 bits first, and the optimizer would add each.
 - Forward is one compiled function with and without gradients: hidden states are detached, since
-  torch.compile compiles again where ``requires_grad`` differs. So a recomputed segment repeats its
-  first run to the bit, and validating or freezing the embedding compiles nothing again.
+  torch.compile compiles again where ``requires_grad`` differs. So a recomputed segment of at least
+  ``FEW_ROWS`` repeats its first run to the bit, and validating or freezing the embedding compiles
+  nothing again.
 - Dropout is a hash of (seed, index), which costs fewer instructions than torch.compile's Philox and
   keeps no mask. The seed is drawn from torch's generator, whose stream is the right one: equal on
   tensor ranks outside sequence parallelism, and restored by recomputation.

@@ -2,7 +2,8 @@
 
 Needs root, SLURM from the distribution's packages, and GLM_SLURM_CLUSTER_TOOL: a program that
 starts and stops such a cluster (`start N`, `stop`, `kill-node NAME`, `boot-node NAME`; its folder
-is SLURM_CLUSTER_DIR, its first port SLURM_CLUSTER_PORT).
+is SLURM_CLUSTER_DIR, its first port SLURM_CLUSTER_PORT). With GLM_CONTAINER_IMAGE, a name of the
+project's image, podman runs ranks as well.
 """
 
 import os
@@ -19,6 +20,8 @@ import pytest
 
 from tests.launchers.slurm import TOOL, Cluster, check, started
 from tests.train.jobs import ROOT
+
+IMAGE = os.environ.get("GLM_CONTAINER_IMAGE", "")
 
 pytestmark = [
     pytest.mark.slow,
@@ -137,6 +140,19 @@ def test_a_mute_wandb_server_holds_no_job(cluster: Cluster, undisturbed: Path) -
         assert job.end() == "COMPLETED", job.text()
     assert time.monotonic() - began < 240, job.text()
     check(job, undisturbed, attempts=1)
+
+
+@pytest.mark.skipif(not IMAGE, reason="needs GLM_CONTAINER_IMAGE, which podman knows")
+def test_ranks_in_containers_train_the_same(cluster: Cluster, undisturbed: Path) -> None:
+    python = cluster.environ.pop("PYTHON")
+    cluster.environ |= {"CONTAINER_IMAGE": IMAGE, "CONTAINER_RUNTIME": "podman"}
+    job = cluster.submit("containers")
+    del cluster.environ["CONTAINER_IMAGE"], cluster.environ["CONTAINER_RUNTIME"]
+    cluster.environ["PYTHON"] = python
+    job.wait_for(13)
+    cluster.call("scancel", "--signal=USR1", job.number)
+    assert job.end() == "COMPLETED", job.text()
+    check(job, undisturbed)
 
 
 def test_crashes_end_at_the_cap(cluster: Cluster) -> None:
