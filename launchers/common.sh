@@ -151,6 +151,8 @@ enter_container() {
     ;;
   podman)
     command+=(podman run --rm "--network=host" "--ipc=host" "--uts=host" "--workdir=$PWD")
+    # Files belong to who submitted the job, whoever the image's user is.
+    command+=("--user=$(id -u):$(id -g)")
     ((EUID == 0)) || command+=("--userns=keep-id")
     [[ ! -e /etc/cdi/nvidia.yaml ]] || command+=(--device nvidia.com/gpu=all)
     for folder in /tmp:/tmp ${mounts[0]//,/ }; do command+=(--volume "$folder"); done

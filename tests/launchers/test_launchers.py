@@ -112,6 +112,7 @@ def test_a_mistake_fails_in_the_dry_run(repository: Path) -> None:
             " /images/glm.sqsh python3 train.py",
         ),
         ("podman", "--volume {repo}:{repo} --volume /runs:/runs --volume /a:/b "),
+        ("podman", " --user={user} "),
     ],
 )
 def test_a_container_sees_the_folders_under_whatever_runs_it(
@@ -130,7 +131,8 @@ def test_a_container_sees_the_folders_under_whatever_runs_it(
         **help_text,
     )
 
-    assert expected.format(repo=repository) in " ".join(argv)
+    user = f"{os.getuid()}:{os.getgid()}"
+    assert expected.format(repo=repository, user=user) in " ".join(argv)
 
 
 def test_a_container_without_a_program_that_runs_it_is_refused(repository: Path) -> None:
