@@ -124,11 +124,6 @@ def run(arguments: argparse.Namespace) -> int:
         storage_bytes_per_second=arguments.storage * 1e9,
         gpu_hours_per_failure=arguments.failure_hours,
     )
-    if arguments.json is not None:
-        _write_json(ranking, saves, arguments.json, gpus=gpus)
-    if str(arguments.json) != "-":
-        shown = ranking.plans[: arguments.top]
-        _show(config, ranking, shown, saves, cluster, gpus, table_console(width=WIDTH))
     if arguments.write is not None and ranking.plans:
         file = output_file(arguments.write, option="--write")
         script = batch_script(
@@ -140,6 +135,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
         write_atomically(file, script)
         file.chmod(0o755)
+    if arguments.json is not None:
+        _write_json(ranking, saves, arguments.json, gpus=gpus)
+    if str(arguments.json) != "-":
+        shown = ranking.plans[: arguments.top]
+        _show(config, ranking, shown, saves, cluster, gpus, table_console(width=WIDTH))
     return 0 if ranking.plans else 1
 
 

@@ -24,7 +24,7 @@ def batch_script(
         gpus_per_node: GPUs of a node; fewer if the job has fewer.
 
     Raises:
-        ConfigError: There is no experiment, or a value has a space, which the script cannot hold.
+        ConfigError: There is no experiment, or the name or a value has a space.
     """
     experiments = [text.partition("=")[2] for text in typed if text.startswith("experiment=")]
     if not experiments or experiments[-1] == "null":
@@ -36,11 +36,11 @@ def batch_script(
         )
     others = [text for text in typed if not text.startswith("experiment=")]
     words = [experiments[-1], *others, *plan.overrides]
-    for word in words:
+    for word in (name, *words):
         if word.split() != [word]:
             raise ConfigError(
-                f"--write: {word!r} has a space, which a batch script hands on as two words.\n"
-                "  Leave it out, and give it to the script itself.",
+                f"--write: {word!r} has a space, which a batch script takes for two words.\n"
+                "  Name the script without one; give such values to the script itself.",
                 key="--write",
                 value=word,
                 fix="give it to the script",
