@@ -80,10 +80,9 @@ def test_the_command_line_keeps_its_choices(capsys: pytest.CaptureFixture[str]) 
         (["--gpus", "12"], "--gpus 12 does not fill nodes of 8"),
         (["--gpu", "v100-32", "precision=bf16"], "v100-32 multiplies no bf16"),
         (["model.num_layers=0"], "model.num_layers"),
-        (
-            ["--write", "/nowhere/at/all.sh", "experiment=null", "run.name=a", "run.steps=9"],
-            "--write",
-        ),
+        (["--write", "a.sh", "experiment=null", "run.name=a", "run.steps=9"], "--write: a batch"),
+        (["--write", "a b.sh", "--gpus", "2"], "'a b' has a space"),
+        (["--write", "a.sh", "--gpus", "2", "run.name=a b"], "'run.name=a b' has a space"),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -6,11 +6,12 @@ import random
 import pytest
 
 from glm_dist.config.load import load_config
+from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
 from glm_dist.observe.flops import attended_pairs
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import LINK_SHARE, MESSAGE_SECONDS, NETWORK_SHARE, Cluster
-from glm_dist.plan.cost import step_time
+from glm_dist.plan.cost import StepTime, step_time
 from glm_dist.plan.gpus import gpu_named
 from glm_dist.plan.products import Product
 from glm_dist.plan.saves import plan_saves
@@ -140,13 +141,72 @@ def test_the_bubble_is_that_of_1f1b_and_shrinks_by_interleaving() -> None:
     def bubble(virtual: int) -> float:
         stages = ("parallel.pipeline_parallel_size=4", f"parallel.virtual_stages={virtual}")
         config = small(*stages, "batch.global_batch_size=64", "batch.micro_batch_size=8")
-        time = step_time(config, Layout.from_config(config, 4), Cluster(gpu_named("h100"), 8, 50.0))
+        time = time_of(config, 4)
         parts = (time.products, time.attention, time.pointwise, time.other, time.head)
         return time.bubble / sum(parts)
 
     # 3 of 8 micro-batches; the stages without the head are a little shorter than the last.
     assert bubble(1) == pytest.approx(3 / 8, rel=0.06)
     assert bubble(2) == pytest.approx(bubble(1) / 2)
+
+
+def time_of(config: RunConfig, gpus: int, network: float = 50.0) -> StepTime:
+    return step_time(
+        config, Layout.from_config(config, gpus), Cluster(gpu_named("h100"), 8, network)
+    )
+
+
+@pytest.mark.parametrize(
+    ("stage", "bytes_sent"),
+    # Two replicas send half of everything: fp32 sums, and fp32 sums or 16-bit weights back.
+    [(0, 4 / 2 + 4 / 2), (1, 4 / 2 + 2 / 2), (2, 4 * 4 / 2 + 2 / 2), (3, 4 * 4 / 2 + 8 * 2 / 2)],
+)
+def test_replicas_exchange_sums_and_weights(stage: int, bytes_sent: float) -> None:
+    batch = ("batch.global_batch_size=64", "batch.micro_batch_size=8")  # four micro-batches
+    config = small("parallel=dp", f"zero.stage={stage}", *batch)
+    parameters = count_parameters(config.model, config.padded_vocab_size)
+    expected = parameters * bytes_sent / (450e9 * LINK_SHARE)
+    assert time_of(config, 2).replicas == pytest.approx(expected, rel=0.02)
+
+
+def test_tensor_ranks_exchange_four_sums_a_layer() -> None:
+    config = small("parallel=tp2", "batch.global_batch_size=8", "batch.micro_batch_size=8")
+    size = 8 * config.batch.row_length * 1024 * 2
+    one = 2 * size / 2 / (450e9 * LINK_SHARE) + MESSAGE_SECONDS
+    # The two of backward run beside the products of weights' gradients, which take longer.
+    assert time_of(config, 2).tensor == pytest.approx(24 * 2 * one)
+
+
+def test_an_update_moves_what_the_rank_holds() -> None:
+    config = small("parallel=dp", "zero=stage1")
+    parameters = count_parameters(config.model, config.padded_vocab_size)
+    expected = parameters * (12 + 30 / 8) / (0.85 * 3350e9)
+    assert time_of(config, 8).update == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ("parallel.tensor_parallel_size=2",),
+        ("parallel.pipeline_parallel_size=4", "parallel.virtual_stages=2"),
+        ("parallel.tensor_parallel_size=4", "parallel.sequence_parallel=true", "zero=stage1"),
+        ("zero=stage3",),
+    ],
+    ids=" ".join,
+)
+def test_what_helps_helps_and_what_costs_costs(layout: tuple[str, ...]) -> None:
+    rows = "batch.global_batch_size=256"
+    plain = time_of(small(rows, *layout), 16)
+    assert time_of(small(rows, *layout), 16, network=100.0).total <= plain.total
+    again = time_of(small(rows, *layout, "recompute=full"), 16)
+    # A forward pass: a third of the products, of what is between them, and attention's part of it.
+    parts = plain.products + plain.pointwise + plain.attention
+    assert plain.products / 3 < again.recompute < parts / 2
+    assert again.total - again.host > plain.total - plain.host + plain.products / 3
+    dropped = time_of(small(rows, *layout, "model.attention_dropout=0.1"), 16)
+    assert dropped.attention == pytest.approx(2.4 * plain.attention)
+    wide = time_of(small("batch.global_batch_size=512", *layout), 16)
+    assert plain.total < wide.total < 2.01 * plain.total
 
 
 def test_tensor_parallelism_across_nodes_is_slower_than_within_one() -> None:
