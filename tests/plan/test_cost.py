@@ -133,6 +133,12 @@ def test_a_ring_is_as_fast_as_its_slowest_link(ranks: int, stride: int, rate: fl
     assert found == pytest.approx(1e9 / rate + MESSAGE_SECONDS)
 
 
+def test_a_network_is_never_faster_than_the_links_behind_it() -> None:
+    cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=10_000.0)
+    found = cluster.exchange_seconds(1e9, ranks=16, stride=8)
+    assert found == pytest.approx(1e9 / (450e9 * LINK_SHARE) + MESSAGE_SECONDS)
+
+
 def small(*overrides: str) -> RunConfig:
     return load_config(["experiment=glm_large", *NO_DROPOUT, "precision=bf16", *overrides])
 
@@ -182,6 +188,64 @@ def test_an_update_moves_what_the_rank_holds() -> None:
     parameters = count_parameters(config.model, config.padded_vocab_size)
     expected = parameters * (12 + 30 / 8) / (0.85 * 3350e9)
     assert time_of(config, 8).update == pytest.approx(expected, rel=0.01)
+
+
+LINK = 450e9 * LINK_SHARE
+FOUR = ("batch.global_batch_size=32", "batch.micro_batch_size=8")  # micro-batches of one replica
+
+
+def test_stages_send_activations_and_gradients_and_share_the_table() -> None:
+    stages = "parallel.pipeline_parallel_size=2"
+    config = small(stages, *FOUR)
+    size = 8 * config.batch.row_length * 1024 * 2
+    message = size / LINK + MESSAGE_SECONDS
+    plain = time_of(config, 2)
+    assert plain.pipeline == pytest.approx(2 * 4 * message)
+    table = 4 * config.padded_vocab_size * 1024
+    assert plain.replicas == pytest.approx(table / LINK + MESSAGE_SECONDS)
+    chunks = time_of(small(stages, "parallel.virtual_stages=2", *FOUR), 2)
+    assert chunks.pipeline == pytest.approx(2 * plain.pipeline)
+    both = ("parallel.tensor_parallel_size=2", "parallel.sequence_parallel=true")
+    split = time_of(small(stages, *both, *FOUR), 4)
+    assert split.pipeline == pytest.approx(2 * 4 * (size / 2 / LINK + MESSAGE_SECONDS))
+
+
+def test_only_the_last_stage_has_the_head() -> None:
+    stages = ("parallel.pipeline_parallel_size=2", *FOUR)
+    assert time_of(small(*stages, "parallel.stage_layers=[20,4]"), 2).head == 0
+    assert time_of(small(*stages, "parallel.stage_layers=[4,20]"), 2).head > 0
+
+
+def test_small_micro_batches_wait_for_the_host() -> None:
+    config = small("parallel=single", "batch.global_batch_size=8", "batch.micro_batch_size=1")
+    time = time_of(config, 1)
+    launches = 8 * (24 * 39 + 60) + 45
+    busy = time.total - time.host - time.update
+    assert time.host + busy == pytest.approx(40e-6 * launches)
+
+
+def test_overlapped_exchanges_hide_behind_a_micro_batch() -> None:
+    layout = ("parallel=dp", "zero=stage1", "batch.global_batch_size=64")
+    assert time_of(small(*layout), 2).replicas > 0
+    assert time_of(small(*layout, "zero.overlap_comm=true"), 2).replicas == 0
+
+
+def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
+    tensor = ("parallel.tensor_parallel_size=2", *FOUR)
+    whole = time_of(small("parallel=single", *FOUR), 1)
+    assert time_of(small(*tensor), 2).pointwise == pytest.approx(whole.pointwise * 50 / 60)
+    split = time_of(small(*tensor, "parallel.sequence_parallel=true"), 2)
+    assert split.pointwise == pytest.approx(whole.pointwise / 2)
+    again = time_of(small(*tensor, "recompute=full"), 2)
+    assert again.tensor == pytest.approx(2 * time_of(small(*tensor), 2).tensor)
+
+
+def test_deepspeed_moves_every_parameter_in_every_micro_batch() -> None:
+    one, two = (time_of(small("parallel=single", f"zero.stage={z}", *FOUR), 1) for z in (1, 2))
+    config = small()
+    parameters = count_parameters(config.model, config.padded_vocab_size)
+    expected = 4 * 50 * parameters / (0.85 * 3350e9)
+    assert two.update - one.update == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -254,6 +318,9 @@ def test_saves_follow_young() -> None:
     assert saves.hours_between_failures == 100
     cost = saves.checkpoint_bytes / 1e9
     assert saves.interval == pytest.approx(math.sqrt(2 * cost * 360_000))
+    # Half an interval is repeated after a failure, a save may not have ended, and the job restarts.
+    lost = cost / saves.interval + (saves.interval / 2 + cost + 600) / 360_000
+    assert saves.lost_share == pytest.approx(lost)
     beside = plan_saves(
         small("checkpoint.background=true"),
         64,
