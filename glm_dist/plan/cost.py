@@ -38,7 +38,7 @@ SHARDING_BYTES = 50
 """Bytes that ZeRO 2 and 3 move for a parameter in each micro-batch, besides what they send: copies
 into buckets, fp32 additions, copies back. From one H200: 93 ms of four micro-batches of GLM-2B."""
 LAUNCHES_PER_LAYER, LAUNCHES_PER_MICRO_BATCH, LAUNCHES_PER_STEP = 39, 60, 45
-"""Kernels that the host launches under ZeRO 0 and 1 (tests/train/test_launches.py)."""
+"""Kernels that the host launches under ZeRO 0 and 1 (tests/train/test_host_path.py)."""
 SHARDED_LAUNCHES_PER_LAYER = 170
 """The same under ZeRO 2 and 3: 24,700 in that step."""
 LAUNCH_SECONDS = 40e-6
