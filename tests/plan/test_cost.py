@@ -268,7 +268,7 @@ def test_what_helps_helps_and_what_costs_costs(layout: tuple[str, ...]) -> None:
     assert plain.products / 3 < again.recompute < parts / 2
     assert again.total - again.host > plain.total - plain.host + plain.products / 3
     dropped = time_of(small(rows, *layout, "model.attention_dropout=0.1"), 16)
-    assert dropped.attention == pytest.approx(2.4 * plain.attention)
+    assert dropped.attention == pytest.approx(1.6 * plain.attention)
     wide = time_of(small("batch.global_batch_size=512", *layout), 16)
     assert plain.total < wide.total < 2.01 * plain.total
 
