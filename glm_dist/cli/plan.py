@@ -32,7 +32,7 @@ from glm_dist.observe.tables import table_console
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
 from glm_dist.plan.gpus import gpu_named
-from glm_dist.plan.saves import GPU_HOURS_PER_FAILURE, SavePlan, plan_saves
+from glm_dist.plan.saves import GPU_HOURS_PER_FAILURE, RESTART_SECONDS, SavePlan, plan_saves
 from glm_dist.plan.search import SEARCHED, Plan, Ranking, make_plan, rank_plans
 from glm_dist.plan.verdict import describe_parts
 from glm_dist.plan.wording import gib
@@ -42,7 +42,7 @@ WIDTH = 100
 GROUPS = {
     "parallel": tuple(key for key in SEARCHED if key.startswith("parallel.")),
     "zero": ("zero.stage",),
-    "recompute": ("recompute.mode",),
+    "recompute": ("recompute.mode", "recompute.segment_layers"),
 }
 """Keys that a group on the command line decides."""
 
@@ -124,11 +124,12 @@ def run(arguments: argparse.Namespace) -> int:
         storage_bytes_per_second=arguments.storage * 1e9,
         gpu_hours_per_failure=arguments.failure_hours,
     )
+    _check_progress(saves)
     if arguments.write is not None and ranking.plans:
         file = output_file(arguments.write, option="--write")
         script = batch_script(
             ranking.plans[0],
-            typed=arguments.overrides,
+            typed=[*arguments.overrides, *_folder(arguments.config_dir)],
             name=file.stem,
             file=str(arguments.write),
             gpus_per_node=each,
@@ -141,6 +142,10 @@ def run(arguments: argparse.Namespace) -> int:
         shown = ranking.plans[: arguments.top]
         _show(config, ranking, shown, saves, cluster, gpus, table_console(width=WIDTH))
     return 0 if ranking.plans else 1
+
+
+def _folder(config_dir: Path | None) -> list[str]:
+    return [] if config_dir is None else [f"--config-dir={config_dir}"]
 
 
 def _fixed(overrides: Sequence[str]) -> set[str]:
@@ -172,6 +177,19 @@ def _check_dtype(config: RunConfig, gpu: str, *, has_bf16: bool) -> None:
             key="precision.dtype",
             value="bf16",
             fix="precision=fp16",
+        )
+
+
+def _check_progress(saves: SavePlan) -> None:
+    if saves.lost_share >= 1:
+        raise LaunchError(
+            f"The job would never end: something fails every {saves.hours_between_failures:.3g}"
+            f" hours, a save takes {saves.write:,.3g} s and a restart {RESTART_SECONDS:g} s.\n"
+            "  Set --failure-hours to the GPU hours between failures (not those of the job), or"
+            " choose fewer --gpus or a larger --storage.",
+            key="--failure-hours",
+            value=saves.hours_between_failures,
+            fix=f"--failure-hours {GPU_HOURS_PER_FAILURE:g}",
         )
 
 

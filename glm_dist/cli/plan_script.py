@@ -18,7 +18,8 @@ def batch_script(
 
     Args:
         plan: The layout.
-        typed: Overrides of the command line, with an experiment among them.
+        typed: Overrides of the command line, with an experiment among them; options of
+            ``train.py`` too.
         name: Of the job.
         file: Path of the script, for its usage.
         gpus_per_node: GPUs of a node; fewer if the job has fewer.

@@ -1,5 +1,6 @@
 """The machine that a plan is made for: GPUs, their nodes, and the network between these."""
 
+import math
 from dataclasses import dataclass
 
 from glm_dist.parallel.layout import Layout
@@ -37,21 +38,25 @@ class Cluster:
 
     def _bytes_per_second(self, ranks: int, stride: int) -> float:
         link = self.gpu.link_gb_per_second * 1e9 * LINK_SHARE
-        on_a_node = max(min(ranks, self.gpus_per_node // stride), 1)
+        on_a_node = min(ranks, math.ceil(self.gpus_per_node / stride))
         if on_a_node == ranks:
             return link
         # Members on one node share a ring each, and each has its part of the node's network.
         network = self.network_gb_per_second * 1e9 * NETWORK_SHARE
         return min(on_a_node * network, link)
 
-    def send_seconds(self, size: float, *, stride: int) -> float:
-        """Estimate a message to the next stage of a pipeline.
+    def send_seconds(self, size: float, *, stages: int, stride: int) -> float:
+        """Estimate a message to the next stage of a pipeline, where it has farthest to go.
 
         Args:
             size: Bytes.
-            stride: Distance to that rank.
+            stages: Of the pipeline.
+            stride: Distance between neighbouring stages, in ranks of the job.
         """
-        return self.exchange_seconds(size, ranks=2, stride=stride)
+        is_on_a_node = stages * stride <= self.gpus_per_node
+        return self.exchange_seconds(
+            size, ranks=2, stride=stride if is_on_a_node else max(stride, self.gpus_per_node)
+        )
 
 
 def all_reduced(size: float, ranks: int) -> float:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from glm_dist.config.checks import check_config
-from glm_dist.config.schema import RecomputeConfig, RecomputeMode, RunConfig
+from glm_dist.config.schema import RecomputeMode, RunConfig
 from glm_dist.errors import GlmDistError
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
@@ -24,12 +24,13 @@ TENSOR, PIPELINE = "parallel.tensor_parallel_size", "parallel.pipeline_parallel_
 VIRTUAL, STAGE_LAYERS = "parallel.virtual_stages", "parallel.stage_layers"
 REPLICAS = "parallel.data_parallel_size"
 SEQUENCE, ROWS = "parallel.sequence_parallel", "batch.micro_batch_size"
+MODE, SEGMENT = "recompute.mode", "recompute.segment_layers"
 MODES = (RecomputeMode.none, RecomputeMode.full)
 """Without stored scores, selective recomputation saves nothing."""
 
 SEARCHED = (
     *(TENSOR, PIPELINE, REPLICAS, VIRTUAL, STAGE_LAYERS, SEQUENCE),
-    *(ROWS, "zero.stage", "recompute.mode"),
+    *(ROWS, "zero.stage", MODE, SEGMENT),
 )
 """Keys whose values a search chooses."""
 
@@ -145,9 +146,11 @@ def rank_plans(
     found = Ranking()
     nearest: Plan | None = None
     for cut in _cuts(config, cluster, gpus, fixed):
-        for mode in _values("recompute.mode", config, fixed, MODES):
+        for mode in _values(MODE, config, fixed, MODES):
             for rows in _values(ROWS, config, fixed, _micro_batches(config, gpus, cut)):
-                changes = {**cut, "recompute.mode": mode, ROWS: rows}
+                changes = {**cut, MODE: mode, ROWS: rows}
+                if mode is not RecomputeMode.full and SEGMENT not in fixed:
+                    changes[SEGMENT] = 1  # checks refuse others without recomputation
                 try:
                     plan = make_plan(config, cluster, gpus, changes=changes, table=table)
                 except GlmDistError as error:
@@ -170,14 +173,16 @@ def rank_plans(
 def _order(plan: Plan) -> tuple[float, bool, int]:
     """Sort by speed; of equally fast ways the plainer, then the smaller one is first."""
     recomputes = plan.config.recompute.mode is not RecomputeMode.none
-    return (-plan.tokens_per_second, recomputes, plan.memory.memory.total)
+    # Equal times are sums of other parts, which differ in their last digits.
+    return (-float(f"{plan.tokens_per_second:.9g}"), recomputes, plan.memory.memory.total)
 
 
 def _cuts(
     config: RunConfig, cluster: Cluster, gpus: int, fixed: Collection[str]
 ) -> Iterator[Choice]:
     """Yield layouts and ZeRO stages, those that checks refuse among them."""
-    sizes = [n for n in _divisors(gpus) if n <= cluster.gpus_per_node and n & (n - 1) == 0]
+    each = min(cluster.gpus_per_node, gpus)
+    sizes = [n for n in _divisors(each) if gpus % n == 0 and n & (n - 1) == 0]
     for tensor_size, stages in product(
         _values(TENSOR, config, fixed, sizes), _values(PIPELINE, config, fixed, _divisors(gpus))
     ):
@@ -193,7 +198,8 @@ def _cuts(
             if REPLICAS not in fixed:
                 cut[REPLICAS] = None
             if SEQUENCE not in fixed:
-                cut[SEQUENCE] = tensor_size > 1
+                # Checks refuse sequences that do not split evenly; tensor ranks need no such split.
+                cut[SEQUENCE] = tensor_size > 1 and config.batch.row_length % tensor_size == 0
             if STAGE_LAYERS not in fixed:
                 cut[STAGE_LAYERS] = _stage_layers(config, stages * count)
             yield cut
@@ -230,9 +236,6 @@ def _with(config: RunConfig, changes: Choice) -> RunConfig:
     for key, value in changes.items():
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
-    mode = sections.pop("recompute", {}).get("mode", config.recompute.mode)
-    if mode is not config.recompute.mode:
-        config = replace(config, recompute=RecomputeConfig(mode))
     changed = {
         section: replace(getattr(config, section), **values) for section, values in sections.items()
     }

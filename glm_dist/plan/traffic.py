@@ -68,7 +68,11 @@ class Traffic:
         size = batch.micro_batch_size * batch.row_length * self._config.model.hidden_size
         if layout.sequence_parallel:
             size //= layout.tensor_parallel_size
-        one = self._cluster.send_seconds(size * self._width, stride=pipeline_stride(layout))
+        one = self._cluster.send_seconds(
+            size * self._width,
+            stages=layout.pipeline_parallel_size,
+            stride=pipeline_stride(layout),
+        )
         return 2 * self._micro_batches * layout.virtual_stages * one
 
     @property

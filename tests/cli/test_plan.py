@@ -38,7 +38,9 @@ def test_the_batch_script_runs_the_fastest_layout(
     shutil.copytree(ROOT / "launchers", tmp_path / "launchers")
     (tmp_path / "train.py").touch()
     script, table = tmp_path / "launchers/mine.sh", tmp_path / "plan.json"
-    assert main([*TEN_B, "run.name=mine", "--write", str(script), "--json", str(table)]) == 0
+    folder = f"--config-dir={ROOT / 'conf'}"
+    typed = [*TEN_B, "run.name=mine", folder]
+    assert main([*typed, "--write", str(script), "--json", str(table)]) == 0
     best = json.loads(table.read_text())["plans"][0]
 
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
@@ -53,7 +55,8 @@ def test_the_batch_script_runs_the_fastest_layout(
         check=True,
     )
     command = done.stdout.splitlines()[-1]
-    assert command.endswith(" ".join(["experiment=glm_10b", "run.name=mine", *best["overrides"]]))
+    words = ["experiment=glm_10b", "run.name=mine", folder, *best["overrides"]]
+    assert command.endswith(" ".join(words))
     assert "#SBATCH --nodes=32\n" in script.read_text()
 
 
@@ -80,6 +83,7 @@ def test_the_command_line_keeps_its_choices(capsys: pytest.CaptureFixture[str]) 
         (["--gpus", "12"], "--gpus 12 does not fill nodes of 8"),
         (["--gpu", "v100-32", "precision=bf16"], "v100-32 multiplies no bf16"),
         (["model.num_layers=0"], "model.num_layers"),
+        (["--gpus", "2", "--failure-hours", "0.01"], "something fails every 0.005 hours"),
         (["--write", "a.sh", "experiment=null", "run.name=a", "run.steps=9"], "--write: a batch"),
         (["--write", "a b.sh", "--gpus", "2"], "'a b' has a space"),
         (["--write", "a.sh", "--gpus", "2", "run.name=a b"], "'run.name=a b' has a space"),

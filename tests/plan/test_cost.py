@@ -210,6 +210,25 @@ def test_stages_send_activations_and_gradients_and_share_the_table() -> None:
     assert split.pipeline == pytest.approx(2 * 4 * (size / 2 / LINK + MESSAGE_SECONDS))
 
 
+def test_the_ends_of_a_pipeline_on_one_node_share_the_table_over_its_links() -> None:
+    time = time_of(small("parallel.pipeline_parallel_size=8", *FOUR), 8, network=1.0)
+    table = 4 * small().padded_vocab_size * 1024
+    assert time.replicas == pytest.approx(table / LINK + MESSAGE_SECONDS)
+
+
+def test_a_pipeline_is_as_fast_as_its_message_between_nodes() -> None:
+    stages = ("parallel.pipeline_parallel_size=4", "parallel.tensor_parallel_size=2", *FOUR)
+    on_one, on_two = (
+        Cluster(gpu_named("h100"), per_node, network_gb_per_second=1.0) for per_node in (8, 4)
+    )
+    config = small(*stages)
+    layout = Layout.from_config(config, 8)  # stages are 2 ranks apart: stage 1 to 2 leaves a node
+    size = 8 * config.batch.row_length * 1024 * 2
+    found = [step_time(config, layout, cluster).pipeline for cluster in (on_one, on_two)]
+    rates = (LINK, 1e9 * NETWORK_SHARE)
+    assert found == pytest.approx([8 * (size / rate + MESSAGE_SECONDS) for rate in rates])
+
+
 def test_only_the_last_stage_has_the_head() -> None:
     stages = ("parallel.pipeline_parallel_size=2", *FOUR)
     assert time_of(small(*stages, "parallel.stage_layers=[20,4]"), 2).head == 0
