@@ -11,7 +11,7 @@ from dataclasses import asdict, astuple, dataclass
 from glm_dist.config.choices import Activation, RecomputeMode
 from glm_dist.config.parameter_specs import ParameterSpec
 from glm_dist.config.schema import Dtype, RunConfig
-from glm_dist.observe.flops import Work, convention_operations
+from glm_dist.observe.flops import Frozen, Work, convention_operations
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
 from glm_dist.plan.gpus import Gpu
@@ -116,8 +116,10 @@ def step_time(
     slowest = max(stages, key=lambda stage: stage.total)
     mean = sum(stage.total for stage in stages) / len(stages)
     traffic = Traffic(config, layout, cluster, micro_batches, table=table)
-    # A step ends when the last replica has its sums; backward of one micro-batch hides a part.
-    replicas = max(traffic.replicas - (slowest.total if config.zero.overlap_comm else 0.0), 0.0)
+    # Sums wait for the last micro-batch and weights for the update, except DeepSpeed's.
+    beside = micro_batches if config.zero.stage > 1 else 1
+    hidden = beside * slowest.total if config.zero.overlap_comm else 0.0
+    replicas = max(traffic.replicas - hidden, 0.0)
     host = _host_seconds(config, layout, micro_batches)
     of_stage = {name: micro_batches * value for name, value in asdict(slowest).items()}
     return StepTime(
@@ -134,7 +136,9 @@ def step_work(config: RunConfig) -> float:
     """Count the operations of a step by the published convention, which MFU divides by."""
     rows, length = config.batch.global_batch_size, config.batch.row_length
     work = Work(positions=rows * length, dense_pairs=rows * length * length)
-    return convention_operations(config.model, work, vocab_size=config.tokenizer.vocab_size)
+    return convention_operations(
+        config.model, work, vocab_size=config.tokenizer.vocab_size, frozen=Frozen.of(config)
+    )
 
 
 def _stages(
@@ -142,7 +146,7 @@ def _stages(
 ) -> list[_Stage]:
     """Estimate the stages in pipeline order."""
     layer = _layer(config, layout, cluster, table)
-    head = _head_seconds(config, layout, cluster.gpu)
+    head = _head_seconds(config, layout, cluster.gpu, trains_table=table.trains_table)
     last = layout.pipeline_parallel_size - 1
     return [
         layer.times(
@@ -169,7 +173,7 @@ def _layer(config: RunConfig, layout: Layout, cluster: Cluster, table: Parameter
             of_rows, of_weight = product.backward
             forward += product.seconds(gpu, element_bytes=width)
             inputs += of_rows.seconds(gpu, element_bytes=width)
-            weights += of_weight.seconds(gpu, element_bytes=width)
+            weights += of_weight.seconds(gpu, element_bytes=width) * table.trained_share
 
     attention_forward, attention_backward = _attention_seconds(config, layout, gpu)
     tensor_bytes = positions * model.hidden_size * width
@@ -205,7 +209,7 @@ def _attention_seconds(config: RunConfig, layout: Layout, gpu: Gpu) -> tuple[flo
     return seconds / ATTENTION_FORWARD_SHARE, 2.5 * seconds / ATTENTION_BACKWARD_SHARE
 
 
-def _head_seconds(config: RunConfig, layout: Layout, gpu: Gpu) -> float:
+def _head_seconds(config: RunConfig, layout: Layout, gpu: Gpu, *, trains_table: bool) -> float:
     positions = config.batch.micro_batch_size * config.batch.row_length
     product = Product(
         max(positions * MeanRow.of(config).targets, 1.0),
@@ -213,7 +217,9 @@ def _head_seconds(config: RunConfig, layout: Layout, gpu: Gpu) -> float:
         config.padded_vocab_size // layout.tensor_parallel_size,
     )
     width = _element_bytes(config)
-    return sum(p.seconds(gpu, element_bytes=width) for p in (product, *product.backward))
+    of_rows, of_weight = product.backward
+    products = (product, of_rows, of_weight) if trains_table else (product, of_rows)
+    return sum(p.seconds(gpu, element_bytes=width) for p in products)
 
 
 def _product(spec: ParameterSpec, positions: int, tensor_size: int) -> Product:
@@ -234,7 +240,7 @@ def _mlp_width(config: RunConfig) -> float:
 def _update_seconds(
     config: RunConfig, layout: Layout, cluster: Cluster, table: ParameterTable
 ) -> float:
-    most = max(table.elements(layout, s) for s in range(layout.pipeline_parallel_size))
+    most = max(table.trained_elements(layout, s) for s in range(layout.pipeline_parallel_size))
     parts = layout.data_parallel_size if config.zero.stage > 0 else 1
     moved = most * GRADIENT_BYTES + most / parts * UPDATE_BYTES
     if config.zero.stage > 1:

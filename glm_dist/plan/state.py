@@ -7,6 +7,7 @@ for small models. ZeRO 2 and 3 and offloading are DeepSpeed's (``deepspeed_state
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from glm_dist.config.parameter_specs import WORD_EMBEDDINGS, ParameterSpec, parameter_specs
 from glm_dist.config.schema import Dtype, Offload, RunConfig
@@ -75,6 +76,24 @@ class ParameterTable:
     def elements(self, layout: Layout, stage: int) -> int:
         """Count the elements of a stage's parameters; see ``local_sizes``."""
         return sum(self.local_sizes(layout, stage))
+
+    def trained_elements(self, layout: Layout, stage: int) -> int:
+        """Count those of them that learn."""
+        tensor_size = layout.tensor_parallel_size
+        held = self.held(layout, stage)
+        return sum(_local_size(spec, tensor_size) for spec in held if spec.name in self.trained)
+
+    @cached_property
+    def trained_share(self) -> float:
+        """Share of the layers' matrices that learns, 0 to 1."""
+        matrices = [s for s in self.specs if s.layer is not None and len(s.shape) == 2]
+        trained = sum(spec.size for spec in matrices if spec.name in self.trained)
+        return trained / sum(spec.size for spec in matrices)
+
+    @property
+    def trains_table(self) -> bool:
+        """True if the vocabulary table learns."""
+        return WORD_EMBEDDINGS in self.trained
 
 
 def state_memory(

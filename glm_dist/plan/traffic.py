@@ -80,7 +80,7 @@ class Traffic:
         """Sum of the tied table's gradient over the first and the last stage."""
         layout, config = self._layout, self._config
         stages = layout.pipeline_parallel_size
-        if stages == 1:
+        if stages == 1 or not self._table.trains_table:
             return 0.0
         elements = config.padded_vocab_size * config.model.hidden_size
         size = elements * SUM_BYTES / layout.tensor_parallel_size
@@ -103,11 +103,12 @@ class Traffic:
         """Bytes that a rank sends in each reduce-scatter or all-gather of a step."""
         layout, stage = self._layout, self._config.zero.stage
         ranks = layout.data_parallel_size
-        elements = max(
-            self._table.elements(layout, each) for each in range(layout.pipeline_parallel_size)
-        )
-        sums = all_reduced(elements * SUM_BYTES, ranks) / 2
-        weights = all_reduced(elements * self._width, ranks) / 2
+        stages = range(layout.pipeline_parallel_size)
+        trained = max(self._table.trained_elements(layout, each) for each in stages)
+        held = max(self._table.elements(layout, each) for each in stages)
+        sums = all_reduced(trained * SUM_BYTES, ranks) / 2
+        # ZeRO 3 shards frozen parameters as well.
+        weights = all_reduced((held if stage == 3 else trained) * self._width, ranks) / 2
         if stage == 0:
             return [sums, sums]
         if stage == 1:

@@ -11,7 +11,7 @@ from glm_dist.config.schema import RunConfig
 from glm_dist.observe.flops import attended_pairs
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import LINK_SHARE, MESSAGE_SECONDS, NETWORK_SHARE, Cluster
-from glm_dist.plan.cost import StepTime, step_time
+from glm_dist.plan.cost import StepTime, step_time, step_work
 from glm_dist.plan.gpus import gpu_named
 from glm_dist.plan.products import Product
 from glm_dist.plan.saves import plan_saves
@@ -249,6 +249,19 @@ def test_overlapped_exchanges_hide_behind_a_micro_batch() -> None:
     assert time_of(small(*layout, "zero.overlap_comm=true"), 2).replicas == 0
 
 
+@pytest.mark.parametrize(("stage", "beside"), [(1, 1), (2, 4), (3, 4)])
+def test_deepspeed_exchanges_beside_every_micro_batch(stage: int, beside: int) -> None:
+    batch = ("batch.global_batch_size=64", "batch.micro_batch_size=8")  # four micro-batches
+    config = ("parallel=dp", f"zero.stage={stage}", *batch)
+    cluster = Cluster(gpu_named("h100"), 1, network_gb_per_second=1.0)
+    after, during = (
+        step_time(found, Layout.from_config(found, 2), cluster)
+        for found in (small(*config), small(*config, "zero.overlap_comm=true"))
+    )
+    busy = sum((after.products, after.attention, after.pointwise, after.head, after.other)) / 4
+    assert after.replicas - during.replicas == pytest.approx(beside * busy)
+
+
 def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
     tensor = ("parallel.tensor_parallel_size=2", *FOUR)
     whole = time_of(small("parallel=single", *FOUR), 1)
@@ -257,6 +270,23 @@ def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
     assert split.pointwise == pytest.approx(whole.pointwise / 2)
     again = time_of(small(*tensor, "recompute=full"), 2)
     assert again.tensor == pytest.approx(2 * time_of(small(*tensor), 2).tensor)
+
+
+def test_frozen_parameters_have_no_gradients() -> None:
+    layout = ("parallel=dp", "zero=stage1", *FOUR)
+    whole, frozen = small(*layout), small(*layout, "optimizer.trainable=['*final_layernorm*']")
+    learning, resting = time_of(whole, 2), time_of(frozen, 2)
+    assert resting.products == pytest.approx(learning.products * 2 / 3, rel=0.12)
+    assert resting.head < learning.head
+    assert max(resting.replicas, resting.update) < 0.01 * learning.replicas
+    # ZeRO 3 gathers frozen weights too, and reduces nothing of them.
+    gathered = time_of(small(*layout, "zero.stage=3", "optimizer.trainable=['*layernorm*']"), 2)
+    weights = 2 * count_parameters(whole.model, whole.padded_vocab_size)
+    expected = 2 * 2 * weights / 2 / LINK + 6 * MESSAGE_SECONDS
+    assert gathered.replicas == pytest.approx(expected, rel=0.01)
+    # As a run counts its MFU: 4 operations for each frozen weight, not 6.
+    share = step_work(frozen) / step_work(whole)
+    assert 2 / 3 < share < 0.72
 
 
 def test_deepspeed_moves_every_parameter_in_every_micro_batch() -> None:

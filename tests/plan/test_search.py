@@ -48,7 +48,8 @@ def test_segments_of_an_experiment_do_not_forbid_to_recompute_nothing(
 
 def test_of_equally_fast_ways_the_plain_one_is_first() -> None:
     # The host limits both, and the sums of their parts differ in the last digit.
-    ranking = rank_plans(load_config(["experiment=quickstart"]), CLUSTER, 16)
+    cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=50.0)
+    ranking = rank_plans(load_config(["experiment=quickstart"]), cluster, 16)
     first, second = ranking.plans[:2]
     assert first.tokens_per_second == pytest.approx(second.tokens_per_second, rel=1e-12)
     assert [p.config.recompute.mode.name for p in (first, second)] == ["none", "full"]
