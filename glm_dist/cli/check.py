@@ -13,6 +13,7 @@ from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
+from glm_dist.config.task import TaskKind
 from glm_dist.config.trainable import count_trainable
 from glm_dist.errors import LaunchError
 from glm_dist.parallel.layout import Layout
@@ -160,6 +161,9 @@ def _describe_task(data: TaskData) -> list[tuple[str, str]]:
 
 
 def _describe_files(config: RunConfig, files: Preflight | None) -> list[tuple[str, str]]:
+    if files is None and config.task.kind is not TaskKind.none:
+        unknown = "steps, rows and memory are not those of the task: its examples were not read"
+        return [("files", "not checked"), ("warning", unknown)]
     if files is None:
         return [("files", "not checked")]
     lines = [

@@ -21,7 +21,6 @@ from rich.table import Table
 
 from glm_dist.cli.arguments import whole_number
 from glm_dist.cli.plan_script import batch_script
-from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.prepare.output import output_file
@@ -36,6 +35,7 @@ from glm_dist.plan.saves import GPU_HOURS_PER_FAILURE, RESTART_SECONDS, SavePlan
 from glm_dist.plan.search import SEARCHED, Plan, Ranking, make_plan, rank_plans
 from glm_dist.plan.verdict import describe_parts
 from glm_dist.plan.wording import gib
+from glm_dist.tasks.finetune import configure
 from glm_dist.train.room import checkpoints_on_disk
 
 WIDTH = 100
@@ -108,16 +108,20 @@ def run(arguments: argparse.Namespace) -> int:
         Exit status: 1 if no layout works.
 
     Raises:
-        GlmDistError: The configuration is wrong whatever the layout, or a GPU is unknown.
+        GlmDistError: The configuration is wrong whatever the layout, examples of a task cannot be
+            read, or a GPU is unknown.
     """
     gpu = gpu_named(arguments.gpu)
-    config = load_config(arguments.overrides, config_dir=arguments.config_dir)
+    prepared = configure(arguments.overrides, config_dir=arguments.config_dir)
+    config = prepared.config
+    rows = 1 if prepared.data is None else prepared.data.rows_per_example
     each = arguments.gpus_per_node
     gpus = arguments.gpus or -(-Layout.from_config(config).world_size // each) * each
     _check_nodes(gpus, each)
     _check_dtype(config, gpu.name, has_bf16=gpu.has_bf16)
     cluster = Cluster(gpu, each, arguments.network / 8)
-    ranking = rank_plans(config, cluster, gpus, fixed=_fixed(arguments.overrides))
+    fixed = _fixed(arguments.overrides)
+    ranking = rank_plans(config, cluster, gpus, fixed=fixed, rows_per_item=rows)
     saves = plan_saves(
         config,
         gpus,
@@ -207,19 +211,20 @@ def _show(
 ) -> None:
     batch, nodes = config.batch, -(-gpus // cluster.gpus_per_node)
     parameters = count_parameters(config.model, config.padded_vocab_size)
-    tokens = batch.global_batch_size * batch.row_length
+    rows = batch.global_batch_size * ranking.rows_per_item
+    tokens = rows * batch.row_length
     lines = [
         (
             "run",
             f"{config.run.name}: {parameters:,} parameters, {config.run.steps:,} steps of"
-            f" {batch.global_batch_size:,} rows x {batch.row_length} = {tokens:,} tokens",
+            f" {rows:,} rows x {batch.row_length} = {tokens:,} tokens",
         ),
         (
             "machine",
             f"{gpus} x {cluster.gpu.name} with {gib(cluster.gpu.memory)}, nodes: {nodes};"
             f" {cluster.network_gb_per_second * 8:g} Gbit/s per GPU between nodes",
         ),
-        ("as given", _as_given(config, cluster, gpus)),
+        ("as given", _as_given(config, cluster, gpus, rows_per_item=ranking.rows_per_item)),
     ]
     _lines(lines, console)
     if shown:
@@ -236,9 +241,9 @@ def _lines(lines: Sequence[tuple[str, str]], console: Console) -> None:
         console.print(f"{title:<12}{text}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _as_given(config: RunConfig, cluster: Cluster, gpus: int) -> str:
+def _as_given(config: RunConfig, cluster: Cluster, gpus: int, *, rows_per_item: int) -> str:
     try:
-        plan = make_plan(config, cluster, gpus)
+        plan = make_plan(config, cluster, gpus, rows_per_item=rows_per_item)
     except GlmDistError as error:
         return f"refused: {str(error).splitlines()[0]}"
     if plan.missing > 0:

@@ -49,6 +49,8 @@ class Plan:
     memory: WorstRank
     cluster: Cluster
     table: ParameterTable = field(repr=False)
+    rows_per_item: int = 1
+    """Rows of an example, in finetuning."""
 
     @property
     def missing(self) -> int:
@@ -58,19 +60,27 @@ class Plan:
     @cached_property
     def time(self) -> StepTime:
         """Time of a step."""
-        return step_time(self.config, self.layout, self.cluster, table=self.table)
+        return step_time(self._of_rows, self.layout, self.cluster, table=self.table)
 
     @property
     def tokens_per_second(self) -> float:
         """Positions of all replicas."""
-        batch = self.config.batch
+        batch = self._of_rows.batch
         return batch.global_batch_size * batch.row_length / self.time.total
 
     @property
     def mfu(self) -> float:
         """Share of the peak by the published convention, 0 to 1."""
         peak = self.cluster.gpu.peak_tflops * 1e12 * self.layout.world_size
-        return step_work(self.config) / self.time.total / peak
+        return step_work(self._of_rows) / self.time.total / peak
+
+    @cached_property
+    def _of_rows(self) -> RunConfig:
+        """The configuration with batches of rows in place of examples."""
+        batch, rows = self.config.batch, self.rows_per_item
+        sizes = (rows * batch.global_batch_size, rows * batch.micro_batch_size)
+        scaled = replace(batch, global_batch_size=sizes[0], micro_batch_size=sizes[1])
+        return replace(self.config, batch=scaled)
 
     @property
     def overrides(self) -> list[str]:
@@ -95,6 +105,8 @@ class Ranking:
     """Fastest first."""
     left_out: dict[str, LeftOut] = field(default_factory=dict)
     """By the key of the error; ``memory`` for what does not fit."""
+    rows_per_item: int = 1
+    """Rows of an example, in finetuning."""
 
     def leave_out(self, key: str, reason: str) -> LeftOut:
         """Count a way that does not work."""
@@ -110,6 +122,7 @@ def make_plan(
     *,
     changes: Choice | None = None,
     table: ParameterTable | None = None,
+    rows_per_item: int = 1,
 ) -> Plan:
     """Plan one way; whether it fits is for the caller to see.
 
@@ -119,6 +132,7 @@ def make_plan(
         gpus: Processes of the job.
         changes: Values of other keys.
         table: The model's parameters; None lists them.
+        rows_per_item: Rows of an example, in finetuning.
 
     Raises:
         GlmDistError: The configuration would be refused.
@@ -127,12 +141,18 @@ def make_plan(
     changed = _with(config, changes)
     check_config(changed, world_size=gpus)
     layout = Layout.from_config(changed, gpus)
-    memory = worst_rank(changed, layout, table=table)
-    return Plan(changed, layout, _differences(config, changes), memory, cluster, table)
+    memory = worst_rank(changed, layout, rows_per_item=rows_per_item, table=table)
+    differences = _differences(config, changes)
+    return Plan(changed, layout, differences, memory, cluster, table, rows_per_item)
 
 
 def rank_plans(
-    config: RunConfig, cluster: Cluster, gpus: int, *, fixed: Collection[str] = ()
+    config: RunConfig,
+    cluster: Cluster,
+    gpus: int,
+    *,
+    fixed: Collection[str] = (),
+    rows_per_item: int = 1,
 ) -> Ranking:
     """Try all layouts, ZeRO stages, micro-batches and recomputation.
 
@@ -141,9 +161,10 @@ def rank_plans(
         cluster: Where it runs.
         gpus: Processes of the job.
         fixed: Keys that keep their value.
+        rows_per_item: Rows of an example, in finetuning.
     """
     table = ParameterTable.of(config)
-    found = Ranking()
+    found = Ranking(rows_per_item=rows_per_item)
     nearest: Plan | None = None
     for cut in _cuts(config, cluster, gpus, fixed):
         for mode in _values(MODE, config, fixed, MODES):
@@ -152,7 +173,14 @@ def rank_plans(
                 if mode is not RecomputeMode.full and SEGMENT not in fixed:
                     changes[SEGMENT] = 1  # checks refuse others without recomputation
                 try:
-                    plan = make_plan(config, cluster, gpus, changes=changes, table=table)
+                    plan = make_plan(
+                        config,
+                        cluster,
+                        gpus,
+                        changes=changes,
+                        table=table,
+                        rows_per_item=rows_per_item,
+                    )
                 except GlmDistError as error:
                     found.leave_out(error.key or "other", str(error).splitlines()[0])
                     continue

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from glm_dist.cli.main import main
 from glm_dist.cli.train import configure
 from glm_dist.errors import ConfigError, DataError, GlmDistError
+from glm_dist.plan.wording import gib
 from glm_dist.tasks.results import PREDICTIONS, RESULTS_FILE
 from glm_dist.tasks.trained_run import open_task
 from tests.messages import Says
@@ -111,6 +113,22 @@ def test_log_begins_with_what_is_learned(finetuned: str) -> None:
     assert "pattern: {text} w6 [MASK]." in finetuned
     assert "w6 [MASK] ." in finetuned.partition("first prompt: ")[2].partition("\n")[0]
     assert "(right)" in finetuned.partition("its answers: ")[2].partition("\n")[0]
+
+
+def test_a_plan_has_the_steps_and_rows_of_the_examples(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, table = typed(folder, "choices", "planned"), folder / "plan.json"
+    assert main(["plan", *words, "--gpus", "2", "--json", str(table)]) == 0
+    # Two epochs of 5.5 steps; an example has three choices at most.
+    assert "11 steps of 12 rows x " in capsys.readouterr().out
+    for plan in json.loads(table.read_text())["plans"][::8]:
+        said = ["check", *words, *plan["overrides"], "--processes", "2", "--gpu", "v100-16"]
+        assert main(said) == 0
+        found = capsys.readouterr().out
+        assert f"memory      {gib(plan['memory']['total'])} on a GPU" in found
+    assert main([*said, "--no-files"]) == 0
+    assert "its examples were not read" in capsys.readouterr().out
 
 
 def test_results_are_those_of_the_predictions(folder: Path, finetuned: str) -> None:
