@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 
 from glm_dist.cli.arguments import whole_number
 from glm_dist.config.checks import check_config
-from glm_dist.config.load import load_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import LaunchError
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.memory import RankMemory, rank_memory
 from glm_dist.plan.wording import gib
+from glm_dist.plan.workload import in_rows
+from glm_dist.tasks.finetune import configure
 
 if TYPE_CHECKING:
     from glm_dist.train.dry_run import DryRank
@@ -50,7 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         GlmDistError: The job would not work, or has no such rank.
     """
-    config = load_config(arguments.overrides, config_dir=arguments.config_dir)
+    prepared = configure(arguments.overrides, config_dir=arguments.config_dir)
+    config = prepared.config
     world_size = arguments.processes or Layout.from_config(config).world_size
     check_config(config, world_size=world_size)
     if arguments.rank >= world_size:
@@ -61,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
             value=arguments.rank,
             fix=f"--rank {world_size - 1}",
         )
+    if prepared.data is not None:
+        config = in_rows(config, prepared.data.rows_per_example)
     layout = Layout.from_config(config, world_size)
     # Read when torch is loaded; meta tensors stand for the GPU's.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

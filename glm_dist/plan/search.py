@@ -15,6 +15,7 @@ from glm_dist.plan.cost import StepTime, step_time, step_work
 from glm_dist.plan.state import ParameterTable
 from glm_dist.plan.verdict import WorstRank, worst_rank
 from glm_dist.plan.wording import gib
+from glm_dist.plan.workload import in_rows
 
 MOST_VIRTUAL_STAGES = 4
 MOST_ROWS = 64
@@ -76,11 +77,7 @@ class Plan:
 
     @cached_property
     def _of_rows(self) -> RunConfig:
-        """The configuration with batches of rows in place of examples."""
-        batch, rows = self.config.batch, self.rows_per_item
-        sizes = (rows * batch.global_batch_size, rows * batch.micro_batch_size)
-        scaled = replace(batch, global_batch_size=sizes[0], micro_batch_size=sizes[1])
-        return replace(self.config, batch=scaled)
+        return in_rows(self.config, self.rows_per_item)
 
     @property
     def overrides(self) -> list[str]:

@@ -1,6 +1,6 @@
-"""Mean row of a run: its share of predicted tokens, and of the pairs that attention computes."""
+"""Rows of a run: their number, and the mean row's predicted tokens and pairs of attention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from glm_dist.config.schema import CorruptionConfig, PretrainingTask, RunConfig
 from glm_dist.config.task import TaskKind
@@ -56,3 +56,18 @@ def _prefix_row(part_b: float, square: float) -> MeanRow:
     Part A sees itself, Part B sees A and itself up to the query: (1-r)^2 + (1-r) r + r^2 / 2.
     """
     return MeanRow(targets=part_b, pairs=1 - part_b + square / 2)
+
+
+def in_rows(config: RunConfig, rows_per_item: int) -> RunConfig:
+    """Return the configuration with batches of rows in place of a finetuning's examples.
+
+    Args:
+        config: As checked.
+        rows_per_item: Rows of an example.
+    """
+    batch = replace(
+        config.batch,
+        global_batch_size=rows_per_item * config.batch.global_batch_size,
+        micro_batch_size=rows_per_item * config.batch.micro_batch_size,
+    )
+    return replace(config, batch=batch)

@@ -116,7 +116,7 @@ def test_log_begins_with_what_is_learned(finetuned: str) -> None:
 
 
 def test_a_plan_has_the_steps_and_rows_of_the_examples(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, table = typed(folder, "choices", "planned"), folder / "plan.json"
     assert main(["plan", *words, "--gpus", "2", "--json", str(table)]) == 0
@@ -127,6 +127,12 @@ def test_a_plan_has_the_steps_and_rows_of_the_examples(
         assert main(said) == 0
         found = capsys.readouterr().out
         assert f"memory      {gib(plan['memory']['total'])} on a GPU" in found
+    capsys.readouterr()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    first = json.loads(table.read_text())["plans"][0]
+    assert main(["dryrun", *words, *first["overrides"], "--processes", "2"]) == 0
+    activations = gib(first["memory"]["activations"])
+    assert f"planned {activations}" in capsys.readouterr().out
     assert main([*said, "--no-files"]) == 0
     assert "its examples were not read" in capsys.readouterr().out
 
