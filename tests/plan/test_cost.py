@@ -272,6 +272,11 @@ def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
     assert again.tensor == pytest.approx(2 * time_of(small(*tensor), 2).tensor)
 
 
+def test_fp32_multiplies_without_tensor_cores_in_attention_as_well() -> None:
+    half, full = (time_of(small("parallel=single", f"precision={d}"), 1) for d in ("bf16", "fp32"))
+    assert full.attention == pytest.approx(15 * half.attention)
+
+
 def test_frozen_parameters_have_no_gradients() -> None:
     layout = ("parallel=dp", "zero=stage1", *FOUR)
     whole, frozen = small(*layout), small(*layout, "optimizer.trainable=['*final_layernorm*']")
