@@ -15,8 +15,12 @@ SHOWN = re.findall(r"(?ms)^```\n(glm-dist plan [^\n]*)\n```\n\n```\n(.*?)^```$",
 
 @pytest.mark.parametrize(("command", "expected"), SHOWN, ids=["10B", "130B"])
 def test_shown_output_is_that_of_the_command(
-    command: str, expected: str, capsys: pytest.CaptureFixture[str]
+    command: str,
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     assert main(shlex.split(command)[1:]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     assert [line for line in lines if line] == expected.splitlines()
