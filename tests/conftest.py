@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 HANDLERS = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGTSTP)}
 """What signals did before any test."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_group_of_another_module() -> None:
+    """Leave the process group that tests before this module have opened in this process."""
+    dist = sys.modules.get("torch.distributed")
+    if dist is not None and dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import time
 import weakref
 
 import pytest
@@ -35,6 +36,10 @@ def living_tensors() -> int:
     return sum(storages.values())
 
 
+SMALL = 20_000
+"""Bytes that a closed engine may leave."""
+
+
 def close_engines(cases: list[Case]) -> dict[str, tuple[bool, int]]:
     """Return for each case whether closing freed the model, and the bytes that stayed."""
     enable_cpu()
@@ -47,7 +52,10 @@ def close_engines(cases: list[Case]) -> dict[str, tuple[bool, int]]:
         model = weakref.ref(engine.model)
         engine.close()
         del engine
-        after = living_tensors()
+        # Threads of gloo let go of the tensors of an exchange a moment after it has ended.
+        deadline = time.monotonic() + 5
+        while (after := living_tensors()) - before >= SMALL and time.monotonic() < deadline:
+            time.sleep(0.05)
         answers[str(case)] = (model() is None, after - before)
     return answers
 
@@ -57,7 +65,7 @@ def test_a_closed_engine_frees_model_and_optimizer() -> None:
     for answers in run_ranks(close_engines, CASES, world_size=2):
         for case, (is_gone, kept) in answers.items():
             assert is_gone, case
-            assert kept < 20_000, (case, kept)
+            assert kept < SMALL, (case, kept)
 
 
 def train_without_a_launcher() -> list[str | None]:
