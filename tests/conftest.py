@@ -25,6 +25,12 @@ for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# Started with & by a shell without job control, the suite and its programs would ignore INT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 HANDLERS = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGTSTP)}
 """What signals did before any test."""
 

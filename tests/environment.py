@@ -1,4 +1,6 @@
-"""Environment variables of the processes that tests start. Imports nothing heavy."""
+"""Surroundings of the processes that tests start. Imports nothing heavy."""
+
+import signal
 
 CPU_ONLY = {
     # Read when CUDA starts: a GPU machine then looks like one without.
@@ -22,3 +24,14 @@ SEVERAL_RANKS_ON_ONE_GPU = {
     "NVIDIA_TF32_OVERRIDE": "0",
 }
 """NCCL refuses two ranks on a GPU of one host; with a host id each, they meet over the loopback."""
+
+
+def default_signals() -> None:
+    """Give every stop signal its default action, as a program has it that a terminal starts.
+
+    For ``preexec_fn``. A shell without job control lets what runs in the background ignore INT. And
+    a child that is forked after a command has run in the test's process ignores them all, as data
+    workers do.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        signal.signal(signal.Signals[name], signal.SIG_DFL)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from glm_dist.stop_signals import describe
+from tests.environment import default_signals
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,11 +35,6 @@ threading.Thread(target=tell, daemon=True).start()
 """
 
 
-def _as_in_a_terminal() -> None:
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 def start(*command: str, **variables: str) -> subprocess.Popen[str]:
     """Start a program that prints ``listens``; wait until it does."""
     kept = {name: value for name, value in os.environ.items() if name != "RANK"}
@@ -49,7 +45,7 @@ def start(*command: str, **variables: str) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=_as_in_a_terminal,
+        preexec_fn=default_signals,
     )
     assert line_of(process) == "listens\n"
     return process

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.environment import default_signals
 from tests.train.jobs import BIN, ROOT, clean_environment, free_port, make_files
 from tests.train.test_job import losses_of
 
@@ -203,7 +204,7 @@ def start_trial(
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
-            preexec_fn=_as_in_a_terminal,
+            preexec_fn=default_signals,
         )
     return Trial(folder, launcher, process, signs)
 
@@ -228,9 +229,3 @@ def stop_in(launcher: str, phase: str, target: str, name: str, folder: Path, *mo
         trial.wait_for(phase, ranks)
     trial.send(target, signal.Signals[name])
     return trial.end()
-
-
-def _as_in_a_terminal() -> None:
-    """Shells without job control let what runs in the background ignore INT."""
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
