@@ -156,7 +156,7 @@ enter_container() {
     ((EUID == 0)) || command+=("--userns=keep-id")
     [[ ! -e /etc/cdi/nvidia.yaml ]] || command+=(--device nvidia.com/gpu=all)
     for folder in /tmp:/tmp ${mounts[0]//,/ }; do command+=(--volume "$folder"); done
-    for name in SLURM_ GLM_ MASTER_ OMP_ NCCL_ CUDA_ TORCH_ HYDRA_ PYTHONUNBUFFERED TOKENIZERS_ WANDB_ HOSTNAME; do
+    for name in SLURM_ GLM_ MASTER_ OMP_ NCCL_ CUDA_ DS_ TORCH_ HYDRA_ PYTHONUNBUFFERED TOKENIZERS_ WANDB_ HOSTNAME; do
       command+=(--env "$name*")
     done
     command+=(--entrypoint '' "$CONTAINER_IMAGE")

@@ -18,6 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.gpus import refuse_idle_gpus
 from glm_dist.cli.once import print_once
 from glm_dist.cli.side_by_side import run_side_by_side
 from glm_dist.config.launch import (
@@ -80,6 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _work(comparison: Comparison, launch: LaunchEnvironment, arguments: argparse.Namespace) -> int:
     """Work in this process; loads torch."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    refused = refuse_idle_gpus(launch)
+    if refused is not None:
+        return refused
     work = import_module("glm_dist.tasks.compare.work")
     config = comparison.config
     status: int = import_module("glm_dist.train.member").as_member(

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from glm_dist.config.launch import LaunchEnvironment
-from glm_dist.errors import EXIT_USER_ERROR, GlmDistError
+from glm_dist.errors import EXIT_USER_ERROR, GlmDistError, LaunchError
 from glm_dist.train.already import RUN_FOLDER_FILE
 
 FIRST_NODE_SECONDS = 30.0
@@ -66,7 +66,8 @@ def print_once(error: GlmDistError, launch: LaunchEnvironment, *, is_everywhere:
         _say(text)
     elif is_first_node or not _was_said(launch, text, within=seconds):
         origin = f"rank {launch.rank} on {socket.gethostname()}: "
-        _say(f"{origin}{text}{'' if is_everywhere else SHARED}")
+        is_of_files = not is_everywhere and not isinstance(error, LaunchError)
+        _say(f"{origin}{text}{SHARED if is_of_files else ''}")
     if has_nodes and is_first_node:
         _answer(launch, text, within=ANSWER_SECONDS if is_everywhere else SAME_SECONDS)
     with suppress(OSError):
@@ -86,8 +87,9 @@ def _claim(text: str, launch: LaunchEnvironment) -> bool:
     try:
         path = _claim_file(text)
         for claim in path.parent.glob(f"{_prefix()}*"):
-            if time.time() - claim.stat().st_mtime > STALE_SECONDS:
-                claim.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another rank removes it, too
+                if time.time() - claim.stat().st_mtime > STALE_SECONDS:
+                    claim.unlink()
         path.touch(exist_ok=False)
     except FileExistsError:
         return False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from glm_dist.cli.arguments import options_of_groups
+from glm_dist.cli.gpus import refuse_idle_gpus
 from glm_dist.cli.once import print_once
 from glm_dist.config.checks import check_config
 from glm_dist.config.launch import (
@@ -156,6 +157,9 @@ def _train(
     # Read when torch is loaded: its C++ code warns of every lost connection in 25 lines.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # no line for each start and stop of a profile
+    refused = refuse_idle_gpus(launch)
+    if refused is not None:
+        return refused
     job = import_module("glm_dist.train.job")
     benchmarks = None
     if examples:

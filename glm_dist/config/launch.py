@@ -13,6 +13,8 @@ from pathlib import Path
 from glm_dist.config.lonely import in_step, refuse_lonely_host, refuse_lonely_process
 from glm_dist.errors import LaunchError
 
+DEVICES = Path("/dev")
+
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Range of ports derived from job ids, below Linux' ephemeral ports (32768 and up)."""
 
@@ -105,15 +107,24 @@ def hide_gpus_if_asked(environ: MutableMapping[str, str]) -> None:
         environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def accelerator_is_visible(environ: Mapping[str, str], *, devices: Path = Path("/dev")) -> bool:
+def gpus_are_hidden(environ: Mapping[str, str]) -> bool:
+    """Return True if CUDA_VISIBLE_DEVICES says that this process may use no GPU.
+
+    Args:
+        environ: Environment of the process.
+    """
+    hidden = environ.get("CUDA_VISIBLE_DEVICES")
+    return hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles")
+
+
+def accelerator_is_visible(environ: Mapping[str, str], *, devices: Path = DEVICES) -> bool:
     """Return True if this process may use a GPU, without loading torch.
 
     Args:
         environ: Environment of the process; CUDA_VISIBLE_DEVICES may hide every GPU.
         devices: Folder of the device files.
     """
-    hidden = environ.get("CUDA_VISIBLE_DEVICES")
-    if hidden is not None and hidden.strip() in ("", "-1", "NoDevFiles"):
+    if gpus_are_hidden(environ):
         return False
     return any(re.fullmatch(r"nvidia\d+|kfd|dxg", entry.name) for entry in devices.iterdir())
 

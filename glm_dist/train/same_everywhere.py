@@ -153,9 +153,10 @@ def _check_same(mine: Facts, *, problem: str, fix: str, advice: str) -> None:
 
 
 def facts_of(config: RunConfig) -> Facts:
-    """Return versions and configuration by name, as text."""
+    """Return versions, kind of device and configuration by name, as text."""
     versions = {f"version of {name}": str(x) for name, x in library_versions().items()}
     versions["source of glm_dist"] = _source()
+    versions["device"] = "cuda" if torch.cuda.is_available() else "cpu"
     values = {
         name: str(value)
         for name, value in values_of(config)

@@ -124,3 +124,16 @@ def test_without_an_answer_of_the_first_node_the_others_print(
     launch = LaunchEnvironment(1, 2, 0, 1, "127.0.0.1", free_port(), "srun")
     once.print_once(DataError("no.", key="x"), launch, is_everywhere=True)
     assert capsys.readouterr().err == f"rank 1 on {os.uname().nodename}: DataError: no.\n"
+
+
+def test_a_claim_that_another_rank_removes_meanwhile_does_no_harm(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(once.tempfile, "tempdir", str(tmp_path))  # type: ignore[attr-defined]
+    port = free_port()
+    for rank in (1, 0):
+        launch = LaunchEnvironment(rank, 2, rank, 2, "127.0.0.1", port, "torchrun")
+        once.print_once(DataError("no.", key="x"), launch, is_everywhere=True)
+        # Listed with the other claims, but not there when its age is asked.
+        (tmp_path / f"glm_dist-{os.getuid()}-{rank}").symlink_to(tmp_path / "nowhere")
+    assert capsys.readouterr().err == "DataError: no.\n"

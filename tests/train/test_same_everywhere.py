@@ -23,6 +23,8 @@ def compare(case: str) -> str:
             same_everywhere.library_versions = lambda: kept() | {"torch": "2.9.0"}  # type: ignore[assignment]
         elif case == "source":
             same_everywhere._source = lambda: "another"
+        elif case == "device":  # a driver that does not work, on one host of many
+            torch.cuda.is_available = lambda: True
         elif case == "value":
             typed += ["paths.runs=/local/runs", "optimizer.learning_rate=3e-4"]
         else:
@@ -86,7 +88,7 @@ def test_hosts_with_other_examples_are_refused_on_all_ranks() -> None:
     assert run_ranks(compare_data, "a", world_size=2) == ["same", "same"]
 
 
-@pytest.mark.parametrize("case", ["version", "value"])
+@pytest.mark.parametrize("case", ["version", "device", "value"])
 def test_what_differs_is_shown_with_its_hosts(case: str, says: Says) -> None:
     first, second = run_ranks(compare, case, world_size=2)
     assert first == second
