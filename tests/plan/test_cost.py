@@ -119,23 +119,39 @@ def test_a_thin_product_is_bound_by_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stride", "rate"),
+    ("ranks", "stride", "world_size", "rate"),
     [
-        (8, 1, 450e9 * LINK_SHARE),  # the GPUs of a node
-        (4, 2, 450e9 * LINK_SHARE),
-        (16, 8, 50e9 * NETWORK_SHARE),  # one GPU of each node
-        (16, 2, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
+        (8, 1, 64, 450e9 * LINK_SHARE),  # the GPUs of a node
+        (4, 2, 64, 450e9 * LINK_SHARE),
+        (16, 8, 128, 50e9 * NETWORK_SHARE),  # one GPU of each node
+        (16, 2, 128, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
+        (6, 1, 24, 2 * 50e9 * NETWORK_SHARE),  # ranks 6 to 11: two on a node, four on the next
+        (3, 1, 24, 50e9 * NETWORK_SHARE),  # ranks 6 to 8: two and one
+        (12, 1, 24, 4 * 50e9 * NETWORK_SHARE),  # eight on a node, four on the next
     ],
 )
-def test_a_ring_is_as_fast_as_its_slowest_link(ranks: int, stride: int, rate: float) -> None:
+def test_a_ring_is_as_fast_as_its_slowest_link(
+    ranks: int, stride: int, world_size: int, rate: float
+) -> None:
     cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=50.0)
-    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride)
+    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride, world_size=world_size)
     assert found == pytest.approx(1e9 / rate + MESSAGE_SECONDS)
+
+
+def test_replicas_that_straddle_nodes_pay_for_the_network() -> None:
+    # Stage 1 of 3 has ranks 4 to 7; nodes of 6 end between its replicas, nodes of 12 do not.
+    config = small("parallel.pipeline_parallel_size=3", "batch.global_batch_size=64")
+    layout = Layout.from_config(config, 12)
+    within, across = (
+        step_time(config, layout, Cluster(gpu_named("h100"), each, 50.0)).replicas
+        for each in (12, 6)
+    )
+    assert across > 3 * within  # two parts of 42.5 GB/s instead of 337.5
 
 
 def test_a_network_is_never_faster_than_the_links_behind_it() -> None:
     cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=10_000.0)
-    found = cluster.exchange_seconds(1e9, ranks=16, stride=8)
+    found = cluster.exchange_seconds(1e9, ranks=16, stride=8, world_size=128)
     assert found == pytest.approx(1e9 / (450e9 * LINK_SHARE) + MESSAGE_SECONDS)
 
 
