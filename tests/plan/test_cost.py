@@ -15,6 +15,7 @@ from glm_dist.plan.cost import StepTime, step_time, step_work
 from glm_dist.plan.gpus import gpu_named
 from glm_dist.plan.products import Product
 from glm_dist.plan.saves import plan_saves
+from glm_dist.plan.search import make_plan
 from glm_dist.plan.workload import MeanRow
 
 NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0")
@@ -288,9 +289,27 @@ def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
     assert again.tensor == pytest.approx(2 * time_of(small(*tensor), 2).tensor)
 
 
-def test_fp32_multiplies_without_tensor_cores_in_attention_as_well() -> None:
-    half, full = (time_of(small("parallel=single", f"precision={d}"), 1) for d in ("bf16", "fp32"))
-    assert full.attention == pytest.approx(15 * half.attention)
+@pytest.mark.parametrize(
+    ("gpu", "ratio"),
+    [("v100-32", 125 / 15.7), ("l40s", 362 / 91.6), ("a100-80", 312 / 19.5), ("h100", 989.4 / 67)],
+)
+def test_fp32_multiplies_without_tensor_cores_in_attention_as_well(gpu: str, ratio: float) -> None:
+    cluster = Cluster(gpu_named(gpu), 8, 50.0)
+    half, full = (
+        step_time(config, Layout(), cluster)
+        for config in (small("parallel=single", f"precision={d}") for d in ("fp16", "fp32"))
+    )
+    assert full.attention == pytest.approx(ratio * half.attention)
+    assert full.products == pytest.approx(ratio * half.products)
+
+
+def test_mfu_divides_by_the_peak_of_the_number_format() -> None:
+    cluster = Cluster(gpu_named("v100-32"), 8, 50.0)
+    half, full = (
+        make_plan(small("parallel=single", f"precision={d}"), cluster, 1) for d in ("fp16", "fp32")
+    )
+    # Products and attention take most of the time, and are slower by the ratio of the peaks.
+    assert full.mfu == pytest.approx(half.mfu, rel=0.15)
 
 
 def test_frozen_parameters_have_no_gradients() -> None:
