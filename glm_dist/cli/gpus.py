@@ -1,4 +1,4 @@
-"""What the commands that train do about GPUs that would stay idle."""
+"""Refusal of idle GPUs, for the commands that train."""
 
 import os
 import sys
