@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.table import Table
 
 from glm_dist.cli.arguments import add_config_arguments, whole_number
-from glm_dist.cli.plan_keys import read_plan_input
 from glm_dist.cli.plan_script import batch_script
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
@@ -33,12 +32,19 @@ from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
 from glm_dist.plan.gpus import gpu_named
 from glm_dist.plan.saves import GPU_HOURS_PER_FAILURE, RESTART_SECONDS, SavePlan, plan_saves
-from glm_dist.plan.search import Plan, Ranking, make_plan, rank_plans
+from glm_dist.plan.search import SEARCHED, Plan, Ranking, make_plan, rank_plans
 from glm_dist.plan.verdict import describe_parts
 from glm_dist.plan.wording import gib
+from glm_dist.tasks.finetune import configure
 from glm_dist.train.room import checkpoints_on_disk
 
 WIDTH = 100
+GROUPS = {
+    "parallel": tuple(key for key in SEARCHED if key.startswith("parallel.")),
+    "zero": ("zero.stage",),
+    "recompute": ("recompute.mode", "recompute.segment_layers"),
+}
+"""Keys that a group on the command line decides."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,19 +111,16 @@ def run(arguments: argparse.Namespace) -> int:
             read, or a GPU is unknown.
     """
     gpu = gpu_named(arguments.gpu)
-    given = read_plan_input(arguments.overrides, config_dir=arguments.config_dir)
-    for override, reason in zip(given.given_up, given.reasons, strict=True):
-        sys.stderr.write(f"{override} instead of the experiment's value: {reason}\n")
-    config, data = given.config, given.prepared.data
-    rows = 1 if data is None else data.rows_per_example
+    prepared = configure(arguments.overrides, config_dir=arguments.config_dir)
+    config = prepared.config
+    rows = 1 if prepared.data is None else prepared.data.rows_per_example
     each = arguments.gpus_per_node
     gpus = arguments.gpus or -(-Layout.from_config(config).world_size // each) * each
     _check_nodes(gpus, each)
     _check_dtype(config, gpu.name, has_bf16=gpu.has_bf16)
     cluster = Cluster(gpu, each, arguments.network / 8)
-    ranking = rank_plans(
-        config, cluster, gpus, fixed=given.fixed, told=given.told, rows_per_item=rows
-    )
+    fixed = _fixed(arguments.overrides)
+    ranking = rank_plans(config, cluster, gpus, fixed=fixed, rows_per_item=rows)
     saves = plan_saves(
         config,
         gpus,
@@ -129,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
         file = output_file(arguments.write, option="--write")
         script = batch_script(
             ranking.plans[0],
-            typed=[*given.overrides, *_folder(arguments.config_dir)],
+            typed=[*arguments.overrides, *_folder(arguments.config_dir)],
             name=file.stem,
             file=str(arguments.write),
             gpus_per_node=each,
@@ -146,6 +149,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _folder(config_dir: Path | None) -> list[str]:
     return [] if config_dir is None else [f"--config-dir={config_dir}"]
+
+
+def _fixed(overrides: Sequence[str]) -> set[str]:
+    """Return the searched keys that the command line decides."""
+    typed = {text.lstrip("+").partition("=")[0] for text in overrides}
+    return {
+        key
+        for key in SEARCHED
+        if key in typed or any(group in typed and key in keys for group, keys in GROUPS.items())
+    }
 
 
 def _check_nodes(gpus: int, gpus_per_node: int) -> None:

@@ -24,40 +24,39 @@ class Cluster:
     network_gb_per_second: float
     """Bandwidth of a node's network per GPU, one direction, in 10^9 bytes per second."""
 
-    def exchange_seconds(self, sent: float, *, ranks: int, stride: int, job: int) -> float:
+    def exchange_seconds(self, sent: float, *, ranks: int, stride: int) -> float:
         """Estimate a ring collective, in which each rank sends and receives at once.
-
-        Groups of a kind lie one after the other; the time is that of the slowest.
 
         Args:
             sent: Bytes that each rank sends.
             ranks: Ranks of the group.
             stride: Distance between neighbours of the group, in ranks of the job.
-            job: Ranks of the job.
         """
         if ranks == 1 or sent == 0:
             return 0.0
-        return sent / self._bytes_per_second(ranks, stride, job) + MESSAGE_SECONDS
+        return sent / self._bytes_per_second(ranks, stride) + MESSAGE_SECONDS
 
-    def _bytes_per_second(self, ranks: int, stride: int, job: int) -> float:
+    def _bytes_per_second(self, ranks: int, stride: int) -> float:
         link = self.gpu.link_gb_per_second * 1e9 * LINK_SHARE
-        span, node = ranks * stride, self.gpus_per_node
-        if job <= node or node % span == 0:
+        on_a_node = min(ranks, math.ceil(self.gpus_per_node / stride))
+        if on_a_node == ranks:
             return link
-        # Some group has as few members on one of its nodes. Members on one node share a ring each,
-        # and each has its part of the node's network.
-        on_a_node = max(math.gcd(span, node) // stride, 1)
+        # Members on one node share a ring each, and each has its part of the node's network.
         network = self.network_gb_per_second * 1e9 * NETWORK_SHARE
         return min(on_a_node * network, link)
 
-    def send_seconds(self, size: float, *, job: int) -> float:
+    def send_seconds(self, size: float, *, stages: int, stride: int) -> float:
         """Estimate a message to the next stage of a pipeline, where it has farthest to go.
 
         Args:
             size: Bytes.
-            job: Ranks of the job, whose stages lie one after the other.
+            stages: Of the pipeline.
+            stride: Distance between neighbouring stages, in ranks of the job.
         """
-        return self.exchange_seconds(size, ranks=2, stride=self.gpus_per_node, job=job)
+        is_on_a_node = stages * stride <= self.gpus_per_node
+        return self.exchange_seconds(
+            size, ranks=2, stride=stride if is_on_a_node else max(stride, self.gpus_per_node)
+        )
 
 
 def all_reduced(size: float, ranks: int) -> float:

@@ -25,8 +25,6 @@ class Gpu:
     link_gb_per_second: float
     """Peak bandwidth to the GPUs of its node, one direction, in 10^9 bytes per second."""
     multiprocessors: int
-    fp32_tflops: float
-    """Peak of products in fp32, which do not run on tensor cores, TFLOP/s."""
     source: str
     """Origin of the figures."""
     has_bf16: bool = True
@@ -44,14 +42,6 @@ class Gpu:
         assert peak is not None, f"{self.device_name} is not in the table of peaks"
         return peak
 
-    def peak_operations(self, *, element_bytes: int) -> float:
-        """Return the peak of dense products per second.
-
-        Args:
-            element_bytes: Bytes of an element, 2 or 4.
-        """
-        return 1e12 * (self.peak_tflops if element_bytes == 2 else self.fp32_tflops)
-
 
 # Memory: total_memory of CUDA's device properties, as out-of-memory messages of PyTorch print it;
 # it differs by a few hundredths between drivers. ECC takes a part on A40 and L40S.
@@ -63,8 +53,7 @@ GPUS = (
         900,
         150,
         80,
-        15.7,
-        "NVIDIA V100 data sheet (2020): 900 GB/s, NVLink 300 GB/s both ways, 15.7 TFLOP/s",
+        "NVIDIA V100 data sheet (2020): 900 GB/s, six NVLinks, 300 GB/s both ways",
         has_bf16=False,
     ),
     Gpu(
@@ -74,8 +63,7 @@ GPUS = (
         900,
         150,
         80,
-        15.7,
-        "NVIDIA V100 data sheet (2020): 900 GB/s, NVLink 300 GB/s both ways, 15.7 TFLOP/s",
+        "NVIDIA V100 data sheet (2020): 900 GB/s, six NVLinks, 300 GB/s both ways",
         has_bf16=False,
     ),
     Gpu(
@@ -85,8 +73,7 @@ GPUS = (
         696,
         31.5,
         84,
-        37.4,
-        "NVIDIA A40 data sheet: 696 GB/s, 37.4 TFLOP/s; PCIe 4.0 x16, as NVLink joins only pairs",
+        "NVIDIA A40 data sheet: 696 GB/s; PCIe 4.0 x16, as NVLink joins only pairs",
     ),
     Gpu(
         "l40s",
@@ -95,8 +82,7 @@ GPUS = (
         864,
         31.5,
         142,
-        91.6,
-        "NVIDIA L40S data sheet: 864 GB/s, PCIe 4.0 x16, no NVLink, 91.6 TFLOP/s",
+        "NVIDIA L40S data sheet: 864 GB/s, PCIe 4.0 x16, no NVLink",
     ),
     Gpu(
         "a100-40",
@@ -105,8 +91,7 @@ GPUS = (
         1555,
         300,
         108,
-        19.5,
-        "NVIDIA A100 data sheet (2021): 1555 GB/s, NVLink 600 GB/s both ways, 19.5 TFLOP/s",
+        "NVIDIA A100 data sheet (2021): 1555 GB/s, NVLink 600 GB/s both ways",
     ),
     Gpu(
         "a100-80",
@@ -115,8 +100,7 @@ GPUS = (
         2039,
         300,
         108,
-        19.5,
-        "NVIDIA A100 data sheet (2021): 2039 GB/s, NVLink 600 GB/s both ways, 19.5 TFLOP/s",
+        "NVIDIA A100 data sheet (2021): 2039 GB/s, NVLink 600 GB/s both ways",
     ),
     Gpu(
         "h20",
@@ -125,8 +109,7 @@ GPUS = (
         4000,
         450,
         78,
-        44.0,
-        "NVIDIA H20 product brief: 4.0 TB/s, NVLink 900 GB/s both ways, 44 TFLOP/s",
+        "NVIDIA H20 product brief: 4.0 TB/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
         "h100",
@@ -135,8 +118,7 @@ GPUS = (
         3350,
         450,
         132,
-        67.0,
-        "NVIDIA H100 data sheet, SXM: 3.35 TB/s, NVLink 900 GB/s both ways, 67 TFLOP/s",
+        "NVIDIA H100 data sheet, SXM: 3.35 TB/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
         "h200",
@@ -145,8 +127,7 @@ GPUS = (
         4800,
         450,
         132,
-        67.0,
-        "NVIDIA H200 data sheet, SXM: 4.8 TB/s, NVLink 900 GB/s both ways, 67 TFLOP/s",
+        "NVIDIA H200 data sheet, SXM: 4.8 TB/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
         "b200",
@@ -155,8 +136,7 @@ GPUS = (
         8000,
         900,
         148,
-        75.0,
-        "NVIDIA DGX and HGX B200 data sheets: 64 TB/s and 600 TFLOP/s over 8 GPUs, NVLink 1.8 TB/s",
+        "NVIDIA DGX B200 data sheet: 64 TB/s over 8 GPUs, NVLink 1.8 TB/s both ways",
     ),
 )
 

@@ -118,7 +118,6 @@ def make_plan(
     gpus: int,
     *,
     changes: Choice | None = None,
-    told: Collection[str] = (),
     table: ParameterTable | None = None,
     rows_per_item: int = 1,
 ) -> Plan:
@@ -129,7 +128,6 @@ def make_plan(
         cluster: Where it runs.
         gpus: Processes of the job.
         changes: Values of other keys.
-        told: Keys of ``changes`` that the plan lists even where the configuration has their value.
         table: The model's parameters; None lists them.
         rows_per_item: Rows of an example, in finetuning.
 
@@ -141,9 +139,7 @@ def make_plan(
     check_config(changed, world_size=gpus)
     layout = Layout.from_config(changed, gpus)
     memory = worst_rank(changed, layout, rows_per_item=rows_per_item, table=table)
-    differences = {
-        key: value for key, value in changes.items() if key in told or _value(config, key) != value
-    }
+    differences = _differences(config, changes)
     return Plan(changed, layout, differences, memory, cluster, table, rows_per_item)
 
 
@@ -153,7 +149,6 @@ def rank_plans(
     gpus: int,
     *,
     fixed: Collection[str] = (),
-    told: Collection[str] = (),
     rows_per_item: int = 1,
 ) -> Ranking:
     """Try all layouts, ZeRO stages, micro-batches and recomputation.
@@ -163,7 +158,6 @@ def rank_plans(
         cluster: Where it runs.
         gpus: Processes of the job.
         fixed: Keys that keep their value.
-        told: Keys whose value every plan lists.
         rows_per_item: Rows of an example, in finetuning.
     """
     table = ParameterTable.of(config)
@@ -181,7 +175,6 @@ def rank_plans(
                         cluster,
                         gpus,
                         changes=changes,
-                        told=told,
                         table=table,
                         rows_per_item=rows_per_item,
                     )
@@ -272,6 +265,10 @@ def _with(config: RunConfig, changes: Choice) -> RunConfig:
         section: replace(getattr(config, section), **values) for section, values in sections.items()
     }
     return replace(config, **changed)
+
+
+def _differences(config: RunConfig, changes: Choice) -> Choice:
+    return {key: value for key, value in changes.items() if _value(config, key) != value}
 
 
 def _value(config: RunConfig, key: str) -> Any:

@@ -55,9 +55,7 @@ class Traffic:
             repeats_forward: True if backward computes the layer again.
         """
         ranks = layout.tensor_parallel_size
-        each = cluster.exchange_seconds(
-            all_reduced(size, ranks), ranks=ranks, stride=1, job=layout.world_size
-        )
+        each = cluster.exchange_seconds(all_reduced(size, ranks), ranks=ranks, stride=1)
         backward = 2 * each + (each if layout.sequence_parallel else 0.0)
         return (4 if repeats_forward else 2) * each + max(backward - hidden_by, 0.0)
 
@@ -70,7 +68,11 @@ class Traffic:
         size = batch.micro_batch_size * batch.row_length * self._config.model.hidden_size
         if layout.sequence_parallel:
             size //= layout.tensor_parallel_size
-        one = self._cluster.send_seconds(size * self._width, job=layout.world_size)
+        one = self._cluster.send_seconds(
+            size * self._width,
+            stages=layout.pipeline_parallel_size,
+            stride=pipeline_stride(layout),
+        )
         return 2 * self._micro_batches * layout.virtual_stages * one
 
     @property
@@ -83,9 +85,7 @@ class Traffic:
         elements = config.padded_vocab_size * config.model.hidden_size
         size = elements * SUM_BYTES / layout.tensor_parallel_size
         stride = (stages - 1) * pipeline_stride(layout)
-        return self._cluster.exchange_seconds(
-            all_reduced(size, 2), ranks=2, stride=stride, job=layout.world_size
-        )
+        return self._cluster.exchange_seconds(all_reduced(size, 2), ranks=2, stride=stride)
 
     @property
     def replicas(self) -> float:
@@ -93,7 +93,7 @@ class Traffic:
         layout = self._layout
         ranks, stride = layout.data_parallel_size, data_stride(layout)
         seconds = (
-            self._cluster.exchange_seconds(half, ranks=ranks, stride=stride, job=layout.world_size)
+            self._cluster.exchange_seconds(half, ranks=ranks, stride=stride)
             for half in self._halves
         )
         return sum(seconds)

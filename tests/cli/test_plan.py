@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 
 from glm_dist.cli.main import main
-from glm_dist.config.checks import check_config
-from glm_dist.config.load import load_config
 from tests.launchers.fakes import ROOT
 
 TEN_B = ["plan", "experiment=glm_10b", "--gpus", "256", "--gpu", "h100"]
@@ -76,15 +74,6 @@ def test_the_command_line_keeps_its_choices(capsys: pytest.CaptureFixture[str]) 
     plans = json.loads(capsys.readouterr().out)["plans"]
     assert {tuple(plan["layout"].values())[:2] for plan in plans} == {(4, 2)}
     assert not [plan for plan in plans if "recompute.mode=none" in plan["overrides"]]
-
-
-def test_an_experiment_gives_way_to_what_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    typed = ["experiment=glm_10b", "parallel=tp4_pp2"]  # the experiment has ZeRO 2
-    assert main(["plan", *typed, "--gpus", "16", "--json", "-"]) == 0
-    said = capsys.readouterr()
-    assert said.err.startswith("zero=stage1 instead of the experiment's value: zero.stage=2 shards")
-    for plan in json.loads(said.out)["plans"]:
-        check_config(load_config([*typed, *plan["overrides"]]), world_size=16)
 
 
 @pytest.mark.parametrize(

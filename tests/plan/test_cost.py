@@ -119,30 +119,23 @@ def test_a_thin_product_is_bound_by_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stride", "job", "rate"),
+    ("ranks", "stride", "rate"),
     [
-        (8, 1, 128, 450e9 * LINK_SHARE),  # the GPUs of a node
-        (4, 2, 128, 450e9 * LINK_SHARE),
-        (16, 8, 128, 50e9 * NETWORK_SHARE),  # one GPU of each node
-        (16, 2, 128, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
-        (6, 1, 6, 450e9 * LINK_SHARE),  # a node that is not full
-        # The groups are 0 to 5, 6 to 11 and so on: the second has two members on the first node.
-        (6, 1, 24, 2 * 50e9 * NETWORK_SHARE),
-        (12, 1, 24, 4 * 50e9 * NETWORK_SHARE),
-        (3, 2, 24, 50e9 * NETWORK_SHARE),
+        (8, 1, 450e9 * LINK_SHARE),  # the GPUs of a node
+        (4, 2, 450e9 * LINK_SHARE),
+        (16, 8, 50e9 * NETWORK_SHARE),  # one GPU of each node
+        (16, 2, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
     ],
 )
-def test_a_ring_is_as_fast_as_its_slowest_link(
-    ranks: int, stride: int, job: int, rate: float
-) -> None:
+def test_a_ring_is_as_fast_as_its_slowest_link(ranks: int, stride: int, rate: float) -> None:
     cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=50.0)
-    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride, job=job)
+    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride)
     assert found == pytest.approx(1e9 / rate + MESSAGE_SECONDS)
 
 
 def test_a_network_is_never_faster_than_the_links_behind_it() -> None:
     cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=10_000.0)
-    found = cluster.exchange_seconds(1e9, ranks=16, stride=8, job=128)
+    found = cluster.exchange_seconds(1e9, ranks=16, stride=8)
     assert found == pytest.approx(1e9 / (450e9 * LINK_SHARE) + MESSAGE_SECONDS)
 
 
@@ -281,8 +274,7 @@ def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
 
 def test_fp32_multiplies_without_tensor_cores_in_attention_as_well() -> None:
     half, full = (time_of(small("parallel=single", f"precision={d}"), 1) for d in ("bf16", "fp32"))
-    # The data sheet of the H100 and H200.
-    assert full.attention == pytest.approx(989.4 / 67 * half.attention)
+    assert full.attention == pytest.approx(15 * half.attention)
 
 
 def test_frozen_parameters_have_no_gradients() -> None:
