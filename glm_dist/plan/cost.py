@@ -15,7 +15,7 @@ from glm_dist.observe.flops import Frozen, Work, convention_operations
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
 from glm_dist.plan.gpus import Gpu
-from glm_dist.plan.products import FP32_SHARE, MEMORY_SHARE, Product
+from glm_dist.plan.products import MEMORY_SHARE, Product
 from glm_dist.plan.state import ParameterTable
 from glm_dist.plan.traffic import Traffic
 from glm_dist.plan.workload import MeanRow
@@ -141,6 +141,11 @@ def step_work(config: RunConfig) -> float:
     )
 
 
+def step_peak(config: RunConfig, gpu: Gpu) -> float:
+    """Return the peak of a GPU in the run's number format, operations per second."""
+    return gpu.peak_per_second(element_bytes=_element_bytes(config))
+
+
 def _stages(
     config: RunConfig, layout: Layout, cluster: Cluster, table: ParameterTable
 ) -> list[_Stage]:
@@ -203,9 +208,7 @@ def _attention_seconds(config: RunConfig, layout: Layout, gpu: Gpu) -> tuple[flo
     batch, model = config.batch, config.model
     pairs = MeanRow.of(config).pairs * batch.micro_batch_size * batch.row_length**2
     operations = 4 * pairs * model.hidden_size / layout.tensor_parallel_size
-    seconds = operations / (gpu.peak_tflops * 1e12)
-    if config.precision.dtype is Dtype.fp32:
-        seconds /= FP32_SHARE
+    seconds = operations / step_peak(config, gpu)
     if model.attention_dropout > 0:
         seconds *= DROPOUT_FACTOR
     return seconds / ATTENTION_FORWARD_SHARE, 2.5 * seconds / ATTENTION_BACKWARD_SHARE

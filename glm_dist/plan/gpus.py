@@ -25,6 +25,8 @@ class Gpu:
     link_gb_per_second: float
     """Peak bandwidth to the GPUs of its node, one direction, in 10^9 bytes per second."""
     multiprocessors: int
+    fp32_tflops: float
+    """Peak of fp32 products, TFLOP/s, without tensor cores: a run does not turn TF32 on."""
     source: str
     """Origin of the figures."""
     has_bf16: bool = True
@@ -42,6 +44,14 @@ class Gpu:
         assert peak is not None, f"{self.device_name} is not in the table of peaks"
         return peak
 
+    def peak_per_second(self, *, element_bytes: int) -> float:
+        """Return the peak of dense products, operations per second.
+
+        Args:
+            element_bytes: Bytes of an element, 2 or 4.
+        """
+        return (self.peak_tflops if element_bytes == 2 else self.fp32_tflops) * 1e12
+
 
 # Memory: total_memory of CUDA's device properties, as out-of-memory messages of PyTorch print it;
 # it differs by a few hundredths between drivers. ECC takes a part on A40 and L40S.
@@ -53,7 +63,8 @@ GPUS = (
         900,
         150,
         80,
-        "NVIDIA V100 data sheet (2020): 900 GB/s, six NVLinks, 300 GB/s both ways",
+        15.7,
+        "NVIDIA V100 data sheet (2020): 900 GB/s, 15.7 TFLOP/s, six NVLinks, 300 GB/s both ways",
         has_bf16=False,
     ),
     Gpu(
@@ -63,7 +74,8 @@ GPUS = (
         900,
         150,
         80,
-        "NVIDIA V100 data sheet (2020): 900 GB/s, six NVLinks, 300 GB/s both ways",
+        15.7,
+        "NVIDIA V100 data sheet (2020): 900 GB/s, 15.7 TFLOP/s, six NVLinks, 300 GB/s both ways",
         has_bf16=False,
     ),
     Gpu(
@@ -73,7 +85,8 @@ GPUS = (
         696,
         31.5,
         84,
-        "NVIDIA A40 data sheet: 696 GB/s; PCIe 4.0 x16, as NVLink joins only pairs",
+        37.4,
+        "NVIDIA A40 data sheet: 696 GB/s, 37.4 TFLOP/s; PCIe 4.0 x16, as NVLink joins only pairs",
     ),
     Gpu(
         "l40s",
@@ -82,7 +95,8 @@ GPUS = (
         864,
         31.5,
         142,
-        "NVIDIA L40S data sheet: 864 GB/s, PCIe 4.0 x16, no NVLink",
+        91.6,
+        "NVIDIA L40S data sheet: 864 GB/s, 91.6 TFLOP/s, PCIe 4.0 x16, no NVLink",
     ),
     Gpu(
         "a100-40",
@@ -91,7 +105,8 @@ GPUS = (
         1555,
         300,
         108,
-        "NVIDIA A100 data sheet (2021): 1555 GB/s, NVLink 600 GB/s both ways",
+        19.5,
+        "NVIDIA A100 data sheet (2021): 1555 GB/s, 19.5 TFLOP/s, NVLink 600 GB/s both ways",
     ),
     Gpu(
         "a100-80",
@@ -100,7 +115,8 @@ GPUS = (
         2039,
         300,
         108,
-        "NVIDIA A100 data sheet (2021): 2039 GB/s, NVLink 600 GB/s both ways",
+        19.5,
+        "NVIDIA A100 data sheet (2021): 2039 GB/s, 19.5 TFLOP/s, NVLink 600 GB/s both ways",
     ),
     Gpu(
         "h20",
@@ -109,7 +125,8 @@ GPUS = (
         4000,
         450,
         78,
-        "NVIDIA H20 product brief: 4.0 TB/s, NVLink 900 GB/s both ways",
+        44,
+        "NVIDIA H20 product brief: 4.0 TB/s, 44 TFLOP/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
         "h100",
@@ -118,7 +135,8 @@ GPUS = (
         3350,
         450,
         132,
-        "NVIDIA H100 data sheet, SXM: 3.35 TB/s, NVLink 900 GB/s both ways",
+        67,
+        "NVIDIA H100 data sheet, SXM: 3.35 TB/s, 67 TFLOP/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
         "h200",
@@ -127,7 +145,8 @@ GPUS = (
         4800,
         450,
         132,
-        "NVIDIA H200 data sheet, SXM: 4.8 TB/s, NVLink 900 GB/s both ways",
+        67,
+        "NVIDIA H200 data sheet, SXM: 4.8 TB/s, 67 TFLOP/s, NVLink 900 GB/s both ways",
     ),
     Gpu(
         "b200",
@@ -136,7 +155,9 @@ GPUS = (
         8000,
         900,
         148,
-        "NVIDIA DGX B200 data sheet: 64 TB/s over 8 GPUs, NVLink 1.8 TB/s both ways",
+        75,
+        "NVIDIA DGX B200 data sheet: 64 TB/s over 8 GPUs, NVLink 1.8 TB/s both ways; HGX B200: 75"
+        " TFLOP/s",
     ),
 )
 

@@ -10,8 +10,6 @@ PRODUCT_SHARE = 0.84
 of GLM-2B at 807 TFLOP/s, with 97 % of its multiprocessors busy; others are assumed to, too."""
 MEMORY_SHARE = 0.85
 """Share of the peak bandwidth that streaming kernels reach."""
-FP32_SHARE = 1 / 15
-"""Peak of fp32 products without tensor cores over that of 16 bits."""
 TILE = (128, 256)
 """Elements of the result that a multiprocessor computes at a time, in the kernels of cuBLAS."""
 SPLIT_LENGTH = 1024
@@ -46,7 +44,7 @@ class Product:
             gpu: Computes it.
             element_bytes: Bytes of an element, 2 or 4.
         """
-        peak = gpu.peak_tflops * 1e12 * (1.0 if element_bytes == 2 else FP32_SHARE)
+        peak = gpu.peak_per_second(element_bytes=element_bytes)
         rate = peak * PRODUCT_SHARE * self.busy_share(gpu.multiprocessors)
         elements = self.rows * (self.inner + self.columns) + self.inner * self.columns
         moved = elements * element_bytes / (gpu.memory_gb_per_second * 1e9 * MEMORY_SHARE)

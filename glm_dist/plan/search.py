@@ -11,7 +11,7 @@ from glm_dist.config.schema import RecomputeMode, RunConfig
 from glm_dist.errors import GlmDistError
 from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
-from glm_dist.plan.cost import StepTime, step_time, step_work
+from glm_dist.plan.cost import StepTime, step_peak, step_time, step_work
 from glm_dist.plan.state import ParameterTable
 from glm_dist.plan.verdict import WorstRank, worst_rank
 from glm_dist.plan.wording import gib
@@ -72,7 +72,7 @@ class Plan:
     @property
     def mfu(self) -> float:
         """Share of the peak by the published convention, 0 to 1."""
-        peak = self.cluster.gpu.peak_tflops * 1e12 * self.layout.world_size
+        peak = step_peak(self.config, self.cluster.gpu) * self.layout.world_size
         return step_work(self._of_rows) / self.time.total / peak
 
     @cached_property

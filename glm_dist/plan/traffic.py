@@ -4,7 +4,7 @@ from functools import cached_property
 
 from glm_dist.config.schema import Dtype, RunConfig
 from glm_dist.parallel.layout import Layout
-from glm_dist.plan.cluster import Cluster, all_reduced, data_stride, pipeline_stride
+from glm_dist.plan.cluster import Cluster, all_reduced
 from glm_dist.plan.state import ParameterTable
 
 SUM_BYTES = 4
@@ -55,7 +55,9 @@ class Traffic:
             repeats_forward: True if backward computes the layer again.
         """
         ranks = layout.tensor_parallel_size
-        each = cluster.exchange_seconds(all_reduced(size, ranks), ranks=ranks, stride=1)
+        each = cluster.exchange_seconds(
+            all_reduced(size, ranks), ranks=ranks, stride=1, world_size=layout.world_size
+        )
         backward = 2 * each + (each if layout.sequence_parallel else 0.0)
         return (4 if repeats_forward else 2) * each + max(backward - hidden_by, 0.0)
 
@@ -68,32 +70,30 @@ class Traffic:
         size = batch.micro_batch_size * batch.row_length * self._config.model.hidden_size
         if layout.sequence_parallel:
             size //= layout.tensor_parallel_size
-        one = self._cluster.send_seconds(
-            size * self._width,
-            stages=layout.pipeline_parallel_size,
-            stride=pipeline_stride(layout),
-        )
+        one = self._cluster.send_seconds(size * self._width, world_size=layout.world_size)
         return 2 * self._micro_batches * layout.virtual_stages * one
 
     @property
     def tied_table(self) -> float:
         """Sum of the tied table's gradient over the first and the last stage."""
         layout, config = self._layout, self._config
-        stages = layout.pipeline_parallel_size
-        if stages == 1 or not self._table.trains_table:
+        if layout.pipeline_parallel_size == 1 or not self._table.trains_table:
             return 0.0
         elements = config.padded_vocab_size * config.model.hidden_size
         size = elements * SUM_BYTES / layout.tensor_parallel_size
-        stride = (stages - 1) * pipeline_stride(layout)
-        return self._cluster.exchange_seconds(all_reduced(size, 2), ranks=2, stride=stride)
+        return self._cluster.send_seconds(all_reduced(size, 2), world_size=layout.world_size)
 
     @property
     def replicas(self) -> float:
         """Reductions of gradients and gatherings of weights over the replicas."""
         layout = self._layout
-        ranks, stride = layout.data_parallel_size, data_stride(layout)
         seconds = (
-            self._cluster.exchange_seconds(half, ranks=ranks, stride=stride)
+            self._cluster.exchange_seconds(
+                half,
+                ranks=layout.data_parallel_size,
+                stride=layout.tensor_parallel_size,
+                world_size=layout.world_size,
+            )
             for half in self._halves
         )
         return sum(seconds)

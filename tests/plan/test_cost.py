@@ -15,6 +15,7 @@ from glm_dist.plan.cost import StepTime, step_time, step_work
 from glm_dist.plan.gpus import gpu_named
 from glm_dist.plan.products import Product
 from glm_dist.plan.saves import plan_saves
+from glm_dist.plan.search import make_plan
 from glm_dist.plan.workload import MeanRow
 
 NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0")
@@ -119,23 +120,39 @@ def test_a_thin_product_is_bound_by_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "stride", "rate"),
+    ("ranks", "stride", "world_size", "rate"),
     [
-        (8, 1, 450e9 * LINK_SHARE),  # the GPUs of a node
-        (4, 2, 450e9 * LINK_SHARE),
-        (16, 8, 50e9 * NETWORK_SHARE),  # one GPU of each node
-        (16, 2, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
+        (8, 1, 64, 450e9 * LINK_SHARE),  # the GPUs of a node
+        (4, 2, 64, 450e9 * LINK_SHARE),
+        (16, 8, 128, 50e9 * NETWORK_SHARE),  # one GPU of each node
+        (16, 2, 128, 4 * 50e9 * NETWORK_SHARE),  # four of each node, with four parts of its network
+        (6, 1, 24, 2 * 50e9 * NETWORK_SHARE),  # ranks 6 to 11: two on a node, four on the next
+        (3, 1, 24, 50e9 * NETWORK_SHARE),  # ranks 6 to 8: two and one
+        (12, 1, 24, 4 * 50e9 * NETWORK_SHARE),  # eight on a node, four on the next
     ],
 )
-def test_a_ring_is_as_fast_as_its_slowest_link(ranks: int, stride: int, rate: float) -> None:
+def test_a_ring_is_as_fast_as_its_slowest_link(
+    ranks: int, stride: int, world_size: int, rate: float
+) -> None:
     cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=50.0)
-    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride)
+    found = cluster.exchange_seconds(1e9, ranks=ranks, stride=stride, world_size=world_size)
     assert found == pytest.approx(1e9 / rate + MESSAGE_SECONDS)
+
+
+def test_replicas_that_straddle_nodes_pay_for_the_network() -> None:
+    # Stage 1 of 3 has ranks 4 to 7; nodes of 6 end between its replicas, nodes of 12 do not.
+    config = small("parallel.pipeline_parallel_size=3", "batch.global_batch_size=64")
+    layout = Layout.from_config(config, 12)
+    within, across = (
+        step_time(config, layout, Cluster(gpu_named("h100"), each, 50.0)).replicas
+        for each in (12, 6)
+    )
+    assert across > 3 * within  # two parts of 42.5 GB/s instead of 337.5
 
 
 def test_a_network_is_never_faster_than_the_links_behind_it() -> None:
     cluster = Cluster(gpu_named("h100"), 8, network_gb_per_second=10_000.0)
-    found = cluster.exchange_seconds(1e9, ranks=16, stride=8)
+    found = cluster.exchange_seconds(1e9, ranks=16, stride=8, world_size=128)
     assert found == pytest.approx(1e9 / (450e9 * LINK_SHARE) + MESSAGE_SECONDS)
 
 
@@ -272,9 +289,27 @@ def test_tensor_ranks_share_the_mlp_and_with_sequences_everything() -> None:
     assert again.tensor == pytest.approx(2 * time_of(small(*tensor), 2).tensor)
 
 
-def test_fp32_multiplies_without_tensor_cores_in_attention_as_well() -> None:
-    half, full = (time_of(small("parallel=single", f"precision={d}"), 1) for d in ("bf16", "fp32"))
-    assert full.attention == pytest.approx(15 * half.attention)
+@pytest.mark.parametrize(
+    ("gpu", "ratio"),
+    [("v100-32", 125 / 15.7), ("l40s", 362 / 91.6), ("a100-80", 312 / 19.5), ("h100", 989.4 / 67)],
+)
+def test_fp32_multiplies_without_tensor_cores_in_attention_as_well(gpu: str, ratio: float) -> None:
+    cluster = Cluster(gpu_named(gpu), 8, 50.0)
+    half, full = (
+        step_time(config, Layout(), cluster)
+        for config in (small("parallel=single", f"precision={d}") for d in ("fp16", "fp32"))
+    )
+    assert full.attention == pytest.approx(ratio * half.attention)
+    assert full.products == pytest.approx(ratio * half.products)
+
+
+def test_mfu_divides_by_the_peak_of_the_number_format() -> None:
+    cluster = Cluster(gpu_named("v100-32"), 8, 50.0)
+    half, full = (
+        make_plan(small("parallel=single", f"precision={d}"), cluster, 1) for d in ("fp16", "fp32")
+    )
+    # Products and attention take most of the time, and are slower by the ratio of the peaks.
+    assert full.mfu == pytest.approx(half.mfu, rel=0.15)
 
 
 def test_frozen_parameters_have_no_gradients() -> None:
