@@ -100,6 +100,22 @@ def checkpoint_step(text: str) -> StepChoice:
     return "best" if text == "best" else whole_number(at_least=0)(text)
 
 
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare overrides, and the folder of the configuration that they change."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+
+
+def add_job_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare overrides and the size of a job that is looked at before it is launched."""
+    add_config_arguments(parser)
+    parser.add_argument(
+        "--processes",
+        type=whole_number(at_least=1),
+        help="processes of the job (default: one replica's)",
+    )
+
+
 def add_layout_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare which checkpoint of a run is loaded, and over how many processes."""
     parser.add_argument(

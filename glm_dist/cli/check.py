@@ -8,7 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import add_job_arguments
 from glm_dist.config.checks import check_config
 from glm_dist.config.load import load_config
 from glm_dist.config.parameter_specs import count_parameters
@@ -31,13 +31,7 @@ PROCESSES_PER_NODE = 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
-    parser.add_argument(
-        "--processes",
-        type=whole_number(at_least=1),
-        help="processes of the job (default: one replica's)",
-    )
+    add_job_arguments(parser)
     parser.add_argument(
         "--no-files", action="store_true", help="leave out tokenizer, data and run folder"
     )

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import add_config_arguments, whole_number
 from glm_dist.cli.gpus import refuse_idle_gpus
 from glm_dist.cli.once import print_once
 from glm_dist.cli.side_by_side import run_side_by_side
@@ -37,8 +36,7 @@ TABLE = "table"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+    add_config_arguments(parser)
     parser.add_argument(
         "--jobs",
         type=whole_number(at_least=1),

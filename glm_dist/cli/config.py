@@ -2,9 +2,8 @@
 
 import argparse
 import sys
-from pathlib import Path
 
-from glm_dist.cli.arguments import options_of_groups
+from glm_dist.cli.arguments import add_config_arguments, options_of_groups
 from glm_dist.config.load import default_config_dir, dump_config
 from glm_dist.config.reference import config_reference
 from glm_dist.tasks.finetune import configure
@@ -13,8 +12,7 @@ from glm_dist.tasks.finetune import configure
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
     parser.epilog = options_of_groups()
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+    add_config_arguments(parser)
     parser.add_argument(
         "--reference", action="store_true", help="print docs/config.md: every key and option"
     )

@@ -11,10 +11,9 @@ import argparse
 import os
 import sys
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import add_job_arguments, whole_number
 from glm_dist.config.checks import check_config
 from glm_dist.config.schema import RunConfig
 from glm_dist.errors import LaunchError
@@ -30,13 +29,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
-    parser.add_argument(
-        "--processes",
-        type=whole_number(at_least=1),
-        help="processes of the job (default: one replica's)",
-    )
+    add_job_arguments(parser)
     parser.add_argument(
         "--rank", type=whole_number(at_least=0), default=0, help="rank to build (%(default)s)"
     )

@@ -1,4 +1,4 @@
-"""What the commands that train do about GPUs that would stay idle."""
+"""Refusal of idle GPUs, for the commands that train."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ def refuse_idle_gpus(launch: LaunchEnvironment) -> int | None:
         Exit status of the refusal, which is printed; None: go on.
     """
     try:
-        warning = import_module("glm_dist.parallel.idle_gpus").check_gpus(launch, os.environ)
+        warning = import_module("glm_dist.parallel.gpus").check_gpus(launch, os.environ)
     except LaunchError as error:
         return print_once(error, launch, is_everywhere=False)
     if warning is not None and launch.rank == 0:

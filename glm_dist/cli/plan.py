@@ -19,7 +19,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from glm_dist.cli.arguments import whole_number
+from glm_dist.cli.arguments import add_config_arguments, whole_number
 from glm_dist.cli.plan_script import batch_script
 from glm_dist.config.checks import check_config
 from glm_dist.config.parameter_specs import count_parameters
@@ -50,8 +50,7 @@ GROUPS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides and options."""
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
+    add_config_arguments(parser)
     at_least_one = whole_number(at_least=1)
     parser.add_argument(
         "--gpus", type=at_least_one, help="GPUs of the job (default: nodes for one replica)"

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glm_dist.cli.arguments import options_of_groups
+from glm_dist.cli.arguments import add_config_arguments, options_of_groups
 from glm_dist.cli.gpus import refuse_idle_gpus
 from glm_dist.cli.once import print_once
 from glm_dist.config.checks import check_config
@@ -42,9 +42,8 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare overrides, and Hydra's options that make sense here."""
     parser.epilog = options_of_groups()
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    add_config_arguments(parser)
     parser.add_argument("--cfg", choices=["job"], help="print the configuration and stop")
-    parser.add_argument("--config-dir", type=Path, help="folder used instead of conf/")
     parser.add_argument("-m", "--multirun", action="store_true", help=argparse.SUPPRESS)
 
 

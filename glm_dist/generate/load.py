@@ -52,6 +52,7 @@ from glm_dist.generate.score import Question, Score, check_question, score_answe
 from glm_dist.model.batch import StageBatch
 from glm_dist.model.stage import GLMShard, GLMStage, build_shard
 from glm_dist.observe.run_folder import CHECKPOINTS, CONFIG_FILE
+from glm_dist.parallel.gpus import refuse_shared_gpus
 from glm_dist.parallel.groups import ParallelGroups, build_groups
 from glm_dist.parallel.layout import Layout
 from glm_dist.parallel.process import choose_device, start_process
@@ -308,7 +309,9 @@ def _join() -> torch.device:
     """Choose this process's device, and become a member of a job if it is not one yet."""
     if dist.is_initialized():
         return choose_device(int(os.environ.get("LOCAL_RANK", dist.get_rank())))
-    return start_process(read_launch_environment(os.environ, trains=False), TIMEOUT).device
+    device = start_process(read_launch_environment(os.environ, trains=False), TIMEOUT).device
+    refuse_shared_gpus(device, os.environ)
+    return device
 
 
 def _layout(tensor_parallel_size: int, pipeline_parallel_size: int) -> Layout:

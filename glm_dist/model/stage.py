@@ -279,6 +279,12 @@ class GLMShard(torch.nn.Module):
         return tuple(self._chunks)  # type: ignore[arg-type]
 
     @property
+    def blocks(self) -> tuple[torch.nn.Module, ...]:
+        """Modules that hold all parameters, layers before the chunks around them."""
+        layers = (layer for chunk in self.chunks for layer in chunk.decoder.layers)
+        return (*layers, *self.chunks)
+
+    @property
     def config(self) -> TransformerConfig:
         """megatron-core's configuration that the schedule reads."""
         return self.chunks[0].config

@@ -11,7 +11,7 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 CONNECT = "connecting"
 """Process groups are being created."""
@@ -134,6 +134,8 @@ class Report:
     """Seconds since 1970."""
     answers: bool = False
     """True if written after the alarm of some rank."""
+    is_deaf: bool = False
+    """True if the store does not answer the rank, which cannot hear an alarm then."""
 
     def to_json(self) -> str:
         """Write as one JSON object."""
@@ -157,6 +159,27 @@ class Report:
     def name(self) -> str:
         """Rank and host in words."""
         return f"rank {self.rank} on {self.host}"
+
+
+def with_answers_of_deaf_ranks(
+    reports: Mapping[int, Report], before: Mapping[int, Report]
+) -> dict[int, Report]:
+    """Take reports that deaf ranks have written since an alarm for answers to it.
+
+    One of before the alarm says nothing: the store may have been slow for a moment, and the rank
+    may be stopped since. Times of writing are compared with the rank's own only, because the clocks
+    of hosts differ.
+
+    Args:
+        reports: Newest report of each rank.
+        before: The same when this rank met the alarm.
+    """
+    return {
+        rank: replace(report, answers=True)
+        if report.is_deaf and (rank not in before or report.written != before[rank].written)
+        else report
+        for rank, report in reports.items()
+    }
 
 
 def verdict(

@@ -24,7 +24,13 @@ from glm_dist.errors import EXIT_BUG
 from glm_dist.parallel.bulletin import Bulletin
 from glm_dist.parallel.errors import RankFailure
 from glm_dist.parallel.failures import FailureBoard
-from glm_dist.parallel.progress import Deadlines, Progress, Report, verdict
+from glm_dist.parallel.progress import (
+    Deadlines,
+    Progress,
+    Report,
+    verdict,
+    with_answers_of_deaf_ranks,
+)
 from glm_dist.parallel.stacks import dump_stacks, log_stream, main_position, raised_position
 
 log = logging.getLogger(__name__)
@@ -94,6 +100,7 @@ class Watchdog:
         self._published = float("-inf")
         self._armed = float("-inf")
         self._alarmed: float | None = None
+        self._before: dict[int, Report] = {}
         self._has_left = False
 
     def open_folder(self, folder: Path) -> None:
@@ -144,11 +151,12 @@ class Watchdog:
         rings = is_late or self._bulletin.rings
         if rings and self._alarmed is None:
             self._alarmed = now
+            self._before = self._bulletin.reports()
             dump_stacks()
         if self._has_left:
             return  # the main thread reports and judges
-        answers = rings or self._bulletin.is_deaf
-        if answers or now - self._published >= self._interval:
+        answers = self._alarmed is not None
+        if answers or self._bulletin.is_deaf or now - self._published >= self._interval:
             self._published = now
             self._bulletin.publish(self._report(answers=answers))
         if self._alarmed is not None:
@@ -177,22 +185,27 @@ class Watchdog:
             at=place.at,
             written=time.time(),
             answers=answers,
+            is_deaf=self._bulletin.is_deaf,
         )
+
+    def _reports(self) -> dict[int, Report]:
+        """Return the newest report of each rank; one that answers is of after the alarm."""
+        return with_answers_of_deaf_ranks(self._bulletin.reports(), self._before)
 
     def _judge(self, waited: float) -> None:
         """Give the verdict, if it is this rank's turn, and end the process."""
         bulletin = self._bulletin
-        answered = sum(report.answers for report in bulletin.reports().values())
+        answered = sum(report.answers for report in self._reports().values())
         is_complete = answered == self._world_size
         if bulletin.is_judge and (is_complete or waited >= ANSWER_SECONDS):
             self._end(self._verdict(), speaks=True)
         if waited >= VERDICT_SECONDS or (bulletin.is_deaf and waited >= ANSWER_SECONDS):
-            alive = [report.rank for report in bulletin.reports().values() if report.answers]
+            alive = [report.rank for report in self._reports().values() if report.answers]
             self._end(self._verdict(), speaks=self._board.rank == min(alive, default=0))
 
     def _verdict(self) -> str:
         text = verdict(
-            self._bulletin.reports(),
+            self._reports(),
             world_size=self._world_size,
             now=time.time(),
             has_left=self._has_left,
@@ -228,6 +241,7 @@ class Watchdog:
             return None
         bulletin, rank = self._bulletin, self._board.rank
         self._has_left = True
+        self._before = self._before or bulletin.reports()
         own = self._report(answers=True, error=error)
         bulletin.publish(own)
         bulletin.raise_alarm()
@@ -241,7 +255,7 @@ class Watchdog:
             if time.monotonic() > judged and (bulletin.is_judge or bulletin.is_deaf):
                 break
             time.sleep(0.1)
-        reports = bulletin.reports()
+        reports = self._reports()
         if all(r in reports and reports[r].answers for r in range(self._world_size)):
             first_line = (str(error).splitlines() or [""])[0]
             text = f"rank {rank} on {self._host} lost a connection in {own.where}: {first_line}"

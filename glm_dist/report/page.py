@@ -17,7 +17,16 @@ from glm_dist.checkpoint.manifest import Json
 from glm_dist.json_text import json_text
 
 STYLES = ("uplot.min.css", "page.css")
-SCRIPTS = ("uplot.min.js", "dom.js", "series.js", "charts.js", "row.js", "tables.js", "page.js")
+SCRIPTS = (
+    "uplot.min.js",
+    "dom.js",
+    "series.js",
+    "metrics.js",
+    "charts.js",
+    "row.js",
+    "tables.js",
+    "page.js",
+)
 """In the order of their use. uPlot draws 100,000 points in milliseconds, on a canvas and without
 dependencies; its licence is beside it."""
 

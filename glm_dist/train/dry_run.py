@@ -142,10 +142,7 @@ def count_state(config: RunConfig, model: GLMShard, groups: ParallelGroups) -> S
         deepspeed_config=deepspeed_config(config, world_size=layout.world_size),
         groups=groups,
         tied_weight=model.tied_weight,
-        blocks=[
-            *(layer for chunk in model.chunks for layer in chunk.decoder.layers),
-            *model.chunks,
-        ],
+        blocks=model.blocks,
     )
     assert isinstance(optimizer, FlatAdamW)
     trained = [shard for shard in shards if shard.is_trained]

@@ -67,7 +67,7 @@ class TrainingEngine:
             deepspeed_config=deepspeed_config,
             groups=groups,
             tied_weight=model.tied_weight,
-            blocks=[*(layer for c in model.chunks for layer in c.decoder.layers), *model.chunks],
+            blocks=model.blocks,
         )
         if self.zero.reduces_in_backward:
             sum_gradients_on_arrival(model.parameters(), groups.tensor)

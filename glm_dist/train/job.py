@@ -41,6 +41,7 @@ from glm_dist.observe.run_folder import (
 from glm_dist.observe.sinks import SinkGroup, open_sinks
 from glm_dist.observe.step_profiler import named_range
 from glm_dist.parallel.errors import RankFailure, Ranks, needs_human
+from glm_dist.parallel.gpus import refuse_shared_gpus
 from glm_dist.parallel.groups import ParallelGroups
 from glm_dist.parallel.hardware import describe_gpu
 from glm_dist.parallel.progress import FINISH
@@ -131,6 +132,7 @@ def train_run(
         RankFailure: Another rank failed.
     """
     request = member.begin_run()
+    refuse_shared_gpus(member.process.device, os.environ)
     agree_on_surroundings(member.launch, os.environ)
     check_same_everywhere(config)
     groups = member.groups(config)

@@ -4,7 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from glm_dist.parallel.progress import CONNECT, Deadlines, Progress, Report, verdict
+from glm_dist.parallel.progress import (
+    CONNECT,
+    Deadlines,
+    Progress,
+    Report,
+    verdict,
+    with_answers_of_deaf_ranks,
+)
 
 DEADLINES = Deadlines(connect=60, first=1200, floor=300, factor=10, timeout=1800)
 
@@ -84,6 +91,17 @@ def test_a_rank_that_does_not_answer_is_named_before_busy_ones() -> None:
         " last report came 61 s ago from step 14, the others being in forward-backward (see its"
         " log/rank_0002.log); ranks 0, 3 wait"
     )
+
+
+def test_a_deaf_rank_answers_by_a_report_since_the_alarm() -> None:
+    deaf = report(0, answers=False, is_deaf=True, waits=False, written=940.0)
+    before = {0: deaf, 1: report(1)}
+
+    stopped = with_answers_of_deaf_ranks(before, before)
+    alive = with_answers_of_deaf_ranks({**before, 0: replace(deaf, written=941.0)}, before)
+
+    assert judged(*stopped.values(), world_size=2).startswith("rank 0 on node0 (process 100) does")
+    assert judged(*alive.values(), world_size=2).startswith("rank 0 on node0 has been in step 14")
 
 
 def test_after_a_lost_connection_a_silent_rank_has_left() -> None:

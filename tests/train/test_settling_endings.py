@@ -22,6 +22,8 @@ from glm_dist.train.job import build_engine
 from glm_dist.train.loop import LoopContext, train
 from glm_dist.train.preemption import StopRequest
 from glm_dist.train.rows import RunRows
+from glm_dist.train.same_run import stability_memory
+from glm_dist.train.start import starting_point
 from glm_dist.train.workload import open_pretraining
 from tests.ranks import run_ranks
 from tests.train.jobs import make_files
@@ -71,19 +73,22 @@ class Ended:
     rates: dict[int, float]
     """Learning rates, by the steps of the records."""
     skipped: int
+    counters: object
+    """Counts of updates, and the loss scale with its memory."""
     weights: list[npt.NDArray[np.float32]]
 
 
 def run(overrides: list[str], bad_reads: Sequence[int], stop_at: int = 0) -> Ended:
-    """Train with bad steps, perhaps to a stop."""
+    """Train with bad steps, from the newest checkpoint if there is one, perhaps to a stop."""
     enable_cpu()
     config = load_config(overrides)
-    config.run_dir.mkdir(parents=True)
+    config.run_dir.mkdir(parents=True, exist_ok=True)
     groups, device = build_groups(Layout(1, 1, 1), timedelta(seconds=60)), torch.device("cpu")
     engine = build_engine(config, groups, device=device, world_size=1)
     workload, sink, request = open_pretraining(config), Records(), StopsAfter()
     request.stop_at = stop_at
-    rows = BadReads(config, workload.rows, groups, done=0)
+    start = starting_point(config, engine, {"data": workload.fingerprint()})
+    rows = BadReads(config, workload.rows, groups, done=start.step)
     context = LoopContext(
         config=config,
         engine=engine,
@@ -92,18 +97,23 @@ def run(overrides: list[str], bad_reads: Sequence[int], stop_at: int = 0) -> End
         stop_request=request,
         sink=sink,
         checkpoints=config.run_dir / "checkpoints",
-        identity={},
+        identity={"data": workload.fingerprint()},
         device=device,
+        saved=stability_memory(start.extra),
+        extra=start.extra,
     )
     try:
-        end = "finished" if train(context, first_step=0) else "stopped"
+        end = "finished" if train(context, first_step=start.step) else "stopped"
     except TrainingError as error:
         end = str(error).partition("\n")[0]
     saved = sorted(path.name for path in context.checkpoints.glob("step_*"))
     losses = {step: r[TRAIN_LOSS] for step, r in sink.by_step.items() if TRAIN_LOSS in r}
     rates = {step: record[LEARNING_RATE] for step, record in sink.by_step.items()}
-    weights = [shard.parameter.detach().numpy().copy() for shard in engine.shards]
-    return Ended(end, sink.events, saved, losses, rates, engine.zero.skipped_steps, weights)
+    weights = [shard.parameter.detach().float().numpy().copy() for shard in engine.shards]
+    zero = engine.zero
+    return Ended(
+        end, sink.events, saved, losses, rates, zero.skipped_steps, zero.counters(), weights
+    )
 
 
 def options(folder: Path, *more: str) -> list[str]:
@@ -183,3 +193,41 @@ def test_two_bad_steps_in_a_row_are_both_skipped(tmp_path: Path) -> None:
     assert late.losses[5] == pytest.approx((losses[2] + losses[3]) / 2, rel=1e-12)
     # Step 5 was queued before it was known that step 4 is dropped.
     assert late.rates == {step: at_once.rates[step] for step in (1, 5, 9)}
+
+
+SAVED = 3
+
+
+def whole_and_resumed(whole: list[str], parts: list[str], bad_step: int) -> tuple[Ended, Ended]:
+    """Train without a stop; and to the checkpoint, then on from it in another engine."""
+    uninterrupted = run(whole, [bad_step])
+    before = [bad_step] if bad_step <= SAVED else []
+    stopped = run(parts, before, stop_at=SAVED)
+    assert (stopped.end, stopped.saved) == ("stopped", [f"step_{SAVED:07}"])
+    return uninterrupted, run(parts, [] if before else [bad_step - SAVED])
+
+
+@pytest.mark.parametrize(
+    ("precision", "bad_step", "log_interval"),
+    [("fp32", SAVED, 1), ("fp32", SAVED + 1, 100), ("fp16", SAVED, 100), ("fp16", SAVED + 1, 1)],
+)
+def test_a_step_dropped_beside_a_save_is_resumed_to_the_bit(
+    precision: str, bad_step: int, log_interval: int, tmp_path: Path
+) -> None:
+    folders = [tmp_path / "whole", tmp_path / "parts"]
+    for folder in folders:
+        folder.mkdir()
+    more = [f"precision={precision}", f"observe.log_interval={log_interval}"]
+    more += ["checkpoint.interval=7", "stability.on_non_finite=skip"]
+    overrides = [options(folder, *more) for folder in folders]
+
+    ((whole, resumed),) = run_ranks(whole_and_resumed, *overrides, bad_step, world_size=1)
+
+    assert (resumed.end, resumed.skipped) == ("finished", 1)
+    assert resumed.counters == whole.counters
+    for expected, found in zip(whole.weights, resumed.weights, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    if log_interval == 1:  # otherwise a record averages over the steps since the one before
+        later = range(SAVED + 1, 10)
+        assert [resumed.rates[step] for step in later] == [whole.rates[step] for step in later]
+        assert resumed.losses == {s: x for s, x in whole.losses.items() if s > SAVED}

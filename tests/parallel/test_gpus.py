@@ -1,5 +1,6 @@
-"""A job does not train on CPUs beside the GPUs that were reserved for it."""
+"""A job uses the GPUs that were reserved for it, one for each process."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ import torch
 from glm_dist.cli.main import main_train
 from glm_dist.config.launch import LaunchEnvironment
 from glm_dist.errors import LaunchError
-from glm_dist.parallel.idle_gpus import check_gpus
+from glm_dist.parallel import gpus
+from glm_dist.parallel.gpus import check_gpus, refuse_shared_gpus
 from tests.environment import CPU_ONLY
 from tests.messages import Says
-from tests.ranks import run_programs
+from tests.ranks import run_programs, run_ranks
 from tests.train.jobs import make_files, rank_environments
 
 ALONE = LaunchEnvironment(0, 1, 0, 1, "127.0.0.1", 0, "python")
@@ -119,3 +121,42 @@ def test_the_launch_says_it_once_before_there_is_a_run_folder(tmp_path: Path) ->
     assert [rank.returncode for rank in ended] == [2, 2]
     assert said.count("LaunchError: SLURM has reserved GPUs on this host") == 1, said
     assert not (tmp_path / "runs").exists()
+
+
+def use_gpus(hosts: list[str], used: list[str], ids: list[str]) -> str:
+    """Compare ranks on these hosts and GPUs; return the error, or what it was not."""
+    rank = int(os.environ["RANK"])
+    gpus.socket.gethostname = lambda: hosts[rank]  # type: ignore[attr-defined]
+    gpus.gpu_id = lambda device: used[rank]
+    environ = {"NCCL_HOSTID": ids[rank]} if ids else {}
+    device = torch.device("cpu") if used[rank] == "none" else torch.device("cuda", 0)
+    try:
+        refuse_shared_gpus(device, environ)
+    except LaunchError as error:
+        return str(error)
+    return "joined"
+
+
+TWO_HOSTS = ["node1", "node1", "node2", "node2"]
+
+
+def test_two_ranks_on_a_gpu_are_refused_on_every_rank(says: Says) -> None:
+    said = run_ranks(use_gpus, TWO_HOSTS, ["GPU-1", "GPU-2", "GPU-3", "GPU-3"], [], world_size=4)
+    assert len(set(said)) == 1
+    says(said[0])
+
+
+@pytest.mark.parametrize(
+    ("hosts", "used", "ids"),
+    [
+        # Containers of two hosts may number their GPUs alike, as virtual machines do.
+        (TWO_HOSTS, ["GPU-1", "GPU-2", "GPU-1", "GPU-2"], []),
+        (TWO_HOSTS, ["none"] * 4, []),
+        # What several ranks on a GPU need to be joined by NCCL all the same.
+        (["node1"] * 4, ["GPU-1"] * 4, ["h0", "h1", "h2", "h3"]),
+    ],
+)
+def test_ranks_with_a_device_each_are_joined(
+    hosts: list[str], used: list[str], ids: list[str]
+) -> None:
+    assert run_ranks(use_gpus, hosts, used, ids, world_size=4) == ["joined"] * 4

@@ -1,10 +1,12 @@
-"""Refusal of a job whose GPUs torch cannot use: it would train on the CPUs, and nobody notices.
+"""Refusal of a job that would not use its GPUs as they are meant: one for each process.
 
 A torch built for CPUs, a driver older than CUDA wants and a container without devices all look like
-a good but slow job, on GPUs that are paid for.
+a good but slow job, on GPUs that are paid for. Two processes on one GPU end in an error of NCCL.
 """
 
 import re
+import socket
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 
 from glm_dist.config.launch import DEVICES, LaunchEnvironment, gpus_are_hidden
 from glm_dist.errors import LaunchError
+from glm_dist.parallel.errors import Ranks
 from glm_dist.parallel.hardware import DRIVER_FILE, driver_version
 
 RESERVED = "SLURM_GPUS_ON_NODE"
@@ -84,3 +87,47 @@ def _cause(has_files: bool, driver: str | None) -> tuple[str, str]:
         f"{built}, and the driver is {driver or 'not loaded'}",
         "run nvidia-smi here, and install a driver or a torch that fit each other",
     )
+
+
+def refuse_shared_gpus(device: torch.device, environ: Mapping[str, str]) -> None:
+    """Refuse a job in which two ranks use one GPU, which NCCL cannot join. Collective.
+
+    Args:
+        device: Device of this rank.
+        environ: Its environment. NCCL takes ranks with different NCCL_HOSTID for ranks of
+            different hosts.
+
+    Raises:
+        LaunchError: On every rank, with the host and the numbers of its processes and GPUs.
+    """
+    host = socket.gethostname()
+    mine = None if device.type == "cpu" else (environ.get("NCCL_HOSTID", host), gpu_id(device))
+    gathered = Ranks(None).gather((mine, host))
+    ranks_of: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for rank, (gpu, _) in enumerate(gathered):
+        if gpu is not None:
+            ranks_of[gpu].append(rank)
+    for ranks in ranks_of.values():
+        if len(ranks) == 1:
+            continue
+        host = gathered[ranks[0]][1]
+        processes = sum(each == host for _, each in gathered)
+        gpus = len({gpu for gpu, each in gathered if each == host})
+        raise LaunchError(
+            f"Ranks {ranks[0]} and {ranks[1]} use the same GPU of {host}: its {processes} processes"
+            f" see {gpus} GPU{'s' if gpus > 1 else ''}.\n"
+            f"  Start as many processes on a host as it has GPUs (--ntasks-per-node={gpus},"
+            f" --nproc-per-node {gpus}, --num_gpus {gpus}), or reserve more GPUs.",
+            key="LOCAL_WORLD_SIZE",
+            value=str(processes),
+            fix=f"{gpus} processes on each host",
+        )
+
+
+def gpu_id(device: torch.device) -> str:
+    """Return what identifies a GPU, or a part of one, on its host.
+
+    Args:
+        device: Its number in this process, which may see some of the GPUs only.
+    """
+    return str(torch.cuda.get_device_properties(device).uuid)
