@@ -46,7 +46,14 @@ from glm_dist.sweep.children import (
     run_jobs,
 )
 from glm_dist.sweep.comparison import Run, check_baseline, compare
-from glm_dist.sweep.outcomes import Outcome, check_validates, has_begun, is_finished, read_outcome
+from glm_dist.sweep.outcomes import (
+    Outcome,
+    check_validates,
+    check_will_measure,
+    has_begun,
+    is_finished,
+    read_outcome,
+)
 from glm_dist.sweep.points import Point, expand, sweep_name
 from glm_dist.sweep.report import MARKDOWN_FILE, as_tables, notes, write_report
 from glm_dist.train.same_run import check_same_config
@@ -196,6 +203,8 @@ def _planned(points: Sequence[Point], arguments: argparse.Namespace) -> list[_Pl
             )
             if not _has_results(config):
                 check_validates(config)
+            if arguments.metric is not None:
+                check_will_measure(arguments.metric, config)
             if has_begun(config):
                 check_same_config(config, newest="its newest checkpoint", rows_read=0)
         except GlmDistError as error:

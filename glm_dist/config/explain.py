@@ -27,6 +27,13 @@ from glm_dist.errors import ConfigError
 
 ALL_KEYS = "docs/config.md lists all keys."
 
+YAML_REMEDIES = {
+    "duplicate key": "Keep one of them.",
+    "cannot start any token": "Indent with spaces, not tabs; quote texts that begin with a sign.",
+    "escape character": "Write texts with backslashes in single quotes: key: 'C:\\data'.",
+}
+"""What to do about the reader's problems, by a part of them."""
+
 
 def invalid_override(text: str, problem: str, *, advice: str) -> ConfigError:
     """An argument that is not an override this project takes.
@@ -231,15 +238,23 @@ def _explain_one(
     if isinstance(cause, MissingConfigException):
         return _missing_option(cause, source)
     if isinstance(cause, yaml.MarkedYAMLError) and cause.problem_mark is not None:
-        place = f"{cause.problem_mark.name}, line {cause.problem_mark.line + 1},"
-        return ConfigError(
-            f"{place} is not YAML: {cause.problem or text}.\n"
-            "  Write one key and its value a line: `key: value`.",
-            key=cause.problem_mark.name,
-            value=cause.problem_mark.line + 1,
-            fix="key: value",
-        )
+        return _no_yaml(cause, cause.problem_mark)
     return None
+
+
+def _no_yaml(cause: yaml.MarkedYAMLError, mark: yaml.Mark) -> ConfigError:
+    problem = cause.problem or str(cause)
+    fix = "key: value"
+    advice = "Write one key and its value a line: `key: value`. Quote texts with braces or colons."
+    for part, remedy in YAML_REMEDIES.items():
+        if part in problem:
+            fix = advice = remedy
+    return ConfigError(
+        f"{mark.name}, line {mark.line + 1}, is not YAML: {problem}.\n  {advice}",
+        key=mark.name,
+        value=mark.line + 1,
+        fix=fix,
+    )
 
 
 def _wrong_reference(key: str, text: str, typed: str | None) -> ConfigError:

@@ -18,7 +18,7 @@ from glm_dist.config.explain import explain_composition
 from glm_dist.config.overrides import checked_overrides, parse_override, value_text
 from glm_dist.config.schema import RunConfig, TaskConfig, TaskKind
 from glm_dist.config.task import head_outputs
-from glm_dist.config.text_values import check_text_in_file
+from glm_dist.config.text_values import check_values_in_file
 from glm_dist.errors import ConfigError
 
 EXPERIMENT = "finetune"
@@ -188,7 +188,7 @@ def _read(file: Path) -> DictConfig:
             fix="task=<file>.yaml",
         )
     try:
-        check_text_in_file(file, group="task")
+        check_values_in_file(file, group="task")
         loaded = OmegaConf.load(file)
         if not isinstance(loaded, DictConfig):
             raise ConfigError(

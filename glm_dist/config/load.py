@@ -30,10 +30,11 @@ from glm_dist.config.explain import (
     wrong_type,
 )
 from glm_dist.config.finetuning import add_task, inherit, take_task_file, with_experiment
+from glm_dist.config.keys import holds_keys
 from glm_dist.config.migrations import upgrade
 from glm_dist.config.overrides import checked_overrides, is_corpus, parse_override, value_text
 from glm_dist.config.schema import RunConfig
-from glm_dist.config.text_values import check_text_in_file
+from glm_dist.config.text_values import check_values_in_file
 from glm_dist.errors import ConfigError
 
 UNREADABLE = (
@@ -198,14 +199,14 @@ def _composed(folder: Path, options: tuple[str, ...], stamp: tuple[object, ...])
     except (HydraException, OmegaConfBaseException):
         for path in sorted(folder.rglob("*.yaml")):  # one of them may say it better
             group = path.parent.relative_to(folder).as_posix()
-            check_text_in_file(path, group=group.removeprefix("."))
+            check_values_in_file(path, group=group.removeprefix("."))
         raise
     OmegaConf.set_struct(composed, False)  # the schema's types still refuse unknown keys
     chosen = composed.pop("hydra").runtime.choices
     for group, option in chosen.items():
         if not group.startswith("hydra/") and option is not None:
-            check_text_in_file(folder / group / f"{option}.yaml", group=group)
-    check_text_in_file(folder / "config.yaml", group="")
+            check_values_in_file(folder / group / f"{option}.yaml", group=group)
+    check_values_in_file(folder / "config.yaml", group="")
     return composed
 
 
@@ -289,6 +290,8 @@ def _missing_keys(section: DictConfig, *, prefix: str = "") -> Iterator[str]:
         if isinstance(value, ListConfig):
             _check_elements(f"{prefix}{name}", value)
         if isinstance(value, DictConfig):
+            if not holds_keys(f"{prefix}{name}"):  # OmegaConf lets texts be sections
+                raise wrong_type(f"{prefix}{name}", found=str(OmegaConf.to_container(value)))
             yield from _missing_keys(value, prefix=f"{prefix}{name}.")
 
 

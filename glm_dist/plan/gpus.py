@@ -6,7 +6,6 @@ The peak of matrix products comes from the table by which a run computes its MFU
 
 from dataclasses import dataclass
 
-from glm_dist.config.wording import either
 from glm_dist.errors import ConfigError
 from glm_dist.observe.flops import peak_tflops
 
@@ -180,7 +179,7 @@ def gpu_named(name: str) -> Gpu:
     alike = [each for each in names if each.startswith(typed) or typed.startswith(each)]
     advice = f"Choose one of {', '.join(names)}; add another to glm_dist/plan/gpus.py"
     if typed and alike:
-        advice = f"Set --gpu {either(alike)}"
+        advice = f"Set --gpu {' or '.join(alike)}"
     raise ConfigError(
         f"--gpu {name} is not in the table of GPUs.\n  {advice}.",
         key="--gpu",

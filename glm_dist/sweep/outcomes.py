@@ -6,14 +6,15 @@ Pretraining leaves its last validation in ``metrics.jsonl``.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glm_dist.checkpoint.folders import list_steps
 from glm_dist.config.load import load_config_file
-from glm_dist.config.schema import RunConfig
+from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.config.task import LOSS as TASK_LOSS
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.files import exists
 from glm_dist.observe.endings import FINISHED_FILE, STOPPED_FILE
@@ -128,11 +129,14 @@ def read_answers(file: Path) -> Answers:
 
 def _finetuned(file: Path) -> Outcome:
     content = json.loads(file.read_text(encoding="utf-8"))
-    test = content.get("test")
+    test, select = content.get("test"), str(content["select"])
+    valid = _measured(content["valid"], file.parent)
+    if select not in valid.metrics:
+        raise ValueError(f"no {select}")
     return Outcome(
-        select=str(content["select"]),
+        select=select,
         higher_is_better=bool(content["higher_is_better"]),
-        valid=_measured(content["valid"], file.parent),
+        valid=valid,
         test=_measured(test, file.parent) if test else None,
     )
 
@@ -142,6 +146,8 @@ def _measured(content: Mapping[str, Any], folder: Path) -> Measured:
         str(name): Interval(*(_number(each.get(end)) for end in ("value", "low", "high")))
         for name, each in content["metrics"].items()
     }
+    # It may have chosen the checkpoint (task.select=loss).
+    metrics[TASK_LOSS] = Interval.point(_number(content.get("loss")))
     predictions = content.get("predictions")
     return Measured(
         metrics=metrics,
@@ -186,13 +192,35 @@ def check_metric(name: str, outcome: Outcome) -> None:
         ConfigError: It did not.
     """
     if name not in outcome.valid.metrics:
-        raise ConfigError(
-            f"--metric {name} was not measured; there are {', '.join(outcome.valid.metrics)}.\n"
-            "  Name one of them.",
-            key="--metric",
-            value=name,
-            fix=f"--metric {outcome.select}",
-        )
+        raise _no_metric(name, [*outcome.valid.metrics], best=outcome.select)
+
+
+def check_will_measure(name: str, config: RunConfig) -> None:
+    """Refuse a metric that a run will not measure.
+
+    Args:
+        name: Of the metric.
+        config: Of the run.
+
+    Raises:
+        ConfigError: It will not.
+    """
+    task = config.task
+    if task.kind is not TaskKind.none:
+        known = [*task.used_metrics, TASK_LOSS]
+        if name not in known:
+            raise _no_metric(name, known, best=task.selecting_metric)
+    elif name != LOSS and not name.startswith(VALID_LOSS):
+        raise _no_metric(name, [LOSS, f"{VALID_LOSS}<objective>"], best=LOSS)
+
+
+def _no_metric(name: str, known: Sequence[str], *, best: str) -> ConfigError:
+    return ConfigError(
+        f"--metric {name} is not measured; there are {', '.join(known)}.\n  Name one of them.",
+        key="--metric",
+        value=name,
+        fix=f"--metric {best}",
+    )
 
 
 def check_validates(config: RunConfig) -> None:

@@ -17,7 +17,10 @@ NAME_KEY = "run.name"
 SEED_KEY = "run.seed"
 
 LONGEST_NAME = 200
-"""Characters of a run's name; file systems take 255 bytes."""
+"""Bytes of a run's name; file systems take 255."""
+
+_CUT = len(".01234567")
+"""Bytes that the digest of a cut name takes."""
 
 _UNUSUAL = re.compile(r"[^A-Za-z0-9.-]+")
 
@@ -92,6 +95,14 @@ def _checked_name(overrides: Sequence[str], varied: Sequence[str]) -> str:
             value=name or None,
             fix=f"{NAME_KEY}=<name>",
         )
+    if len(name.encode()) > LONGEST_NAME - _CUT:
+        raise ConfigError(
+            f"run.name has {len(name.encode())} bytes, and names of the runs begin with it: at most"
+            f" {LONGEST_NAME - _CUT}.\n  Choose a shorter name.",
+            key=NAME_KEY,
+            value=name,
+            fix=f"{NAME_KEY}=<shorter name>",
+        )
     typed = [_key(text) for text in overrides]
     repeated = [key for key in varied if typed.count(key) > 1]
     if repeated or not varied:
@@ -124,9 +135,11 @@ def _labels(keys: Sequence[str]) -> list[str]:
 def _point_name(sweep: str, settings: dict[str, str]) -> str:
     pieces = [f"{label}_{_in_a_name(value)}" for label, value in settings.items()]
     name = "-".join([sweep, *pieces])
-    if len(name) <= LONGEST_NAME:
+    encoded = name.encode()
+    if len(encoded) <= LONGEST_NAME:
         return name
-    return f"{name[: LONGEST_NAME - 9]}.{_digest(name)}"
+    kept = encoded[: LONGEST_NAME - _CUT].decode(errors="ignore")  # without half a character
+    return f"{kept}.{_digest(name)}"
 
 
 def _in_a_name(value: str) -> str:
@@ -137,7 +150,7 @@ def _in_a_name(value: str) -> str:
 
 
 def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[\w.-]+", name) else f"'{name}'"
+    return name if re.fullmatch(r"[\w.-]+", name, re.ASCII) else f"'{name}'"
 
 
 def _digest(text: str) -> str:

@@ -163,6 +163,8 @@ def test_stop_request_reaches_the_points_and_says_how_to_go_on(
         pytest.param(["optimizer.weight_decay=0.1,two"], {}, id="value of one point"),
         pytest.param(["evaluation.interval=0"], {}, id="no validation"),
         pytest.param(["--baseline", "run.steps=3"], {}, id="baseline"),
+        pytest.param(["--metric", "accuracy"], {}, id="metric"),
+        pytest.param([f"run.name={200 * 'n'}"], {}, id="long name"),
         pytest.param(["--sbatch=-p a"], {}, id="ignored option"),
         pytest.param(["--slurm"], {"PATH": "/nowhere"}, id="no cluster"),
         pytest.param(["--launcher", "torchrun '"], {}, id="no launcher"),

@@ -56,6 +56,34 @@ def test_unquoted_text_in_a_file_is_refused(
     says(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("parallel: tp2\n", "parallel"),
+        ("task:\n  answers: {a: {b: c}}\n", "task.answers.a"),
+        ("task:\n  answers: [good, bad]\n", "task.answers"),
+        ("task:\n  metrics: accuracy\n", "task.metrics"),
+        ("run:\n  name: [a]\n", "run.name"),
+    ],
+)
+def test_values_of_another_form_in_a_file_are_refused(
+    text: str, key: str, tmp_path: Path, says: Says
+) -> None:
+    _write_experiment(tmp_path, text)
+
+    with pytest.raises(ConfigError) as caught:
+        load_config(["experiment=mine"], config_dir=tmp_path / "conf")
+
+    assert caught.value.key == key
+    says(caught.value)
+
+
+def test_sections_typed_for_a_text_are_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(["experiment=tiny", "task.answers={a:{b:c}}"])
+    assert caught.value.key == "task.answers.a"
+
+
 def test_quoted_text_in_a_file_is_kept(tmp_path: Path) -> None:
     _write_experiment(tmp_path, 'run:\n  name: "2026_11"\n  init_from: 20261126\n')
 

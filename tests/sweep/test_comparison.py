@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,16 @@ def _finetuned(
     (run / "results.json").write_text(json.dumps(results))
     outcome = read_outcome(run, has_results=True)
     return Run(point, int(point.settings["run.seed"]), "finished", outcome)
+
+
+def _chosen_by_loss(folder: Path, point: Point, loss: float) -> Run:
+    """A finished run whose checkpoint was chosen by the loss (task.select=loss)."""
+    run = _finetuned(folder, point, [1.0, 0.0])
+    file = folder / point.name / "results.json"
+    results = json.loads(file.read_text()) | {"select": "loss", "higher_is_better": False}
+    results["valid"]["loss"] = loss
+    file.write_text(json.dumps(results))
+    return replace(run, outcome=read_outcome(file.parent, has_results=True))
 
 
 def _points(*overrides: str) -> list[Point]:
@@ -173,3 +184,18 @@ def test_unknown_metric_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there are accuracy, macro_f1") as caught:
         compare([_finetuned(tmp_path, point, [1.0])], metric="bleu")
     assert caught.value.key == "--metric"
+
+
+def test_a_loss_that_chose_the_checkpoints_is_compared(tmp_path: Path) -> None:
+    points = _points("optimizer.learning_rate=1,2")
+    losses = [0.5, 0.7, 0.6, 0.4, 0.6, 0.5]
+    runs = [_chosen_by_loss(tmp_path, p, n) for p, n in zip(points, losses, strict=True)]
+    group = _only(compare(runs))
+    assert (group.metric, group.higher_is_better) == ("loss", False)
+    first, second = group.rows
+    assert second.is_best
+    assert first.value is not None
+    assert first.value.value == pytest.approx(0.6)
+    assert second.difference is not None
+    assert second.difference.value == pytest.approx(-0.1)  # the same for each seed
+    assert second.difference.is_separated

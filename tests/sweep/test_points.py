@@ -56,6 +56,11 @@ def test_names_are_those_of_folders_and_differ() -> None:
     )
     assert len({*names}) == 12
     assert all(len(name) <= 200 and "/" not in name and " " not in name for name in names)
+    # 189 bytes, and 16 of what varies: a character of three bytes stands where the names are cut.
+    cut = expand([f"run.name='{'模' * 63}'", "task.epochs=1,2", "run.seed=1,2"], GROUPS)
+    assert len({point.name for point in cut}) == 4
+    assert all(len(point.name.encode()) <= 200 for point in cut)
+    assert cut[0].overrides[-1] == f"run.name='{cut[0].name}'"  # else no override
     assert _names("task.epochs=1,2", "lr_schedule.epochs=1,2")[0] == (
         "s-task.epochs_1-lr_schedule.epochs_1"
     )
