@@ -151,6 +151,7 @@ def _describe_task(data: TaskData) -> list[tuple[str, str]]:
         ("pattern", task.prompt_pattern),
         ("prompt", data.tokenizer.decode(example.questions[0].prompt.tokens)),
         ("answers", " | ".join(data.shown_answers(example))),
+        *(("warning", said) for said in data.repeated()),
     ]
 
 

@@ -1,9 +1,25 @@
 """Labels of examples as indices: of the task's answers, or of the example's own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from glm_dist.tasks.readers.lines import no_example
+
+REFERENCES = "answers"
+"""Field of an example that may list all of its right answers."""
+
+
+def references_of(fields: Mapping[str, Any], *, choices: str) -> tuple[str, ...]:
+    """Return the right answers that an example lists, of which the best counts.
+
+    Args:
+        fields: Of the example. One of this name that is no list of texts has another meaning in
+            the user's file.
+        choices: Field that lists the answers to choose from; empty: they are the task's.
+    """
+    found = fields.get(REFERENCES)
+    is_listed = isinstance(found, list) and all(isinstance(e, str | int | float) for e in found)
+    return tuple(map(str, found)) if is_listed and found and choices != REFERENCES else ()
 
 
 def index_of_label(value: Any, labels: Sequence[str], name: str, where: str) -> int:
@@ -43,6 +59,8 @@ def index_of_choice(value: Any, choices: Sequence[str], name: str, where: str) -
     Raises:
         DataError: It is neither.
     """
+    if value is None:
+        raise no_example(where, f"has no label in {name!r} (task.data.label)")
     if isinstance(value, str) and value in choices:
         return list(choices).index(value)
     if type(value) is int and 0 <= value < len(choices):

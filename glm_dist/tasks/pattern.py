@@ -1,5 +1,6 @@
 """A pattern filled with the fields of an example: the parts of a prompt."""
 
+import math
 from collections.abc import Container, Mapping, Sequence
 
 from glm_dist.config.patterns import FIXED, KEEP_END, Field, Mark, Piece, parse_pattern
@@ -23,6 +24,8 @@ class Pattern:
         """
         self.text = text
         self._pieces = parse_pattern(text)
+        self.names = frozenset(each.name for piece in self._pieces for each in _fields_of(piece))
+        """Fields that it names."""
         self._shorten: Container[str] = frozenset(shorten) if shorten else _Everything()
 
     def parts(self, fields: Mapping[str, object]) -> list[Part]:
@@ -81,6 +84,13 @@ class Pattern:
         )
 
 
+def _fields_of(piece: Piece) -> list[Field]:
+    if isinstance(piece, str | Mark):
+        return []
+    inner = [piece] if isinstance(piece, Field) else piece.pieces
+    return [each for each in inner if isinstance(each, Field)]
+
+
 class _Everything(Container[str]):
     def __contains__(self, name: object) -> bool:
         return True
@@ -97,9 +107,11 @@ def text_of_field(fields: Mapping[str, object], name: str) -> str:
         DataError: It is missing, or neither a text nor a number.
     """
     value = find_field(fields, name)
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
+    is_no_number = isinstance(value, float) and not math.isfinite(value)
+    if is_no_number or isinstance(value, bool) or not isinstance(value, str | int | float):
+        problem = f"it is {value}" if is_no_number else explain_missing(fields, name)
         raise DataError(
-            f"the pattern names {name!r}: {explain_missing(fields, name)}.\n"
+            f"the pattern names {name!r}: {problem}.\n"
             "  Correct the name in the pattern, or the examples.",
             key=name,
             value=value,

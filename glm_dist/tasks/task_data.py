@@ -102,6 +102,20 @@ class TaskData:
             ]
         return [f"{text} (right)" if n == example.label else text for n, text in enumerate(texts)]
 
+    def repeated(self) -> list[str]:
+        """Say how many examples of validation and test are examples of training, too."""
+        known = {self.prompts.texts(record) for record in self.records.get(Split.train, ())}
+        said = []
+        for split in (Split.valid, Split.test):
+            found = self.records.get(split, ())
+            count = sum(self.prompts.texts(record) in known for record in found)
+            if count:
+                said.append(
+                    f"{count:,} of {len(found):,} examples of task.data.{split.value} have the"
+                    " texts of training examples, so their numbers are too good"
+                )
+        return said
+
     def longest_row(self) -> int:
         """Measure the longest row of all splits; where there are too many, what the task allows."""
         count = sum(map(len, self.records.values())) * self.rows_per_example

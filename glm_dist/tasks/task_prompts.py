@@ -15,7 +15,7 @@ from glm_dist.generate.part_b import PartB
 from glm_dist.generate.prompt import Data, Frame, Part, Prompt, Room, learned_masks, make_prompt
 from glm_dist.generate.sampling import Cut
 from glm_dist.tasks.infilling import first_half, found_blanks, hide_words, parts_of
-from glm_dist.tasks.labels import index_of_choice, index_of_label
+from glm_dist.tasks.labels import index_of_choice, index_of_label, references_of
 from glm_dist.tasks.pattern import Pattern
 from glm_dist.tasks.readers.lines import no_example
 from glm_dist.tasks.readers.records import Record
@@ -96,6 +96,12 @@ class TaskPrompts:
             return len(self.task.prompt_answers)
         return max(len(self._texts(record)) for record in records)
 
+    def texts(self, record: Record) -> tuple[str, ...]:
+        """Return the fields of an example that its prompts and its own answers are made of."""
+        own = {self._choices.name} if self._choices else set()
+        names = sorted(self._pattern.names | own)
+        return tuple(str(find_field(record.fields, name)) for name in names)
+
     def check(self, record: Record) -> None:
         """Refuse an example that cannot be used, as far as its fields and its label tell.
 
@@ -109,7 +115,7 @@ class TaskPrompts:
         with _naming(record):
             if self.task.kind in (TaskKind.cloze, TaskKind.classify):
                 choices = self._texts(record)
-                self._label(record, choices, tuple(map(str, fields.get("answers", ()))))
+                self._label(record, choices, self._references(record))
                 is_cloze = self.task.kind is TaskKind.cloze and not self.answer_ids
                 has_choice = is_cloze or self._choices is not None
                 self._parts(record, choices[0] if has_choice else "")
@@ -209,7 +215,7 @@ class TaskPrompts:
         task = self.task
         raw = self._texts(record)
         filtered = raw if self._choices is None else [self._choices.filtered(each) for each in raw]
-        references = tuple(map(str, record.fields.get("answers", ())))
+        references = self._references(record)
         label = self._label(record, raw, references)
         if self.answer_ids:
             prompt = self._make(self._pattern.parts(record.fields), task.max_length - 1)
@@ -229,11 +235,17 @@ class TaskPrompts:
             choices=tuple(raw),
             references=references or (raw[label],),
             group=record.group,
-            is_right=record.fields.get("is_right", True),
+            is_right=record.is_right,
         )
 
+    def _references(self, record: Record) -> tuple[str, ...]:
+        return references_of(record.fields, choices=self._choices.name if self._choices else "")
+
     def _parts(self, record: Record, choice: str) -> list[Part]:
-        return self._pattern.parts({**record.fields, CHOICE: choice} if choice else record.fields)
+        has_choice = choice and CHOICE in self._pattern.names
+        return self._pattern.parts(
+            {**record.fields, CHOICE: choice} if has_choice else record.fields
+        )
 
     def _cloze(self, record: Record, choice: str, answer: str) -> TaskQuestion:
         parts = self._parts(record, choice)
@@ -276,13 +288,13 @@ class TaskPrompts:
         blank = prompt.mask_indices[0]
         ids = self._tokenizer.encode_document(prompt.answer(0, targets[0]))
         ids = [*ids, self._part_b.end][: task.target_length]
-        references = [str(each) for each in record.fields.get("answers", ())] or targets
+        references = self._references(record) or targets
         return TaskExample(
             record.where,
             [TaskQuestion(prompt, [blank], [ids])],
             references=tuple(each.strip() for each in references),
             group=record.group,
-            is_right=record.fields.get("is_right", True),
+            is_right=record.is_right,
         )
 
     def _targets(self, record: Record) -> list[str]:

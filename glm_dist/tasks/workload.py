@@ -181,6 +181,8 @@ def _announce(config: RunConfig, data: TaskData) -> None:
         *(task.name, task.kind.name, counts, data.rows_per_example),
         *(config.batch.row_length, config.run.steps, task.epoch_steps),
     )
+    for said in data.repeated():
+        log.info("warning: %s", said)  # on the first rank alone
     log.info("pattern: %s", task.prompt_pattern)
     example = data.example(data.first)
     log.info("first prompt: %s", data.tokenizer.decode(example.questions[0].prompt.tokens))

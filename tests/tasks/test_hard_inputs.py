@@ -1,6 +1,7 @@
 """Inputs that users have sooner or later, through the command."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,25 @@ def test_every_prompt_of_a_hard_text_has_one_blank_and_fits(folder: Path) -> Non
     assert data.config.batch.row_length == 40
 
 
+@pytest.mark.parametrize("listed", [3, None, "xy", {"text": ["x"]}, [{"text": "x"}]], ids=str)
+def test_fields_that_readers_use_may_mean_something_else(folder: Path, listed: object) -> None:
+    own = {"answers": listed, "is_right": False, "choice": "a", "label": "no"}
+    write_examples(folder, [{"text": "a", **own}])
+    overrides = typed(folder, "own")
+    data = complete(load_config(overrides), overrides).data
+    assert data is not None
+    example = data.example(data.first)
+    assert example.references == ("bad",)  # the answer of the label
+    assert example.is_right
+
+
+def test_another_encoding_is_named(folder: Path, says: Says) -> None:
+    (folder / "x.jsonl").write_bytes('{"text": "café", "label": "yes"}'.encode("latin-1"))
+    with pytest.raises(GlmDistError) as caught:
+        configure(typed(folder, "latin"), None)
+    says(caught.value)
+
+
 def test_known_examples_are_read_again_only_for_other_rows(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +128,7 @@ def test_known_examples_are_read_again_only_for_other_rows(
         pytest.param([{"text": "a", "label": None}], [], id="no label"),
         pytest.param([{"txt": "a", "label": "yes"}], [], id="field"),
         pytest.param([{"text": ["a"], "label": "yes"}], [], id="list"),
+        pytest.param([{"text": math.nan, "label": "yes"}], [], id="no number"),
         pytest.param([{"text": "a", "label": "yes"}], ["task.single_token=true"], id="tokens"),
         pytest.param([], [], id="nothing"),
     ],

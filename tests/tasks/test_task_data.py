@@ -65,6 +65,19 @@ def test_every_epoch_has_every_example_in_another_order(data: TaskData) -> None:
     assert made.epochs_before(2 * COUNT) == {"examples": 2.0}
 
 
+def test_examples_that_are_trained_and_measured_are_counted(tmp_path: Path) -> None:
+    lines = [
+        {"text": "w20 ", "choices": ["w7", "w8 w9"], "label": 1, "id": 5},  # another label and id
+        {"text": "w20 ", "choices": ["w7", "w8"], "label": 0},  # other answers
+        {"text": "w99", "choices": ["w7", "w8 w9"], "label": 0},
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    config = config_of(tmp_path, f"task.data.test={tmp_path}/test.jsonl")
+    valid, test = read_task_data(config, load_tokenizer(config.tokenizer)).repeated()
+    assert valid.startswith("7 of 7 examples of task.data.valid ")
+    assert test.startswith("1 of 3 examples of task.data.test ")
+
+
 def test_an_item_depends_on_its_number_alone(data: TaskData) -> None:
     expected = words(items(data), range(20))
     assert words(items(data), range(13, 20)) == expected[13:]

@@ -47,6 +47,8 @@ def json_object(line: bytes, where: str) -> dict[str, Any]:
     """
     try:
         record = json.loads(line)
+    except UnicodeDecodeError as error:
+        raise _no_utf_8(where, error) from error
     except (ValueError, RecursionError) as error:
         raise no_example(where, f"is not JSON: {error}") from error
     if not isinstance(record, dict):

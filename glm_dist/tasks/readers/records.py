@@ -30,6 +30,8 @@ class Record:
     fields: Mapping[str, Any]
     group: str = ""
     """Examples of one question or passage have one name, for metrics over groups."""
+    is_right: bool = True
+    """False if its answer is a wrong one: it counts where another one is chosen or written."""
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ def wsc(source: Source) -> Iterator[Record]:
     Training takes the true examples, their candidates in groups of nine. Elsewhere ``is_right``
     tells whether the span is right.
     """
-    for where, found in json_objects(source.file):
-        fields = _winograd(where, found)
+    for where, line in json_objects(source.file):
+        fields = _winograd(where, line)
         wrong = fields.pop("candidates")
         if source.split is Split.train and not fields["is_right"]:
             continue
@@ -95,7 +95,8 @@ def wsc(source: Source) -> Iterator[Record]:
         if source.split is Split.train and len(wrong) > WRONG_SPANS:
             groups = list(_filled_groups(wrong))
         for group in groups:
-            yield Record(where, {**fields, "choices": [fields["span"], *group], "label": 0})
+            found = {**fields, "choices": [fields["span"], *group], "label": 0}
+            yield Record(where, found, is_right=fields["is_right"])
 
 
 def _filled_groups(wrong: Sequence[str]) -> Iterator[list[str]]:
@@ -114,7 +115,7 @@ def wsc_plain(source: Source) -> Iterator[Record]:
         fields = _winograd(where, found)
         fields.pop("candidates")
         if source.split is not Split.train or fields["is_right"]:
-            yield Record(where, fields)
+            yield Record(where, fields, is_right=fields["is_right"])
 
 
 def wsc_spans(source: Source) -> Iterator[Record]:

@@ -101,11 +101,17 @@ def test_wsc_marks_the_pronoun_and_leaves_out_false_training_examples(
     assert train[0].fields["text"] == "Mark told Pete about *himself* , which he knew."
     assert train[0].fields["choices"] == ["Mark", "Pete", "it"]
     assert [len(train), len(valid)] == [1, 2]
-    assert [each.fields["is_right"] for each in valid] == [True, False]
+    assert [each.is_right for each in valid] == [True, False]
     assert [each.fields["span"] for each in read(text, "wsc_plain", tmp_path, words)] == [
         "Mark"
     ] * 2
-    assert len(read(text, "wsc_spans", tmp_path, words, split=Split.train)) == 2
+    assert [each.is_right for each in read(text, "wsc_plain", tmp_path, words)] == [True, False]
+    # A classifier's label says it; its right answer to the second one is "false".
+    spans = read(text, "wsc_spans", tmp_path, words, split=Split.train)
+    assert [(each.fields["label"], each.is_right) for each in spans] == [
+        (True, True),
+        (False, True),
+    ]
 
 
 def test_wsc_trains_on_its_candidates_in_groups_of_nine(tmp_path: Path, words: Tokenizer) -> None:
