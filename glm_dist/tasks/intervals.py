@@ -83,6 +83,8 @@ def bootstrap(statistic: Callable[[Resamples], Floats], num_examples: int) -> In
     """
     draws = np.random.default_rng(0)
     whole = statistic(np.arange(num_examples)[None])
+    if num_examples == 1:
+        return Interval.point(float(whole[0]))  # one example does not say how much others differ
     return Interval(float(whole[0]), *_ends(_resampled(statistic, num_examples, draws)))
 
 

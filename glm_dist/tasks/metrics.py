@@ -47,7 +47,7 @@ def rouge(answer: str, target: str, *, kind: str) -> float:
 
 @lru_cache(maxsize=3)
 def _rouge_scorer(kind: str) -> Any:
-    return _library("rouge_score.rouge_scorer", "rouge-score").RougeScorer([kind], True)
+    return _library("rouge_score.rouge_scorer", "rouge-score", kind).RougeScorer([kind], True)
 
 
 def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
@@ -57,7 +57,7 @@ def bleu(answers: Sequence[str], targets: Sequence[Sequence[str]]) -> float:
         answers: One for each example. [n]
         targets: Right answers of each example. [n]
     """
-    library = _library("sacrebleu", "sacrebleu")
+    library = _library("sacrebleu", "sacrebleu", "bleu")
     most = max(map(len, targets))
     references = [[each[k] if k < len(each) else None for each in targets] for k in range(most)]
     return float(library.corpus_bleu(list(answers), references).score) / 100
@@ -84,19 +84,19 @@ def check_libraries(names: Sequence[str]) -> None:
     """
     for name in names:
         if name.startswith("rouge"):
-            _library("rouge_score.rouge_scorer", "rouge-score")
+            _library("rouge_score.rouge_scorer", "rouge-score", name)
         if name == "bleu":
-            _library("sacrebleu", "sacrebleu")
+            _library("sacrebleu", "sacrebleu", name)
 
 
-def _library(module: str, package: str) -> Any:
+def _library(module: str, package: str, metric: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
         raise ConfigError(
-            f"This metric needs the package {package}, which is not installed.\n"
-            '  Install it: pip install "glm-dist[tasks]"',
-            key="metrics",
-            value=package,
+            f"The metric {metric} needs the package {package}, which is not installed.\n"
+            '  Install it: pip install "glm-dist[tasks]", or leave it out of task.metrics.',
+            key="task.metrics",
+            value=metric,
             fix='pip install "glm-dist[tasks]"',
         ) from error

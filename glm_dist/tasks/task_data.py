@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from glm_dist.checkpoint.manifest import Json
-from glm_dist.config.schema import RunConfig, TaskKind
+from glm_dist.config.schema import RunConfig, TaskConfig, TaskKind
 from glm_dist.data.rows import Row
 from glm_dist.data.tokenizer.tokenizer import Tokenizer
+from glm_dist.errors import ConfigError
 from glm_dist.generate.part_b import PartB
 from glm_dist.tasks.readers.open import read_records
 from glm_dist.tasks.readers.records import Record, Split
@@ -170,12 +171,26 @@ def read_task_data(
         for split in splits
         if getattr(task.data, split.value)
     }
+    _check_questions(task, records)
     prompts = TaskPrompts(config, tokenizer)
     every = [record for found in records.values() for record in found]
     for record in every:
         prompts.check(record)
     count = prompts.num_questions(every) if every else 1
     return TaskData(config, tokenizer, prompts, records, count)
+
+
+def _check_questions(task: TaskConfig, records: Mapping[Split, Sequence[Record]]) -> None:
+    named = all(record.group for found in records.values() for record in found)
+    if "question_em" in task.used_metrics and not named:
+        raise ConfigError(
+            f"task.metrics has question_em, and task.data.reader={task.data.reader} does not say"
+            " which examples belong to one question.\n"
+            "  Leave it out, or measure accuracy.",
+            key="task.metrics",
+            value="question_em",
+            fix="task.metrics=[accuracy]",
+        )
 
 
 def _hash(records: Sequence[Record]) -> str:

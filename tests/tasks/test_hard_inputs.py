@@ -130,6 +130,9 @@ def test_known_examples_are_read_again_only_for_other_rows(
         pytest.param([{"text": ["a"], "label": "yes"}], [], id="list"),
         pytest.param([{"text": math.nan, "label": "yes"}], [], id="no number"),
         pytest.param([{"text": "a", "label": "yes"}], ["task.single_token=true"], id="tokens"),
+        pytest.param(
+            [{"text": "a", "label": "yes"}], ["task.metrics=[question_em]"], id="questions"
+        ),
         pytest.param([], [], id="nothing"),
     ],
 )

@@ -10,6 +10,7 @@ from glm_dist.tasks.intervals import (
     Floats,
     Resamples,
     bootstrap,
+    mean_over_examples,
     over_seeds,
     paired_difference,
     t_quantile,
@@ -75,6 +76,12 @@ def _means(differences: Floats) -> Callable[[Resamples], Floats]:
 
 def _mean_of(values: Floats) -> Callable[[Resamples], Floats]:
     return lambda chosen: _means(values)(chosen).mean(axis=1)
+
+
+def test_one_example_has_no_interval() -> None:
+    found = mean_over_examples([1.0])
+    assert found.value == 1.0
+    assert math.isnan(found.half_width)
 
 
 def test_difference_of_seeds_that_agree_has_the_interval_of_examples() -> None:
