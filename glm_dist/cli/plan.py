@@ -21,6 +21,7 @@ from rich.table import Table
 
 from glm_dist.cli.arguments import add_config_arguments, whole_number
 from glm_dist.cli.plan_script import batch_script
+from glm_dist.config.checks import check_config
 from glm_dist.config.parameter_specs import count_parameters
 from glm_dist.config.schema import RunConfig
 from glm_dist.data.prepare.output import output_file
@@ -32,7 +33,7 @@ from glm_dist.parallel.layout import Layout
 from glm_dist.plan.cluster import Cluster
 from glm_dist.plan.gpus import gpu_named
 from glm_dist.plan.saves import GPU_HOURS_PER_FAILURE, RESTART_SECONDS, SavePlan, plan_saves
-from glm_dist.plan.search import SEARCHED, Plan, Ranking, make_plan, rank_plans
+from glm_dist.plan.search import SEARCHED, Plan, Ranking, load_open, make_plan, rank_plans
 from glm_dist.plan.verdict import describe_parts
 from glm_dist.plan.wording import gib
 from glm_dist.tasks.finetune import configure
@@ -104,14 +105,14 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the plan.
 
     Returns:
-        Exit status: 1 if no layout works.
+        Exit status: 1 if no layout fits.
 
     Raises:
-        GlmDistError: The configuration is wrong whatever the layout, examples of a task cannot be
-            read, or a GPU is unknown.
+        GlmDistError: The configuration is wrong whatever the layout, values on the command line
+            contradict each other, examples of a task cannot be read, or a GPU is unknown.
     """
     gpu = gpu_named(arguments.gpu)
-    prepared = configure(arguments.overrides, config_dir=arguments.config_dir)
+    prepared = configure(arguments.overrides, config_dir=arguments.config_dir, load=load_open)
     config = prepared.config
     rows = 1 if prepared.data is None else prepared.data.rows_per_example
     each = arguments.gpus_per_node
@@ -121,6 +122,8 @@ def run(arguments: argparse.Namespace) -> int:
     cluster = Cluster(gpu, each, arguments.network / 8)
     fixed = _fixed(arguments.overrides)
     ranking = rank_plans(config, cluster, gpus, fixed=fixed, rows_per_item=rows)
+    if not ranking.plans and "memory" not in ranking.left_out:
+        check_config(config, world_size=gpus)  # names the values to change
     saves = plan_saves(
         config,
         gpus,

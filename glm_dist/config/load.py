@@ -61,6 +61,19 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
     Raises:
         ConfigError: A key, option or value is unknown, missing, out of range or contradictory.
     """
+    return _checked(compose_config(overrides, config_dir=config_dir))
+
+
+def compose_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
+    """Do the same for a caller that will change values: contradictions are left to it.
+
+    Args:
+        overrides: As for ``load_config``.
+        config_dir: As for ``load_config``.
+
+    Raises:
+        ConfigError: A key, option or value is unknown, missing or out of range.
+    """
     folder = default_config_dir() if config_dir is None else config_dir
     if not (folder / "config.yaml").is_file():
         raise ConfigError(
@@ -90,7 +103,7 @@ def load_config(overrides: Sequence[str], *, config_dir: Path | None = None) -> 
     except UNREADABLE as error:
         typed = {each.key_or_group: value_text(each) for each in parsed}
         raise explain_composition(error, typed=typed, source=str(folder)) from error
-    return _checked(_with_absolute_paths(config))
+    return _with_absolute_paths(config)
 
 
 def _set_values(composed: DictConfig, values: Sequence[Override]) -> None:

@@ -6,6 +6,7 @@ The peak of matrix products comes from the table by which a run computes its MFU
 
 from dataclasses import dataclass
 
+from glm_dist.config.wording import either
 from glm_dist.errors import ConfigError
 from glm_dist.observe.flops import peak_tflops
 
@@ -171,14 +172,18 @@ def gpu_named(name: str) -> Gpu:
     Raises:
         ConfigError: It is not in the table.
     """
+    typed = name.lower()
     for gpu in GPUS:
-        if gpu.name == name.lower():
+        if gpu.name == typed:
             return gpu
-    names = ", ".join(gpu.name for gpu in GPUS)
+    names = [gpu.name for gpu in GPUS]
+    alike = [each for each in names if each.startswith(typed) or typed.startswith(each)]
+    advice = f"Choose one of {', '.join(names)}; add another to glm_dist/plan/gpus.py"
+    if typed and alike:
+        advice = f"Set --gpu {either(alike)}"
     raise ConfigError(
-        f"--gpu {name} is not in the table of GPUs.\n"
-        f"  Choose one of {names}; add another to glm_dist/plan/gpus.py.",
+        f"--gpu {name} is not in the table of GPUs.\n  {advice}.",
         key="--gpu",
         value=name,
-        fix="--gpu h100",
+        fix=f"--gpu {alike[0] if alike else 'h100'}",
     )

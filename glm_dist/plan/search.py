@@ -1,12 +1,14 @@
 """All ways to cut a run over a number of GPUs: those that work, by speed, and why others do not."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from glm_dist.config.checks import check_config
+from glm_dist.config.load import compose_config
 from glm_dist.config.schema import RecomputeMode, RunConfig
 from glm_dist.errors import GlmDistError
 from glm_dist.parallel.layout import Layout
@@ -37,6 +39,29 @@ SEARCHED = (
 
 Choice = Mapping[str, Any]
 """Values by key, as in an override."""
+
+UNCUT: Choice = {
+    **{TENSOR: 1, PIPELINE: 1, REPLICAS: None, VIRTUAL: 1, STAGE_LAYERS: [], SEQUENCE: False},
+    **{ROWS: 1, MODE: RecomputeMode.none, SEGMENT: 1},
+}
+"""Values that every model and batch allows."""
+
+
+def load_open(overrides: Sequence[str], *, config_dir: Path | None = None) -> RunConfig:
+    """Load a configuration whose searched values may contradict each other: a search decides them.
+
+    An experiment's ZeRO stage need not suit the pipeline that a user asks for.
+
+    Args:
+        overrides: As for ``load_config``.
+        config_dir: As for ``load_config``.
+
+    Raises:
+        ConfigError: Something else is wrong.
+    """
+    config = compose_config(overrides, config_dir=config_dir)
+    check_config(_with(config, UNCUT), world_size=None)
+    return config
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from glm_dist.config.finetuning import no_origin
 from glm_dist.config.load import load_config
@@ -44,18 +44,30 @@ class Finetuning:
         return DataFacts(self.data.fingerprint())
 
 
-def configure(overrides: Sequence[str], *, config_dir: Path | None = None) -> Finetuning:
+class Load(Protocol):
+    """Form of ``load_config``."""
+
+    def __call__(self, overrides: Sequence[str], *, config_dir: Path | None) -> RunConfig:
+        """Compose a configuration."""
+        ...
+
+
+def configure(
+    overrides: Sequence[str], *, config_dir: Path | None = None, load: Load = load_config
+) -> Finetuning:
     """Compose a configuration, with the numbers of its examples if it has a task.
 
     Args:
         overrides: As typed.
         config_dir: Folder of the groups; conf/ of the source tree if None.
+        load: Composes it, and checks as much as the caller wants.
 
     Raises:
         ConfigError: See ``load_config``; or the task lacks files of examples.
         DataError: The tokenizer or an example cannot be used.
     """
-    return complete(load_config(overrides, config_dir=config_dir), overrides, config_dir=config_dir)
+    config = load(overrides, config_dir=config_dir)
+    return complete(config, overrides, config_dir=config_dir, load=load)
 
 
 def complete(
@@ -64,6 +76,7 @@ def complete(
     *,
     config_dir: Path | None = None,
     known: TaskData | None = None,
+    load: Load = load_config,
 ) -> Finetuning:
     """Add the numbers of its examples to a configuration that has a task.
 
@@ -73,6 +86,7 @@ def complete(
         config_dir: As for ``configure``.
         known: Examples of another complete configuration. They are read again only if this one
             makes other rows of them.
+        load: As for ``configure``.
 
     Raises:
         ConfigError: As for ``configure``.
@@ -93,7 +107,7 @@ def complete(
         "task.row_tokens": known.config.task.row_tokens if known else data.longest_row(),
     }
     numbers = [f"{key}={counted[key]}" for key in COUNTED]
-    config = load_config([*overrides, *numbers], config_dir=config_dir)
+    config = load([*overrides, *numbers], config_dir=config_dir)
     return Finetuning(config, replace(data, config=config))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from glm_dist.cli.main import main
+from glm_dist.config.checks import check_config
+from glm_dist.config.load import load_config
 from tests.launchers.fakes import ROOT
 
 TEN_B = ["plan", "experiment=glm_10b", "--gpus", "256", "--gpu", "h100"]
@@ -77,8 +79,33 @@ def test_the_command_line_keeps_its_choices(capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("parallel=tp4_pp2", {"parallel.pipeline_parallel_size": 2}),  # the experiment has ZeRO 2
+        ("parallel.stage_layers=[24,24]", {"parallel.stage_layers": [24, 24]}),
+        ("batch.global_batch_size=4096", {"batch.global_batch_size": 4096}),  # 21 rows at a time
+    ],
+)
+def test_typed_values_need_not_suit_those_that_the_search_decides(
+    typed: str, kept: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "experiment=glm_10b", typed, "--gpus", "16", "--json", "-"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    for plan in (plans[0], plans[-1]):
+        config = load_config(["experiment=glm_10b", typed, *plan["overrides"]])
+        check_config(config, world_size=16)
+        for key, value in kept.items():
+            section, _, name = key.partition(".")
+            assert getattr(getattr(config, section), name) == value
+
+
+@pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["parallel=tp2_pp2", "zero=stage2"], "zero.stage=2 shards gradients"),
+        (["batch.micro_batch_size=7"], "is not a multiple of micro_batch_size x replicas = 7 x 8"),
+        (["parallel=dp2", "--gpus", "64"], "64 processes cannot be"),
+        (["parallel=tp2_pp2", "optimizer.trainable=[x]"], "optimizer.trainable has 'x'"),
         (["--gpu", "h1000"], "--gpu h1000 is not in the table"),
         (["--gpus", "12"], "--gpus 12 does not fill nodes of 8"),
         (["--gpu", "v100-32", "precision=bf16"], "v100-32 multiplies no bf16"),

@@ -20,3 +20,16 @@ def test_an_unknown_gpu_is_refused_with_the_names() -> None:
     with pytest.raises(ConfigError, match=r"--gpu mi300.*\n.*a100-80.*h200") as caught:
         gpu_named("mi300")
     assert (caught.value.key, caught.value.value) == ("--gpu", "mi300")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said", "fix"),
+    [
+        ("A100", "Set --gpu a100-40 or a100-80.", "--gpu a100-40"),
+        ("h100-80", "Set --gpu h100.", "--gpu h100"),
+    ],
+)
+def test_names_that_are_alike_are_proposed(typed: str, said: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        gpu_named(typed)
+    assert caught.value.fix == fix
