@@ -75,16 +75,26 @@ def check_is_run(folder: Path) -> None:
     Raises:
         ConfigError: There is no such folder, or nothing of a run in it.
     """
-    if any(exists(folder / name) for name in MARKS_OF_A_RUN):
+    if _is_run(folder):
         return
-    problem = "holds no run" if is_dir(folder) else "does not exist"
+    problem, example = "does not exist", "runs/quickstart"
+    if is_dir(folder):
+        problem = "holds no run"
+        inside = sorted(each for each in folder.iterdir() if _is_run(each))
+        if inside:
+            problem = f"holds {len(inside)} run{'s' if len(inside) > 1 else ''} and is none"
+            example = " ".join(map(str, inside[:2]))
     raise ConfigError(
         f"{folder} {problem}: a run folder has {CONFIG_FILE} or {METRICS_FILE}.\n"
-        "  Name run folders, such as runs/quickstart.",
+        f"  Name run folders, such as {example}.",
         key="RUN",
         value=str(folder),
-        fix="glm-dist report runs/<run>",
+        fix=f"glm-dist report {example}",
     )
+
+
+def _is_run(folder: Path) -> bool:
+    return any(exists(folder / name) for name in MARKS_OF_A_RUN)
 
 
 def read_run(folder: Path, options: Options, *, row: Json = None) -> dict[str, Json]:

@@ -139,6 +139,16 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path, says: Says) -> None:
     says(raised.value)
 
 
+def test_the_runs_of_a_comparison_are_named(tmp_path: Path, says: Says) -> None:
+    for name in ("glm", "bert", "locks"):
+        (tmp_path / name).mkdir()
+    for name in ("glm", "bert"):
+        (tmp_path / name / "config.yaml").touch()
+    with pytest.raises(ConfigError) as raised:
+        check_is_run(tmp_path)
+    says(raised.value)
+
+
 def test_options_without_effect_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -220,7 +220,7 @@ const Charts = (() => {
       if (!shared.events || !this.plot) return null;
       const reach = Math.abs(this.plot.posToVal(5, "x") - this.plot.posToVal(0, "x"));
       let best = null, distance = reach;
-      for (const { event, run } of marked(this.runs)) {
+      for (const { event, run } of marked(this.runs, this.spec.metrics)) {
         const away = Math.abs(run.placeOfEvent(event, shared.axis) - x);
         if (away <= distance) [best, distance] = [event, away];
       }
@@ -232,7 +232,7 @@ const Charts = (() => {
       const { ctx } = u, ratio = devicePixelRatio, { left, top, width, height } = u.bbox;
       ctx.save();
       ctx.lineWidth = ratio;
-      for (const { event, run, kind } of marked(this.runs)) {
+      for (const { event, run, kind } of marked(this.runs, this.spec.metrics)) {
         const x = u.valToPos(run.placeOfEvent(event, shared.axis), "x", true);
         if (!(x >= left && x <= left + width)) continue;
         ctx.strokeStyle = ctx.fillStyle = theme.events[kind];
@@ -261,8 +261,9 @@ const Charts = (() => {
     return { color: lines[index % lines.length], dash: DASHES[Math.floor(index / lines.length) % DASHES.length] };
   }
 
-  function marked(runs) {
-    return runs.filter((run) => run.visible).flatMap((run) => run.marks ||= run.facts.events
+  // Events of the runs that a chart shows.
+  function marked(runs, metrics) {
+    return runs.filter((run) => run.visible && metrics.some((name) => run.has(name))).flatMap((run) => run.marks ||= run.facts.events
       .map((event) => ({ event, run, kind: Tables.kindOf(event) }))
       .filter(({ kind, event }) => kind !== "other" && !(kind === "attempt" && event.step === 0)));
   }
