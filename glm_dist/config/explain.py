@@ -32,7 +32,7 @@ YAML_REMEDIES = {
     "cannot start any token": "Indent with spaces, not tabs; quote texts that begin with a sign.",
     "escape character": "Write texts with backslashes in single quotes: key: 'C:\\data'.",
 }
-"""What to do about the reader's problems, by a part of them."""
+"""Remedies of the YAML reader's problems, by a part of their texts."""
 
 
 def invalid_override(text: str, problem: str, *, advice: str) -> ConfigError:
