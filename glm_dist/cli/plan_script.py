@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from glm_dist.config.finetuning import EXPERIMENT
 from glm_dist.errors import ConfigError
 from glm_dist.plan.search import Plan
 
@@ -28,6 +29,8 @@ def batch_script(
         ConfigError: There is no experiment, or the name or a value has a space.
     """
     experiments = [text.partition("=")[2] for text in typed if text.startswith("experiment=")]
+    if not experiments and any(text.startswith("task=") for text in typed):
+        experiments = [EXPERIMENT]
     if not experiments or experiments[-1] == "null":
         raise ConfigError(
             "--write: a batch script starts an experiment.\n  Add experiment=<name>.",

@@ -37,7 +37,8 @@ class CompareConfig(Section):
         """Check the lists as well; see ``Section``."""
         super().__post_init__()
         for name, values in (("objectives", self.objectives), ("tasks", self.tasks)):
-            _check_different(f"compare.{name}", [self.short(value) for value in values])
+            _check_different(f"compare.{name}", values)
+            _check_names(f"compare.{name}", values)
         _check_different("compare.seeds", [str(seed) for seed in self.seeds])
         for objective in self.objectives:
             if objective == RANDOM:
@@ -61,6 +62,19 @@ class CompareConfig(Section):
     def short(choice: str) -> str:
         """Return the name of a task or objective in the names of runs and in the table."""
         return PurePath(choice).stem
+
+
+def _check_names(key: str, values: list[str]) -> None:
+    names = [CompareConfig.short(value) for value in values]
+    twice = [name for n, name in enumerate(names) if name in names[:n]]
+    if twice:
+        raise ConfigError(
+            f"{key} lists two files named {twice[0]}, which would give their runs one name.\n"
+            "  Rename one of them.",
+            key=key,
+            value=twice[0],
+            fix="rename one of them",
+        )
 
 
 def _check_different(key: str, values: list[str]) -> None:

@@ -95,6 +95,8 @@ def _unreadable(text: str) -> ConfigError:
         advice = "Open and close quotes, in pairs of one kind: 'key=\"a, b\"'"
         return invalid_override(text, "has quotes that do not match", advice=advice)
     advice = f"Write '{key}=\"{value}\"'"
+    if value[:1] in ("[", "{"):
+        advice = f"Quote the texts inside the brackets: \"{key}=['a=b','c d']\""
     return invalid_override(text, "has characters that need quotes", advice=advice)
 
 

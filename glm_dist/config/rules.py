@@ -85,6 +85,10 @@ def bounded(
     return declared
 
 
+LONGEST_NAME = 255
+"""Bytes of a name that file systems take."""
+
+
 def name_problem(value: str) -> str | None:
     """Say why a string cannot name a folder, as a predicate; None if it can."""
     if not value.strip():
@@ -97,6 +101,8 @@ def name_problem(value: str) -> str | None:
         return "begins or ends with a blank"
     if not value.isprintable():
         return "has control characters"
+    if len(value.encode()) > LONGEST_NAME:
+        return f"has {len(value.encode())} bytes, and a folder's name at most {LONGEST_NAME}"
     return None
 
 

@@ -89,6 +89,7 @@ CASES = [
     ),
     Case("empty run name", ["experiment=tiny", "run.name=''"], key="run.name"),
     Case("run name with a slash", ["experiment=tiny", "run.name=a/b"], key="run.name"),
+    Case("long run name", ["experiment=tiny", f"run.name='{'模' * 86}'"], key="run.name"),
     Case("no steps", ["experiment=tiny", "run.steps=0"], key="run.steps"),
     Case("negative seed", ["experiment=tiny", "run.seed=-1"], key="run.seed"),
     Case(

@@ -120,6 +120,7 @@ CASES = [
     ),
     Case("no override at all", ["quickstart"], key="command line"),
     Case("key without a value", ["experiment=tiny", "run.steps"], key="command line"),
+    Case("list of texts", ["experiment=tiny", "compare.finetune=[a=b]"], key="command line"),
     Case("unbalanced quotes", ["experiment=tiny", 'run.name="a'], key="command line"),
     Case("a sweep", ["experiment=tiny", "run.steps=1,2"], key="command line"),
     Case("Hydra's own settings", ["experiment=tiny", "hydra.run.dir=x"], key="command line"),

@@ -119,7 +119,10 @@ def test_a_plan_has_the_steps_and_rows_of_the_examples(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words, table = typed(folder, "choices", "planned"), folder / "plan.json"
-    assert main(["plan", *words, "--gpus", "2", "--json", str(table)]) == 0
+    script = folder / "plan.sh"
+    written = ["--json", str(table), "--write", str(script)]
+    assert main(["plan", *words, "--gpus", "2", *written]) == 0
+    assert "launch 'finetune task=" in script.read_text()
     # Two epochs of 5.5 steps; an example has three choices at most.
     assert "11 steps of 12 rows x " in capsys.readouterr().out
     for plan in json.loads(table.read_text())["plans"][::8]:

@@ -188,6 +188,7 @@ def _check(comparison: Comparison) -> None:
         for job in jobs:
             if job.is_pretraining:
                 config = load_config(job.overrides, config_dir=config_dir)
+                _check_saves(config)
                 if not job.folder.exists():
                     check_files(config, asks_store=False)
                 # A finetuning takes its model from a run, whose configuration is enough here.
@@ -209,3 +210,20 @@ def _check(comparison: Comparison) -> None:
                     data.rows(data.example(data.first))
     if comparison.settings.last_words is not None:
         read_last_words(Path(comparison.settings.last_words))
+
+
+def _check_saves(config: RunConfig) -> None:
+    """Refuse pretrainings that leave no weights to finetune.
+
+    Raises:
+        ConfigError: They save no checkpoint.
+    """
+    if config.checkpoint.interval == 0:
+        raise ConfigError(
+            "checkpoint.interval=0 saves no checkpoints, but finetunings begin with those of the"
+            " pretrainings.\n"
+            "  Leave it out; compare.finetune may have checkpoint=none.",
+            key="checkpoint.interval",
+            value=0,
+            fix="leave it out",
+        )

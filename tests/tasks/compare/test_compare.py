@@ -145,6 +145,8 @@ def test_processes_side_by_side_share_the_jobs(
         pytest.param("compare.seeds=[1,-1]", id="seed"),
         pytest.param("compare.objectives=[bart]", id="objective"),
         pytest.param("compare.tasks=[rte]", id="task"),
+        pytest.param("compare.tasks=[a/x.yaml,b/x.yaml]", id="names"),
+        pytest.param("checkpoint.interval=0", id="no checkpoints"),
         pytest.param("compare.last_words=nowhere.jsonl", id="words"),
         pytest.param('compare.finetune=["task.epoch=3"]', id="finetune"),
     ],
