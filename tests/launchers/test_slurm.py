@@ -184,7 +184,7 @@ def test_a_finished_run_ends_at_once(cluster: Cluster, undisturbed: Path) -> Non
 
 
 def test_no_requeue_is_kept(cluster: Cluster, undisturbed: Path) -> None:
-    job = cluster.submit("kept", options=("--no-requeue", "--export=NONE,PYTHON"))
+    job = cluster.submit("kept", options=("--no-requeue", "--export=NONE,PYTHON,DS_ACCELERATOR"))
     job.wait_for(13)
     cluster.call("scancel", "--signal=USR1", job.number)
     assert job.end() == "FAILED", job.text()
